@@ -1,0 +1,1 @@
+"""Backends: the ways to run a model. See `bertrt.backends.base`."""

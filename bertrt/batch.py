@@ -1,0 +1,410 @@
+"""The border of the system: what users pass in, checked once, and made into packed arrays.
+
+A `PackedBatch` is ragged from end to end: all tokens of all sequences in a row, with cumulative
+lengths. Backends that need padding add it privately, with `PackedBatch.padded`, `pack_rows` and
+`pad_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bertrt.errors import InvalidInputError, InvalidTypeError
+
+__all__ = ["Limits", "PackedBatch", "check_texts", "pack_rows", "pad_rows"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model can take.
+
+    Attributes:
+        vocab_size: rows of the embedding matrix; token ids are below it.
+        type_vocab_size: rows of the token type matrix; 0 for a model without token types.
+        max_length: positions that the model has.
+    """
+
+    vocab_size: int
+    type_vocab_size: int
+    max_length: int
+
+    @classmethod
+    def of(cls, architecture: Mapping[str, Any]) -> Limits:
+        """The limits in a plan's or manifest's ``architecture``."""
+        return cls(
+            architecture["vocab_size"],
+            architecture["type_vocab_size"],
+            architecture["max_length"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Sequences end to end, without padding.
+
+    The constructor trusts its arguments; `from_padded` and `from_ragged` check what users give.
+
+    Attributes:
+        token_ids: int32, shape (tokens,).
+        token_types: int32, shape (tokens,).
+        cu_seqlens: int32, shape (seqs + 1,): sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
+        masked_positions: int32, shape (seqs, num_masked): the positions, within each sequence,
+            whose tokens the masked language model is asked for; None where it is not asked.
+    """
+
+    token_ids: np.ndarray
+    token_types: np.ndarray
+    cu_seqlens: np.ndarray
+    masked_positions: np.ndarray | None = None
+
+    @classmethod
+    def from_sequences(
+        cls, token_ids: Sequence[np.ndarray], token_types: Sequence[np.ndarray]
+    ) -> PackedBatch:
+        """Pack int32 arrays of shape (length,) that are known to be right."""
+        return cls(
+            np.concatenate(token_ids),
+            np.concatenate(token_types),
+            _cumulative([len(ids) for ids in token_ids]),
+        )
+
+    @classmethod
+    def from_padded(
+        cls,
+        token_ids: Any,
+        token_types: Any,
+        valid_length: Any,
+        masked_positions: Any,
+        limits: Limits,
+    ) -> PackedBatch:
+        """Check and pack padded arrays.
+
+        Args:
+            token_ids: shape (batch, sequence); integers, or floats that hold whole numbers.
+            token_types: likewise; None for all 0.
+            valid_length: shape (batch,), 0 to sequence; None where nothing is padding.
+            masked_positions: shape (batch, num_masked), each below its sequence's valid length;
+                or None.
+            limits: what the model can take.
+
+        Values at padding positions are ignored, whatever they are.
+
+        Raises:
+            InvalidInputError: a shape or value that cannot be; the message names index, value and
+                range.
+            InvalidTypeError: not an array of numbers.
+        """
+        ids = _numbers("token_ids", token_ids, ("batch", "sequence"))
+        seqs, sequence = ids.shape
+        if seqs == 0 or sequence == 0:
+            raise InvalidInputError(f"token_ids has the shape {ids.shape}: the batch is empty")
+        if valid_length is None:
+            lengths = np.full(seqs, sequence)
+        else:
+            lengths = _numbers("valid_length", valid_length, ("batch",))
+            _same_shape("valid_length", lengths.shape, (seqs,))
+            lengths = _whole("valid_length", lengths, 0, sequence + 1, _at)
+        _check_lengths(lengths, limits)
+        mask = np.arange(sequence) < lengths[:, None]
+
+        def at_padded(row: int) -> str:
+            seq, position = np.argwhere(mask)[row]
+            return f"[{seq}, {position}]"
+
+        def pack(name: str, array: np.ndarray, limit: int) -> np.ndarray:
+            return _whole(name, array[mask], 0, limit, at_padded)
+
+        packed_ids = pack("token_ids", ids, limits.vocab_size)
+        if token_types is None:
+            packed_types = np.zeros_like(packed_ids)
+        else:
+            types = _numbers("token_types", token_types, ("batch", "sequence"))
+            _same_shape("token_types", types.shape, ids.shape)
+            # A model without token types takes the zeros that everyone passes.
+            packed_types = pack("token_types", types, max(1, limits.type_vocab_size))
+        return cls(
+            packed_ids,
+            packed_types,
+            _cumulative(lengths),
+            _masked_positions(masked_positions, lengths),
+        )
+
+    @classmethod
+    def from_ragged(
+        cls,
+        token_ids: Sequence[Any],
+        token_types: Sequence[Any] | None,
+        masked_positions: Any,
+        limits: Limits,
+    ) -> PackedBatch:
+        """Check and pack one array of shape (length,) for each sequence.
+
+        Arguments and errors are as for `from_padded`.
+        """
+        if len(token_ids) == 0:
+            raise InvalidInputError("token_ids is an empty list: the batch is empty")
+        ids = [_numbers(f"token_ids[{i}]", row, ("length",)) for i, row in enumerate(token_ids)]
+        lengths = np.array([len(row) for row in ids])
+        _check_lengths(lengths, limits)
+        cu_seqlens = _cumulative(lengths)
+
+        def at_ragged(row: int) -> str:
+            seq = int(np.searchsorted(cu_seqlens, row, side="right")) - 1
+            return f"[{seq}][{row - cu_seqlens[seq]}]"
+
+        packed_ids = _whole("token_ids", np.concatenate(ids), 0, limits.vocab_size, at_ragged)
+        if token_types is None:
+            packed_types = np.zeros_like(packed_ids)
+        else:
+            if not isinstance(token_types, list | tuple) or len(token_types) != len(ids):
+                raise InvalidInputError(
+                    f"token_types: expected a list of {len(ids)} arrays, as token_ids is"
+                )
+            types = [
+                _numbers(f"token_types[{i}]", row, ("length",)) for i, row in enumerate(token_types)
+            ]
+            for i, row in enumerate(types):
+                _same_shape(f"token_types[{i}]", row.shape, ids[i].shape)
+            packed_types = _whole(
+                "token_types",
+                np.concatenate(types),
+                0,
+                max(1, limits.type_vocab_size),
+                at_ragged,
+            )
+        return cls(
+            packed_ids, packed_types, cu_seqlens, _masked_positions(masked_positions, lengths)
+        )
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return len(self.token_ids)
+
+    @property
+    def seqs(self) -> int:
+        """The number of sequences."""
+        return len(self.cu_seqlens) - 1
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The length of each sequence: int32, shape (seqs,)."""
+        return np.diff(self.cu_seqlens)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest sequence."""
+        return int(self.lengths.max())
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids, token types (int32, shape (seqs, sequence), 0 at padding) and valid lengths
+        (int32, shape (seqs,)) for backends that pad. The sequence axis is the longest length, and
+        at least 1."""
+        shape = (self.seqs, max(1, self.longest))
+        mask = _valid(self, shape[1])
+        token_ids, token_types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        token_ids[mask] = self.token_ids
+        token_types[mask] = self.token_types
+        return token_ids, token_types, self.lengths
+
+
+def pack_rows(padded: np.ndarray, batch: PackedBatch) -> np.ndarray:
+    """Drop the padding: (seqs, sequence, ...) to (tokens, ...)."""
+    return padded[_valid(batch, padded.shape[1])]
+
+
+def pad_rows(rows: np.ndarray, batch: PackedBatch, sequence: int) -> np.ndarray:
+    """Put padding of zeros in: (tokens, ...) to (seqs, sequence, ...)."""
+    padded = np.zeros((batch.seqs, sequence, *rows.shape[1:]), rows.dtype)
+    padded[_valid(batch, sequence)] = rows
+    return padded
+
+
+def _valid(batch: PackedBatch, sequence: int) -> np.ndarray:
+    return np.arange(sequence) < batch.lengths[:, None]
+
+
+def _cumulative(lengths: Any) -> np.ndarray:
+    cumulative = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=cumulative[1:])
+    if cumulative[-1] > np.iinfo(np.int32).max:
+        raise InvalidInputError(
+            f"the batch holds {cumulative[-1]} tokens; at most {np.iinfo(np.int32).max} "
+            "can run at once"
+        )
+    return cumulative.astype(np.int32)
+
+
+def _numbers(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
+    """`value` as an array of numbers with these axes."""
+    if value is None:
+        raise InvalidTypeError(f"{name} is None; expected an array of integers")
+    try:
+        array = np.asarray(value)
+    # numpy refuses rows of different lengths.
+    except ValueError as error:
+        raise InvalidInputError(f"{name}: not an array ({error})") from None
+    if array.ndim == 1 and array.size == 0:
+        # An empty Python list becomes an array of floats.
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iuf":
+        raise InvalidTypeError(
+            f"{name} has the dtype {array.dtype}; expected integers (or floats that hold whole "
+            "numbers)"
+        )
+    if array.ndim != len(axes):
+        raise InvalidInputError(
+            f"{name} has the shape {array.shape}; expected {len(axes)} "
+            f"{'axis' if len(axes) == 1 else 'axes'}: ({', '.join(axes)})"
+        )
+    return array
+
+
+def _same_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise InvalidInputError(
+            f"{name} has the shape {found}; expected {expected}, to match token_ids"
+        )
+
+
+def _at(row: int) -> str:
+    return f"[{row}]"
+
+
+def _whole(name: str, values: np.ndarray, low: int, high: int, at: Any) -> np.ndarray:
+    """1-D `values` as int32, after checking that they are whole numbers in [low, high); `at` turns
+    a flat index into the index to name."""
+    # One pass each for the smallest and the largest; the bad value is looked up only if there is
+    # one. NaN makes both comparisons false.
+    good = values.size == 0 or bool(low <= values.min() and values.max() < high)
+    if good and values.dtype.kind == "f":
+        good = bool((values == np.floor(values)).all())
+    if not good:
+        with np.errstate(invalid="ignore"):
+            fits = (values >= low) & (values < high) & (values == np.floor(values))
+        row = int(np.flatnonzero(~fits)[0])
+        raise InvalidInputError(
+            f"{name}{at(row)} is {values[row]}; expected a whole number from {low} to {high - 1}"
+        )
+    return values.astype(np.int32)
+
+
+def _check_lengths(lengths: np.ndarray, limits: Limits) -> None:
+    if lengths.max() > limits.max_length:
+        seq = int(np.argmax(lengths))
+        raise InvalidInputError(
+            f"sequence {seq} has {lengths[seq]} tokens; the model has positions for "
+            f"{limits.max_length}"
+        )
+
+
+def _masked_positions(value: Any, lengths: np.ndarray) -> np.ndarray | None:
+    if value is None:
+        return None
+    positions = _numbers("masked_positions", value, ("batch", "num_masked"))
+    if len(positions) != len(lengths) or positions.shape[1] == 0:
+        raise InvalidInputError(
+            f"masked_positions has the shape {positions.shape}; expected ({len(lengths)}, "
+            "num_masked), with at least one position for each sequence"
+        )
+    num_masked = positions.shape[1]
+
+    def at(row: int) -> str:
+        return f"[{row // num_masked}, {row % num_masked}]"
+
+    flat = _whole("masked_positions", positions.reshape(-1), 0, np.iinfo(np.int32).max, at)
+    beyond = np.flatnonzero(flat >= np.repeat(lengths, num_masked))
+    if beyond.size:
+        row = int(beyond[0])
+        raise InvalidInputError(
+            f"masked_positions{at(row)} is {flat[row]}; sequence {row // num_masked} has "
+            f"{lengths[row // num_masked]} tokens"
+        )
+    return flat.reshape(positions.shape)
+
+
+def check_texts(batch: Any) -> tuple[list[Any], bool]:
+    """What `predict` takes, checked: texts, or pairs of texts.
+
+    Args:
+        batch: a list of str, a list of (str, str) tuples, one str, or one (str, str) tuple. A list
+            of two str is a batch of two; a tuple is always one pair.
+
+    Returns:
+        The batch as a list of str or of (str, str), and whether it was a single input.
+
+    Raises:
+        InvalidTypeError: anything else, a None in it, or texts and pairs together.
+        InvalidInputError: an empty batch, an empty text, a NUL character or a lone surrogate. The
+            message names the index.
+    """
+    single = isinstance(batch, str) or _is_pair(batch)
+    if single:
+        batch = [batch]
+    elif not isinstance(batch, list):
+        raise InvalidTypeError(
+            f"batch is a {type(batch).__name__}; expected a list of str, a list of (str, str), "
+            "or one of either (use list(...) for other sequences)"
+        )
+    if not batch:
+        raise InvalidInputError("the batch is empty")
+    pairs = not isinstance(batch[0], str)
+    for i, text in enumerate(batch):
+        if not pairs:
+            # type(...) is str first, because it is nearly always true and much the cheapest.
+            if type(text) is not str and not isinstance(text, str):
+                raise _bad_item(i, text, pairs)
+            _check_text(f"batch[{i}]", text, may_be_empty=False)
+        else:
+            if not _is_pair(text):
+                raise _bad_item(i, text, pairs)
+            _check_text(f"batch[{i}][0]", text[0], may_be_empty=False)
+            _check_text(f"batch[{i}][1]", text[1], may_be_empty=True)
+    return list(batch), single
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], str)
+    )
+
+
+def _bad_item(index: int, item: Any, pairs: bool) -> InvalidTypeError:
+    if isinstance(item, str):
+        found = "a str among pairs"
+    elif _is_pair(item):
+        found = "a pair among single texts"
+    elif item is None:
+        found = "None"
+    else:
+        found = f"a {type(item).__name__}"
+        if isinstance(item, tuple | list):
+            found += f" of {', '.join(type(part).__name__ for part in item[:3]) or 'nothing'}"
+    if index == 0:
+        expected = "a str or a tuple (str, str)"
+    else:
+        expected = "a tuple (str, str)" if pairs else "a str"
+    return InvalidTypeError(f"batch[{index}] is {found}; expected {expected}")
+
+
+def _check_text(name: str, text: str, *, may_be_empty: bool) -> None:
+    if not text and not may_be_empty:
+        raise InvalidInputError(f"{name} is an empty string")
+    if "\0" in text:
+        raise InvalidInputError(f"{name} holds a NUL character at position {text.index(chr(0))}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"{name} holds a lone surrogate (U+{ord(text[error.start]):04X}) at position "
+                f"{error.start}; it is no valid Unicode text"
+            ) from None

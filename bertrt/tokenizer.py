@@ -1,0 +1,403 @@
+"""From texts to token ids.
+
+Two kinds of tokenizer, as the bundle's manifest names them:
+
+``gluonnlp``
+    The ids of GluonNLP's ``BERTTokenizer`` and ``BERTSentenceTransform``. The basic tokenizer
+    (white space, control characters, Chinese characters, case, accents, punctuation) follows
+    GluonNLP's rules with Python's own Unicode tables, which are the tables that GluonNLP uses;
+    WordPiece runs in the `tokenizers` library. No token in a text is special: "[MASK]" is three
+    words.
+``huggingface``
+    A ``tokenizer.json`` with Hugging Face's rules, special and added tokens included.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer as _RustTokenizer
+from tokenizers import models, pre_tokenizers
+
+from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
+
+__all__ = [
+    "Encoding",
+    "GluonTokenizer",
+    "HuggingFaceTokenizer",
+    "Text",
+    "Tokenizer",
+    "Vocabulary",
+    "basic_tokenize",
+    "load_tokenizer",
+]
+
+Text = str | tuple[str, str]
+
+# GluonNLP's limit; a longer word is one unknown token. (Hugging Face's is 100.)
+_MAX_CHARS_PER_WORD = 200
+
+# Encodings of the Rust library carry much more than ids (tokens, offsets, words); this many of them
+# exist at a time.
+_TEXTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """One text, or pair of texts, as the model takes it, special tokens included.
+
+    Attributes:
+        ids: token ids, int32, shape (tokens,).
+        types: token types, int32, shape (tokens,): 0 for the first text, 1 for the second.
+        truncated: whether tokens were dropped to fit the model's maximum length.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    truncated: bool
+
+
+class Tokenizer(Protocol):
+    """What an engine asks of a tokenizer."""
+
+    max_length: int
+
+    def encode(self, batch: Sequence[Text]) -> list[Encoding]:
+        """Encode texts, or pairs of texts, each to at most `max_length` tokens.
+
+        Raises:
+            InvalidInputError: a text, or the first text of a pair, gives no token at all; the
+                message names its index.
+        """
+        ...
+
+
+def load_tokenizer(
+    settings: Mapping[str, Any], directory: Path, vocab_size: int | None = None
+) -> Tokenizer:
+    """Load the tokenizer that a bundle's manifest describes.
+
+    Args:
+        settings: ``{"kind": "gluonnlp" | "huggingface", "file": name, "lower": bool,
+            "max_length": int}``; "lower" is read for the kind gluonnlp only.
+        directory: where the file lies.
+        vocab_size: rows of the model's embedding matrix; a vocabulary that needs more is refused.
+
+    Raises:
+        MissingFileError: the vocabulary file is not there.
+        ModelFormatError: the settings or the file are broken, or do not fit the model.
+    """
+    kind = _setting(settings, "kind", str)
+    path = Path(directory) / _setting(settings, "file", str)
+    max_length = _setting(settings, "max_length", int)
+    if max_length < 3:
+        raise ModelFormatError(
+            f"tokenizer settings: max_length is {max_length}; at least 3 are needed, "
+            "for [CLS], a token and [SEP]"
+        )
+    if not path.is_file():
+        raise MissingFileError(f"{path}: the vocabulary file is missing")
+    tokenizer: GluonTokenizer | HuggingFaceTokenizer
+    if kind == "gluonnlp":
+        lower = _setting(settings, "lower", bool)
+        tokenizer = GluonTokenizer(Vocabulary.read(path), lower=lower, max_length=max_length)
+    elif kind == "huggingface":
+        tokenizer = HuggingFaceTokenizer(path, max_length=max_length)
+    else:
+        raise ModelFormatError(
+            f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp' or 'huggingface'"
+        )
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise ModelFormatError(
+            f"{path}: the vocabulary has ids up to {tokenizer.vocab_size - 1}, "
+            f"the model's embedding has only {vocab_size} rows"
+        )
+    return tokenizer
+
+
+def _setting(settings: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = settings.get(key)
+    # bool is an int to Python, and no length to us.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ModelFormatError(
+            f"tokenizer settings: {key!r} is {value!r}; expected a value of type {kind.__name__}"
+        )
+    return value
+
+
+# --- GluonNLP ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A GluonNLP ``BERTVocab`` as its JSON file holds it.
+
+    Attributes:
+        token_to_idx: every token with its id; the ids are 0 to the number of tokens - 1.
+        unknown: the token for a word outside the vocabulary.
+        cls, sep: the tokens that open a sequence and close a text.
+    """
+
+    token_to_idx: dict[str, int]
+    unknown: str
+    cls: str
+    sep: str
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """Read and check a vocabulary file.
+
+        Files of GluonNLP before 0.7, with the special tokens at the top level, are read too.
+
+        Raises:
+            ModelFormatError: not JSON (truncated, for example), not a vocabulary, ids twice or
+                left out, or a special token that is missing.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ModelFormatError(
+                f"{path}: not a vocabulary: expected JSON in UTF-8 ({error})"
+            ) from None
+        if not isinstance(data, dict):
+            raise ModelFormatError(f"{path}: not a vocabulary: expected a JSON object")
+        tokens = _read_tokens(path, data)
+        special = {key: value for key, value in data.items() if key.endswith("_token")}
+        identifiers = data.get("identifiers_to_tokens") or {}
+        if not isinstance(identifiers, dict):
+            raise ModelFormatError(f"{path}: identifiers_to_tokens is not an object")
+        special.update(identifiers)
+
+        def token(*names: str) -> str:
+            # The last name with a token counts as absent too if that token has no id.
+            found = next((special[name] for name in names if special.get(name) is not None), None)
+            if not isinstance(found, str) or found not in tokens:
+                raise ModelFormatError(
+                    f"{path}: the vocabulary's {names[0]} is {found!r}; expected a token with an id"
+                )
+            return found
+
+        return cls(
+            token_to_idx=tokens,
+            unknown=token("unknown_token"),
+            cls=token("cls_token", "bos_token"),
+            sep=token("sep_token", "eos_token"),
+        )
+
+
+def _read_tokens(path: Path, data: dict[str, Any]) -> dict[str, int]:
+    tokens = data.get("token_to_idx")
+    if not isinstance(tokens, dict) or not tokens:
+        raise ModelFormatError(f"{path}: not a vocabulary: token_to_idx is missing or empty")
+    by_id: list[str | None] = [None] * len(tokens)
+    for token, idx in tokens.items():
+        if not isinstance(idx, int) or isinstance(idx, bool) or not 0 <= idx < len(tokens):
+            raise ModelFormatError(
+                f"{path}: token {token!r} has the id {idx!r}; "
+                f"expected the ids 0 to {len(tokens) - 1}, each once"
+            )
+        if by_id[idx] is not None:
+            raise ModelFormatError(
+                f"{path}: tokens {by_id[idx]!r} and {token!r} both have the id {idx}"
+            )
+        by_id[idx] = token
+    listed = data.get("idx_to_token")
+    if listed is not None and listed != by_id:
+        raise ModelFormatError(f"{path}: idx_to_token and token_to_idx do not say the same")
+    return tokens
+
+
+class _CleanTable(dict[int, int | str | None]):
+    """str.translate table: drops control characters, one kind of white space, spaced Chinese."""
+
+    def __missing__(self, codepoint: int) -> int | str | None:
+        value = self[codepoint] = self._value(codepoint)
+        return value
+
+    @staticmethod
+    def _value(codepoint: int) -> int | str | None:
+        char = chr(codepoint)
+        category = unicodedata.category(char)
+        if char in " \t\n\r" or category == "Zs":
+            return " "
+        if category in ("Cc", "Cf") or codepoint == 0xFFFD:
+            return None
+        if _is_chinese(codepoint):
+            return f" {char} "
+        return codepoint
+
+
+class _SplitTable(dict[int, int | str | None]):
+    """str.translate table: drops accents, puts spaces around punctuation, and makes every
+    character at which str.split would split a space."""
+
+    def __missing__(self, codepoint: int) -> int | str | None:
+        value = self[codepoint] = self._value(codepoint)
+        return value
+
+    @staticmethod
+    def _value(codepoint: int) -> int | str | None:
+        char = chr(codepoint)
+        category = unicodedata.category(char)
+        if category == "Mn":
+            return None
+        if char.isspace():
+            return " "
+        if category.startswith("P") or _is_ascii_symbol(codepoint):
+            return f" {char} "
+        return codepoint
+
+
+def _is_chinese(codepoint: int) -> bool:
+    return (
+        0x4E00 <= codepoint <= 0x9FFF
+        or 0x3400 <= codepoint <= 0x4DBF
+        or 0x20000 <= codepoint <= 0x2A6DF
+        or 0x2A700 <= codepoint <= 0x2B73F
+        or 0x2B740 <= codepoint <= 0x2B81F
+        or 0x2B820 <= codepoint <= 0x2CEAF
+        or 0xF900 <= codepoint <= 0xFAFF
+        or 0x2F800 <= codepoint <= 0x2FA1F
+    )
+
+
+def _is_ascii_symbol(codepoint: int) -> bool:
+    # "$" or "^" is no punctuation to Unicode, and is to BERT.
+    return 33 <= codepoint <= 126 and not chr(codepoint).isalnum()
+
+
+_CLEAN = _CleanTable()
+_SPLIT = _SplitTable()
+
+
+def basic_tokenize(text: str, *, lower: bool) -> str:
+    """GluonNLP's basic tokenizer; the words come back in one string, apart by spaces.
+
+    Lower-casing is Python's, of the whole text and before the decomposition (so a final sigma
+    stays final); the decomposition (NFD) and the dropping of accents happen to cased text too.
+    """
+    text = text.translate(_CLEAN)
+    if lower:
+        text = text.lower()
+    return unicodedata.normalize("NFD", text).translate(_SPLIT)
+
+
+class GluonTokenizer:
+    """GluonNLP's ``BERTTokenizer`` and ``BERTSentenceTransform``, without the padding."""
+
+    def __init__(self, vocabulary: Vocabulary, *, lower: bool, max_length: int) -> None:
+        self.lower = lower
+        self.max_length = max_length
+        self.vocab_size = len(vocabulary.token_to_idx)
+        self._cls = vocabulary.token_to_idx[vocabulary.cls]
+        self._sep = vocabulary.token_to_idx[vocabulary.sep]
+        self._words = _RustTokenizer(
+            models.WordPiece(
+                vocabulary.token_to_idx,
+                unk_token=vocabulary.unknown,
+                max_input_chars_per_word=_MAX_CHARS_PER_WORD,
+                continuing_subword_prefix="##",
+            )
+        )
+        self._words.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+
+    def encode(self, batch: Sequence[Text]) -> list[Encoding]:
+        """See `Tokenizer.encode`. A second text without tokens counts as none, as in GluonNLP."""
+        if batch and isinstance(batch[0], tuple):
+            firsts = self._pieces([pair[0] for pair in batch])
+            seconds = self._pieces([pair[1] for pair in batch])
+        else:
+            firsts = self._pieces(batch)
+            seconds = [[]] * len(batch)
+        return [
+            self._join(i, first, second)
+            for i, (first, second) in enumerate(zip(firsts, seconds, strict=True))
+        ]
+
+    def _pieces(self, texts: Sequence[Any]) -> list[list[int]]:
+        pieces: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            words = [
+                basic_tokenize(text, lower=self.lower)
+                for text in texts[start : start + _TEXTS_AT_ONCE]
+            ]
+            encodings = self._words.encode_batch(words, add_special_tokens=False)
+            pieces.extend(encoding.ids for encoding in encodings)
+        return pieces
+
+    def _join(self, index: int, first: list[int], second: list[int]) -> Encoding:
+        if not first:
+            raise _no_token(index)
+        # The room for pieces: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
+        room = self.max_length - (3 if second else 2)
+        truncated = len(first) + len(second) > room
+        if truncated:
+            keep_first, keep_second = _truncate_pair(len(first), len(second), room)
+            first, second = first[:keep_first], second[:keep_second]
+        ids = [self._cls, *first, self._sep]
+        types = np.zeros(len(ids) + (len(second) + 1 if second else 0), np.int32)
+        if second:
+            types[len(ids) :] = 1
+            ids += [*second, self._sep]
+        return Encoding(np.array(ids, np.int32), types, truncated)
+
+
+def _truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
+    """The lengths left when one token after the other is taken from the longer text, from the
+    second where both are as long, until both fit."""
+    shorter = min(first, second)
+    if room - shorter > shorter:
+        return (room - shorter, second) if first > second else (first, room - shorter)
+    return room - room // 2, room // 2
+
+
+# --- Hugging Face -----------------------------------------------------------------------------
+
+
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json``, truncated to `max_length` the way transformers does it
+    (longest_first), and never padded."""
+
+    def __init__(self, path: Path, *, max_length: int) -> None:
+        try:
+            self._tokenizer = _RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+        # The library raises plain Exception for a file that it cannot read.
+        except Exception as error:
+            raise ModelFormatError(
+                f"{path}: not a tokenizer that the tokenizers library can read ({error})"
+            ) from None
+        self.max_length = max_length
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+        self._num_special = self._tokenizer.num_special_tokens_to_add(False)
+
+    def encode(self, batch: Sequence[Text]) -> list[Encoding]:
+        """See `Tokenizer.encode`."""
+        pairs = bool(batch) and isinstance(batch[0], tuple)
+        encoded: list[Encoding] = []
+        for start in range(0, len(batch), _TEXTS_AT_ONCE):
+            for encoding in self._tokenizer.encode_batch(batch[start : start + _TEXTS_AT_ONCE]):
+                if 0 not in encoding.sequence_ids if pairs else len(encoding) <= self._num_special:
+                    raise _no_token(len(encoded))
+                encoded.append(
+                    Encoding(
+                        np.array(encoding.ids, np.int32),
+                        np.array(encoding.type_ids, np.int32),
+                        truncated=bool(encoding.overflowing),
+                    )
+                )
+        return encoded
+
+
+def _no_token(index: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"batch[{index}]: the text is empty, or holds nothing that gives a token "
+        "(white space or control characters only)"
+    )
