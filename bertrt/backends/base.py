@@ -68,9 +68,7 @@ class Backend(ABC):
         return None
 
 
-def load_backend(
-    model: Model, name: str, *, device: str, precision: str, threads: int
-) -> Backend:
+def load_backend(model: Model, name: str, *, device: str, precision: str, threads: int) -> Backend:
     """Load a model into the backend `name`.
 
     Raises:

@@ -1,0 +1,422 @@
+"""The engine: a loaded model that answers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from bertrt.backends.base import Backend, load_backend
+from bertrt.batch import PackedBatch, check_texts, pad_rows
+from bertrt.cores import usable_cores
+from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
+from bertrt.model import Model
+from bertrt.tasks import Result, Task, make_task
+from bertrt.tokenizer import Encoding
+
+__all__ = ["Engine"]
+
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+# predict runs at most this many tokens at once (padding included where the backend pads), so that
+# memory stays bounded however long the list is. The widest activation, the FFN's, takes 256 MiB
+# here for BERT large; a matrix product has long reached its full speed.
+_TOKENS_AT_ONCE = 16384
+
+# A progress bar appears only on runs that take longer than this many seconds.
+_PROGRESS_DELAY = 2.0
+
+
+class Engine:
+    """A model, loaded into a backend and ready to answer.
+
+    Made by `Engine.load`. An engine may be shared by threads, pickled (it loads again from its
+    path), used after a fork (the child loads the backend again at its first use), and used as a
+    context manager::
+
+        with Engine.load("model.bundle") as engine:
+            engine.predict(["a text", "another"])
+    """
+
+    def __init__(
+        self, model: Model, load: Callable[[], Backend], arguments: dict[str, Any]
+    ) -> None:
+        self._model = model
+        self._load = load
+        self._arguments = arguments
+        self._limits = model.limits
+        self._outputs = tuple(model.outputs)
+        self._task: Task | None = None
+        if model.task is not None:
+            self._task = make_task(
+                model.task, labels=model.labels, pooling=model.pooling, outputs=self._outputs
+            )
+        self._backend: Backend | None = load()
+        self._closed = False
+        self._running = 0
+        self._changed = threading.Condition()
+        _engines.add(self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str = "native",
+        device: str = "cpu",
+        precision: str = "fp32",
+        threads: int | None = None,
+    ) -> Engine:
+        """Load a model.
+
+        Args:
+            path: a bundle's directory, or a bare graph (a ``*-symbol.json`` file with its
+                parameters beside it, or an ``.onnx`` file), which has no tokenizer: `run` works,
+                `predict` does not.
+            backend: "native", "onnxruntime" or "mxnet".
+            device: "cpu", "cuda" or "cuda:N".
+            precision: "fp32", "bf16", "fp16" or "int8".
+            threads: the threads to use; None: the cores that this process may really use.
+
+        Raises:
+            MissingFileError: there is nothing at `path`, or a file of the model is missing.
+            ModelFormatError: the model is broken, or (UnsupportedModelError) holds something that
+                bertrt does not run.
+            MissingDependencyError: the backend is not installed; the message names the extra.
+            DeviceError: the device or precision cannot be used; the message says what is missing.
+            InvalidInputError, InvalidTypeError: an argument that means nothing.
+        """
+        for name, value in (("backend", backend), ("device", device), ("precision", precision)):
+            if not isinstance(value, str):
+                raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected a str")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+            raise InvalidInputError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
+        if precision not in _PRECISIONS:
+            raise InvalidInputError(
+                f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
+            )
+        if threads is None:
+            threads = usable_cores()
+        elif not isinstance(threads, int) or isinstance(threads, bool):
+            raise InvalidTypeError(f"threads is a {type(threads).__name__}; expected an int")
+        elif threads < 1:
+            raise InvalidInputError(f"threads is {threads}; expected at least 1")
+        model = Model.open(path)
+        settings = {"device": device, "precision": precision, "threads": threads}
+        arguments = {"path": str(model.path), "backend": backend, **settings}
+        return cls(model, functools.partial(load_backend, model, backend, **settings), arguments)
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
+    def task(self) -> str | None:
+        """The model's task: "classification", "regression", "embedding"; None for a bare graph."""
+        return self._model.task
+
+    @property
+    def labels(self) -> list[str] | None:
+        """A classifier's labels, in the order of its logits; None for other tasks."""
+        labels = self._model.labels
+        return None if labels is None else list(labels)
+
+    @property
+    def max_length(self) -> int:
+        """The tokens of a text, special ones included, at most; `predict` cuts what is longer."""
+        return self._model.max_length
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        with self._use() as backend:
+            return backend.name
+
+    @property
+    def device(self) -> str:
+        """The device that the model really runs on."""
+        with self._use() as backend:
+            return backend.device
+
+    @property
+    def precision(self) -> str:
+        """The precision of the arithmetic."""
+        with self._use() as backend:
+            return backend.precision
+
+    @property
+    def threads(self) -> int:
+        """The threads that the backend really uses."""
+        with self._use() as backend:
+            return backend.threads
+
+    def explain(self) -> str:
+        """How the model runs, as text: backend, device, instruction set, and the steps."""
+        with self._use() as backend:
+            return (
+                f"model      {self._model.path}\n"
+                f"task       {self.task or 'none (a bare graph)'}\n"
+                f"backend    {backend.name} ({backend.provider})\n"
+                f"device     {backend.device}\n"
+                f"precision  {backend.precision}\n"
+                f"threads    {backend.threads}\n\n"
+                f"{backend.explain()}"
+            )
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return (
+            f"Engine({self._arguments['path']!r}, task={self.task!r}, "
+            f"backend={self._arguments['backend']!r}{state})"
+        )
+
+    # --- what it does -------------------------------------------------------------------------
+
+    def predict(self, batch: Any) -> Any:
+        """Tokenize, run and post-process.
+
+        Args:
+            batch: a list of str, a list of (str, str) tuples, or one str or (str, str) tuple.
+
+        Returns:
+            A list of results as long as the batch and in its order; for a single input, the one
+            result. A result is a `Classification`, `Regression` or `Embedding`, by the model's
+            task; its `truncated` says that the text was longer than `max_length`.
+
+        Raises:
+            InvalidInputError: an empty batch, a text that is empty or gives no token, a NUL
+                character, a lone surrogate. The message names the index.
+            InvalidTypeError: anything that is no text, texts and pairs together.
+            BertrtError: the model has no tokenizer, or the engine is closed.
+        """
+        with self._use() as backend:
+            encodings, single = self._encode(batch)
+            if self._task is None:
+                raise BertrtError(
+                    f"{self._model.path} has no task; predict needs a bundle that has one"
+                )
+            results: list[Result] = []
+            with _progress(len(encodings)) as advance:
+                for chunk in _chunks(encodings, pads=backend.pads):
+                    packed = self._pack(chunk)
+                    values = backend.run(packed, self._task.outputs)
+                    cut = [encoding.truncated for encoding in chunk]
+                    results.extend(self._task.results(values, packed, cut))
+                    advance(len(chunk))
+        return results[0] if single else results
+
+    def tokenize(self, batch: Any) -> Any:
+        """The ids that `predict` would use.
+
+        Args:
+            batch: as for `predict`.
+
+        Returns:
+            A list of `Encoding` (ids, types, truncated), or one for a single input.
+
+        Raises:
+            What `predict` raises for its input.
+        """
+        with self._use():
+            encodings, single = self._encode(batch)
+        return encodings[0] if single else encodings
+
+    def run(
+        self,
+        token_ids: Any,
+        token_types: Any = None,
+        valid_length: Any = None,
+        *,
+        masked_positions: Any = None,
+    ) -> dict[str, Any]:
+        """Run token ids.
+
+        Args:
+            token_ids: integers, shape (batch, sequence); or a list of 1-D arrays.
+            token_types: integers of the same shape, or a list likewise; None: all 0.
+            valid_length: integers, shape (batch,), each from 0 to sequence; None: no padding.
+                What lies beyond a sequence's length is ignored. Not for lists.
+            masked_positions: integers, shape (batch, num_masked), for a model with a masked
+                language model decoder; None leaves `masked_lm_outputs` out.
+
+        Returns:
+            Arrays of float32 by name, as far as the model has them: `sequence_output`
+            (batch, sequence, hidden), exactly 0 at padding, or for lists a list of arrays
+            (length, hidden); `pooled_output` (batch, hidden); `logits` (batch, classes);
+            `next_sentence_classifier_output` (batch, 2); `masked_lm_outputs`
+            (batch, num_masked, vocabulary).
+
+        Raises:
+            InvalidInputError: shapes that do not match, ids, types, lengths or positions out of
+                range, more tokens than the model has positions.
+            InvalidTypeError: no integers.
+            BertrtError: the engine is closed.
+        """
+        outputs = self._outputs
+        if masked_positions is None:
+            outputs = tuple(name for name in outputs if name != "masked_lm_outputs")
+        elif "masked_lm_outputs" not in outputs:
+            raise InvalidInputError(
+                "masked_positions is given, and the model has no masked language model decoder; "
+                f"its outputs are {', '.join(outputs)}"
+            )
+        if not outputs:
+            raise InvalidInputError(
+                "masked_positions is None, and masked_lm_outputs is all that the model gives"
+            )
+        ragged = isinstance(token_ids, list | tuple)
+        if ragged:
+            if valid_length is not None:
+                raise InvalidInputError(
+                    "valid_length goes with a padded array; a list of arrays has its lengths "
+                    "already (use numpy.array(token_ids) for a padded list)"
+                )
+            packed = PackedBatch.from_ragged(
+                token_ids, token_types, masked_positions, self._limits
+            )
+        else:
+            packed = PackedBatch.from_padded(
+                token_ids, token_types, valid_length, masked_positions, self._limits
+            )
+        with self._use() as backend:
+            values: dict[str, Any] = backend.run(packed, outputs)
+        if "sequence_output" in values:
+            rows = values["sequence_output"]
+            values["sequence_output"] = (
+                np.split(rows, packed.cu_seqlens[1:-1])
+                if ragged
+                else pad_rows(rows, packed, np.shape(token_ids)[1])
+            )
+        return values
+
+    def _encode(self, batch: Any) -> tuple[list[Encoding], bool]:
+        tokenizer = self._model.tokenizer
+        if tokenizer is None:
+            raise BertrtError(
+                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
+                "with a vocabulary (bertrt export, bertrt import)"
+            )
+        texts, single = check_texts(batch)
+        if self._limits.type_vocab_size == 1 and not isinstance(texts[0], str):
+            raise InvalidInputError(
+                "the model has one token type and takes single texts, not pairs"
+            )
+        return tokenizer.encode(texts), single
+
+    def _pack(self, encodings: Sequence[Encoding]) -> PackedBatch:
+        packed = PackedBatch.from_sequences(
+            [encoding.ids for encoding in encodings], [encoding.types for encoding in encodings]
+        )
+        if self._limits.type_vocab_size == 0:
+            packed.token_types.fill(0)
+        return packed
+
+    # --- its life -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _use(self) -> Iterator[Backend]:
+        """The backend, kept open while it is in use."""
+        with self._changed:
+            if self._closed:
+                raise BertrtError(f"{self!r} cannot be used any more: load it again")
+            if self._backend is None:
+                self._backend = self._load()
+            backend = self._backend
+            self._running += 1
+        try:
+            yield backend
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of threads and memory, after the runs under way. Closing twice is fine; using a
+        closed engine is an error."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.wait_for(lambda: self._running == 0)
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Engine], tuple[()]]:
+        if self._closed:
+            raise BertrtError(f"{self!r} cannot be pickled")
+        return functools.partial(Engine.load, **self._arguments), ()
+
+    def _after_fork(self) -> None:
+        # No thread of the parent lives on in the child: not those of the backend's pool, and not
+        # the one that may have held the lock.
+        if self._backend is not None:
+            _abandoned.append(self._backend)
+            self._backend = None
+        self._running = 0
+        self._changed = threading.Condition()
+
+
+# Engines of this process, for the fork hook.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+# Backends of the parent process, kept from being destroyed in the child: their destructors would
+# wait for threads that do not exist there.
+_abandoned: list[Backend] = []
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _chunks(encodings: list[Encoding], *, pads: bool) -> Iterator[list[Encoding]]:
+    """Cut a list into runs of at most `_TOKENS_AT_ONCE` tokens, or of one text."""
+    chunk: list[Encoding] = []
+    tokens = longest = 0
+    for encoding in encodings:
+        length = len(encoding.ids)
+        longest = max(longest, length)
+        size = longest * (len(chunk) + 1) if pads else tokens + length
+        if chunk and size > _TOKENS_AT_ONCE:
+            yield chunk
+            chunk, tokens, longest = [], 0, length
+        chunk.append(encoding)
+        tokens += length
+    yield chunk
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on long runs, where a person is watching."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(
+        total=total, desc="predict", unit=" texts", leave=False, delay=_PROGRESS_DELAY
+    ) as bar:
+        yield bar.update

@@ -1,0 +1,202 @@
+"""What lies at a path: a bundle or a bare graph, resolved to what an engine needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertrt.batch import Limits
+from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.graph.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
+from bertrt.graph.pipeline import compile_graph
+from bertrt.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from bertrt.graph.bundle import GoldenCase
+    from bertrt.graph.ir import Graph
+    from bertrt.graph.pipeline import Coverage
+    from bertrt.graph.plan import Plan
+
+__all__ = ["Model"]
+
+_SYMBOL_SUFFIX = "-symbol.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies on disk; nothing is loaded into a backend yet.
+
+    Attributes:
+        path: the bundle's directory, or the graph's file; absolute.
+        manifest: the bundle's manifest; None for a bare graph.
+        task: the bundle's task; None for a bare graph.
+        labels: a classifier's labels.
+        pooling: an embedding model's pooling, ``{"mode": ..., "normalize": ...}``.
+        tokenizer: None for a bare graph, and for a bundle without one.
+        symbol_path, params_path, onnx_path: the graphs' files, None where there are none.
+        golden: recorded inputs and outputs, read when called; empty for a bare graph.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any] | None
+    task: str | None
+    labels: list[str] | None
+    pooling: Mapping[str, Any] | None
+    tokenizer: Tokenizer | None
+    symbol_path: Path | None
+    params_path: Path | None
+    onnx_path: Path | None
+    golden: Callable[[], list[GoldenCase]]
+    _read_plan: Callable[[], Plan]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Model:
+        """Open a bundle's directory, a ``*-symbol.json`` with its ``-0000.params`` beside it, or
+        an ``.onnx`` file.
+
+        Raises:
+            MissingFileError: there is nothing at `path`, or a file that belongs to it is missing.
+            ModelFormatError: what lies there is none of these, or is broken.
+        """
+        found = Path(os.path.abspath(path))
+        if not found.exists():
+            raise MissingFileError(f"{found}: there is no such file or directory")
+        if found.is_dir():
+            return cls._open_directory(found)
+        if found.name.endswith(_SYMBOL_SUFFIX):
+            return cls._open_symbol(found)
+        if found.suffix == ".onnx":
+            return cls._bare(found, lambda: _read_onnx(found), onnx_path=found)
+        raise ModelFormatError(
+            f"{found} is no model: expected a bundle's directory, a *{_SYMBOL_SUFFIX} file or an "
+            ".onnx file"
+        )
+
+    @classmethod
+    def _open_directory(cls, directory: Path) -> Model:
+        if not (directory / MANIFEST).is_file():
+            if (directory / "config.json").is_file():
+                raise ModelFormatError(
+                    f"{directory} is a Hugging Face model directory; make a bundle of it first: "
+                    f"bertrt import {directory} --out BUNDLE"
+                )
+            raise ModelFormatError(f"{directory} is no bundle: it holds no {MANIFEST}")
+        bundle = Bundle.open(directory)
+        manifest = bundle.manifest
+        tokenizer = None
+        if manifest["tokenizer"] is not None:
+            tokenizer = load_tokenizer(
+                manifest["tokenizer"],
+                directory,
+                vocab_size=manifest["architecture"]["vocab_size"],
+            )
+        return cls(
+            path=directory,
+            manifest=manifest,
+            task=manifest["task"],
+            labels=manifest["labels"],
+            pooling=manifest["pooling"],
+            tokenizer=tokenizer,
+            symbol_path=bundle.file(SYMBOL),
+            params_path=bundle.file(PARAMS),
+            onnx_path=bundle.file(ONNX),
+            golden=bundle.golden,
+            _read_plan=bundle.plan,
+        )
+
+    @classmethod
+    def _open_symbol(cls, symbol: Path) -> Model:
+        params = symbol.with_name(symbol.name.removesuffix(_SYMBOL_SUFFIX) + "-0000.params")
+        if not params.is_file():
+            raise MissingFileError(f"{symbol}: its parameters, {params.name}, are not beside it")
+        return cls._bare(
+            symbol, lambda: _read_mxnet(symbol, params), symbol_path=symbol, params_path=params
+        )
+
+    @classmethod
+    def _bare(
+        cls,
+        path: Path,
+        read_graph: Callable[[], Graph],
+        *,
+        symbol_path: Path | None = None,
+        params_path: Path | None = None,
+        onnx_path: Path | None = None,
+    ) -> Model:
+        return cls(
+            path=path,
+            manifest=None,
+            task=None,
+            labels=None,
+            pooling=None,
+            tokenizer=None,
+            symbol_path=symbol_path,
+            params_path=params_path,
+            onnx_path=onnx_path,
+            golden=list,
+            _read_plan=lambda: compile_graph(read_graph())[0],
+        )
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return self._read_plan()
+
+    def plan(self) -> Plan:
+        """The fused plan: a bundle's own, or compiled from the bare graph, the first time asked.
+
+        Raises:
+            ModelFormatError: the plan or graph is broken; UnsupportedModelError, a kind of it,
+                where the graph holds something that does not fuse.
+            MissingDependencyError: an ONNX file needs the `onnx` package.
+        """
+        return self._plan
+
+    def coverage(self) -> Coverage | None:
+        """How the graph of `symbol_path`, or of `onnx_path`, became fused steps, by compiling it
+        now; None for a bundle without a graph. Raises what `plan` raises."""
+        if self.symbol_path is not None and self.params_path is not None:
+            return compile_graph(_read_mxnet(self.symbol_path, self.params_path))[1]
+        if self.onnx_path is not None:
+            return compile_graph(_read_onnx(self.onnx_path))[1]
+        return None
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """Hidden size, layers and so on, as the plan holds them."""
+        return self.plan().architecture
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs in the order of the Gluon block's."""
+        return list(self.plan().outputs)
+
+    @property
+    def limits(self) -> Limits:
+        """What the model can take."""
+        return Limits.of(self.architecture)
+
+    @property
+    def max_length(self) -> int:
+        """The tokens of a text at most: the tokenizer's limit, else the model's positions."""
+        if self.tokenizer is not None:
+            return self.tokenizer.max_length
+        return self.limits.max_length
+
+
+# The readers are imported when a graph is read: a bundle needs neither.
+
+
+def _read_mxnet(symbol: Path, params: Path) -> Graph:
+    from bertrt.graph.read_mxnet import read_mxnet
+
+    return read_mxnet(symbol, params)
+
+
+def _read_onnx(path: Path) -> Graph:
+    from bertrt.graph.read_onnx import read_onnx
+
+    return read_onnx(path)
