@@ -278,9 +278,7 @@ class Engine:
                     "valid_length goes with a padded array; a list of arrays has its lengths "
                     "already (use numpy.array(token_ids) for a padded list)"
                 )
-            packed = PackedBatch.from_ragged(
-                token_ids, token_types, masked_positions, self._limits
-            )
+            packed = PackedBatch.from_ragged(token_ids, token_types, masked_positions, self._limits)
         else:
             packed = PackedBatch.from_padded(
                 token_ids, token_types, valid_length, masked_positions, self._limits
@@ -386,6 +384,10 @@ _abandoned: list[Backend] = []
 def _after_fork() -> None:
     for engine in list(_engines):
         engine._after_fork()
+    if _engines:
+        # The tokenizers library gives up its threads in a child, and says so on stderr unless it
+        # has been told to.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 if hasattr(os, "register_at_fork"):

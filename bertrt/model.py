@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from bertrt.batch import Limits
 from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.graph.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
-from bertrt.graph.pipeline import compile_graph
 from bertrt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from bertrt.graph.bundle import GoldenCase
-    from bertrt.graph.ir import Graph
     from bertrt.graph.pipeline import Coverage
     from bertrt.graph.plan import Plan
 
@@ -70,7 +68,7 @@ class Model:
         if found.name.endswith(_SYMBOL_SUFFIX):
             return cls._open_symbol(found)
         if found.suffix == ".onnx":
-            return cls._bare(found, lambda: _read_onnx(found), onnx_path=found)
+            return cls._bare(found, lambda: _compile_onnx(found), onnx_path=found)
         raise ModelFormatError(
             f"{found} is no model: expected a bundle's directory, a *{_SYMBOL_SUFFIX} file or an "
             ".onnx file"
@@ -114,14 +112,14 @@ class Model:
         if not params.is_file():
             raise MissingFileError(f"{symbol}: its parameters, {params.name}, are not beside it")
         return cls._bare(
-            symbol, lambda: _read_mxnet(symbol, params), symbol_path=symbol, params_path=params
+            symbol, lambda: _compile_mxnet(symbol, params), symbol_path=symbol, params_path=params
         )
 
     @classmethod
     def _bare(
         cls,
         path: Path,
-        read_graph: Callable[[], Graph],
+        compiled: Callable[[], tuple[Plan, Coverage]],
         *,
         symbol_path: Path | None = None,
         params_path: Path | None = None,
@@ -138,7 +136,7 @@ class Model:
             params_path=params_path,
             onnx_path=onnx_path,
             golden=list,
-            _read_plan=lambda: compile_graph(read_graph())[0],
+            _read_plan=lambda: compiled()[0],
         )
 
     @cached_property
@@ -159,9 +157,9 @@ class Model:
         """How the graph of `symbol_path`, or of `onnx_path`, became fused steps, by compiling it
         now; None for a bundle without a graph. Raises what `plan` raises."""
         if self.symbol_path is not None and self.params_path is not None:
-            return compile_graph(_read_mxnet(self.symbol_path, self.params_path))[1]
+            return _compile_mxnet(self.symbol_path, self.params_path)[1]
         if self.onnx_path is not None:
-            return compile_graph(_read_onnx(self.onnx_path))[1]
+            return _compile_onnx(self.onnx_path)[1]
         return None
 
     @property
@@ -187,16 +185,18 @@ class Model:
         return self.limits.max_length
 
 
-# The readers are imported when a graph is read: a bundle needs neither.
+# The compiler is imported when a graph is read: a bundle has its plan.
 
 
-def _read_mxnet(symbol: Path, params: Path) -> Graph:
+def _compile_mxnet(symbol: Path, params: Path) -> tuple[Plan, Coverage]:
+    from bertrt.graph.pipeline import compile_graph
     from bertrt.graph.read_mxnet import read_mxnet
 
-    return read_mxnet(symbol, params)
+    return compile_graph(read_mxnet(symbol, params))
 
 
-def _read_onnx(path: Path) -> Graph:
+def _compile_onnx(path: Path) -> tuple[Plan, Coverage]:
+    from bertrt.graph.pipeline import compile_graph
     from bertrt.graph.read_onnx import read_onnx
 
-    return read_onnx(path)
+    return compile_graph(read_onnx(path))

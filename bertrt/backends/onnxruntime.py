@@ -1,0 +1,154 @@
+"""ONNX Runtime: runs a model's ONNX graph, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertrt.backends.base import Backend, check_outputs
+from bertrt.batch import PackedBatch, pack_rows
+from bertrt.errors import (
+    DeviceError,
+    MissingDependencyError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from bertrt.model import Model
+
+__all__ = ["OnnxRuntimeBackend", "load"]
+
+_ROLES = ("token_ids", "token_types", "valid_length", "masked_positions")
+_DTYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+}
+
+
+def load(model: Model, *, device: str, precision: str, threads: int) -> OnnxRuntimeBackend:
+    """Load a model's ONNX graph. Arguments and errors as for `bertrt.backends.base.load_backend`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"backend onnxruntime needs the package onnxruntime ({error}): "
+            "pip install 'bertrt[onnxruntime]'"
+        ) from error
+    if precision != "fp32":
+        raise DeviceError(
+            f"backend onnxruntime cannot run in {precision!r}: the model's ONNX graph is fp32; use "
+            "precision='fp32'"
+        )
+    if model.onnx_path is None:
+        raise ModelFormatError(
+            f"{model.path} has no ONNX graph for backend onnxruntime; make a bundle with one "
+            "(bertrt export, bertrt import)"
+        )
+    session = _session(onnxruntime, model, device, threads)
+    return OnnxRuntimeBackend(session, model, device, threads, onnxruntime.__version__)
+
+
+def _session(onnxruntime: Any, model: Model, device: str, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # 3: errors only. Warnings about constant folding and the like are no news to a user.
+    options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu":
+        wanted = "CUDAExecutionProvider"
+        if wanted not in onnxruntime.get_available_providers():
+            raise DeviceError(
+                f"backend onnxruntime cannot run on {device!r}: this onnxruntime has no {wanted} "
+                f"(it has {', '.join(onnxruntime.get_available_providers())}); "
+                "pip install 'bertrt[onnxruntime-gpu]'"
+            )
+        number = device.partition(":")[2] or "0"
+        providers.insert(0, (wanted, {"device_id": number}))
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model.onnx_path), sess_options=options, providers=providers
+        )
+    # Its exceptions share no base class but Exception.
+    except Exception as error:
+        raise ModelFormatError(
+            f"{model.onnx_path}: onnxruntime cannot load it ({error})"
+        ) from error
+    # onnxruntime goes on without a provider that fails to start; we do not.
+    session.disable_fallback()
+    active = session.get_providers()
+    if device != "cpu" and active[0] != "CUDAExecutionProvider":
+        raise DeviceError(
+            f"backend onnxruntime cannot run on {device!r}: CUDAExecutionProvider did not start "
+            f"(active: {', '.join(active)}); CUDA or cuDNN libraries, or the device, are missing"
+        )
+    return session
+
+
+class OnnxRuntimeBackend(Backend):
+    """See `bertrt.backends.base.Backend`."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+    pads = True
+
+    def __init__(self, session: Any, model: Model, device: str, threads: int, version: str) -> None:
+        self.device = "cuda:0" if device == "cuda" else device
+        self.threads = threads
+        self.provider = f"onnxruntime {version}, {session.get_providers()[0]}"
+        self._session = session
+        self._inputs = _input_roles(session, model)
+        found = [output.name for output in session.get_outputs()]
+        check_outputs(str(model.onnx_path), found, model.outputs)
+        # Our own graphs name their outputs as the model does; others have them in the same order.
+        self._outputs = dict(zip(model.outputs, found, strict=True))
+        if set(found) == set(model.outputs):
+            self._outputs = {name: name for name in found}
+
+    def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `bertrt.backends.base.Backend.run`."""
+        values = dict(zip(_ROLES, (*batch.padded(), batch.masked_positions), strict=True))
+        if values["masked_positions"] is None:
+            # The graph wants the input even where its output is not asked for.
+            values["masked_positions"] = np.zeros((batch.seqs, 1), np.int32)
+        feeds = {name: values[role].astype(dtype) for name, (role, dtype) in self._inputs.items()}
+        found = self._session.run([self._outputs[name] for name in outputs], feeds)
+        results = dict(zip(outputs, found, strict=True))
+        if "sequence_output" in results:
+            results["sequence_output"] = pack_rows(results["sequence_output"], batch)
+        return results
+
+    def explain(self) -> str:
+        """The graph's inputs and outputs; onnxruntime does not tell its steps."""
+        lines = ["inputs:"]
+        lines += [f"  {node.name}  {node.type} {node.shape}" for node in self._session.get_inputs()]
+        lines.append("outputs:")
+        lines += [
+            f"  {node.name}  {node.type} {node.shape}" for node in self._session.get_outputs()
+        ]
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """See `bertrt.backends.base.Backend.close`."""
+        del self._session
+
+
+def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any]]:
+    """The graph's inputs: name -> (what it is for, dtype)."""
+    inputs = {node.name: node.type for node in session.get_inputs()}
+    if set(inputs) <= set(_ROLES):
+        roles = {name: name for name in inputs}
+    else:
+        roles = {name: role for role, name in model.plan().inputs.items() if name is not None}
+    found = {}
+    for name, dtype in inputs.items():
+        if name not in roles or dtype not in _DTYPES:
+            raise UnsupportedModelError(
+                f"{model.onnx_path}: the input {name!r} ({dtype}) is none of "
+                f"{', '.join(roles) or ', '.join(_ROLES)}, of int64, int32 or float"
+            )
+        found[name] = (roles[name], _DTYPES[dtype])
+    return found
