@@ -381,7 +381,7 @@ _TOKENIZER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "file": ("the name of a file", _is_text),
     "lower": ("true or false", lambda v: isinstance(v, bool)),
-    "max_length": ("a whole number from 2", lambda v: _is_count(v, 2)),
+    "max_length": ("a whole number from 3", lambda v: _is_count(v, 3)),
 }
 _POOLING_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mode": (

@@ -1,0 +1,151 @@
+"""From a bare graph, as a symbol pair or an ONNX file, to a bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from bertrt.engine import Engine
+from bertrt.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    MissingFileError,
+    ModelFormatError,
+)
+from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, TASKS, GoldenCase, writing
+from bertrt.graph.pipeline import compile_graph
+from bertrt.graph.plan import Plan
+from bertrt.graph.read_mxnet import read_mxnet
+from bertrt.graph.read_onnx import read_onnx
+from bertrt.model import Model
+
+from .golden import record_golden
+from .model import check_labels, check_pooling, check_task, seal, write_plan
+from .symbol_to_onnx import symbol_to_onnx
+
+__all__ = ["import_graph"]
+
+_ONNX_DATA = "model.onnx.data"
+# Weights begin at a cache line, so that they can be used where they are mapped.
+_ALIGNMENT = 64
+
+
+def import_graph(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], task: str | None = None
+) -> Path:
+    """Make a bundle of a bare graph. It has no tokenizer: ``run`` works, ``predict`` does not.
+
+    Args:
+        path: a ``*-symbol.json`` with its ``-0000.params`` beside it, or an ``.onnx`` file.
+        out: where the bundle goes; nothing may be there yet.
+        task: ``"embedding"``, ``"classification"`` or ``"regression"``; if left out, a graph with
+            one logit is a regression, with several a classification, and any other an embedding.
+
+    Returns:
+        The path of the bundle. Its golden outputs come from MXNet for a symbol pair, where that
+        is installed, and from onnxruntime otherwise; without either it has none.
+
+    Raises:
+        MissingFileError: there is nothing at `path`.
+        ModelFormatError: the graph is broken, or (UnsupportedModelError) does not fuse.
+        InvalidInputError: the task does not fit the graph.
+        OutputExistsError: `out` exists.
+        MissingDependencyError: onnx is not installed.
+        BertrtError: the finished bundle gives other numbers than the graph; it is not kept.
+    """
+    source = Path(path)
+    if source.is_dir() or not source.exists():
+        raise MissingFileError(f"{source} is no file; a *-symbol.json or an .onnx file is wanted")
+    model = Model.open(source)
+    if task is not None and task not in TASKS:
+        raise InvalidInputError(f"task should be one of {', '.join(TASKS)}, found {task!r}")
+    outputs = model.outputs  # compiles the graph: its errors come before anything is written
+    with writing(out) as draft:
+        if model.symbol_path is not None and model.params_path is not None:
+            graph = shutil.copyfile(model.symbol_path, draft.directory / SYMBOL)
+            params = shutil.copyfile(model.params_path, draft.directory / PARAMS)
+            symbol_to_onnx(graph, params, draft.directory / ONNX)
+            plan, _ = compile_graph(read_mxnet(graph, params))
+            sources = ("mxnet", "onnxruntime")
+        else:
+            graph = draft.directory / ONNX
+            _copy_onnx(source, graph)
+            plan, _ = compile_graph(read_onnx(graph))
+            sources = ("onnxruntime",)
+        write_plan(plan, draft.directory)
+        golden, recorder = _record(plan, draft.directory, sources)
+        classes = _classes(plan)
+        if task is None:
+            head = {0: "embedding", 1: "regression"}
+            task = head.get(classes, "classification")
+        check_task(task, outputs)
+        seal(
+            draft,
+            plan,
+            tokenizer=None,
+            task=task,
+            labels=check_labels(None, task, classes),
+            pooling=check_pooling(None, task, outputs),
+            origin={"framework": "graph", "source": source.name, "golden": recorder},
+            golden=golden,
+        )
+    return Path(out)
+
+
+def _classes(plan: Plan) -> int:
+    """The number of logits; 0 for a graph without any."""
+    value = plan.outputs.get("logits")
+    for step in plan.steps:
+        if step["output"] == value:
+            rows = plan.weights[step["weights"]["weight"][0]].array.shape
+            return rows[1] if step["transposed"] else rows[0]
+    return 0
+
+
+def _record(
+    plan: Plan, directory: Path, backends: tuple[str, ...]
+) -> tuple[list[GoldenCase], str | None]:
+    """Golden cases by the first of `backends` that is installed, and its name."""
+    masked = plan.inputs.get("masked_positions") is not None
+    for name in backends:
+        graph = directory / (SYMBOL if name == "mxnet" else ONNX)
+        try:
+            engine = Engine.load(graph, backend=name)
+        except MissingDependencyError:
+            continue
+        with engine:
+            run = lambda inputs, engine=engine: engine.run(**inputs)  # noqa: E731
+            return record_golden(run, plan.architecture, masked=masked), name
+    return [], None
+
+
+def _copy_onnx(source: Path, target: Path) -> None:
+    """Copy an ONNX model, its float32 initialisers going to one data file beside the copy.
+
+    The plan refers to that file, so that the weights are stored once. The other initialisers are
+    shapes and indices, which shape inference wants to see in the model itself.
+    """
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    try:
+        model = onnx.load(str(source))
+    except Exception as error:  # protobuf's, onnx's and the file system's share no base class
+        raise ModelFormatError(f"{source} is not a readable ONNX model: {error}") from error
+    with open(target.with_name(_ONNX_DATA), "wb") as data:
+        for tensor in model.graph.initializer:
+            if tensor.data_type != onnx.TensorProto.FLOAT:
+                continue
+            array = np.asarray(onnx.numpy_helper.to_array(tensor), dtype="<f4")
+            data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+            offset = data.tell()
+            data.write(array.tobytes())
+            tensor.ClearField("float_data")
+            # set_external_data wants to see raw bytes, and takes them away itself.
+            tensor.raw_data = b""
+            set_external_data(tensor, _ONNX_DATA, offset=offset, length=array.nbytes)
+            tensor.ClearField("raw_data")
+    target.write_bytes(model.SerializeToString())

@@ -1,0 +1,356 @@
+"""From a Gluon net to a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertrt.errors import (
+    BertrtError,
+    InvalidInputError,
+    InvalidTypeError,
+    MissingFileError,
+    ModelFormatError,
+)
+from bertrt.graph.bundle import (
+    GOLDEN,
+    ONNX,
+    PLAN,
+    POOLING_MODES,
+    TASKS,
+    TOKENIZER_FILES,
+    BundleDraft,
+    GoldenCase,
+    write_golden,
+    writing,
+)
+from bertrt.graph.pipeline import compile_graph
+from bertrt.graph.plan import Plan
+from bertrt.graph.read_mxnet import read_mxnet
+from bertrt.tokenizer import Vocabulary
+from bertrt.verify import verify
+
+from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol_pair
+from .golden import record_golden
+from .symbol_to_onnx import symbol_to_onnx
+
+__all__ = ["TokenizerFile", "export_model", "write_bundle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer on its way into a bundle.
+
+    Attributes:
+        kind: ``"gluonnlp"`` or ``"huggingface"``: whose rules it follows.
+        content: the text of the vocabulary or tokenizer file.
+        lower: whether text is lower-cased.
+        max_length: the most tokens that it gives, special ones included.
+        size: how many ids it can give.
+    """
+
+    kind: str
+    content: str
+    lower: bool
+    max_length: int
+    size: int
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Write the file into `directory`; returns the manifest's entry."""
+        name = TOKENIZER_FILES[self.kind]
+        (directory / name).write_text(self.content, encoding="utf-8", newline="\n")
+        return {
+            "kind": self.kind,
+            "file": name,
+            "lower": self.lower,
+            "max_length": self.max_length,
+        }
+
+
+def export_model(
+    net: Any,
+    out_dir: str | os.PathLike[str],
+    *,
+    vocab: Any,
+    task: str,
+    labels: Sequence[str] | None = None,
+    lower: bool = True,
+    max_length: int = 128,
+    pooling: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Path:
+    """Export a Gluon net to a bundle, and check the bundle before it appears.
+
+    The net is left as it was found, hybridized or not, and is run in predict mode only.
+
+    Args:
+        net: an initialised GluonNLP ``BERTModel`` for ``task="embedding"``, or a
+            ``BERTClassifier`` (or a block that is called like one and returns logits of shape
+            (batch, classes)) for ``"classification"`` and ``"regression"``. float32.
+        out_dir: where the bundle goes; nothing may be there yet.
+        vocab: a ``gluonnlp.vocab.BERTVocab``, or the path of its JSON file.
+        task: ``"embedding"``, ``"classification"`` or ``"regression"``.
+        labels: the names of the classes, in the order of the logits; "0", "1", ... if left out.
+        lower: whether the model was trained on lower-cased text.
+        max_length: the longest input in tokens, special ones included; longer text is truncated.
+        pooling: for embeddings, how token rows become one vector: ``{"mode": "mean" | "cls" |
+            "pooled", "normalize": bool}``; the plain mean if left out.
+        origin: facts to record in the manifest beside the versions of the frameworks.
+
+    Returns:
+        The path of the bundle.
+
+    Raises:
+        InvalidInputError, InvalidTypeError: an argument does not fit, or does not fit the net.
+        OutputExistsError: `out_dir` exists.
+        MissingFileError: the vocabulary file, or the directory to hold `out_dir`, is not there.
+        ModelFormatError: the vocabulary file is broken.
+        UnsupportedModelError: the net holds something that the runtime does not run.
+        MissingDependencyError: mxnet, gluonnlp or onnx is not installed.
+        BertrtError: the finished bundle gives other numbers than the net; it is not kept.
+
+    Example::
+
+        export_model(net, "review.bundle", vocab=vocab, task="classification",
+                     labels=["negative", "positive"], lower=True, max_length=128)
+    """
+    mxnet, _ = import_gluon()
+    if not isinstance(net, mxnet.gluon.HybridBlock):
+        raise InvalidTypeError(
+            f"net should be an initialised GluonNLP BERTModel or BERTClassifier, "
+            f"found {type(net).__name__}"
+        )
+    if not isinstance(lower, bool):
+        raise InvalidTypeError(f"lower should be True or False, found {lower!r}")
+    if isinstance(max_length, bool) or not isinstance(max_length, int):
+        raise InvalidTypeError(f"max_length should be a whole number, found {max_length!r}")
+    vocab = load_vocab(vocab)
+    tokenizer = TokenizerFile("gluonnlp", vocab.to_json(), lower, max_length, len(vocab))
+    return write_bundle(
+        net,
+        out_dir,
+        tokenizer=tokenizer,
+        task=task,
+        labels=labels,
+        pooling=pooling,
+        origin={"framework": "gluonnlp", **(origin or {})},
+    )
+
+
+def load_vocab(vocab: Any) -> Any:
+    """`vocab` as a ``BERTVocab``: itself, or read from the JSON file that it names.
+
+    Raises:
+        InvalidTypeError: it is neither a vocabulary nor a path.
+        MissingFileError: there is no such file.
+        ModelFormatError: the file is not the JSON of a ``BERTVocab``.
+    """
+    _, gluonnlp = import_gluon()
+    if isinstance(vocab, gluonnlp.vocab.BERTVocab):
+        return vocab
+    if not isinstance(vocab, (str, os.PathLike)):
+        raise InvalidTypeError(
+            "vocab should be a gluonnlp.vocab.BERTVocab or the path of its JSON file, "
+            f"found {type(vocab).__name__}"
+        )
+    path = Path(vocab)
+    if not path.is_file():
+        raise MissingFileError(f"the vocabulary file {path} does not exist")
+    Vocabulary.read(path)
+    try:
+        return gluonnlp.vocab.BERTVocab.from_json(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        # GluonNLP asserts, and falls over in its own ways on what it does not expect.
+        raise ModelFormatError(f"{path}: GluonNLP cannot read the vocabulary: {error!r}") from error
+
+
+def write_bundle(
+    net: Any,
+    out_dir: str | os.PathLike[str],
+    *,
+    tokenizer: TokenizerFile,
+    task: str,
+    labels: Sequence[str] | None,
+    pooling: Mapping[str, Any] | None,
+    origin: Mapping[str, Any],
+) -> Path:
+    """Write the bundle of `net`; :func:`export_model` says what the arguments are and raise."""
+    names = output_names(net)
+    check_task(task, names)
+    pooling = check_pooling(pooling, task, names)
+    with writing(out_dir) as draft:
+        # The smallest batch settles shapes that MXNet leaves open until the first call.
+        ones = np.ones((1, 1), dtype=np.int64)
+        smallest = {"token_ids": 0 * ones, "token_types": 0 * ones, "valid_length": ones[0]}
+        if "masked_lm_outputs" in names:
+            smallest["masked_positions"] = 0 * ones
+        first = run_gluon(net, smallest)
+        if "logits" in first and first["logits"].ndim != 2:
+            raise InvalidInputError(
+                f"the net returns an array of shape {first['logits'].shape} for one row; "
+                "logits of shape (batch, classes) are expected"
+            )
+        labels = check_labels(labels, task, first["logits"].shape[1] if "logits" in first else 0)
+        symbol, params = write_symbol_pair(net, draft.directory)
+        symbol_to_onnx(symbol, params, draft.directory / ONNX)
+        plan, _ = compile_graph(read_mxnet(symbol, params))
+        write_plan(plan, draft.directory)
+        golden = record_golden(
+            functools.partial(run_gluon, net),
+            plan.architecture,
+            masked="masked_positions" in smallest,
+        )
+        seal(
+            draft,
+            plan,
+            tokenizer=tokenizer,
+            task=task,
+            labels=labels,
+            pooling=pooling,
+            origin=origin,
+            golden=golden,
+        )
+    return Path(out_dir)
+
+
+def write_plan(plan: Plan, directory: Path) -> None:
+    """Write ``plan.json``; the plan's weights must lie in files of `directory`."""
+    text = json.dumps(plan.to_dict(directory), indent=1) + "\n"
+    (directory / PLAN).write_text(text, encoding="utf-8", newline="\n")
+
+
+def seal(
+    draft: BundleDraft,
+    plan: Plan,
+    *,
+    tokenizer: TokenizerFile | None,
+    task: str,
+    labels: Sequence[str] | None,
+    pooling: Mapping[str, Any] | None,
+    origin: Mapping[str, Any],
+    golden: Sequence[GoldenCase],
+) -> None:
+    """Write what is left of a bundle, its manifest last, and check its numbers.
+
+    Raises:
+        InvalidInputError: the tokenizer does not fit the model.
+        BertrtError: a backend gives other numbers than the golden ones.
+    """
+    settings = None
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, plan.architecture)
+        settings = tokenizer.write(draft.directory)
+    if golden:
+        write_golden(draft.directory / GOLDEN, golden)
+    draft.seal(
+        {
+            "task": task,
+            "labels": None if labels is None else list(labels),
+            "architecture": dict(plan.architecture),
+            "outputs": list(plan.outputs),
+            "tokenizer": settings,
+            "pooling": None if pooling is None else dict(pooling),
+            "origin": {**origin, "versions": _versions()},
+        }
+    )
+    if not golden:
+        return
+    report = verify(draft.directory, live=False)
+    if not report.ok:
+        raise BertrtError(
+            "the finished bundle does not give the numbers of the model it was made from, "
+            f"and was not kept\n{report}"
+        )
+
+
+def check_task(task: str, outputs: Sequence[str]) -> None:
+    """Check that `task` is known and that a model with these outputs can do it."""
+    if not isinstance(task, str) or task not in TASKS:
+        raise InvalidInputError(f"task should be one of {', '.join(TASKS)}, found {task!r}")
+    if (task == "embedding") == ("logits" in outputs):
+        raise InvalidInputError(
+            f"task {task!r} needs a "
+            + (
+                "BERTModel; this net returns logits"
+                if task == "embedding"
+                else f"net with logits, like BERTClassifier; this one returns {', '.join(outputs)}"
+            )
+        )
+
+
+def check_labels(labels: Sequence[str] | None, task: str, outputs: int) -> list[str] | None:
+    """The labels of a head with `outputs` logits, numbered where the caller names none."""
+    if task == "regression" and outputs != 1:
+        raise InvalidInputError(f"regression needs a head with one output; it has {outputs}")
+    if task != "classification":
+        if labels is not None:
+            raise InvalidInputError(f"labels are for classification, and the task is {task!r}")
+        return None
+    if labels is None:
+        return [str(index) for index in range(outputs)]
+    if isinstance(labels, str) or not all(isinstance(label, str) and label for label in labels):
+        raise InvalidTypeError(f"labels should be a list of non-empty strings, found {labels!r}")
+    if len(labels) != outputs or len(set(labels)) != outputs:
+        raise InvalidInputError(
+            f"the head has {outputs} outputs and needs as many different labels; "
+            f"found {len(labels)}: {', '.join(labels)}"
+        )
+    return list(labels)
+
+
+def check_pooling(
+    pooling: Mapping[str, Any] | None, task: str, outputs: Sequence[str]
+) -> dict[str, Any] | None:
+    """The pooling of an embedding model, the plain mean where the caller names none."""
+    if task != "embedding":
+        if pooling is not None:
+            raise InvalidInputError(f"pooling is for embeddings, and the task is {task!r}")
+        return None
+    pooling = {"mode": "mean", "normalize": False, **(pooling or {})}
+    if pooling.keys() != {"mode", "normalize"} or not isinstance(pooling["normalize"], bool):
+        raise InvalidInputError(
+            f'pooling should be {{"mode": ..., "normalize": True or False}}, found {pooling!r}'
+        )
+    if pooling["mode"] not in POOLING_MODES:
+        raise InvalidInputError(
+            f"pooling mode should be one of {', '.join(POOLING_MODES)}, found {pooling['mode']!r}"
+        )
+    if pooling["mode"] == "pooled" and "pooled_output" not in outputs:
+        raise InvalidInputError("pooling mode 'pooled' needs a net built with use_pooler=True")
+    return pooling
+
+
+def _check_tokenizer(tokenizer: TokenizerFile, architecture: Mapping[str, Any]) -> None:
+    if not 3 <= tokenizer.max_length <= architecture["max_length"]:
+        raise InvalidInputError(
+            f"max_length should be from 3 to the model's {architecture['max_length']} positions, "
+            f"found {tokenizer.max_length}"
+        )
+    ids = architecture["vocab_size"]
+    # Hugging Face models may have rows to spare; in GluonNLP the sizes are one and the same, so
+    # that a difference means the vocabulary of another model.
+    if tokenizer.size > ids or (tokenizer.kind == "gluonnlp" and tokenizer.size != ids):
+        raise InvalidInputError(
+            f"the vocabulary has {tokenizer.size} tokens and the model's word embedding {ids} "
+            "rows; they do not belong together"
+        )
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    versions = {"python": platform.python_version()}
+    for name in ("bertrt", "mxnet", "gluonnlp", "numpy", "onnx"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
