@@ -1,0 +1,56 @@
+"""The exceptions of bertrt.
+
+Everything that bertrt raises on purpose derives from :class:`BertrtError`. Where Python has a
+built-in exception with the same meaning the class derives from that too, so that callers who know
+only the built-in one catch ours as well.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BertrtError",
+    "DeviceError",
+    "InvalidInputError",
+    "InvalidTypeError",
+    "MissingDependencyError",
+    "MissingFileError",
+    "ModelFormatError",
+    "OutputExistsError",
+    "UnsupportedModelError",
+]
+
+
+class BertrtError(Exception):
+    """The base of every exception that bertrt raises on purpose."""
+
+
+class InvalidInputError(BertrtError, ValueError):
+    """An argument has the right type and a value that cannot be used."""
+
+
+class InvalidTypeError(BertrtError, TypeError):
+    """An argument has the wrong type."""
+
+
+class MissingFileError(BertrtError, FileNotFoundError):
+    """A file or directory that was asked for is not there."""
+
+
+class OutputExistsError(BertrtError, FileExistsError):
+    """An output path exists already; bertrt never overwrites."""
+
+
+class ModelFormatError(BertrtError):
+    """A model file is broken: truncated, damaged, inconsistent, or of another format."""
+
+
+class UnsupportedModelError(ModelFormatError):
+    """A model file is well formed and holds something that bertrt does not run."""
+
+
+class MissingDependencyError(BertrtError, ImportError):
+    """An optional package is needed and not installed; the message names the extra."""
+
+
+class DeviceError(BertrtError, RuntimeError):
+    """A device, provider, precision or instruction set cannot be used here."""

@@ -1,0 +1,15 @@
+// One function a part of the Python module; module.cpp is the list.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+namespace bertrt::bindings {
+
+using FloatArray = pybind11::array_t<float, pybind11::array::c_style>;
+using IntArray = pybind11::array_t<int32_t, pybind11::array::c_style>;
+
+void bind_engine(pybind11::module_& module);
+void bind_kernels(pybind11::module_& module);
+
+}  // namespace bertrt::bindings

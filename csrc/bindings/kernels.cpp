@@ -1,0 +1,149 @@
+// The kernels one by one, for tests and benchmarks: each instruction set beside the reference.
+#include <cstring>
+#include <optional>
+
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "core/aligned_buffer.h"
+#include "core/error.h"
+#include "cpu/cpu_ops.h"
+#include "cpu/isa.h"
+#include "plan/plan.h"
+#include "reference/reference.h"
+
+namespace py = pybind11;
+
+namespace bertrt::bindings {
+namespace {
+
+constexpr const char* kReference = "reference";
+
+void require(bool condition, const char* message) {
+  if (!condition) throw BatchError(message);
+}
+
+const float* data_or_null(const std::optional<FloatArray>& array) {
+  return array ? array->data() : nullptr;
+}
+
+FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray& weight,
+                  const std::optional<FloatArray>& bias, const std::optional<FloatArray>& residual,
+                  const std::string& activation_name, int threads) {
+  require(x.ndim() == 2 && weight.ndim() == 2 && x.shape(1) == weight.shape(1),
+          "x must be (rows, inputs) and weight (outputs, inputs)");
+  const int64_t rows = x.shape(0), inputs = x.shape(1), outputs = weight.shape(0);
+  require(!bias || (bias->ndim() == 1 && bias->shape(0) == outputs), "bias must be (outputs,)");
+  require(!residual || (residual->ndim() == 2 && residual->shape(0) == rows &&
+                        residual->shape(1) == outputs),
+          "residual must be (rows, outputs)");
+  const Activation activation = plan::parse_activation(activation_name);
+  FloatArray out({rows, outputs});
+  if (isa == kReference) {
+    reference::linear(x.data(), weight.data(), data_or_null(bias), data_or_null(residual),
+                      activation, rows, inputs, outputs, out.mutable_data());
+    return out;
+  }
+  ThreadPool pool(threads);
+  const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
+  const WeightBlock block{weight.data(), outputs, inputs, false, nullptr, 0};
+  const auto matrix = ops->pack(&block, 1, inputs, outputs);
+  Epilogue epilogue;
+  epilogue.bias = data_or_null(bias);
+  if (residual) epilogue.residual = {residual->data(), outputs};
+  epilogue.activation = activation;
+  ops->linear(*matrix, epilogue, {x.data(), inputs}, rows, {out.mutable_data(), outputs});
+  return out;
+}
+
+FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArray& cu_seqlens,
+                     int64_t heads, double scale, int threads) {
+  require(qkv.ndim() == 2 && heads > 0 && qkv.shape(1) % (3 * heads) == 0,
+          "qkv must be (tokens, 3 * heads * head_dim)");
+  const int64_t seqs = cu_seqlens.size() - 1;
+  require(seqs >= 0 && cu_seqlens.data()[0] == 0 && cu_seqlens.data()[seqs] == qkv.shape(0),
+          "cu_seqlens must run from 0 to tokens");
+  for (int64_t s = 0; s < seqs; ++s) {
+    require(cu_seqlens.data()[s] <= cu_seqlens.data()[s + 1], "cu_seqlens must not fall");
+  }
+  const int64_t hidden = qkv.shape(1) / 3;
+  FloatArray out({qkv.shape(0), hidden});
+  if (isa == kReference) {
+    for (int64_t s = 0; s < seqs; ++s) {
+      const int64_t first = cu_seqlens.data()[s];
+      reference::attention(qkv.data() + first * 3 * hidden, cu_seqlens.data()[s + 1] - first,
+                           heads, hidden / heads, scale, out.mutable_data() + first * hidden);
+    }
+    return out;
+  }
+  ThreadPool pool(threads);
+  const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
+  const Attention shape{heads, hidden / heads, static_cast<float>(scale)};
+  PackedBatch batch;
+  batch.cu_seqlens = cu_seqlens.data();
+  batch.seqs = seqs;
+  const AlignedBuffer scratch(static_cast<size_t>(ops->attention_scratch(shape, qkv.shape(0))));
+  ops->attention(shape, batch, {qkv.data(), 3 * hidden}, {out.mutable_data(), hidden},
+                 scratch.data());
+  return out;
+}
+
+FloatArray layer_norm(const std::string& isa, const FloatArray& x, const FloatArray& gamma,
+                      const FloatArray& beta, double eps) {
+  require(x.ndim() == 2 && gamma.ndim() == 1 && beta.ndim() == 1 && gamma.shape(0) == x.shape(1) &&
+              beta.shape(0) == x.shape(1),
+          "x must be (rows, hidden), gamma and beta (hidden,)");
+  const int64_t rows = x.shape(0), hidden = x.shape(1);
+  FloatArray out({rows, hidden});
+  if (isa == kReference) {
+    reference::layer_norm(x.data(), gamma.data(), beta.data(), eps, rows, hidden,
+                          out.mutable_data());
+    return out;
+  }
+  const LayerNorm norm{gamma.data(), beta.data(), static_cast<float>(eps), hidden};
+  const cpu::KernelTable& table = cpu::table_by_name(isa);
+  for (int64_t r = 0; r < rows; ++r) {
+    table.layer_norm_f32(norm, x.data() + r * hidden, out.mutable_data() + r * hidden);
+  }
+  return out;
+}
+
+FloatArray activation(const std::string& isa, const std::string& name, const FloatArray& x) {
+  require(x.ndim() == 1, "x must have one axis");
+  const Activation kind = plan::parse_activation(name);
+  FloatArray out(x.shape(0));
+  std::memcpy(out.mutable_data(), x.data(), static_cast<size_t>(x.nbytes()));
+  if (isa == kReference) {
+    for (int64_t i = 0; i < x.size(); ++i) {
+      out.mutable_data()[i] = reference::activate(kind, x.data()[i]);
+    }
+  } else {
+    cpu::table_by_name(isa).activation_f32(kind, out.mutable_data(), x.size());
+  }
+  return out;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const cpu::KernelTable* table : cpu::supported_tables()) names.emplace_back(table->isa);
+  return names;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& module) {
+  module.def("supported_isas", &supported_isas,
+             "The instruction sets that can run here, best first.");
+  auto kernels = module.def_submodule(
+      "kernels", "Single kernels by instruction set; isa \"reference\" is the double oracle.");
+  kernels.def("linear", &linear, py::arg("isa"), py::arg("x"), py::arg("weight"),
+              py::arg("bias") = py::none(), py::arg("residual") = py::none(),
+              py::arg("activation") = "none", py::arg("threads") = 1);
+  kernels.def("attention", &attention, py::arg("isa"), py::arg("qkv"), py::arg("cu_seqlens"),
+              py::arg("heads"), py::arg("scale"), py::arg("threads") = 1);
+  kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
+              py::arg("beta"), py::arg("eps"));
+  kernels.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
+}
+
+}  // namespace bertrt::bindings

@@ -1,0 +1,106 @@
+// What a device offers to the engine: the fused operations of a plan on rows of float32.
+//
+// A device packs each matrix once, in the layout its kernels read, and then runs the operations on
+// its own memory. Adding a precision means another kind of Matrix; adding a device means another
+// implementation of Ops.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/types.h"
+
+namespace bertrt {
+
+// One block of rows of a weight matrix as the model file has it: `outputs` rows of `inputs`
+// values, or, if transposed, the other way round. Row r of the block becomes output column
+// `column(r)` of the packed matrix.
+struct WeightBlock {
+  const float* data;
+  int64_t outputs;
+  int64_t inputs;
+  bool transposed;
+  const int64_t* columns;  // outputs values, or null for first_column, first_column + 1, ...
+  int64_t first_column;
+};
+
+// A matrix in the layout of the kernels that read it. Made by Ops::pack, never changed after.
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+  int64_t inputs = 0;
+  int64_t outputs = 0;
+};
+
+// Rows of float32, `stride` values apart. The engine pads strides so that the rows of a tile do not
+// fall into one set of the cache; what the caller asked for is dense.
+struct Rows {
+  float* data = nullptr;
+  int64_t stride = 0;
+};
+
+struct ConstRows {
+  const float* data = nullptr;
+  int64_t stride = 0;
+
+  ConstRows() = default;
+  ConstRows(const float* d, int64_t s) : data(d), stride(s) {}
+  ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
+};
+
+struct Epilogue {
+  const float* bias = nullptr;  // outputs values, or null
+  ConstRows residual;           // rows x outputs, or null
+  Activation activation = Activation::kNone;
+};
+
+struct LayerNorm {
+  const float* gamma = nullptr;
+  const float* beta = nullptr;
+  float eps = 0.0f;
+  int64_t hidden = 0;
+};
+
+struct Embedding {
+  const float* word = nullptr;
+  const float* type = nullptr;  // null: the model has no token types
+  const float* position = nullptr;
+  LayerNorm norm;
+};
+
+struct Attention {
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+  float scale = 0.0f;
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  // The kernel family in use, e.g. "avx512", and the kernel that a matrix product runs on.
+  virtual std::string name() const = 0;
+  virtual std::string linear_kernel() const = 0;
+  virtual std::string attention_kernel() const = 0;
+
+  virtual std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
+                                       int64_t outputs) const = 0;
+
+  // Bytes of scratch that attention over sequences of at most `longest` tokens needs.
+  virtual int64_t attention_scratch(const Attention& attention, int64_t longest) const = 0;
+
+  virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out) = 0;
+  virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows,
+                      Rows out) = 0;
+  // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim.
+  virtual void attention(const Attention& attention, const PackedBatch& batch, ConstRows qkv,
+                         Rows out, void* scratch) = 0;
+  // x and out may be the same rows.
+  virtual void layer_norm(const LayerNorm& norm, ConstRows x, int64_t rows, Rows out) = 0;
+  // Row i of out is row index[i] of x, or zeros where index[i] is negative.
+  virtual void gather_rows(ConstRows x, const int32_t* index, int64_t rows, int64_t cols,
+                           Rows out) = 0;
+};
+
+}  // namespace bertrt

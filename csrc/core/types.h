@@ -1,0 +1,25 @@
+// The small vocabulary that every part of the runtime shares.
+#pragma once
+
+#include <cstdint>
+
+namespace bertrt {
+
+// What a linear layer applies to its sums. The two GELUs are different functions: erf is
+// x * Phi(x), tanh is the approximation that some checkpoints were trained with.
+enum class Activation { kNone, kRelu, kGeluErf, kGeluTanh, kTanh };
+
+// A ragged batch: the tokens of all sequences end to end, nothing padded. Sequence s holds tokens
+// [cu_seqlens[s], cu_seqlens[s + 1]); an empty sequence is allowed.
+struct PackedBatch {
+  const int32_t* token_ids = nullptr;
+  const int32_t* token_types = nullptr;
+  const int32_t* cu_seqlens = nullptr;  // seqs + 1 values, from 0 up
+  int64_t seqs = 0;
+  const int32_t* masked_positions = nullptr;  // (seqs, masked_per_seq), within each sequence
+  int64_t masked_per_seq = 0;
+
+  int64_t tokens() const { return cu_seqlens[seqs] - cu_seqlens[0]; }
+};
+
+}  // namespace bertrt

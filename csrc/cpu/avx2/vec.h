@@ -1,0 +1,88 @@
+// The 16-lane float vector on AVX2 with FMA: two ymm registers.
+#pragma once
+
+#include <immintrin.h>
+
+namespace bertrt::cpu::avx2 {
+
+struct F16 {
+  __m256 lo, hi;
+};
+
+// A row tile of 6 by 16 columns keeps 12 accumulators in the 16 registers, two for the weights of
+// one step and one for the broadcast activation.
+inline constexpr int kGemmRows = 6;
+inline constexpr int kGemmVectors = 1;
+
+// All ones in lanes first, first + 1, ... that are below n.
+static inline __m256i lanes_below(int n, int first) {
+  const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+}
+
+static inline F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+static inline F16 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline F16 load_first(const float* p, int n) {
+  return {_mm256_maskload_ps(p, lanes_below(n, 0)), _mm256_maskload_ps(p + 8, lanes_below(n, 8))};
+}
+static inline void store(float* p, F16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+static inline void store_first(float* p, F16 a, int n) {
+  _mm256_maskstore_ps(p, lanes_below(n, 0), a.lo);
+  _mm256_maskstore_ps(p + 8, lanes_below(n, 8), a.hi);
+}
+// Lanes 0 to n - 1 of a, the others of b.
+static inline F16 select_first(int n, F16 a, F16 b) {
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lanes_below(n, 0))),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(lanes_below(n, 8)))};
+}
+
+static inline F16 operator+(F16 a, F16 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+static inline F16 operator-(F16 a, F16 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+static inline F16 operator*(F16 a, F16 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+static inline F16 operator/(F16 a, F16 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+static inline F16 fma(F16 a, F16 b, F16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+static inline F16 max(F16 a, F16 b) {
+  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+static inline F16 min(F16 a, F16 b) {
+  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
+
+static inline __m256 scale_by_power(__m256 a, __m256 t) {
+  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+}
+// a * 2^n, where the low bits of t's representation hold n.
+static inline F16 scale_by_power(F16 a, F16 t) {
+  return {scale_by_power(a.lo, t.lo), scale_by_power(a.hi, t.hi)};
+}
+
+// The sums and maxima of all lanes fold halves (8, 4, 2, 1): the same order on every path.
+static inline float reduce_add(F16 a) {
+  const __m256 s8 = _mm256_add_ps(a.lo, a.hi);
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
+}
+static inline float reduce_max(F16 a) {
+  const __m256 m8 = _mm256_max_ps(a.lo, a.hi);
+  const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+  const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+  return _mm_cvtss_f32(_mm_max_ss(m2, _mm_shuffle_ps(m2, m2, 1)));
+}
+
+}  // namespace bertrt::cpu::avx2

@@ -1,0 +1,62 @@
+// The 16-lane float vector on AVX-512: one zmm register.
+#pragma once
+
+#include <immintrin.h>
+
+namespace bertrt::cpu::avx512 {
+
+struct F16 {
+  __m512 v;
+};
+
+// A row tile of 14 by 2 vectors keeps 28 accumulators in the 32 registers, which leaves two for the
+// weights of one step; the activations come in as broadcast memory operands.
+inline constexpr int kGemmRows = 14;
+inline constexpr int kGemmVectors = 2;
+
+static inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+static inline F16 zero() { return {_mm512_setzero_ps()}; }
+static inline F16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+static inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline F16 load_first(const float* p, int n) {
+  return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
+}
+static inline void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
+static inline void store_first(float* p, F16 a, int n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
+}
+// Lanes 0 to n - 1 of a, the others of b.
+static inline F16 select_first(int n, F16 a, F16 b) {
+  return {_mm512_mask_blend_ps(first_lanes(n), b.v, a.v)};
+}
+
+static inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+
+// a * 2^n, where the low bits of t's representation hold n.
+static inline F16 scale_by_power(F16 a, F16 t) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), n))};
+}
+
+// The sums and maxima of all lanes fold halves (8, 4, 2, 1): the same order on every path.
+static inline float reduce_add(F16 a) {
+  const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
+}
+static inline float reduce_max(F16 a) {
+  const __m256 m8 = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+  const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+  return _mm_cvtss_f32(_mm_max_ss(m2, _mm_shuffle_ps(m2, m2, 1)));
+}
+
+}  // namespace bertrt::cpu::avx512

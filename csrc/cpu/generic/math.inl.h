@@ -1,0 +1,104 @@
+// Elementary functions on 16 lanes, written once for every instruction set.
+//
+// The polynomials are our own minimax fits (Remez-like reweighting in double precision). With fused
+// multiply-add they give the same bits on AVX2 and AVX-512.
+#pragma once
+
+#ifndef BERTRT_CPU_NAMESPACE
+#error "include from a kernels.cpp, after its vec.h"
+#endif
+
+namespace bertrt::cpu::BERTRT_CPU_NAMESPACE {
+namespace {
+
+// exp(x) for x <= 88; below -87.3 the result stays at 1.2e-38, the smallest normal number.
+// x = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by a polynomial of degree 6 (3e-9 relative before
+// rounding). Adding 1.5 * 2^23 rounds n to an integer and leaves it in the low bits of the sum.
+inline F16 exp_f32(F16 x) {
+  const F16 magic = broadcast(12582912.0f);
+  x = max(x, broadcast(-87.33654f));
+  const F16 shifted = fma(x, broadcast(1.44269504f), magic);
+  const F16 n = shifted - magic;
+  F16 r = fma(n, broadcast(-0.693359375f), x);  // ln 2 in two parts: the first has 9 bits
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  F16 p = broadcast(0.001381461275741458f);
+  p = fma(p, r, broadcast(0.008368710055947304f));
+  p = fma(p, r, broadcast(0.04166838899254799f));
+  p = fma(p, r, broadcast(0.1666652113199234f));
+  p = fma(p, r, broadcast(0.4999999403953552f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return scale_by_power(p, shifted);
+}
+
+// erf(z) within 3e-7 absolute: z P(z^2) / Q(z^2) on [-4, 4], where the fit itself is good to
+// 1.5e-9; beyond, erf is 1 to within half an ulp.
+inline F16 erf_f32(F16 z) {
+  z = min(max(z, broadcast(-4.0f)), broadcast(4.0f));
+  const F16 s = z * z;
+  F16 p = broadcast(-1.3666757503472127e-08f);
+  p = fma(p, s, broadcast(4.78053470942541e-06f));
+  p = fma(p, s, broadcast(0.0003826920292340219f));
+  p = fma(p, s, broadcast(0.0038395272567868233f));
+  p = fma(p, s, broadcast(0.054332587867975235f));
+  p = fma(p, s, broadcast(0.1847103238105774f));
+  p = fma(p, s, broadcast(1.128379225730896f));
+  F16 q = broadcast(6.400922575267032e-05f);
+  q = fma(q, s, broadcast(0.0013095783069729805f));
+  q = fma(q, s, broadcast(0.015453511849045753f));
+  q = fma(q, s, broadcast(0.11382628977298737f));
+  q = fma(q, s, broadcast(0.49702879786491394f));
+  q = fma(q, s, broadcast(1.0f));
+  return z * p / q;
+}
+
+// x Phi(x) = x / 2 (1 + erf(x / sqrt 2)).
+inline F16 gelu_erf_f32(F16 x) {
+  const F16 half = x * broadcast(0.5f);
+  return fma(half, erf_f32(x * broadcast(0.70710678f)), half);
+}
+
+// x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), as x / (1 + exp(-2 u)).
+inline F16 gelu_tanh_f32(F16 x) {
+  const F16 cubic = fma(x * x, broadcast(0.044715f), broadcast(1.0f)) * x;
+  const F16 e = exp_f32(min(cubic * broadcast(-1.5957691216f), broadcast(88.0f)));
+  return x / (broadcast(1.0f) + e);
+}
+
+// Short rows only (a pooler), so the library's function serves.
+inline F16 tanh_f32(F16 x) {
+  float lanes[16];
+  store(lanes, x);
+  for (int i = 0; i < 16; ++i) lanes[i] = __builtin_tanhf(lanes[i]);
+  return load(lanes);
+}
+
+template <F16 (*function)(F16)>
+void map_row(float* x, int64_t count) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store(x + i, function(load(x + i)));
+  if (i < count) {
+    const int rest = static_cast<int>(count - i);
+    store_first(x + i, function(load_first(x + i, rest)), rest);
+  }
+}
+
+inline F16 relu_f32(F16 x) { return max(x, zero()); }
+
+void activation_f32(Activation activation, float* x, int64_t count) {
+  switch (activation) {
+    case Activation::kNone:
+      return;
+    case Activation::kRelu:
+      return map_row<relu_f32>(x, count);
+    case Activation::kGeluErf:
+      return map_row<gelu_erf_f32>(x, count);
+    case Activation::kGeluTanh:
+      return map_row<gelu_tanh_f32>(x, count);
+    case Activation::kTanh:
+      return map_row<tanh_f32>(x, count);
+  }
+}
+
+}  // namespace
+}  // namespace bertrt::cpu::BERTRT_CPU_NAMESPACE

@@ -1,0 +1,86 @@
+// The fused plan: what the engine executes, step by step.
+//
+// bertrt/graph/plan.py writes it and docs/plan.md describes every field. It arrives here as plain
+// structs; validate() checks all that the engine and the kernels rely on, so that no plan, however
+// broken, makes them touch memory that is not theirs.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/types.h"
+
+namespace bertrt::plan {
+
+inline constexpr int64_t kVersion = 1;
+
+enum class Op {
+  kEmbedLayerNorm,
+  kQkvLinear,
+  kAttention,
+  kLinearAddLayerNorm,
+  kLinear,
+  kLayerNorm,
+  kFirstToken,
+  kGatherPositions,
+};
+
+// How query, key and value stand in an array of 3 * hidden rows: as three arrays, or as one whose
+// rows go by head, then by query, key, value, then by head_dim (GluonNLP's own graph pass).
+enum class QkvLayout { kSeparate, kInterleaved };
+
+// float32, dense, row-major. The memory belongs to the caller.
+struct Weight {
+  std::string name;
+  const float* data = nullptr;
+  std::vector<int64_t> shape;
+};
+
+struct Step {
+  Op op{};
+  std::string name;
+  std::vector<std::string> inputs;
+  std::string output;
+  std::map<std::string, std::vector<Weight>> weights;  // by role
+  double eps = 0.0;
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+  double scale = 0.0;
+  bool transposed = false;
+  QkvLayout weight_layout = QkvLayout::kSeparate;
+  QkvLayout bias_layout = QkvLayout::kSeparate;
+  Activation activation = Activation::kNone;
+};
+
+struct Plan {
+  int64_t version = 0;
+  int64_t hidden = 0;
+  int64_t vocab_size = 0;
+  int64_t type_vocab_size = 0;  // 0: no token types
+  int64_t max_length = 0;
+  std::vector<Step> steps;
+  std::vector<std::pair<std::string, std::string>> outputs;  // name, value
+};
+
+// What the rows of a value are counted by.
+enum class RowKind { kTokens, kSeqs, kPositions };
+
+struct ValueShape {
+  RowKind rows{};
+  int64_t cols = 0;
+};
+
+// Returns the shape of every value. Throws PlanError naming the step and the field.
+std::map<std::string, ValueShape> validate(const Plan& plan);
+
+// Names as the plan file spells them; unknown ones throw PlanError.
+Op parse_op(const std::string& name);
+const char* op_name(Op op);
+Activation parse_activation(const std::string& name);
+const char* activation_name(Activation activation);
+QkvLayout parse_layout(const std::string& name);
+
+}  // namespace bertrt::plan

@@ -1,0 +1,28 @@
+// The oracle: every fused operation in plain loops, with sums in double precision.
+//
+// Written to be read. The kernels are tested against it, and it is the first thing to look at when
+// asking what an operation means.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace bertrt::reference {
+
+float activate(Activation activation, float x);
+
+// out[rows][outputs] = activation(x[rows][inputs] * weight[outputs][inputs]^T + bias + residual);
+// bias and residual may be null.
+void linear(const float* x, const float* weight, const float* bias, const float* residual,
+            Activation activation, int64_t rows, int64_t inputs, int64_t outputs, float* out);
+
+// out = gamma * (x - mean) / sqrt(variance + eps) + beta, per row.
+void layer_norm(const float* x, const float* gamma, const float* beta, double eps, int64_t rows,
+                int64_t hidden, float* out);
+
+// qkv: tokens x 3 * heads * head_dim as [query | key | value], each by head. One sequence.
+void attention(const float* qkv, int64_t tokens, int64_t heads, int64_t head_dim, double scale,
+               float* out);
+
+}  // namespace bertrt::reference

@@ -1,0 +1,82 @@
+// Walks a plan over packed batches.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "core/ops.h"
+#include "plan/plan.h"
+#include "runtime/thread_pool.h"
+
+namespace bertrt {
+
+// One output that the caller wants, dense, with the rows that its value has for this batch.
+struct Output {
+  std::string name;
+  float* data;
+};
+
+struct StepTime {
+  std::string name;
+  std::string kernel;
+  double seconds = 0.0;
+};
+
+class Engine {
+ public:
+  // Packs the plan's matrices; afterwards only embedding tables are read from the weights' memory,
+  // which must outlive the engine. Throws PlanError, DeviceError.
+  Engine(const plan::Plan& plan, int threads, bool trace);
+  ~Engine();
+
+  // Computes the outputs asked for, and no step that they do not need. Safe to call from several
+  // threads. Throws BatchError if the batch does not fit the plan.
+  void run(const PackedBatch& batch, const std::vector<Output>& outputs);
+
+  // Rows and columns of an output for a batch. Throws BatchError if there is no such output.
+  int64_t output_rows(const std::string& name, const PackedBatch& batch) const;
+  int64_t output_cols(const std::string& name) const;
+
+  int threads() const { return pool_.threads(); }
+  std::string device_name() const { return ops_->name(); }
+  // Every step with its kernel, and the time spent in it since loading if tracing is on.
+  std::vector<StepTime> steps() const;
+
+ private:
+  struct Node;
+  struct Value {
+    plan::RowKind rows;
+    int64_t cols;
+    int made_by;
+  };
+  class Workspace;
+  class BorrowedWorkspace;
+  struct Part;
+
+  int output_value(const std::string& name) const;
+  void check(const PackedBatch& batch) const;
+  void run_part(const Part& part, const std::vector<char>& needed, Workspace& workspace);
+  void run_node(Node& node, const Part& part, const std::vector<Rows>& values, void* scratch,
+                std::vector<int32_t>& index);
+
+  ThreadPool pool_;
+  std::unique_ptr<Ops> ops_;
+  int64_t vocab_size_;
+  int64_t type_vocab_size_;
+  int64_t max_length_;
+  std::vector<std::unique_ptr<Node>> nodes_;
+  std::vector<Value> values_;
+  std::vector<std::pair<std::string, int>> outputs_;
+  const bool trace_;
+
+  std::mutex free_mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_;
+
+};
+
+}  // namespace bertrt

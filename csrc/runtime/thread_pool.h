@@ -1,0 +1,51 @@
+// The engine's own threads.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+namespace bertrt {
+
+// Runs one loop at a time over `threads` threads, the caller's among them. Which thread takes which
+// index is left to chance; callers write results that do not depend on it.
+//
+// A caller that finds the threads busy with somebody else's loop runs its own loop alone: so calls
+// from several threads go side by side rather than queue. After a fork the child starts threads of
+// its own.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return threads_; }
+
+  // Calls body(index, worker) for every index in [0, count), worker in [0, threads()).
+  template <class Body>
+  void parallel_for(int64_t count, const Body& body) {
+    run({[](const void* b, int64_t index, int worker) {
+           (*static_cast<const Body*>(b))(index, worker);
+         },
+         &body, count});
+  }
+
+ private:
+  struct Loop {
+    void (*call)(const void* body, int64_t index, int worker);
+    const void* body;
+    int64_t count;
+  };
+  struct Workers;
+
+  void run(const Loop& loop);
+
+  const int threads_;
+  std::unique_ptr<Workers> workers_;
+  std::mutex start_;
+};
+
+}  // namespace bertrt
