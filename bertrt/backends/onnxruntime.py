@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 def load(model: Model, *, device: str, precision: str, threads: int) -> OnnxRuntimeBackend:
-    """Load a model's ONNX graph. Arguments and errors as for `bertrt.backends.base.load_backend`."""
+    """Load a model's ONNX graph. Arguments and errors: see `bertrt.backends.base.load_backend`."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,0 +1,366 @@
+"""The command line: ``bertrt export | import | predict | verify | inspect``.
+
+Exit status: 0 done; 1 the task failed, with one line on stderr; 2 wrong use, with one line too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from bertrt.errors import BertrtError, InvalidInputError
+
+__all__ = ["main"]
+
+_EXIT_FAILED = 1
+_EXIT_USAGE = 2
+# What a shell reports for a process that SIGINT or SIGPIPE ended.
+_EXIT_INTERRUPTED = 130
+_EXIT_PIPE_CLOSED = 141
+
+_TASKS = ("classification", "regression", "embedding")
+_BACKENDS = ("native", "onnxruntime", "mxnet")
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; None: the process's own.
+
+    Returns:
+        The exit status. Wrong use and --help raise SystemExit, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.command(arguments)
+        # A closed pipe shows here, and not in the interpreter's last breath.
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone, as `head` does; nobody is left to tell. Python flushes stdout once
+        # more when it ends, and must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_PIPE_CLOSED
+    except (BertrtError, ImportError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"bertrt: error: {message}", file=sys.stderr)
+        return _EXIT_FAILED
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from bertrt import __version__
+
+    parser = _Parser(prog="bertrt", description="A small, compiled BERT inference runtime.")
+    parser.add_argument("--version", action="version", version=f"bertrt {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    export = commands.add_parser(
+        "export", help="a Gluon model to a bundle (needs the extra 'export')"
+    )
+    export.add_argument("model", metavar="MODEL", help="a model of the zoo: bert_12_768_12, ...")
+    export.add_argument("--dataset", required=True, metavar="NAME", help="its data set's name")
+    _add_task(export)
+    export.add_argument("--params", metavar="FILE", help="parameters, instead of the zoo's")
+    export.add_argument("--vocab", metavar="FILE", help="the vocabulary, instead of the zoo's")
+    export.add_argument("--labels", metavar="A,B,...", type=_labels, help="a classifier's labels")
+    export.add_argument(
+        "--max-length", metavar="N", type=_positive, help="tokens of a text at most"
+    )
+    _add_out(export)
+    export.set_defaults(command=_export)
+
+    import_ = commands.add_parser(
+        "import", help="a Hugging Face directory, an ONNX file or a symbol/params pair to a bundle"
+    )
+    import_.add_argument("path", metavar="PATH", help="the directory, *.onnx or *-symbol.json")
+    _add_task(import_)
+    _add_out(import_)
+    import_.set_defaults(command=_import)
+
+    predict = commands.add_parser(
+        "predict", help="predictions for the arguments, or for each line of standard input"
+    )
+    _add_bundle(predict)
+    predict.add_argument(
+        "texts",
+        metavar="TEXT",
+        nargs="*",
+        help="texts; a tab splits a pair; none: the lines of standard input",
+    )
+    _add_engine(predict, backend="native")
+    _add_json(predict, "JSON lines")
+    predict.set_defaults(command=_predict)
+
+    verify = commands.add_parser(
+        "verify", help="compare the backends with the recorded outputs of the source framework"
+    )
+    _add_bundle(verify)
+    _add_engine(verify, backend=None)
+    _add_json(verify, "JSON")
+    verify.set_defaults(command=_verify)
+
+    inspect = commands.add_parser("inspect", help="what a bundle holds and the plan it becomes")
+    _add_bundle(inspect)
+    _add_json(inspect, "JSON")
+    inspect.set_defaults(command=_inspect)
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="a bundle's directory, a *-symbol.json or an .onnx file"
+    )
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the bundle to make; must not exist"
+    )
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=_TASKS, help="what the model is for")
+
+
+def _add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:
+    default = backend or "all that are installed"
+    parser.add_argument("--backend", choices=_BACKENDS, default=backend, help=f"default: {default}")
+    parser.add_argument(
+        "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N; default: cpu"
+    )
+    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--threads", metavar="N", type=_positive, help="default: the cores usable here"
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what}")
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 'cpu', 'cuda' or 'cuda:N'")
+    return text
+
+
+def _labels(text: str) -> list[str]:
+    labels = text.split(",")
+    if "" in labels or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different labels")
+    return labels
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from bertrt.export.zoo import export_zoo
+
+    bundle = export_zoo(
+        arguments.model,
+        arguments.dataset,
+        arguments.out,
+        task=arguments.task,
+        params=arguments.params,
+        vocab=arguments.vocab,
+        labels=arguments.labels,
+        max_length=arguments.max_length,
+    )
+    print(bundle)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    if Path(arguments.path).is_dir():
+        from bertrt.export.huggingface import import_huggingface
+
+        bundle = import_huggingface(arguments.path, arguments.out, task=arguments.task)
+    else:
+        from bertrt.export import import_graph
+
+        if arguments.task is not None:
+            raise InvalidInputError(
+                f"--task {arguments.task}: a bare graph has no vocabulary to predict with; "
+                "--task goes with a Hugging Face directory"
+            )
+        bundle = import_graph(arguments.path, arguments.out)
+    print(bundle)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from bertrt.verify import verify
+
+    report = verify(
+        arguments.bundle,
+        backends=None if arguments.backend is None else [arguments.backend],
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+    )
+    print(_json(report.to_dict()) if arguments.json else report)
+    return 0 if report.ok else _EXIT_FAILED
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from bertrt.model import Model
+
+    model = Model.open(arguments.bundle)
+    plan = model.plan()
+    coverage = model.coverage()
+    directory = model.path if model.path.is_dir() else model.path.parent
+    if arguments.json:
+        content = {
+            "path": str(model.path),
+            "manifest": model.manifest,
+            "plan": plan.to_dict(directory),
+            "coverage": None if coverage is None else str(coverage),
+        }
+        print(_json(content))
+        return 0
+    print(model.path)
+    if model.manifest is not None:
+        for key in ("task", "labels", "pooling", "tokenizer", "origin"):
+            print(f"  {key:<13}{_json(model.manifest[key])}")
+        files: dict[str, Any] = model.manifest["files"]
+        print(f"\nfiles ({_size(sum(entry['size'] for entry in files.values()))})")
+        for name, entry in files.items():
+            print(f"  {name:<20} {_size(entry['size']):>10}")
+    print(f"\nplan\n{plan.describe()}")
+    if coverage is not None:
+        print(f"\ncoverage\n{coverage}")
+    return 0
+
+
+def _size(count: float) -> str:
+    units = iter(("B", "KiB", "MiB"))
+    for unit in units:
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from bertrt.engine import Engine
+
+    # Labels are Unicode whatever the locale says.
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    with Engine.load(
+        arguments.bundle,
+        backend=arguments.backend,
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+    ) as engine:
+        if arguments.texts:
+            what = "text"
+            groups = iter([[_input(text) for text in arguments.texts]])
+        else:
+            what = "line"
+            groups = _read_lines(sys.stdin.buffer)
+        done = truncated = 0
+        try:
+            for group in groups:
+                for result in _results(engine, group, what, done):
+                    print(_json(_plain(result)) if arguments.json else _line(result))
+                    truncated += result.truncated
+                done += len(group)
+                sys.stdout.flush()
+        finally:
+            if truncated:
+                print(
+                    f"bertrt: warning: {truncated} texts were cut to the model's "
+                    f"{engine.max_length} tokens",
+                    file=sys.stderr,
+                )
+    return 0
+
+
+def _read_lines(stream: BinaryIO) -> Iterator[list[Any]]:
+    """What has arrived, in groups of whole lines: many at once from a file, and each at once from
+    a person or program that waits for the answer."""
+    rest = b""
+    number = 0
+    while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
+        *lines, rest = (rest + data).split(b"\n")
+        yield [_decode(line, number + i) for i, line in enumerate(lines, start=1)]
+        number += len(lines)
+    if rest:
+        yield [_decode(rest, number + 1)]
+
+
+def _decode(line: bytes, number: int) -> str | tuple[str, str]:
+    try:
+        return _input(line.removesuffix(b"\r").decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"line {number} is not UTF-8 ({error})") from None
+
+
+def _input(text: str) -> str | tuple[str, str]:
+    first, tab, second = text.partition("\t")
+    return (first, second) if tab else text
+
+
+def _results(engine: Any, group: list[Any], what: str, done: int) -> Iterator[Any]:
+    """Results in order; where one input is bad, those before it come out, and the error names it
+    by its number."""
+    for _, part in itertools.groupby(group, key=type):
+        batch = list(part)
+        try:
+            yield from engine.predict(batch)
+        except InvalidInputError:
+            for number, item in enumerate(batch, start=done + 1):
+                try:
+                    result = engine.predict(item)
+                except InvalidInputError as error:
+                    raise InvalidInputError(f"{what} {number}: {error}") from None
+                yield result
+        done += len(batch)
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    values = ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values}
+
+
+def _line(result: Any) -> str:
+    """A result for people: "label<tab>score", a number, or a vector's numbers."""
+    if hasattr(result, "label"):
+        return f"{result.label}\t{result.score:.6f}"
+    if hasattr(result, "vector"):
+        return " ".join(f"{value:.6g}" for value in result.vector.tolist())
+    return f"{result.score:.6f}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
