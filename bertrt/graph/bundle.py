@@ -2,7 +2,7 @@
 
 ==================  ==============================================================================
 ``bertrt.json``     the manifest: format version, task, labels, architecture, tokenizer settings,
-                    origin, and the size and sha256 of every other file
+                    origin, the size and sha256 of every other file, and its own
 ``plan.json``       the fused plan; its weights are references into a file of the bundle
 graphs and weights  ``model-symbol.json`` with ``model-0000.params``, ``model.onnx``
 tokenizer           ``vocab.json`` (GluonNLP) or ``tokenizer.json`` (Hugging Face)
@@ -131,6 +131,11 @@ class Bundle:
             raise MissingFileError(f"{directory} is no bundle: it holds no {MANIFEST}")
         manifest = read_json(directory / MANIFEST)
         _check_manifest(manifest, directory / MANIFEST)
+        if manifest["manifest_sha256"] != _manifest_digest(manifest):
+            raise ModelFormatError(
+                f"{directory / MANIFEST} is damaged, or was edited: its content does not have the "
+                "sha256 that it names as its own; copy or export the bundle again"
+            )
         _check_files(directory, manifest["files"])
         return cls(directory, manifest)
 
@@ -192,6 +197,7 @@ class BundleDraft:
             _sync(path)
             files[path.name] = {"sha256": file_digest(path), "size": path.stat().st_size}
         content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
+        content["manifest_sha256"] = _manifest_digest(content)
         path = self.directory / MANIFEST
         _check_manifest(content, path)
         path.write_text(
@@ -357,6 +363,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
 def _distinct(value: Any, of: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(of, value)) and len(set(value)) == len(value) > 0
 
@@ -373,6 +383,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pooling": ("an object, or null", lambda v: v is None or isinstance(v, dict)),
     "origin": ("an object", lambda v: isinstance(v, dict)),
     "files": ("an object", lambda v: isinstance(v, dict)),
+    "manifest_sha256": ("64 hexadecimal digits", _is_digest),
 }
 _TOKENIZER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kind": (
@@ -395,12 +406,15 @@ _ARCHITECTURE_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_length": ("a whole number from 1", _is_count),
 }
 _FILE_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "sha256": (
-        "64 hexadecimal digits",
-        lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None,
-    ),
+    "sha256": ("64 hexadecimal digits", _is_digest),
     "size": ("a whole number from 0", lambda v: _is_count(v, 0)),
 }
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of all that a manifest says, apart from this digest and however it is laid out."""
+    content = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_fields(
