@@ -1,0 +1,241 @@
+"""The intermediate representation that both readers build and all passes rewrite.
+
+A :class:`Graph` is a list of nodes in topological order over named values. Operators follow ONNX
+(opset 20) in meaning and attribute names; :mod:`bertrt.graph.types` holds the closed set of them.
+The fusion passes replace groups of those nodes by fused nodes, whose ``op`` is the name of a plan
+step and whose parameters stand in ``weights``.
+
+Two rules keep passes simple:
+
+* equal nodes exist once: :meth:`Graph.add` returns the existing value when it is asked for a node
+  that is already there, so that matching never has to look through duplicates;
+* a rewrite replaces the *last* node of a match in place (:meth:`Graph.replace`). What nobody uses
+  afterwards disappears; what is still used elsewhere stays, and shows up as unfused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertrt.errors import ModelFormatError
+from bertrt.graph.types import Type, infer
+
+__all__ = ["Constant", "Graph", "Node"]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A parameter or a literal of the graph.
+
+    ``array`` is read-only and usually a view of a memory-mapped file; then ``file`` and ``offset``
+    say where its bytes lie (row-major, little-endian). Both are None for a literal.
+    """
+
+    name: str
+    array: np.ndarray
+    file: Path | None = None
+    offset: int | None = None
+
+
+@dataclass(eq=False)
+class Node:
+    """One operation. ``weights`` maps a role to constant names and is used by fused nodes only."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """The first, usually the only, value that the node computes."""
+        return self.outputs[0]
+
+
+class Graph:
+    """A dataflow graph of typed values.
+
+    Attributes
+    ----------
+    origin: what the graph was read from, for messages.
+    inputs: names of the graph's inputs, in order.
+    sources: the name that each input had in the file it was read from.
+    outputs: public output name -> value, in the order of the model.
+    nodes: node name -> node, in topological order.
+    constants: value name -> :class:`Constant`.
+    types: value name -> :class:`~bertrt.graph.types.Type`.
+    """
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.inputs: list[str] = []
+        self.sources: dict[str, str] = {}
+        self.outputs: dict[str, str] = {}
+        self.nodes: dict[str, Node] = {}
+        self.constants: dict[str, Constant] = {}
+        self.types: dict[str, Type] = {}
+        self._producer: dict[str, Node] = {}
+        self._users: dict[str, list[Node]] = {}
+        self._known: dict[Any, Node] = {}
+
+    # Building
+
+    def add_input(self, name: str, source: str, kind: Type) -> None:
+        """Declare an input; ``source`` is its name in the file."""
+        self._new_value(name)
+        self.inputs.append(name)
+        self.sources[name] = source
+        self.types[name] = kind
+
+    def add_constant(self, constant: Constant) -> str:
+        """Add a constant and return its value name."""
+        self._new_value(constant.name)
+        array = constant.array
+        self.constants[constant.name] = constant
+        # Short integer vectors are shapes, axes and indices: their content takes part in typing.
+        short = array.dtype.kind == "i" and array.ndim <= 1 and array.size <= 16
+        content = tuple(int(v) for v in array.ravel()) if short else None
+        self.types[constant.name] = Type(str(array.dtype), array.shape, content)
+        return constant.name
+
+    def literal(self, values: Any, dtype: str) -> str:
+        """The constant with these values; equal literals are one value."""
+        array = np.array(values, dtype=dtype)
+        array.flags.writeable = False
+        shape = "x".join(map(str, array.shape)) or "scalar"
+        name = f"{dtype}_{shape}_" + "_".join(repr(v) for v in array.ravel().tolist())
+        if name not in self.constants:
+            self.add_constant(Constant(name, array))
+        return name
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        attrs: dict[str, Any] | None = None,
+        *,
+        name: str,
+        outputs: Sequence[str] | None = None,
+    ) -> Node:
+        """Append a node, or return the node that already computes the same.
+
+        Raises ModelFormatError where an input does not exist, a name is taken or the operands do
+        not fit the operator; UnsupportedModelError where the operator is not in the set.
+        """
+        attrs = dict(attrs or {})
+        key = (op, tuple(inputs), tuple(sorted(attrs.items())))
+        if key in self._known:
+            return self._known[key]
+        for value in inputs:
+            if value and value not in self.types:
+                raise ModelFormatError(
+                    f"{self.origin}: node {name!r} ({op}) reads {value!r}, which nothing before "
+                    "it computes"
+                )
+        kinds = infer(
+            op, name, [self.types[v] if v else None for v in inputs], attrs, self.origin
+        )
+        if outputs is None:
+            outputs = [name] if len(kinds) == 1 else [f"{name}_{i}" for i in range(len(kinds))]
+        if len(outputs) != len(kinds):
+            raise ModelFormatError(
+                f"{self.origin}: node {name!r} ({op}) has {len(outputs)} outputs, "
+                f"expected {len(kinds)}"
+            )
+        if name in self.nodes:
+            raise ModelFormatError(f"{self.origin}: two nodes are called {name!r}")
+        node = Node(op, name, tuple(inputs), tuple(outputs), attrs)
+        for value, kind in zip(outputs, kinds, strict=True):
+            self._new_value(value)
+            self.types[value] = kind
+        self.nodes[name] = node
+        self._known[key] = node
+        self._link(node)
+        return node
+
+    # Looking
+
+    def producer(self, value: str) -> Node | None:
+        """The node that computes a value; None for inputs and constants."""
+        return self._producer.get(value)
+
+    def users(self, value: str) -> list[Node]:
+        """The nodes that read a value (one entry for each reading input)."""
+        return self._users.get(value, [])
+
+    def only_user(self, value: str) -> Node | None:
+        """The node that alone reads a value which is no output of the graph; None otherwise."""
+        users = self.users(value)
+        return users[0] if len(users) == 1 and value not in self.outputs.values() else None
+
+    def array(self, value: str) -> np.ndarray | None:
+        """The array of a constant; None for any other value."""
+        constant = self.constants.get(value)
+        return None if constant is None else constant.array
+
+    def scalar(self, value: str) -> float | None:
+        """The number that a one-element constant holds; None for any other value."""
+        array = self.array(value)
+        return float(array.ravel()[0]) if array is not None and array.size == 1 else None
+
+    def shape(self, value: str) -> tuple[int | str, ...]:
+        """The shape of a value; unknown extents are symbols."""
+        return self.types[value].shape
+
+    # Rewriting
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Put ``new``, which computes the outputs of ``old``, in its place; drop what is unused."""
+        new.name, new.outputs = old.name, old.outputs
+        self._known = {}
+        self.nodes[old.name] = new
+        self._link(new)
+        self._unlink(old)
+
+    def prune(self) -> None:
+        """Drop every node, and every constant, that no output needs."""
+        for node in reversed(list(self.nodes.values())):
+            if node.name in self.nodes and not any(map(self._needed, node.outputs)):
+                del self.nodes[node.name]
+                self._unlink(node)
+        weights = {v for n in self.nodes.values() for names in n.weights.values() for v in names}
+        self.constants = {
+            name: constant
+            for name, constant in self.constants.items()
+            if name in weights or self._needed(name)
+        }
+        self._known = {}
+
+    def _needed(self, value: str) -> bool:
+        return bool(self._users.get(value)) or value in self.outputs.values()
+
+    def _new_value(self, name: str) -> None:
+        if name in self.types:
+            raise ModelFormatError(f"{self.origin}: two values are called {name!r}")
+
+    def _link(self, node: Node) -> None:
+        for value in node.outputs:
+            self._producer[value] = node
+        for value in filter(None, node.inputs):
+            self._users.setdefault(value, []).append(node)
+
+    def _unlink(self, node: Node) -> None:
+        """Forget that ``node`` reads its inputs, and drop the producers which that leaves unused."""
+        pending = [node]
+        while pending:
+            gone = pending.pop()
+            for value in gone.inputs:
+                if not value:
+                    continue
+                self._users[value].remove(gone)
+                producer = self._producer.get(value)
+                unused = producer and not any(map(self._needed, producer.outputs))
+                if unused and self.nodes.pop(producer.name, None):
+                    pending.append(producer)

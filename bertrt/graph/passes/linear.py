@@ -1,0 +1,49 @@
+"""Fuse a matrix product with its bias and activation into one ``linear`` step.
+
+::
+
+    weight ──► Transpose ─┐
+    x ────────────────────┴► MatMul ──► Add bias ──► Relu | Gelu | Tanh ──► y
+
+Bias and activation may be absent, and so may the Transpose: then the weight is stored (in, out).
+"""
+
+from __future__ import annotations
+
+from bertrt.graph.ir import Graph, Node
+from bertrt.graph.passes import Match, NoMatch
+
+STEP = "linear"
+
+
+def match(graph: Graph, node: Node) -> Match | None:
+    """Anchored at every MatMul by a parameter; runs after the attention passes."""
+    if node.op != "MatMul":
+        return None
+    weight, transposed = node.inputs[1], True
+    turned = graph.producer(weight)
+    if turned is not None and turned.op == "Transpose" and turned.attrs["perm"] == (1, 0):
+        weight, transposed = turned.inputs[0], False
+    if weight not in graph.constants or len(graph.shape(weight)) != 2:
+        raise NoMatch(node, "its right side is not a stored matrix")
+    weights = {"weight": (weight,)}
+    last = node
+    user = graph.only_user(last.output)
+    if user is not None and user.op == "Add" and user.inputs[0] == last.output:
+        bias = user.inputs[1]
+        if bias in graph.constants and graph.shape(bias) == graph.shape(node.output)[-1:]:
+            weights["bias"] = (bias,)
+            last = user
+    activation = "none"
+    user = graph.only_user(last.output)
+    name = _activation(user) if user is not None else None
+    if name is not None:
+        activation, last = name, user
+    attrs = {"activation": activation, "transposed": transposed}
+    return Match(last, Node(STEP, "", node.inputs[:1], (), attrs, weights))
+
+
+def _activation(node: Node) -> str | None:
+    if node.op == "Gelu":
+        return {"none": "gelu_erf", "tanh": "gelu_tanh"}[node.attrs["approximate"]]
+    return {"Relu": "relu", "Tanh": "tanh"}.get(node.op)

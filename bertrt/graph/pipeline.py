@@ -1,0 +1,334 @@
+"""From graph to plan: the ordered passes, and the coverage report.
+
+Example::
+
+    plan, coverage = compile_graph(read_mxnet("model-symbol.json", "model-0000.params"))
+    print(coverage)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from bertrt.errors import UnsupportedModelError
+from bertrt.graph.ir import Graph, Node
+from bertrt.graph.passes import (
+    Match,
+    NoMatch,
+    attention,
+    batch_axis,
+    embed,
+    first_token,
+    gather_positions,
+    gelu,
+    layer_norm,
+    linear,
+    qkv,
+    rows,
+    sequence_axis,
+)
+from bertrt.graph.plan import Plan, Step
+
+__all__ = ["Coverage", "Fused", "Unfused", "apply_pass", "compile_graph", "output_names"]
+
+# In this order: a pass may build on what those before it have fused.
+PASSES: tuple[ModuleType, ...] = (
+    gelu,
+    embed,
+    attention,
+    qkv,
+    linear,
+    layer_norm,
+    rows,
+    first_token,
+    gather_positions,
+)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """``count`` nodes of a layer, ending at ``node``, that a pass made one step."""
+
+    layer: str
+    fusion: str
+    step: str
+    node: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Unfused:
+    """A place where a pass stopped (``fusion`` and ``reason``), or a node that none took up."""
+
+    layer: str
+    fusion: str
+    node: str
+    reason: str
+
+
+@dataclass
+class Coverage:
+    """What was fused by which pass, and what stayed unfused, where and why."""
+
+    origin: str
+    fused: list[Fused] = field(default_factory=list)
+    unfused: list[Unfused] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"fusion of {self.origin}"]
+        layers = sorted({entry.layer for entry in (*self.fused, *self.unfused)}, key=_layer_order)
+        for layer in layers:
+            lines.append(layer)
+            for entry in self.fused:
+                if entry.layer == layer:
+                    nodes = "1 node" if entry.count == 1 else f"{entry.count} nodes"
+                    lines.append(
+                        f"  {entry.fusion}: {nodes} up to {entry.node!r} -> {entry.step}"
+                    )
+            for entry in self.unfused:
+                if entry.layer == layer:
+                    lines.append(f"  NOT FUSED, {entry.fusion}: at {entry.node!r}: {entry.reason}")
+        nodes = sum(entry.count for entry in self.fused)
+        lines.append(
+            f"{nodes} nodes fused, {len(self.unfused)} problems"
+            if self.unfused
+            else f"{nodes} nodes fused, nothing left"
+        )
+        return "\n".join(lines)
+
+
+def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
+    """Fuse a graph, in place, and lay out its plan.
+
+    Raises UnsupportedModelError, with the coverage report in its message, when a part of the model
+    stays unfused or is not one that a plan can say.
+    """
+    layers = _layers_of(graph)
+    coverage = Coverage(graph.origin)
+    names = output_names(graph)
+    for module in PASSES:
+        apply_pass(graph, module, layers, coverage)
+    # Where a pass stopped matters only if what it stopped at is still there.
+    coverage.unfused = [entry for entry in coverage.unfused if entry.node in graph.nodes]
+    told = {entry.node for entry in coverage.unfused}
+    for node in graph.nodes.values():
+        if node.op not in _STEPS and node.name not in told:
+            coverage.unfused.append(
+                Unfused(layers[node.output], "no pass", node.name, f"{node.op} is left over")
+            )
+    if coverage.unfused:
+        first = coverage.unfused[0]
+        raise UnsupportedModelError(
+            f"{graph.origin}: cannot be fused completely; first problem in {first.layer}: "
+            f"{first.fusion} at {first.node!r}: {first.reason}\n{coverage}"
+        )
+    return _lay_out(graph, names), coverage
+
+
+def apply_pass(
+    graph: Graph,
+    module: ModuleType,
+    layers: dict[str, str] | None = None,
+    coverage: Coverage | None = None,
+) -> None:
+    """Run one pass over a graph, in place, and note in ``coverage`` what it did."""
+    name = module.__name__.rpartition(".")[2]
+    for node in list(graph.nodes.values()):
+        if graph.nodes.get(node.name) is not node:
+            continue  # fused meanwhile
+        try:
+            match: Match | None = module.match(graph, node)
+        except NoMatch as stop:
+            if coverage is not None and layers is not None:
+                layer = layers.get(node.output, "?")
+                coverage.unfused.append(Unfused(layer, name, stop.node, stop.reason))
+            continue
+        if match is None:
+            continue
+        before = len(graph.nodes)
+        graph.replace(match.last, match.fused)
+        if coverage is not None and layers is not None:
+            layer, count = layers[match.fused.output], before - len(graph.nodes) + 1
+            coverage.fused.append(Fused(layer, name, match.fused.op, match.fused.name, count))
+
+
+def output_names(graph: Graph) -> dict[str, str]:
+    """The public name of every output, by what it is: value -> name.
+
+    Works on a graph before fusion. An output that is none of the known ones keeps its name.
+    """
+    batch, length = batch_axis(graph), sequence_axis(graph)
+    names: dict[str, str] = {}
+    for own, value in graph.outputs.items():
+        shape = graph.shape(value)
+        maker = graph.producer(value)
+        name = own
+        if shape[:2] == (batch, length) and len(shape) == 3:
+            while maker is not None and maker.op in ("Transpose", "Where"):
+                maker = graph.producer(maker.inputs[1 if maker.op == "Where" else 0])
+            if maker is not None and maker.op == "LayerNormalization":
+                name = "sequence_output"
+        elif len(shape) == 2 and shape[0] == batch and isinstance(shape[1], int):
+            if maker is not None and maker.op == "Tanh":
+                name = "pooled_output"
+            elif len(graph.outputs) == 1:
+                name = "logits"
+            else:
+                name = "next_sentence_classifier_output"
+        elif len(shape) == 3 and shape[0] == batch and "masked_positions" in graph.inputs:
+            name = "masked_lm_outputs"
+        names[value] = name if name not in names.values() else own
+    return names
+
+
+# Layers
+
+
+def _layer_order(layer: str) -> tuple[int, int]:
+    order = {"inputs": 0, "embeddings": 1, "heads": 3}
+    return (2, int(layer.split()[1])) if layer.startswith("layer ") else (order.get(layer, 4), 0)
+
+
+def _layers_of(graph: Graph) -> dict[str, str]:
+    """The part of the model that each value belongs to.
+
+    A BERT layer ends at its second LayerNormalization, and one normalisation comes before the first
+    layer. Nodes that see parameters only belong where their result is used.
+    """
+    count = sum(node.op == "Softmax" for node in graph.nodes.values())
+    depth: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+    for node in graph.nodes.values():
+        known = [depth[value] for value in node.inputs if value in depth]
+        if known:
+            after = max(known) + (node.op == "LayerNormalization")
+            depth |= dict.fromkeys(node.outputs, after)
+    layers: dict[str, str] = {}
+    for node in reversed(list(graph.nodes.values())):
+        if node.output not in depth:
+            users = graph.users(node.output)
+            layer = layers[users[0].output] if users else "heads"
+        else:
+            # A normalisation belongs to the layer that it ends.
+            normalised = depth[node.output] - (node.op == "LayerNormalization")
+            index = (normalised - 1) // 2
+            if normalised == 0:
+                whole = graph.types[node.output].dtype in ("int64", "bool")
+                layer = "inputs" if whole else "embeddings"
+            else:
+                layer = f"layer {index}" if index < count else "heads"
+        layers |= dict.fromkeys(node.outputs, layer)
+    return layers
+
+
+# Laying out the plan
+
+_STEPS = frozenset(
+    (
+        "embed_layer_norm",
+        "qkv_linear",
+        "attention",
+        "linear_add_layer_norm",
+        "linear",
+        "layer_norm",
+        "first_token",
+        "gather_positions",
+        rows.STEP,
+    )
+)
+
+
+def _lay_out(graph: Graph, names: dict[str, str]) -> Plan:
+    roles = _input_roles(graph)
+    masks = {node.attrs["mask"] for node in graph.nodes.values() if "mask" in node.attrs}
+    if len(masks) > 1:
+        raise UnsupportedModelError(
+            f"{graph.origin}: padding is masked in some places and not in others: attention and "
+            "the encoder's output must all use valid_length, or none of them"
+        )
+    steps: list[Step] = []
+    step_of: dict[str, str] = {}  # value in the graph -> value in the plan
+    namer = _StepNamer(names)
+    for node in graph.nodes.values():
+        if node.op == rows.STEP:
+            step_of[node.output] = step_of[node.inputs[0]]
+            continue
+        inputs = tuple(step_of[value] for value in node.inputs if value not in graph.inputs)
+        name = namer.name(node, inputs)
+        step_of[node.output] = name
+        steps.append(Step(node.op, name, inputs, name, dict(node.weights), dict(node.attrs)))
+    used = dict.fromkeys(v for step in steps for group in step.weights.values() for v in group)
+    for value in used:
+        if str(graph.types[value].dtype) != "float32":
+            raise UnsupportedModelError(
+                f"{graph.origin}: parameter {value!r} is {graph.types[value].dtype}, "
+                "expected float32; cast the model before exporting it"
+            )
+    return Plan(
+        roles,
+        tuple(steps),
+        {names[value]: step_of[value] for value in graph.outputs.values()},
+        {value: graph.constants[value] for value in used},
+    )
+
+
+def _input_roles(graph: Graph) -> dict[str, str | None]:
+    """Which input of the source is which, from the fused nodes that read it."""
+    meanings = {
+        embed.STEP: ("token_ids", "token_types"),
+        attention.STEP: ("valid_length",),
+        rows.STEP: ("valid_length",),
+        gather_positions.STEP: ("masked_positions",),
+    }
+    roles: dict[str, str | None] = dict.fromkeys(
+        ("token_ids", "token_types", "valid_length", "masked_positions")
+    )
+    for node in graph.nodes.values():
+        read = [value for value in node.inputs if value in graph.inputs]
+        for value, meaning in zip(read, meanings.get(node.op, ()), strict=False):
+            if roles[meaning] not in (None, graph.sources[value]):
+                raise UnsupportedModelError(
+                    f"{graph.origin}: inputs {roles[meaning]!r} and {graph.sources[value]!r} "
+                    f"are both used as {meaning}"
+                )
+            roles[meaning] = graph.sources[value]
+    return roles
+
+
+class _StepNamer:
+    """Names for the steps, as they appear in plans and traces."""
+
+    def __init__(self, outputs: dict[str, str]) -> None:
+        self.outputs = outputs
+        self.layer = -1
+        self.kinds: dict[str, str] = {}
+        self.taken: set[str] = set()
+
+    def name(self, node: Node, inputs: tuple[str, ...]) -> str:
+        kind = self.kinds[inputs[0]] if inputs else "tokens"
+        kind = {"first_token": "seqs", "gather_positions": "positions"}.get(node.op, kind)
+        if node.op == "qkv_linear":
+            self.layer += 1
+        name = self._base(node, kind)
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        self.kinds[name] = kind
+        return name
+
+    def _base(self, node: Node, kind: str) -> str:
+        if node.op in ("embed_layer_norm", "first_token", "gather_positions"):
+            return {"embed_layer_norm": "embeddings"}.get(node.op, node.op)
+        if kind == "tokens":
+            layer = f"layer{self.layer}"
+            if node.op == "linear_add_layer_norm":
+                first = f"{layer}.attention_output"
+                return first if first not in self.taken else f"{layer}.ffn_output"
+            part = {"qkv_linear": "qkv", "linear": "ffn"}.get(node.op, node.op)
+            return f"{layer}.{part}"
+        if kind == "seqs":
+            output = self.outputs.get(node.output)
+            tanh = node.attrs.get("activation") == "tanh"
+            return "pooler" if tanh else output or node.op
+        part = "decoder" if node.output in self.outputs else node.op
+        return f"masked_lm.{part}"

@@ -1,0 +1,361 @@
+"""The operators of the IR and the types of their results.
+
+Shapes are symbolic: an extent is an int, or a product of symbols written ``"4*batch"``. Typing
+every node as it is added is what finds a parameter that does not fit its use, and it is what
+lets the fusion passes tell the sequence axis from the batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from bertrt.errors import ModelFormatError, UnsupportedModelError
+
+__all__ = ["Dim", "Type", "divide", "infer", "product"]
+
+Dim = int | str
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Type:
+    """Element type and shape; ``content`` holds the elements of a value that itself is a shape."""
+
+    dtype: str
+    shape: Shape
+    content: Shape | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of extents, in the one canonical spelling."""
+    number, symbols = _factors(dims)
+    return "*".join(([str(number)] if number != 1 else []) + symbols) if symbols else number
+
+
+def divide(total: Dim, part: Dim) -> Dim | None:
+    """``total / part`` where that is known to be a whole extent, else None."""
+    number, symbols = _factors([total])
+    divisor, divisor_symbols = _factors([part])
+    for symbol in divisor_symbols:
+        if symbol not in symbols:
+            return None
+        symbols.remove(symbol)
+    if divisor == 0 or number % divisor:
+        return None
+    return product([number // divisor, *symbols])
+
+
+def _factors(dims: Iterable[Dim]) -> tuple[int, list[str]]:
+    number, symbols = 1, []
+    for dim in dims:
+        for factor in str(dim).split("*"):
+            if factor.isdigit():
+                number *= int(factor)
+            else:
+                symbols.append(factor)
+    return number, sorted(symbols)
+
+
+def infer(
+    op: str, name: str, inputs: Sequence[Type | None], attrs: dict[str, Any], origin: str
+) -> list[Type]:
+    """The types of a node's results; None stands for an optional input that is left out.
+
+    Normalises ``attrs`` in place (defaults filled in, negative axes resolved). Raises
+    UnsupportedModelError for an operator outside the set, ModelFormatError where operands or
+    attributes do not fit the operator; both name the node.
+    """
+    rule = _RULES.get(op)
+    if rule is None:
+        raise UnsupportedModelError(
+            f"{origin}: node {name!r} has operator {op!r}, which bertrt does not know "
+            f"(known: {', '.join(sorted(_RULES))})"
+        )
+    fewest, most, function = rule
+    try:
+        if not fewest <= len(inputs) <= most or None in inputs[:fewest]:
+            raise _Misfit(f"{len(inputs)} inputs, expected {fewest} to {most}")
+        result = function(attrs, *inputs)
+    except _Misfit as misfit:
+        operands = ", ".join(map(str, inputs))
+        raise ModelFormatError(
+            f"{origin}: node {name!r} ({op}) does not fit its operands ({operands}): {misfit}"
+        ) from None
+    return result if isinstance(result, list) else [result]
+
+
+class _Misfit(Exception):
+    """Why operands do not fit."""
+
+
+_RULES: dict[str, tuple[int, int, Callable[..., Any]]] = {}
+
+
+def _rule(*ops: str, inputs: int, most: int | None = None) -> Callable[[Any], Any]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for op in ops:
+            _RULES[op] = (inputs, most or inputs, function)
+        return function
+
+    return register
+
+
+def _axis(axis: Any, rank: int) -> int:
+    if type(axis) is not int or not -rank <= axis < rank:
+        raise _Misfit(f"axis {axis!r} of {rank} axes")
+    return axis % rank
+
+
+def _known(content: Type, what: str) -> Shape:
+    if content.content is None:
+        raise _Misfit(f"{what} is not known before the model runs")
+    return content.content
+
+
+def _same(a: Dim, b: Dim, what: str) -> Dim:
+    """The common extent of two operands; symbols are trusted where a number meets them."""
+    if isinstance(a, int) and isinstance(b, int) and a != b:
+        raise _Misfit(f"{what} {a} against {b}")
+    return a if isinstance(a, int) else b
+
+
+def _broadcast(a: Shape, b: Shape) -> Shape:
+    rank = max(len(a), len(b))
+    pairs = zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True)
+    return tuple(y if x == 1 else x if y == 1 else _same(x, y, "extent") for x, y in pairs)
+
+
+@_rule("Relu", "Tanh", "Sigmoid", inputs=1)
+def _unary(attrs: dict[str, Any], x: Type) -> Type:
+    return Type(x.dtype, x.shape)
+
+
+@_rule("Gelu", inputs=1)
+def _gelu(attrs: dict[str, Any], x: Type) -> Type:
+    if attrs.setdefault("approximate", "none") not in ("none", "tanh"):
+        raise _Misfit(f"approximate is {attrs['approximate']!r}, expected none or tanh")
+    return Type(x.dtype, x.shape)
+
+
+@_rule("Add", "Sub", "Mul", "Div", "Pow", inputs=2)
+def _binary(attrs: dict[str, Any], a: Type, b: Type) -> Type:
+    if a.dtype != b.dtype:
+        raise _Misfit("operands of different types")
+    return Type(a.dtype, _broadcast(a.shape, b.shape))
+
+
+@_rule("Less", inputs=2)
+def _less(attrs: dict[str, Any], a: Type, b: Type) -> Type:
+    return Type("bool", _binary(attrs, a, b).shape)
+
+
+@_rule("Where", inputs=3)
+def _where(attrs: dict[str, Any], condition: Type, a: Type, b: Type) -> Type:
+    if condition.dtype != "bool":
+        raise _Misfit("the condition is not boolean")
+    kept = _binary(attrs, a, b)
+    return Type(kept.dtype, _broadcast(condition.shape, kept.shape))
+
+
+@_rule("Cast", inputs=1)
+def _cast(attrs: dict[str, Any], x: Type) -> Type:
+    return Type(attrs["to"], x.shape, x.content if attrs["to"] == "int64" else None)
+
+
+@_rule("MatMul", inputs=2)
+def _matmul(attrs: dict[str, Any], a: Type, b: Type) -> Type:
+    if a.dtype != b.dtype or min(len(a.shape), len(b.shape)) < 2:
+        raise _Misfit("expected two matrices of one type")
+    _same(a.shape[-1], b.shape[-2], "inner extent")
+    return Type(a.dtype, (*_broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+
+
+@_rule("Softmax", inputs=1)
+def _softmax(attrs: dict[str, Any], x: Type) -> Type:
+    attrs["axis"] = _axis(attrs.get("axis", -1), len(x.shape))
+    return Type(x.dtype, x.shape)
+
+
+@_rule("LayerNormalization", inputs=2, most=3)
+def _layer_norm(attrs: dict[str, Any], x: Type, *parameters: Type) -> Type:
+    attrs["axis"] = _axis(attrs.get("axis", -1), len(x.shape))
+    attrs.setdefault("epsilon", 1e-5)
+    for parameter in parameters:
+        if parameter.dtype != x.dtype or len(parameter.shape) != len(x.shape) - attrs["axis"]:
+            raise _Misfit("gamma and beta must have the type and the extents of the last axes")
+        for a, b in zip(parameter.shape, x.shape[attrs["axis"] :], strict=True):
+            _same(a, b, "extent")
+    return Type(x.dtype, x.shape)
+
+
+@_rule("Transpose", inputs=1)
+def _transpose(attrs: dict[str, Any], x: Type) -> Type:
+    perm = attrs.setdefault("perm", tuple(reversed(range(len(x.shape)))))
+    if sorted(perm) != list(range(len(x.shape))):
+        raise _Misfit(f"perm {perm} is no permutation of {len(x.shape)} axes")
+    return Type(x.dtype, tuple(x.shape[axis] for axis in perm))
+
+
+@_rule("Reshape", inputs=2)
+def _reshape(attrs: dict[str, Any], x: Type, shape: Type) -> Type:
+    target = list(_known(shape, "the new shape"))
+    for axis, dim in enumerate(target):
+        if dim == 0:
+            if axis >= len(x.shape):
+                raise _Misfit(f"0 at axis {axis} of the new shape copies from nothing")
+            target[axis] = x.shape[axis]
+    if target.count(-1) > 1 or any(type(d) is int and d < -1 for d in target):
+        raise _Misfit(f"new shape {tuple(target)}")
+    total = product(x.shape)
+    if -1 in target:
+        rest = product(d for d in target if d != -1)
+        missing = divide(total, rest)
+        if missing is None:
+            if isinstance(total, int) and isinstance(rest, int):
+                raise _Misfit(f"{total} elements do not fill {tuple(target)}")
+            missing = f"({total})/({rest})".replace("*", ".")
+        target[target.index(-1)] = missing
+    else:
+        _same(total, product(target), "elements")
+    content = x.content if len(target) <= 1 else None
+    return Type(x.dtype, tuple(target), content)
+
+
+@_rule("Expand", inputs=2)
+def _expand(attrs: dict[str, Any], x: Type, shape: Type) -> Type:
+    return Type(x.dtype, _broadcast(x.shape, _known(shape, "the new shape")))
+
+
+@_rule("Unsqueeze", inputs=2)
+def _unsqueeze(attrs: dict[str, Any], x: Type, axes: Type) -> Type:
+    where = _known(axes, "axes")
+    rank = len(x.shape) + len(where)
+    new = {_axis(axis, rank) for axis in where}
+    if len(new) != len(where):
+        raise _Misfit(f"axes {where} repeat")
+    rest = iter(x.shape)
+    shape = tuple(1 if axis in new else next(rest) for axis in range(rank))
+    return Type(x.dtype, shape, x.content if rank == 1 else None)
+
+
+@_rule("Squeeze", inputs=2)
+def _squeeze(attrs: dict[str, Any], x: Type, axes: Type) -> Type:
+    gone = {_axis(axis, len(x.shape)) for axis in _known(axes, "axes")}
+    for axis in gone:
+        _same(x.shape[axis], 1, "extent")
+    shape = tuple(dim for axis, dim in enumerate(x.shape) if axis not in gone)
+    return Type(x.dtype, shape, x.content if not shape else None)
+
+
+@_rule("Concat", inputs=1, most=1 << 16)
+def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
+    first = parts[0]
+    axis = attrs["axis"] = _axis(attrs.get("axis"), len(first.shape))
+    shape, total = list(first.shape), []
+    for part in parts:
+        if part is None or part.dtype != first.dtype or len(part.shape) != len(shape):
+            raise _Misfit("parts of different type or rank")
+        for i, dim in enumerate(part.shape):
+            if i != axis:
+                shape[i] = _same(shape[i], dim, "extent")
+        total.append(part.shape[axis])
+    shape[axis] = sum(total) if all(isinstance(d, int) for d in total) else ".".join(map(str, total))
+    known = len(shape) == 1 and all(part.content is not None for part in parts)
+    content = tuple(d for part in parts for d in part.content) if known else None
+    return Type(first.dtype, tuple(shape), content)
+
+
+@_rule("Split", inputs=1, most=2)
+def _split(attrs: dict[str, Any], x: Type, sizes: Type | None = None) -> list[Type]:
+    axis = attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
+    if sizes is not None:
+        parts = list(_known(sizes, "the sizes"))
+        _same(product([sum(parts)]), x.shape[axis], "extent")
+    else:
+        count = attrs.get("num_outputs")
+        if type(count) is not int or not 1 <= count <= 1 << 16:
+            raise _Misfit(f"num_outputs is {count!r}")
+        part = divide(x.shape[axis], count)
+        if part is None:
+            raise _Misfit(f"extent {x.shape[axis]} in {count} equal parts")
+        parts = [part] * count
+    return [Type(x.dtype, (*x.shape[:axis], part, *x.shape[axis + 1 :])) for part in parts]
+
+
+@_rule("Slice", inputs=3, most=5)
+def _slice(
+    attrs: dict[str, Any],
+    x: Type,
+    starts: Type,
+    ends: Type,
+    axes: Type | None = None,
+    steps: Type | None = None,
+) -> Type:
+    begin, end = _known(starts, "starts"), _known(ends, "ends")
+    where = _known(axes, "axes") if axes else tuple(range(len(begin)))
+    step = _known(steps, "steps") if steps else (1,) * len(begin)
+    if not len(begin) == len(end) == len(where) == len(step):
+        raise _Misfit("starts, ends, axes and steps of different length")
+    shape, content = list(x.shape), x.content
+    for b, e, axis, s in zip(begin, end, where, step, strict=True):
+        axis = _axis(axis, len(shape))
+        if s != 1 or not isinstance(b, int) or not isinstance(e, int):
+            raise _Misfit("only steps of 1 between known bounds")
+        extent = shape[axis]
+        if isinstance(extent, int):
+            shape[axis] = len(range(*slice(b, e).indices(extent)))
+        elif b >= 0 and e >= 0:  # an axis that is not known is trusted to hold the slice
+            if e < 1 << 31:
+                shape[axis] = max(e - b, 0)
+            elif b:
+                shape[axis] = f"{extent}-{b}"
+        else:
+            raise _Misfit(f"slice [{b}:{e}] of the unknown extent {extent}")
+        content = content[b:e] if content is not None and len(shape) == 1 else None
+    return Type(x.dtype, tuple(shape), content)
+
+
+@_rule("Gather", inputs=2)
+def _gather(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
+    axis = attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
+    if indices.dtype not in ("int64", "int32"):
+        raise _Misfit("indices are not integers")
+    content = None
+    if x.content is not None and indices.content is not None and len(x.shape) == 1:
+        picked = indices.content
+        if not all(type(i) is int and -len(x.content) <= i < len(x.content) for i in picked):
+            raise _Misfit(f"indices {picked} into {len(x.content)} elements")
+        content = tuple(x.content[i] for i in picked)
+    return Type(x.dtype, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), content)
+
+
+@_rule("GatherND", inputs=2)
+def _gather_nd(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
+    depth = indices.shape[-1] if indices.shape else None
+    if indices.dtype != "int64" or not isinstance(depth, int) or depth > len(x.shape):
+        raise _Misfit("the last extent of the indices must be known, and at most the data's rank")
+    return Type(x.dtype, (*indices.shape[:-1], *x.shape[depth:]))
+
+
+@_rule("Shape", inputs=1)
+def _shape(attrs: dict[str, Any], x: Type) -> Type:
+    return Type("int64", (len(x.shape),), x.shape)
+
+
+@_rule("Range", inputs=3)
+def _range(attrs: dict[str, Any], start: Type, limit: Type, delta: Type) -> Type:
+    if start.shape or limit.shape or delta.shape:
+        raise _Misfit("bounds are not scalars")
+    plain = start.content == (0,) and delta.content == (1,) and limit.content is not None
+    return Type(limit.dtype, (limit.content[0] if plain else "range",))
+
+
+def elements(shape: Shape) -> int:
+    """The number of elements of a shape without symbols."""
+    return prod(int(dim) for dim in shape)
