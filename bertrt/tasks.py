@@ -156,18 +156,19 @@ class _Regressor:
         ]
 
 
-class _Embedder:
-    _OUTPUT = {"mean": "sequence_output", "cls": "sequence_output", "pooled": "pooled_output"}
+_POOLED_FROM = {"mean": "sequence_output", "cls": "sequence_output", "pooled": "pooled_output"}
 
+
+class _Embedder:
     def __init__(self, pooling: Mapping[str, Any] | None) -> None:
         pooling = pooling or {}
         self._mode, self._normalize = pooling.get("mode"), pooling.get("normalize")
-        if self._mode not in self._OUTPUT or not isinstance(self._normalize, bool):
+        if self._mode not in _POOLED_FROM or not isinstance(self._normalize, bool):
             raise ModelFormatError(
                 f"an embedding model's pooling is {dict(pooling)!r}; expected "
                 "{'mode': 'mean' | 'cls' | 'pooled', 'normalize': bool}"
             )
-        self.outputs = (self._OUTPUT[self._mode],)
+        self.outputs = (_POOLED_FROM[self._mode],)
 
     def results(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]

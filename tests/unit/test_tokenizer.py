@@ -152,7 +152,7 @@ def test_vocabulary_must_fit_the_model(write_vocabulary) -> None:
     load_tokenizer(GLUON, directory, vocab_size=len(TOKENS))
     # Some models have more rows than tokens, to round the size up.
     load_tokenizer(GLUON, directory, vocab_size=len(TOKENS) + 5)
-    with pytest.raises(ModelFormatError, match="ids up to 10.*only 10 rows"):
+    with pytest.raises(ModelFormatError, match=r"ids up to 10.*only 10 rows"):
         load_tokenizer(GLUON, directory, vocab_size=len(TOKENS) - 1)
 
 

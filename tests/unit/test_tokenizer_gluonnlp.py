@@ -1,5 +1,7 @@
 """The ids of GluonNLP's own tokenizer, text by text."""
 
+# ruff: noqa: RUF001 (texts in many scripts)
+
 from __future__ import annotations
 
 import csv
@@ -63,11 +65,11 @@ class Both:
             some = [ids[1:-1] != [] for ids, _ in expected]
         else:
             some = [self.theirs(text[0]) != [] for text in texts]
-        texts = [text for text, keep in zip(texts, some) if keep]
-        expected = [pair for pair, keep in zip(expected, some) if keep]
+        texts = [text for text, keep in zip(texts, some, strict=True) if keep]
+        expected = [pair for pair, keep in zip(expected, some, strict=True) if keep]
         found = self.ours(max_length).encode(texts)
         assert len(found) == len(expected)
-        for text, encoding, (ids, types) in zip(texts, found, expected):
+        for text, encoding, (ids, types) in zip(texts, found, expected, strict=True):
             assert encoding.ids.dtype == encoding.types.dtype == np.int32
             assert encoding.ids.tolist() == ids, text
             assert encoding.types.tolist() == types, text
@@ -136,7 +138,7 @@ def test_truncation(small: Both, max_length: int) -> None:
     small.check(TEXTS, max_length)
     pairs = [(a, b) for a in TEXTS[:9] for b in TEXTS[:9]]
     small.check(pairs, max_length)
-    for text, encoding in zip(TEXTS, small.ours(max_length).encode(TEXTS)):
+    for text, encoding in zip(TEXTS, small.ours(max_length).encode(TEXTS), strict=True):
         assert encoding.truncated == (len(small.transform(text)[0]) > max_length)
         assert len(encoding.ids) <= max_length
 
