@@ -1,0 +1,64 @@
+"""The compiled part of bertrt: plan execution on the CPU. Use bertrt.Engine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+class Engine:
+    """A plan with its weights packed for this CPU."""
+
+    def __init__(
+        self,
+        plan: Mapping[str, Any],
+        weights: Mapping[str, FloatArray],
+        threads: int,
+        trace: bool = False,
+    ) -> None: ...
+    def run(
+        self,
+        token_ids: IntArray,
+        token_types: IntArray,
+        cu_seqlens: IntArray,
+        masked_positions: IntArray | None,
+        outputs: list[str],
+    ) -> dict[str, FloatArray]:
+        """Runs a packed batch; float32 arrays (rows, columns) by output name."""
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def steps(self) -> list[tuple[str, str, float]]:
+        """(name, kernel, seconds) of every step; seconds are zero unless tracing is on."""
+
+def supported_isas() -> list[str]:
+    """The instruction sets that can run here, best first."""
+
+class kernels:
+    """Single kernels by instruction set; isa "reference" is the double oracle."""
+
+    @staticmethod
+    def linear(
+        isa: str,
+        x: FloatArray,
+        weight: FloatArray,
+        bias: FloatArray | None = None,
+        residual: FloatArray | None = None,
+        activation: str = "none",
+        threads: int = 1,
+    ) -> FloatArray: ...
+    @staticmethod
+    def attention(
+        isa: str, qkv: FloatArray, cu_seqlens: IntArray, heads: int, scale: float, threads: int = 1
+    ) -> FloatArray: ...
+    @staticmethod
+    def layer_norm(
+        isa: str, x: FloatArray, gamma: FloatArray, beta: FloatArray, eps: float
+    ) -> FloatArray: ...
+    @staticmethod
+    def activation(isa: str, name: str, x: FloatArray) -> FloatArray: ...

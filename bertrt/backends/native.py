@@ -1,0 +1,86 @@
+"""The native engine: runs the fused plan on our own kernels, without padding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertrt.backends.base import Backend, cpu_fp32_only
+from bertrt.batch import PackedBatch
+from bertrt.errors import DeviceError
+
+if TYPE_CHECKING:
+    from bertrt.model import Model
+
+__all__ = ["NativeBackend", "load"]
+
+# With this variable set to anything but 0, an engine measures each step and explain() tells.
+TRACE = "BERTRT_TRACE"
+
+
+def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBackend:
+    """Load a model's plan. Arguments and errors as for `bertrt.backends.base.load_backend`; a
+    BERTRT_ISA that cannot be used here is a DeviceError."""
+    cpu_fp32_only("native", device, precision)
+    try:
+        from bertrt import _native
+    except ImportError as error:
+        raise DeviceError(
+            f"backend native needs the compiled extension bertrt._native ({error}); install bertrt "
+            "with pip, which builds it"
+        ) from error
+    plan = model.plan()
+    weights = {
+        name: np.ascontiguousarray(constant.array, np.float32)
+        for name, constant in plan.weights.items()
+    }
+    trace = os.environ.get(TRACE, "0") not in ("", "0")
+    return NativeBackend(_native.Engine(plan.to_dict(), weights, threads, trace), trace)
+
+
+class NativeBackend(Backend):
+    """See `bertrt.backends.base.Backend`."""
+
+    name = "native"
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, engine: Any, trace: bool) -> None:
+        self.threads = engine.threads
+        self.provider = engine.isa
+        self._engine = engine
+        self._trace = trace
+
+    def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `bertrt.backends.base.Backend.run`."""
+        results = self._engine.run(
+            batch.token_ids,
+            batch.token_types,
+            batch.cu_seqlens,
+            batch.masked_positions,
+            list(outputs),
+        )
+        if "masked_lm_outputs" in results:
+            rows = results["masked_lm_outputs"]
+            results["masked_lm_outputs"] = rows.reshape(batch.seqs, -1, rows.shape[1])
+        return results
+
+    def explain(self) -> str:
+        """The steps with their kernels; with BERTRT_TRACE set at load, the time spent in each."""
+        steps = self._engine.steps()
+        width = max(len(name) for name, _, _ in steps)
+        total = sum(seconds for _, _, seconds in steps) or 1.0
+        lines = []
+        for name, kernel, seconds in steps:
+            line = f"{name:{width}}  {kernel}"
+            if self._trace:
+                line = f"{line:{width + 32}}  {seconds * 1e3:9.3f} ms  {seconds / total:6.1%}"
+            lines.append(line)
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """See `bertrt.backends.base.Backend.close`."""
+        del self._engine

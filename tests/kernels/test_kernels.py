@@ -1,0 +1,199 @@
+"""Every kernel on every instruction set against the double-precision reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertrt import DeviceError, InvalidInputError, ModelFormatError, _native
+
+kernels = _native.kernels
+EPS = float(np.finfo(np.float32).eps)
+
+# 1, a tile less one, a tile, a tile more one, several tiles, a prime; for tiles of 3, 6 and 14 rows
+# and panels of 16 and 32 columns.
+ROWS = [1, 2, 3, 5, 6, 7, 13, 14, 15, 16, 29, 97]
+COLUMNS = [1, 15, 16, 17, 31, 32, 33, 64, 97]
+DEPTHS = [1, 2, 15, 16, 17, 97, 768]
+
+
+def linear_bound(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Higham, Accuracy and Stability of Numerical Algorithms, 3.1: a sum of n products has an error
+    below n * eps / 2 times the sum of the products' magnitudes (twice that: rounded inputs)."""
+    return (x.shape[1] + 4) * EPS * (np.abs(x) @ np.abs(weight).T + 1.0)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_linear_of_every_tile_shape(isa, rng, rows, columns):
+    for depth in DEPTHS:
+        x = rng.normal(size=(rows, depth)).astype(np.float32)
+        weight = rng.normal(size=(columns, depth)).astype(np.float32)
+        found = kernels.linear(isa, x, weight)
+        expected = kernels.linear("reference", x, weight)
+        assert (np.abs(found - expected) <= linear_bound(x, weight)).all(), (rows, columns, depth)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu_erf", "gelu_tanh", "tanh"])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_linear_with_every_epilogue(isa, rng, activation, with_bias, with_residual):
+    x = rng.normal(size=(31, 70)).astype(np.float32)
+    weight = rng.normal(size=(45, 70)).astype(np.float32) / 8
+    bias = rng.normal(size=45).astype(np.float32) if with_bias else None
+    residual = rng.normal(size=(31, 45)).astype(np.float32) if with_residual else None
+    found = kernels.linear(isa, x, weight, bias, residual, activation, 2)
+    expected = kernels.linear("reference", x, weight, bias, residual, activation)
+    # No activation is steeper than 1.13 (GELU near x = 1.4); its own error is below 1e-6.
+    bound = 1.2 * (linear_bound(x, weight) + 8 * EPS) + 1e-6
+    assert (np.abs(found - expected) <= bound).all()
+
+
+def test_linear_rows_have_the_same_bits_in_any_batch_and_at_any_thread_count(isa, rng):
+    x = rng.normal(size=(61, 100)).astype(np.float32)
+    weight = rng.normal(size=(75, 100)).astype(np.float32)
+    bias = rng.normal(size=75).astype(np.float32)
+    whole = kernels.linear(isa, x, weight, bias, None, "gelu_erf", 1)
+    for threads in (1, 2, 5):
+        for begin, end in [(0, 1), (60, 61), (3, 17), (20, 61), (0, 61)]:
+            part = kernels.linear(isa, x[begin:end], weight, bias, None, "gelu_erf", threads)
+            np.testing.assert_array_equal(part, whole[begin:end])
+
+
+def test_avx2_and_avx512_give_the_same_bits(rng):
+    if not {"avx2", "avx512"} <= set(_native.supported_isas()):
+        pytest.skip("needs a CPU with AVX-512")
+    x = rng.normal(size=(37, 333)).astype(np.float32)
+    weight = rng.normal(size=(83, 333)).astype(np.float32) / 16
+    ends = [0, 5, 37]
+    qkv = rng.normal(size=(37, 3 * 5 * 24)).astype(np.float32)
+    row = rng.normal(size=333).astype(np.float32)
+    for run in (
+        lambda isa: kernels.linear(isa, x, weight, None, None, "gelu_erf"),
+        lambda isa: kernels.linear(isa, x, weight, None, None, "gelu_tanh"),
+        lambda isa: kernels.attention(isa, qkv, np.array(ends, np.int32), 5, 0.2),
+        lambda isa: kernels.layer_norm(isa, x, row, row, 1e-12),
+    ):
+        np.testing.assert_array_equal(run("avx2"), run("avx512"))
+
+
+# Relative to the result's magnitude where that is above 1; the fits are documented beside their code.
+@pytest.mark.parametrize(
+    ("name", "bound"), [("relu", 0.0), ("gelu_erf", 1.5e-6), ("gelu_tanh", 1e-6), ("tanh", 1e-7)]
+)
+def test_activations(isa, rng, name, bound):
+    x = np.concatenate(
+        [
+            np.linspace(-12, 12, 100_003),
+            rng.normal(size=1001) * 100,
+            [0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30],
+        ]
+    ).astype(np.float32)
+    found = kernels.activation(isa, name, x)
+    expected = kernels.activation("reference", name, x)
+    assert np.isfinite(found).all()
+    error = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+    assert error.max() <= bound
+    if name == "gelu_erf":
+        # An error of one ulp in erf would be one of 1e22 here.
+        assert found[-2] == x[-2]
+        assert found[-1] == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 33])
+def test_activation_tails_touch_nothing_else(isa, rng, count):
+    x = rng.normal(size=count).astype(np.float32)
+    whole = kernels.activation(isa, "gelu_erf", np.concatenate([x, np.zeros(40, np.float32)]))
+    np.testing.assert_array_equal(kernels.activation(isa, "gelu_erf", x), whole[:count])
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 15, 16, 17, 31, 48, 97, 312, 768, 1024])
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+def test_layer_norm(isa, rng, hidden, eps):
+    x = (rng.normal(size=(7, hidden)) * 3 + 1).astype(np.float32)
+    x[1] *= 1e-3
+    x[2] += 100
+    gamma, beta = rng.normal(size=(2, hidden)).astype(np.float32)
+    found = kernels.layer_norm(isa, x, gamma, beta, eps)
+    expected = kernels.layer_norm("reference", x, gamma, beta, eps)
+    if hidden == 1:
+        # The variance is exactly zero: what is left is beta.
+        np.testing.assert_array_equal(found, np.broadcast_to(beta, x.shape))
+        return
+    # An error of the mean by ulps of the row's magnitude counts in units of its deviation.
+    spread = np.abs(x).max(1) / x.astype(np.float64).std(1)
+    bound = 8 * EPS * (1 + spread[:, None]) * (1 + np.abs(gamma) * np.sqrt(hidden)) + 4 * EPS
+    assert (np.abs(found - expected) <= bound).all()
+
+
+def test_layer_norm_keeps_a_tiny_epsilon(isa):
+    # Deviations of 1e-7 have a variance of 1e-14: eps 1e-12 decides the result, eps 0 would not.
+    x = np.array([[1e-7, -1e-7] * 8], np.float32)
+    ones = np.ones(16, np.float32)
+    found = kernels.layer_norm(isa, x, ones, 0 * ones, 1e-12)
+    np.testing.assert_allclose(found, x / np.sqrt(1e-14 + 1e-12), rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [1, 5, 16, 24, 32, 33, 64, 80])
+@pytest.mark.parametrize(
+    "lengths", [[1], [2, 1, 0, 3], [13, 14, 15, 16, 17], [31, 32, 33], [97, 128]]
+)
+def test_attention(isa, rng, head_dim, lengths):
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    heads = 3
+    qkv = rng.normal(size=(cu_seqlens[-1], 3 * heads * head_dim)).astype(np.float32) * 2
+    scale = head_dim**-0.5
+    found = kernels.attention(isa, qkv, cu_seqlens, heads, scale, 2)
+    expected = kernels.attention("reference", qkv, cu_seqlens, heads, scale)
+    # Scores of magnitude s have an error of head_dim * eps * s, which the softmax passes on to the
+    # weights, and the weights to values of magnitude max |v|.
+    magnitude = np.abs(qkv).max()
+    bound = EPS * (head_dim + 16) * scale * magnitude**2 * magnitude
+    assert np.abs(found - expected).max() <= bound
+
+
+@pytest.mark.parametrize("tokens", [511, 512, 513, 1025])
+def test_attention_streams_over_key_blocks(isa, rng, tokens):
+    # A block holds 512 keys; the largest score comes late, so earlier blocks are rescaled.
+    qkv = rng.normal(size=(tokens, 3 * 16)).astype(np.float32)
+    qkv[-1, 16:32] *= 8
+    ends = np.array([0, tokens], np.int32)
+    found = kernels.attention(isa, qkv, ends, 1, 0.5, 2)
+    expected = kernels.attention("reference", qkv, ends, 1, 0.5)
+    assert np.abs(found - expected).max() <= 2e-5
+
+
+def test_attention_survives_extreme_scores(isa):
+    # exp would overflow, and the others' weights underflow, without the maximum subtracted.
+    qkv = np.zeros((3, 3 * 16), np.float32)
+    qkv[:, :16] = 1e4
+    qkv[:, 16:32] = np.array([1.0, 2.0, -3.0], np.float32)[:, None]
+    qkv[:, 32:] = np.array([5.0, 7.0, 9.0], np.float32)[:, None]
+    found = kernels.attention(isa, qkv, np.array([0, 3], np.int32), 1, 1.0)
+    np.testing.assert_array_equal(found, np.full((3, 16), 7.0, np.float32))
+
+
+def test_attention_has_the_same_bits_in_any_batch_and_at_any_thread_count(isa, rng):
+    lengths = [17, 1, 130, 0, 64, 5]
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    qkv = rng.normal(size=(ends[-1], 3 * 4 * 24)).astype(np.float32)
+    whole = kernels.attention(isa, qkv, ends, 4, 0.2, 1)
+    for threads in (1, 2, 7):
+        for begin, end in zip(ends[:-1], ends[1:], strict=True):
+            one = np.array([0, end - begin], np.int32)
+            alone = kernels.attention(isa, qkv[begin:end], one, 4, 0.2, threads)
+            np.testing.assert_array_equal(alone, whole[begin:end])
+
+
+def test_an_unknown_instruction_set_is_named():
+    x = np.zeros((1, 1), np.float32)
+    with pytest.raises(DeviceError, match="'avx1024' cannot be used here; usable are: .*portable"):
+        kernels.linear("avx1024", x, x)
+
+
+def test_shapes_are_checked_at_the_border():
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(InvalidInputError, match="rows, inputs"):
+        kernels.linear("portable", x, np.zeros((4, 5), np.float32))
+    with pytest.raises(ModelFormatError, match="activation 'swish' is unknown"):
+        kernels.activation("portable", "swish", x[0])
