@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help="texts; a tab splits a pair; none: the lines of standard input",
     )
-    _add_engine(predict)
+    _add_engine(predict, backend="native")
     _add_json(predict, "JSON lines")
     predict.set_defaults(command=_predict)
 
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="compare the backends with the recorded outputs of the source framework"
     )
     _add_bundle(verify)
-    verify.add_argument("--backend", choices=_BACKENDS, help="default: all that are installed")
+    _add_engine(verify, backend=None)
     _add_json(verify, "JSON")
     verify.set_defaults(command=_verify)
 
@@ -144,8 +144,9 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=_TASKS, help="what the model is for")
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=_BACKENDS, default="native", help="default: native")
+def _add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:
+    default = backend or "all that are installed"
+    parser.add_argument("--backend", choices=_BACKENDS, default=backend, help=f"default: {default}")
     parser.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N; default: cpu"
     )
@@ -222,6 +223,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     report = verify(
         arguments.bundle,
         backends=None if arguments.backend is None else [arguments.backend],
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
     )
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else _EXIT_FAILED

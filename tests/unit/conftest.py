@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+
+from bertrt.backends.base import BACKENDS, Backend
+from bertrt.batch import PackedBatch
+from bertrt.engine import Engine
+from bertrt.model import Model
+from bertrt.tokenizer import load_tokenizer
 
 SPECIAL = {
     "unknown_token": "[UNK]",
@@ -55,3 +63,136 @@ def corpora() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+# --- a model small enough to check by hand ----------------------------------------------------
+
+ARCHITECTURE = {
+    "hidden": 4,
+    "layers": 1,
+    "heads": 1,
+    "head_dim": 4,
+    "ffn": 4,
+    "vocab_size": 11,
+    "type_vocab_size": 2,
+    "max_length": 12,
+    "activation": "gelu_erf",
+    "layer_norm_eps": 1e-12,
+}
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s", "!", "a", "b"]
+
+
+class TinyBackend(Backend):
+    """A token's row is (id, type, position, length of its sequence); a sequence's is
+    (first id, length, sum of ids, sum of types)."""
+
+    name = "tiny"
+    device = "cpu"
+    precision = "fp32"
+    provider = "numpy"
+
+    def __init__(self, threads: int, pads: bool) -> None:
+        self.threads = threads
+        self.pads = pads
+        self.batches: list[PackedBatch] = []
+        self.closed = 0
+        self.before_run = lambda: None
+
+    def run(self, batch, outputs):
+        assert not self.closed
+        self.batches.append(batch)
+        self.before_run()
+        lengths = batch.lengths
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        rows = np.stack(
+            [batch.token_ids, batch.token_types, positions, np.repeat(lengths, lengths)], axis=1
+        ).astype(np.float32)
+        ends = batch.cu_seqlens
+        pooled = np.zeros((batch.seqs, 4), np.float32)
+        for i, length in enumerate(lengths):
+            own = rows[ends[i] : ends[i + 1]]
+            if length:
+                pooled[i] = own[0, 0], length, own[:, 0].sum(), own[:, 1].sum()
+        values = {
+            "sequence_output": rows,
+            "pooled_output": pooled,
+            "logits": pooled[:, 1:3],
+            "masked_lm_outputs": batch.masked_positions,
+        }
+        return {name: values[name] for name in outputs}
+
+    def explain(self):
+        return "embed  numpy"
+
+    def close(self):
+        self.closed += 1
+
+
+class Tiny:
+    """Loads engines of the tiny model, and keeps the backends that were made."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.backends: list[TinyBackend] = []
+        self.pads = False
+        self.settings = {
+            "task": "embedding",
+            "labels": None,
+            "pooling": {"mode": "pooled", "normalize": False},
+            "outputs": ["sequence_output", "pooled_output"],
+            "tokenizer": True,
+            "architecture": ARCHITECTURE,
+            "max_length": 8,
+        }
+
+    def load_backend(self, model, *, device, precision, threads):
+        self.backends.append(TinyBackend(threads, self.pads))
+        return self.backends[-1]
+
+    def model(self, path) -> Model:
+        chosen = self.settings
+        tokenizer = None
+        if chosen["tokenizer"]:
+            (self.directory / "vocab.json").write_text(json.dumps(vocabulary_json(TOKENS)))
+            tokenizer = load_tokenizer(
+                {
+                    "kind": "gluonnlp",
+                    "file": "vocab.json",
+                    "lower": True,
+                    "max_length": chosen["max_length"],
+                },
+                self.directory,
+            )
+        plan = SimpleNamespace(
+            architecture=chosen["architecture"],
+            outputs={name: name for name in chosen["outputs"]},
+        )
+        return Model(
+            path=Path(path),
+            manifest=None,
+            task=chosen["task"],
+            labels=chosen["labels"],
+            pooling=chosen["pooling"],
+            tokenizer=tokenizer,
+            symbol_path=None,
+            params_path=None,
+            onnx_path=None,
+            golden=list,
+            _read_plan=lambda: plan,
+        )
+
+    def load(self, threads: int | None = 1, **changes) -> Engine:
+        self.settings |= changes
+        return Engine.load("/models/tiny", backend="tiny", threads=threads)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """The tiny model behind the real engine: `tiny.load(...)` gives an engine."""
+    made = Tiny(tmp_path)
+    module = ModuleType("bertrt_tiny_backend")
+    module.load = made.load_backend
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(BACKENDS, "tiny", module.__name__)
+    monkeypatch.setattr(Model, "open", made.model)
+    return made
