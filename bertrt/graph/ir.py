@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.errors import ModelFormatError
+from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.graph.types import Type, infer
 
 __all__ = ["Constant", "Graph", "Node"]
@@ -145,7 +145,7 @@ class Graph:
         if outputs is None:
             outputs = [name] if len(kinds) == 1 else [f"{name}_{i}" for i in range(len(kinds))]
         if len(outputs) != len(kinds):
-            raise ModelFormatError(
+            raise UnsupportedModelError(
                 f"{self.origin}: node {name!r} ({op}) has {len(outputs)} outputs, "
                 f"expected {len(kinds)}"
             )
@@ -180,6 +180,13 @@ class Graph:
         constant = self.constants.get(value)
         return None if constant is None else constant.array
 
+    def is_parametric(self, value: str) -> bool:
+        """Whether a value depends on constants only."""
+        node = self.producer(value)
+        return value in self.constants or (
+            node is not None and all(self.is_parametric(v) for v in node.inputs if v)
+        )
+
     def scalar(self, value: str) -> float | None:
         """The number that a one-element constant holds; None for any other value."""
         array = self.array(value)
@@ -197,6 +204,14 @@ class Graph:
         self._known = {}
         self.nodes[old.name] = new
         self._link(new)
+        self._unlink(old)
+
+    def replace_by_constant(self, old: Node, constant: Constant) -> None:
+        """Put a constant in the place of a node with one result; drop what is then unused."""
+        self._known = {}
+        del self.nodes[old.name]
+        del self._producer[old.output]
+        self.constants[constant.name] = constant
         self._unlink(old)
 
     def prune(self) -> None:

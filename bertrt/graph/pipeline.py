@@ -112,16 +112,18 @@ def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
     # Where a pass stopped matters only if what it stopped at is still there.
     coverage.unfused = [entry for entry in coverage.unfused if entry.node in graph.nodes]
     told = {entry.node for entry in coverage.unfused}
+    left: dict[str, list[Node]] = {}
     for node in graph.nodes.values():
         if node.op not in _STEPS and node.name not in told:
-            coverage.unfused.append(
-                Unfused(layers[node.output], "no pass", node.name, f"{node.op} is left over")
-            )
+            left.setdefault(layers[node.output], []).append(node)
+    for layer, nodes in left.items():
+        listed = ", ".join(f"{node.name!r} ({node.op})" for node in nodes)
+        coverage.unfused.append(Unfused(layer, "no pass", nodes[0].name, f"left over: {listed}"))
     if coverage.unfused:
         first = coverage.unfused[0]
         raise UnsupportedModelError(
-            f"{graph.origin}: cannot be fused completely; first problem in {first.layer}: "
-            f"{first.fusion} at {first.node!r}: {first.reason}\n{coverage}"
+            f"{graph.origin}: {first.layer} is not fused: pass {first.fusion} stopped at node "
+            f"{first.node!r}: {first.reason}\n{coverage}"
         )
     return _lay_out(graph, names), coverage
 
@@ -159,6 +161,8 @@ def output_names(graph: Graph) -> dict[str, str]:
     Works on a graph before fusion. An output that is none of the known ones keeps its name.
     """
     batch, length = batch_axis(graph), sequence_axis(graph)
+    # The other inputs with two axes: positions in the sequence
+    counts = {graph.shape(v)[1] for v in graph.inputs if len(graph.shape(v)) == 2} - {length}
     names: dict[str, str] = {}
     for own, value in graph.outputs.items():
         shape = graph.shape(value)
@@ -176,9 +180,11 @@ def output_names(graph: Graph) -> dict[str, str]:
                 name = "logits"
             else:
                 name = "next_sentence_classifier_output"
-        elif len(shape) == 3 and shape[0] == batch and "masked_positions" in graph.inputs:
+        elif len(shape) == 3 and shape[0] == batch and shape[1] in counts:
             name = "masked_lm_outputs"
         names[value] = name if name not in names.values() else own
+    if len(names) != len(graph.outputs):
+        raise UnsupportedModelError(f"{graph.origin}: two outputs are the same value")
     return names
 
 

@@ -94,13 +94,16 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "architecture", _check(self))
 
-    def to_dict(self, directory: str | Path | None = None) -> dict[str, Any]:
-        """The JSON form.
+    def to_dict(self, directory: str | Path) -> dict[str, Any]:
+        """The JSON form, with weights as references to files in ``directory``.
 
-        With a directory, weights are references to files in it; InvalidInputError if a weight has
-        no file or lies elsewhere. Without one, weights have dtype and shape only: the form that
-        goes to an engine together with the arrays.
+        Raises InvalidInputError if a weight has no file or lies elsewhere.
         """
+        references = {name: _reference(c, Path(directory)) for name, c in self.weights.items()}
+        return {**self.to_engine(), "weights": references}
+
+    def to_engine(self) -> dict[str, Any]:
+        """The JSON form without ``weights``: what an engine takes, beside the arrays."""
         return {
             "version": VERSION,
             "architecture": dict(self.architecture),
@@ -117,9 +120,6 @@ class Plan:
                 for step in self.steps
             ],
             "outputs": dict(self.outputs),
-            "weights": {
-                name: _reference(constant, directory) for name, constant in self.weights.items()
-            },
         }
 
     @staticmethod
@@ -195,19 +195,21 @@ def _shape_text(constant: Constant) -> str:
 # References to weights
 
 
-def _reference(constant: Constant, directory: str | Path | None) -> dict[str, Any]:
-    reference: dict[str, Any] = {}
-    if directory is not None:
-        if constant.file is None or constant.offset is None:
-            raise InvalidInputError(f"weight {constant.name!r} does not lie in a file")
-        try:
-            inside = constant.file.resolve().relative_to(Path(directory).resolve())
-        except ValueError:
-            raise InvalidInputError(
-                f"weight {constant.name!r} lies in {constant.file}, not below {directory}"
-            ) from None
-        reference = {"file": inside.as_posix(), "offset": constant.offset}
-    return reference | {"dtype": "float32", "shape": list(constant.array.shape)}
+def _reference(constant: Constant, directory: Path) -> dict[str, Any]:
+    if constant.file is None or constant.offset is None:
+        raise InvalidInputError(f"weight {constant.name!r} does not lie in a file")
+    try:
+        inside = constant.file.resolve().relative_to(directory.resolve())
+    except ValueError:
+        raise InvalidInputError(
+            f"weight {constant.name!r} lies in {constant.file}, not below {directory}"
+        ) from None
+    return {
+        "file": inside.as_posix(),
+        "offset": constant.offset,
+        "dtype": "float32",
+        "shape": list(constant.array.shape),
+    }
 
 
 def _map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:

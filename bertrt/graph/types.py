@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
@@ -55,7 +54,7 @@ def _factors(dims: Iterable[Dim]) -> tuple[int, list[str]]:
     number, symbols = 1, []
     for dim in dims:
         for factor in str(dim).split("*"):
-            if factor.isdigit():
+            if factor.isdecimal():
                 number *= int(factor)
             else:
                 symbols.append(factor)
@@ -77,7 +76,13 @@ def infer(
             f"{origin}: node {name!r} has operator {op!r}, which bertrt does not know "
             f"(known: {', '.join(sorted(_RULES))})"
         )
-    fewest, most, function = rule
+    fewest, most, known, function = rule
+    unknown = set(attrs) - set(known)
+    if unknown:
+        raise UnsupportedModelError(
+            f"{origin}: node {name!r} ({op}) has attributes {sorted(unknown)}, "
+            f"bertrt knows {list(known)}"
+        )
     try:
         if not fewest <= len(inputs) <= most or None in inputs[:fewest]:
             raise _Misfit(f"{len(inputs)} inputs, expected {fewest} to {most}")
@@ -94,13 +99,16 @@ class _Misfit(Exception):
     """Why operands do not fit."""
 
 
-_RULES: dict[str, tuple[int, int, Callable[..., Any]]] = {}
+# operator -> fewest inputs, most inputs, attributes, function
+_RULES: dict[str, tuple[int, int, tuple[str, ...], Callable[..., Any]]] = {}
 
 
-def _rule(*ops: str, inputs: int, most: int | None = None) -> Callable[[Any], Any]:
+def _rule(
+    *ops: str, inputs: int, most: int | None = None, attrs: tuple[str, ...] = ()
+) -> Callable[[Any], Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for op in ops:
-            _RULES[op] = (inputs, most or inputs, function)
+            _RULES[op] = (inputs, most or inputs, attrs, function)
         return function
 
     return register
@@ -136,7 +144,7 @@ def _unary(attrs: dict[str, Any], x: Type) -> Type:
     return Type(x.dtype, x.shape)
 
 
-@_rule("Gelu", inputs=1)
+@_rule("Gelu", inputs=1, attrs=("approximate",))
 def _gelu(attrs: dict[str, Any], x: Type) -> Type:
     if attrs.setdefault("approximate", "none") not in ("none", "tanh"):
         raise _Misfit(f"approximate is {attrs['approximate']!r}, expected none or tanh")
@@ -163,8 +171,10 @@ def _where(attrs: dict[str, Any], condition: Type, a: Type, b: Type) -> Type:
     return Type(kept.dtype, _broadcast(condition.shape, kept.shape))
 
 
-@_rule("Cast", inputs=1)
+@_rule("Cast", inputs=1, attrs=("to",))
 def _cast(attrs: dict[str, Any], x: Type) -> Type:
+    if not isinstance(attrs.get("to"), str):
+        raise _Misfit(f"to is {attrs.get('to')!r}")
     return Type(attrs["to"], x.shape, x.content if attrs["to"] == "int64" else None)
 
 
@@ -176,16 +186,17 @@ def _matmul(attrs: dict[str, Any], a: Type, b: Type) -> Type:
     return Type(a.dtype, (*_broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
 
 
-@_rule("Softmax", inputs=1)
+@_rule("Softmax", inputs=1, attrs=("axis",))
 def _softmax(attrs: dict[str, Any], x: Type) -> Type:
     attrs["axis"] = _axis(attrs.get("axis", -1), len(x.shape))
     return Type(x.dtype, x.shape)
 
 
-@_rule("LayerNormalization", inputs=2, most=3)
+@_rule("LayerNormalization", inputs=2, most=3, attrs=("axis", "epsilon"))
 def _layer_norm(attrs: dict[str, Any], x: Type, *parameters: Type) -> Type:
     attrs["axis"] = _axis(attrs.get("axis", -1), len(x.shape))
-    attrs.setdefault("epsilon", 1e-5)
+    if not isinstance(attrs.setdefault("epsilon", 1e-5), float):
+        raise _Misfit(f"epsilon is {attrs['epsilon']!r}")
     for parameter in parameters:
         if parameter.dtype != x.dtype or len(parameter.shape) != len(x.shape) - attrs["axis"]:
             raise _Misfit("gamma and beta must have the type and the extents of the last axes")
@@ -194,10 +205,10 @@ def _layer_norm(attrs: dict[str, Any], x: Type, *parameters: Type) -> Type:
     return Type(x.dtype, x.shape)
 
 
-@_rule("Transpose", inputs=1)
+@_rule("Transpose", inputs=1, attrs=("perm",))
 def _transpose(attrs: dict[str, Any], x: Type) -> Type:
     perm = attrs.setdefault("perm", tuple(reversed(range(len(x.shape)))))
-    if sorted(perm) != list(range(len(x.shape))):
+    if not isinstance(perm, tuple) or sorted(perm) != list(range(len(x.shape))):
         raise _Misfit(f"perm {perm} is no permutation of {len(x.shape)} axes")
     return Type(x.dtype, tuple(x.shape[axis] for axis in perm))
 
@@ -253,7 +264,7 @@ def _squeeze(attrs: dict[str, Any], x: Type, axes: Type) -> Type:
     return Type(x.dtype, shape, x.content if not shape else None)
 
 
-@_rule("Concat", inputs=1, most=1 << 16)
+@_rule("Concat", inputs=1, most=1 << 16, attrs=("axis",))
 def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
     first = parts[0]
     axis = attrs["axis"] = _axis(attrs.get("axis"), len(first.shape))
@@ -271,12 +282,14 @@ def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
     return Type(first.dtype, tuple(shape), content)
 
 
-@_rule("Split", inputs=1, most=2)
+@_rule("Split", inputs=1, most=2, attrs=("axis", "num_outputs"))
 def _split(attrs: dict[str, Any], x: Type, sizes: Type | None = None) -> list[Type]:
     axis = attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
     if sizes is not None:
         parts = list(_known(sizes, "the sizes"))
-        _same(product([sum(parts)]), x.shape[axis], "extent")
+        if not all(type(part) is int and part >= 0 for part in parts):
+            raise _Misfit(f"sizes {tuple(parts)}")
+        _same(sum(parts), x.shape[axis], "extent")
     else:
         count = attrs.get("num_outputs")
         if type(count) is not int or not 1 <= count <= 1 << 16:
@@ -321,7 +334,7 @@ def _slice(
     return Type(x.dtype, tuple(shape), content)
 
 
-@_rule("Gather", inputs=2)
+@_rule("Gather", inputs=2, attrs=("axis",))
 def _gather(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
     axis = attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
     if indices.dtype not in ("int64", "int32"):
@@ -354,8 +367,3 @@ def _range(attrs: dict[str, Any], start: Type, limit: Type, delta: Type) -> Type
         raise _Misfit("bounds are not scalars")
     plain = start.content == (0,) and delta.content == (1,) and limit.content is not None
     return Type(limit.dtype, (limit.content[0] if plain else "range",))
-
-
-def elements(shape: Shape) -> int:
-    """The number of elements of a shape without symbols."""
-    return prod(int(dim) for dim in shape)

@@ -24,8 +24,10 @@ def match(graph: Graph, node: Node) -> Match | None:
     turned = graph.producer(weight)
     if turned is not None and turned.op == "Transpose" and turned.attrs["perm"] == (1, 0):
         weight, transposed = turned.inputs[0], False
+    if not graph.is_parametric(weight):
+        return None
     if weight not in graph.constants or len(graph.shape(weight)) != 2:
-        raise NoMatch(node, "its right side is not a stored matrix")
+        raise NoMatch(node, "its right side is computed from parameters, expected a stored matrix")
     weights = {"weight": (weight,)}
     last = node
     user = graph.only_user(last.output)

@@ -1,0 +1,148 @@
+"""Write an exported symbol as ONNX.
+
+The symbol is read into bertrt's IR, whose operators are ONNX's and where equal nodes exist once;
+what is left to do here is to fold the little that depends on parameters only, and to serialise.
+Weights are not copied: the ONNX file refers to the bytes of the ``.params`` file beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertrt.errors import InvalidInputError, MissingDependencyError
+from bertrt.graph.ir import Constant, Graph
+from bertrt.graph.passes import gelu
+from bertrt.graph.pipeline import apply_pass, output_names
+from bertrt.graph.read_mxnet import read_mxnet
+
+__all__ = ["symbol_to_onnx"]
+
+_OPSET = 20  # the first with Gelu
+_IR_VERSION = 9  # that of opset 20
+_MAX_FOLDED_BYTES = 1 << 16
+
+
+def symbol_to_onnx(
+    symbol_path: str | Path, params_path: str | Path, onnx_path: str | Path
+) -> Path:
+    """Write the model of a ``*-symbol.json`` and its ``*.params`` as an ONNX file.
+
+    Inputs are int64 and named ``token_ids`` and ``token_types`` (batch, sequence),
+    ``valid_length`` (batch,) and ``masked_positions`` (batch, num_masked), as far as the model has
+    them; outputs are named ``sequence_output``, ``pooled_output``, ``logits``,
+    ``next_sentence_classifier_output`` and ``masked_lm_outputs``. Anything else that the model
+    returns keeps the name it has in the symbol.
+
+    ``params_path`` must lie in the directory of ``onnx_path``, because the file refers to it.
+
+    Returns ``onnx_path``. Raises what :func:`bertrt.graph.read_mxnet.read_mxnet` raises,
+    InvalidInputError for a ``.params`` file elsewhere and MissingDependencyError without onnx.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "writing ONNX files needs the onnx package: pip install bertrt[export]"
+        ) from error
+    onnx_path = Path(onnx_path)
+    params = Path(params_path).resolve()
+    if params.parent != onnx_path.parent.resolve():
+        raise InvalidInputError(
+            f"{params_path} must lie beside {onnx_path}: the ONNX file refers to its weights"
+        )
+    graph = read_mxnet(symbol_path, params_path)
+    apply_pass(graph, gelu)
+    _fold_vectors(graph)
+    onnx_path.write_bytes(_serialise(graph, onnx).SerializeToString())
+    return onnx_path
+
+
+def _fold_vectors(graph: Graph) -> None:
+    """Compute the vectors that depend on parameters only, such as interleaved biases.
+
+    Matrices stay expressions of the stored weights, so that no weight is stored twice; runtimes
+    fold them when they load the model.
+    """
+    for node in list(graph.nodes.values()):
+        kind = graph.types[node.output]
+        if node.name not in graph.nodes or len(kind.shape) != 1 or len(node.outputs) != 1:
+            continue
+        array = _evaluate(graph, node.output)
+        if array is not None and array.nbytes <= _MAX_FOLDED_BYTES:
+            folded = Constant(node.output, np.ascontiguousarray(array))
+            graph.replace_by_constant(node, folded)
+    graph.prune()
+
+
+def _evaluate(graph: Graph, value: str) -> np.ndarray | None:
+    """The array of a value that depends on parameters only; None for any other."""
+    if value in graph.constants:
+        return graph.array(value)
+    node = graph.producer(value)
+    compute = _EVALUATE.get(node.op) if node is not None else None
+    if node is None or compute is None:
+        return None
+    inputs = [_evaluate(graph, name) for name in node.inputs]
+    return None if any(array is None for array in inputs) else compute(node.attrs, *inputs)
+
+
+_EVALUATE: dict[str, Callable[..., np.ndarray]] = {
+    "Reshape": lambda attrs, x, shape: x.reshape(
+        [x.shape[axis] if dim == 0 else dim for axis, dim in enumerate(shape.tolist())]
+    ),
+    "Unsqueeze": lambda attrs, x, axes: np.expand_dims(x, tuple(axes.tolist())),
+    "Concat": lambda attrs, *parts: np.concatenate(parts, axis=attrs["axis"]),
+}
+
+
+def _serialise(graph: Graph, onnx: Any) -> Any:
+    helper = onnx.helper
+    names = output_names(graph)
+
+    def element_type(dtype: str) -> int:
+        return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+    def value_info(value: str, name: str) -> Any:
+        kind = graph.types[value]
+        return helper.make_tensor_value_info(name, element_type(kind.dtype), kind.shape)
+
+    nodes = []
+    for node in graph.nodes.values():
+        attrs = dict(node.attrs)
+        if node.op == "Cast":
+            attrs["to"] = element_type(attrs["to"])
+        inputs, outputs = ([names.get(v, v) for v in side] for side in (node.inputs, node.outputs))
+        nodes.append(helper.make_node(node.op, inputs, outputs, name=node.name, **attrs))
+    proto = helper.make_graph(
+        nodes,
+        Path(graph.origin).stem,
+        [value_info(value, value) for value in graph.inputs],
+        [value_info(value, name) for value, name in names.items()],
+        [_tensor(constant, onnx) for constant in graph.constants.values()],
+    )
+    return helper.make_model(
+        proto,
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="bertrt",
+    )
+
+
+def _tensor(constant: Constant, onnx: Any) -> Any:
+    if constant.file is None:
+        return onnx.numpy_helper.from_array(constant.array, constant.name)
+    tensor = onnx.TensorProto(name=constant.name, dims=constant.array.shape)
+    tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(constant.array.dtype)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    where = {
+        "location": constant.file.name,
+        "offset": constant.offset,
+        "length": constant.array.nbytes,
+    }
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
