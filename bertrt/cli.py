@@ -309,21 +309,27 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _read_lines(stream: BinaryIO) -> Iterator[list[Any]]:
     """What has arrived, in groups of whole lines: many at once from a file, and each at once from
     a person or program that waits for the answer."""
-    rest = b""
     number = 0
+    for lines in _split_lines(stream):
+        group: list[Any] = []
+        for line in lines:
+            number += 1
+            try:
+                group.append(_input(line.removesuffix(b"\r").decode("utf-8")))
+            except UnicodeDecodeError as error:
+                # The lines before it get their answers.
+                yield group
+                raise InvalidInputError(f"line {number} is not UTF-8 ({error})") from None
+        yield group
+
+
+def _split_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
+    rest = b""
     while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
         *lines, rest = (rest + data).split(b"\n")
-        yield [_decode(line, number + i) for i, line in enumerate(lines, start=1)]
-        number += len(lines)
+        yield lines
     if rest:
-        yield [_decode(rest, number + 1)]
-
-
-def _decode(line: bytes, number: int) -> str | tuple[str, str]:
-    try:
-        return _input(line.removesuffix(b"\r").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"line {number} is not UTF-8 ({error})") from None
+        yield [rest]
 
 
 def _input(text: str) -> str | tuple[str, str]:
