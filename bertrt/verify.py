@@ -122,6 +122,9 @@ def verify(
     path: str | os.PathLike[str],
     backends: Sequence[str] | None = None,
     *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
     live: bool = True,
 ) -> Report:
     """Compare the backends of a model with its golden outputs, and with a live run of its graph.
@@ -129,6 +132,7 @@ def verify(
     Args:
         path: a bundle; or a bare graph, for which only the live run is there to compare with.
         backends: the names of the backends to check; None for all that are installed.
+        device, precision, threads: as for `Engine.load`.
         live: whether MXNet, where it is installed and the model has a symbolic graph, runs
             further ragged batches to compare with.
 
@@ -138,6 +142,7 @@ def verify(
     Raises:
         InvalidInputError: there is nothing to compare with, or no backend has such a name.
         MissingDependencyError: a backend that was asked for by its name is not installed.
+        DeviceError: a backend cannot run on the device or in the precision.
         MissingFileError, ModelFormatError: the model is missing or broken.
     """
     for name in backends or ():
@@ -165,7 +170,9 @@ def verify(
         if not backends and not _has_graph(model, name):
             continue
         try:
-            engine = Engine.load(model.path, backend=name)
+            engine = Engine.load(
+                model.path, backend=name, device=device, precision=precision, threads=threads
+            )
         except MissingDependencyError as error:
             if backends:
                 raise

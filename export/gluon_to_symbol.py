@@ -170,7 +170,8 @@ def set_parameters(net: Any, arrays: Mapping[str, np.ndarray], source: str) -> N
         source: where they come from, for error messages.
 
     Raises:
-        ModelFormatError: parameters are missing, unexpected or of the wrong shape; all are named.
+        ModelFormatError: parameters are missing, unexpected, of the wrong shape (all are named) or
+            not finite.
     """
     mxnet, _ = import_gluon()
     parameters = structural_parameters(net)
@@ -205,6 +206,10 @@ def set_parameters(net: Any, arrays: Mapping[str, np.ndarray], source: str) -> N
     for names in by_identity.values():
         name = next(name for name in names if name in arrays)
         array = np.ascontiguousarray(arrays[name], dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise ModelFormatError(
+                f"{source}: the parameter {name} holds numbers that are not finite"
+            )
         parameters[name].set_data(mxnet.nd.array(array, dtype="float32"))
 
 

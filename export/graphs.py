@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from bertrt.engine import Engine
 from bertrt.errors import (
-    InvalidInputError,
     MissingDependencyError,
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, TASKS, GoldenCase, writing
+from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, writing
 from bertrt.graph.pipeline import compile_graph
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
@@ -23,7 +24,7 @@ from bertrt.graph.read_onnx import read_onnx
 from bertrt.model import Model
 
 from .golden import record_golden
-from .model import check_labels, check_pooling, check_task, seal, write_plan
+from .model import check_labels, check_pooling, seal, write_plan
 from .symbol_to_onnx import symbol_to_onnx
 
 __all__ = ["import_graph"]
@@ -33,16 +34,15 @@ _ONNX_DATA = "model.onnx.data"
 _ALIGNMENT = 64
 
 
-def import_graph(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], task: str | None = None
-) -> Path:
+def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Make a bundle of a bare graph. It has no tokenizer: ``run`` works, ``predict`` does not.
+
+    A graph with one logit becomes a regression, with several a classification, and any other an
+    embedding.
 
     Args:
         path: a ``*-symbol.json`` with its ``-0000.params`` beside it, or an ``.onnx`` file.
         out: where the bundle goes; nothing may be there yet.
-        task: ``"embedding"``, ``"classification"`` or ``"regression"``; if left out, a graph with
-            one logit is a regression, with several a classification, and any other an embedding.
 
     Returns:
         The path of the bundle. Its golden outputs come from MXNet for a symbol pair, where that
@@ -51,7 +51,6 @@ def import_graph(
     Raises:
         MissingFileError: there is nothing at `path`.
         ModelFormatError: the graph is broken, or (UnsupportedModelError) does not fuse.
-        InvalidInputError: the task does not fit the graph.
         OutputExistsError: `out` exists.
         MissingDependencyError: onnx is not installed.
         BertrtError: the finished bundle gives other numbers than the graph; it is not kept.
@@ -60,9 +59,7 @@ def import_graph(
     if source.is_dir() or not source.exists():
         raise MissingFileError(f"{source} is no file; a *-symbol.json or an .onnx file is wanted")
     model = Model.open(source)
-    if task is not None and task not in TASKS:
-        raise InvalidInputError(f"task should be one of {', '.join(TASKS)}, found {task!r}")
-    outputs = model.outputs  # compiles the graph: its errors come before anything is written
+    model.plan()  # compiles the graph: its errors come before anything is written
     with writing(out) as draft:
         if model.symbol_path is not None and model.params_path is not None:
             graph = shutil.copyfile(model.symbol_path, draft.directory / SYMBOL)
@@ -74,21 +71,19 @@ def import_graph(
             graph = draft.directory / ONNX
             _copy_onnx(source, graph)
             plan, _ = compile_graph(read_onnx(graph))
+            plan = _place_weights(plan, draft.directory / _ONNX_DATA)
             sources = ("onnxruntime",)
         write_plan(plan, draft.directory)
         golden, recorder = _record(plan, draft.directory, sources)
         classes = _classes(plan)
-        if task is None:
-            head = {0: "embedding", 1: "regression"}
-            task = head.get(classes, "classification")
-        check_task(task, outputs)
+        task = {0: "embedding", 1: "regression"}.get(classes, "classification")
         seal(
             draft,
             plan,
             tokenizer=None,
             task=task,
             labels=check_labels(None, task, classes),
-            pooling=check_pooling(None, task, outputs),
+            pooling=check_pooling(None, task, list(plan.outputs)),
             origin={"framework": "graph", "source": source.name, "golden": recorder},
             golden=golden,
         )
@@ -99,9 +94,9 @@ def _classes(plan: Plan) -> int:
     """The number of logits; 0 for a graph without any."""
     value = plan.outputs.get("logits")
     for step in plan.steps:
-        if step["output"] == value:
-            rows = plan.weights[step["weights"]["weight"][0]].array.shape
-            return rows[1] if step["transposed"] else rows[0]
+        if step.output == value:
+            shape = plan.weights[step.weights["weight"][0]].array.shape
+            return shape[1] if step.fields["transposed"] else shape[0]
     return 0
 
 
@@ -129,6 +124,7 @@ def _copy_onnx(source: Path, target: Path) -> None:
     shapes and indices, which shape inference wants to see in the model itself.
     """
     import onnx
+    import onnx.numpy_helper
     from onnx.external_data_helper import set_external_data
 
     try:
@@ -140,12 +136,30 @@ def _copy_onnx(source: Path, target: Path) -> None:
             if tensor.data_type != onnx.TensorProto.FLOAT:
                 continue
             array = np.asarray(onnx.numpy_helper.to_array(tensor), dtype="<f4")
-            data.write(b"\0" * (-data.tell() % _ALIGNMENT))
-            offset = data.tell()
-            data.write(array.tobytes())
+            offset = _append(data, array)
             tensor.ClearField("float_data")
             # set_external_data wants to see raw bytes, and takes them away itself.
             tensor.raw_data = b""
             set_external_data(tensor, _ONNX_DATA, offset=offset, length=array.nbytes)
             tensor.ClearField("raw_data")
     target.write_bytes(model.SerializeToString())
+
+
+def _place_weights(plan: Plan, data_path: Path) -> Plan:
+    """The plan with the weights that lie in no file, being computed or inline, put at the end of
+    `data_path`."""
+    weights = dict(plan.weights)
+    with open(data_path, "ab") as data:
+        for name, constant in plan.weights.items():
+            if constant.file is None:
+                offset = _append(data, constant.array)
+                weights[name] = dataclasses.replace(constant, file=data_path, offset=offset)
+    return dataclasses.replace(plan, weights=weights)
+
+
+def _append(data: BinaryIO, array: np.ndarray) -> int:
+    """Write an array at the next aligned place; returns its offset."""
+    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    offset = data.tell()
+    data.write(array.tobytes())
+    return offset

@@ -132,6 +132,10 @@ def export_model(
         raise InvalidTypeError(f"lower should be True or False, found {lower!r}")
     if isinstance(max_length, bool) or not isinstance(max_length, int):
         raise InvalidTypeError(f"max_length should be a whole number, found {max_length!r}")
+    try:
+        json.dumps(origin)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"origin should hold what JSON can say: {error}") from error
     vocab = load_vocab(vocab)
     tokenizer = TokenizerFile("gluonnlp", vocab.to_json(), lower, max_length, len(vocab))
     return write_bundle(

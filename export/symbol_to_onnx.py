@@ -26,9 +26,7 @@ _IR_VERSION = 9  # that of opset 20
 _MAX_FOLDED_BYTES = 1 << 16
 
 
-def symbol_to_onnx(
-    symbol_path: str | Path, params_path: str | Path, onnx_path: str | Path
-) -> Path:
+def symbol_to_onnx(symbol_path: str | Path, params_path: str | Path, onnx_path: str | Path) -> Path:
     """Write the model of a ``*-symbol.json`` and its ``*.params`` as an ONNX file.
 
     Inputs are int64 and named ``token_ids`` and ``token_types`` (batch, sequence),

@@ -31,11 +31,11 @@ def export_zoo(
     dataset: str,
     out: str | os.PathLike[str],
     *,
-    task: str = "embedding",
+    task: str | None = None,
     params: str | os.PathLike[str] | None = None,
     vocab: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
 ) -> Path:
     """Export a model of ``gluonnlp.model.get_model`` to a bundle.
 
@@ -44,12 +44,12 @@ def export_zoo(
         dataset: the zoo's name of the corpus, such as ``"book_corpus_wiki_en_uncased"``. Its
             ending, cased or uncased, says whether text is lower-cased.
         out: where the bundle goes; nothing may be there yet.
-        task: ``"embedding"``, ``"classification"`` or ``"regression"``.
+        task: ``"embedding"``, ``"classification"`` or ``"regression"``; an embedding if left out.
         params: a file of ``save_parameters``: a pretraining checkpoint for embeddings, a
             fine-tuned ``BERTClassifier`` for any task. None for the zoo's pretrained weights.
         vocab: a ``BERTVocab`` as JSON. None for the zoo's own.
         labels: the names of a classifier's classes; "0", "1", ... if left out.
-        max_length: the longest input in tokens, special ones included.
+        max_length: the longest input in tokens, special ones included; 128 if left out.
 
     Returns:
         The path of the bundle.
@@ -66,6 +66,7 @@ def export_zoo(
         raise InvalidInputError(
             f"the model {model!r} is not supported; supported are {', '.join(MODELS)}"
         )
+    task = "embedding" if task is None else task
     if task not in TASKS:
         raise InvalidInputError(f"task should be one of {', '.join(TASKS)}, found {task!r}")
     lower = _lower(dataset)
@@ -89,7 +90,11 @@ def export_zoo(
         net,
         out,
         tokenizer=TokenizerFile(
-            "gluonnlp", bert_vocab.to_json(), lower, max_length, len(bert_vocab)
+            "gluonnlp",
+            bert_vocab.to_json(),
+            lower,
+            128 if max_length is None else max_length,
+            len(bert_vocab),
         ),
         task=task,
         labels=labels,

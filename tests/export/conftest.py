@@ -31,6 +31,7 @@ def make_vocab(mxnet):
 def make_bert(mxnet):
     """A function: options -> an initialised BERTModel with wide random weights.
 
+    `deferred` leaves the shapes open that MXNet settles on the first call.
     Wide, so that attention is far from uniform and a wrong mask or scale shows.
     """
     from gluonnlp.model import BERTEncoder, BERTModel
@@ -47,6 +48,7 @@ def make_bert(mxnet):
         activation="gelu",
         layer_norm_eps=1e-12,
         sigma=0.3,
+        deferred=False,
         **heads_wanted,
     ):
         encoder = BERTEncoder(
@@ -70,6 +72,11 @@ def make_bert(mxnet):
         )
         mxnet.random.seed(seed)
         net.initialize(mxnet.init.Normal(sigma))
+        if not deferred:
+            # Only the first call tells MXNet every shape, and draws the weights that it affects.
+            one = mxnet.nd.zeros((1, 1))
+            masked = [one] if heads_wanted.get("use_decoder") else []
+            net(one, one, one[0] + 1, *masked)
         return net
 
     return make
@@ -82,7 +89,9 @@ def make_classifier(mxnet, make_bert):
 
     def make(classes=3, head_dropout=0.1, **options):
         net = BERTClassifier(make_bert(**options), num_classes=classes, dropout=head_dropout)
-        net.initialize(mxnet.init.Normal(0.3))
+        net.classifier.initialize(mxnet.init.Normal(0.3))
+        one = mxnet.nd.zeros((1, 1))
+        net(one, one, one[0] + 1)
         return net
 
     return make

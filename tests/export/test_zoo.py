@@ -1,0 +1,185 @@
+"""Zoo models from local files: both checkpoints, both names of the head, and what does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertrt import Engine
+from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
+from bertrt.graph.bundle import Bundle
+
+pytest.importorskip("mxnet", exc_type=ImportError)
+
+from bertrt.export import export_zoo, zoo
+from bertrt.export.gluon_to_symbol import run_gluon
+
+DATASET = "book_corpus_wiki_en_uncased"
+
+
+@pytest.fixture(autouse=True)
+def tiny_zoo(monkeypatch):
+    """The zoo's builders with two narrow layers; all else of get_model is as it is."""
+    from gluonnlp.model import bert
+
+    tiny = {"num_layers": 2, "units": 32, "hidden_size": 48, "num_heads": 4, "embed_size": 32}
+    for name in zoo.MODELS:
+        monkeypatch.setitem(bert.bert_hparams, name, bert.bert_hparams[name] | tiny)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty MXNET_HOME, and a repository that nothing can be downloaded from."""
+    monkeypatch.setenv("MXNET_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MXNET_GLUON_REPO", "http://127.0.0.1:9/")
+    return tmp_path / "home" / "models"
+
+
+@pytest.fixture
+def vocab(make_vocab, tmp_path):
+    (tmp_path / "vocab").write_text(make_vocab().to_json())
+    return tmp_path / "vocab"
+
+
+def save(net, path):
+    net.save_parameters(str(path))
+    return path
+
+
+BATCH = {
+    "token_ids": np.arange(12).reshape(2, 6),
+    "token_types": np.arange(12).reshape(2, 6) % 2,
+    "valid_length": np.array([6, 4]),
+}
+
+
+def full(make_bert, **options):
+    return make_bert(max_length=512, use_decoder=True, use_classifier=True, **options)
+
+
+@pytest.mark.parametrize("model", zoo.MODELS)
+def test_a_pretraining_checkpoint(make_bert, vocab, tmp_path, model):
+    net = full(make_bert)
+    params = save(net, tmp_path / "params")
+    path = export_zoo(model, DATASET, tmp_path / "bundle", params=params, vocab=vocab)
+    manifest = Bundle.open(path).manifest
+    assert manifest["task"] == "embedding"
+    assert manifest["tokenizer"]["lower"] is True
+    assert manifest["tokenizer"]["max_length"] == 128
+    assert manifest["origin"]["model"] == model and manifest["origin"]["dataset"] == DATASET
+    expected = run_gluon(net, BATCH | {"masked_positions": np.zeros((2, 1), int)})
+    with Engine.load(path) as engine:
+        found = engine.run(**BATCH)
+    assert list(found) == ["sequence_output", "pooled_output"]
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("task", "classes"), [("classification", 3), ("regression", 1)])
+def test_a_fine_tuned_checkpoint(make_classifier, vocab, tmp_path, task, classes, dropout):
+    net = make_classifier(classes=classes, head_dropout=dropout, max_length=512)
+    params = save(net, tmp_path / "params")
+    path = export_zoo(
+        "bert_12_768_12", DATASET, tmp_path / "bundle", task=task, params=params, vocab=vocab
+    )
+    assert Bundle.open(path).manifest["labels"] == (["0", "1", "2"] if classes == 3 else None)
+    with Engine.load(path) as engine:
+        found = engine.run(**BATCH)["logits"]
+    np.testing.assert_allclose(found, run_gluon(net, BATCH)["logits"], atol=2e-5)
+    # Its encoder alone makes embeddings.
+    path = export_zoo("bert_12_768_12", DATASET, tmp_path / "e", params=params, vocab=vocab)
+    with Engine.load(path) as engine:
+        found = engine.run(**BATCH)["pooled_output"]
+    np.testing.assert_allclose(found, run_gluon(net.bert, BATCH)["pooled_output"], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "lower"), [("wiki_multilingual_cased", False), ("my_corpus_uncased", True)]
+)
+def test_the_dataset_says_the_case(make_bert, vocab, tmp_path, dataset, lower):
+    params = save(full(make_bert), tmp_path / "params")
+    path = export_zoo("bert_12_768_12", dataset, tmp_path / "b", params=params, vocab=vocab)
+    assert Bundle.open(path).manifest["tokenizer"]["lower"] is lower
+
+
+def test_arguments(make_bert, vocab, tmp_path, home):
+    params = save(full(make_bert), tmp_path / "params")
+    common = {"model": "bert_12_768_12", "dataset": DATASET, "params": params, "vocab": vocab}
+    for change, message in (
+        ({"model": "roberta_12_768_12"}, "supported are bert_12_768_12, bert_24_1024_16"),
+        ({"dataset": "wikipedia"}, "neither cased nor uncased"),
+        ({"task": "tagging"}, "one of embedding"),
+        ({"task": "classification", "params": None}, "--params"),
+        ({"dataset": "my_corpus_uncased", "params": None}, "no weights.*my_corpus_uncased"),
+        ({"dataset": "my_corpus_uncased", "vocab": None}, "no BERT vocabulary"),
+        ({"max_length": 513}, "512 positions"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            export_zoo(out=tmp_path / "bundle", **common | change)
+    with pytest.raises(MissingFileError, match="nowhere"):
+        export_zoo(out=tmp_path / "bundle", **common | {"params": tmp_path / "nowhere"})
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_files_that_cannot_be_downloaded_are_named(make_bert, vocab, tmp_path, home):
+    params = save(full(make_bert), tmp_path / "params")
+    with pytest.raises(MissingFileError) as caught:
+        export_zoo("bert_12_768_12", DATASET, tmp_path / "b", vocab=vocab)
+    for part in ("bert_12_768_12_book_corpus_wiki_en_uncased-75cc780f.params", str(home), "--para"):
+        assert part in str(caught.value)
+    with pytest.raises(MissingFileError) as caught:
+        export_zoo("bert_12_768_12", DATASET, tmp_path / "b", params=params)
+    for part in ("book_corpus_wiki_en_uncased-a6607397.vocab", str(home), "--vocab"):
+        assert part in str(caught.value)
+
+
+def test_files_that_are_there_are_taken(make_bert, vocab, tmp_path, home, monkeypatch):
+    """With the zoo's own hashes replaced by those of our files."""
+    import gluonnlp
+    import mxnet
+
+    home.mkdir(parents=True)
+    net = full(make_bert)
+    params = save(net, tmp_path / "params")
+    name = f"bert_12_768_12_{DATASET}"
+    digests = []
+    for path in (params, vocab):
+        import hashlib
+
+        digests.append(hashlib.sha1(path.read_bytes()).hexdigest())
+    store = mxnet.gluon.model_zoo.model_store
+    monkeypatch.setitem(store._model_sha1, name, digests[0])
+    monkeypatch.setitem(gluonnlp.data.utils._vocab_sha1, DATASET, [digests[1], ".vocab", {}])
+    params.rename(home / f"{name}-{digests[0][:8]}.params")
+    vocab.rename(home / f"{DATASET}-{digests[1][:8]}.vocab")
+    path = export_zoo("bert_12_768_12", DATASET, tmp_path / "bundle")
+    with Engine.load(path) as engine:
+        found = engine.run(**BATCH)["pooled_output"]
+    expected = run_gluon(net, BATCH | {"masked_positions": np.zeros((2, 1), int)})
+    np.testing.assert_allclose(found, expected["pooled_output"], atol=2e-5)
+
+
+def test_checkpoints_of_other_networks(make_bert, make_classifier, vocab, tmp_path):
+    def attempt(net, match, task=None):
+        params = save(net, tmp_path / "params")
+        with pytest.raises(ModelFormatError, match=match):
+            export_zoo(
+                "bert_12_768_12",
+                DATASET,
+                tmp_path / "bundle",
+                task=task,
+                params=params,
+                vocab=vocab,
+            )
+
+    attempt(full(make_bert, layers=3), r"unexpected: encoder\.transformer_cells\.2")
+    attempt(full(make_bert, layers=1), r"missing: encoder\.transformer_cells\.1")
+    attempt(full(make_bert, ffn=64), r"ffn_1\.weight is \(64, 32\) and should be \(48,")
+    attempt(full(make_bert, vocab_size=61), r"word_embed\.0\.weight is \(61, 32\)")
+    attempt(full(make_bert), "has no head for classification", task="classification")
+    attempt(make_bert(max_length=512, use_pooler=False), r"missing: pooler\.weight")
+    params = save(full(make_bert), tmp_path / "params")
+    params.write_bytes(params.read_bytes()[:-100])
+    with pytest.raises(ModelFormatError, match="params"):
+        export_zoo("bert_12_768_12", DATASET, tmp_path / "b", params=params, vocab=vocab)
