@@ -11,9 +11,10 @@ struct F16 {
   F4 q[4];
 };
 
-// SSE2 has 16 registers of four floats: 3 by 16 columns keep 12 accumulators and leave room for a
-// product and the broadcast activation.
-inline constexpr int kGemmRows = 3;
+// SSE2 has 16 registers of four floats: 2 by 16 columns keep 8 accumulators and leave room for the
+// weights of one step, the broadcast activation and a product (three rows spill, and run half as
+// fast).
+inline constexpr int kGemmRows = 2;
 inline constexpr int kGemmVectors = 1;
 
 template <class Op>
