@@ -1,0 +1,164 @@
+"""Every backend against live Gluon: from the bundle, the symbol pair and the ONNX file.
+
+The bounds are those of `bertrt.verify.bound`: absolute, or relative to the largest magnitude of
+an output where that is above 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertrt import Engine
+from bertrt.graph.bundle import Bundle
+from bertrt.verify import bound, difference, sample_batch
+
+BACKENDS = ("native", "onnxruntime", "mxnet")
+# What a backend can be loaded from: the bundle itself, or a bare graph in it.
+SOURCES = {
+    "native": ("", "model-symbol.json", "model.onnx"),
+    "onnxruntime": ("", "model.onnx"),
+    "mxnet": ("", "model-symbol.json"),
+}
+ROUTES = [(backend, source) for backend in BACKENDS for source in SOURCES[backend]]
+
+TINY = {
+    "plain": {},
+    "one layer, one head": {"layers": 1, "units": 8, "heads": 1, "ffn": 8},
+    "heads of one": {"units": 6, "heads": 6, "ffn": 5},
+    "odd sizes": {"layers": 3, "units": 33, "heads": 3, "ffn": 47},
+    "wide feed-forward": {"units": 16, "heads": 2, "ffn": 300},
+    "deep": {"layers": 12, "units": 24, "heads": 2, "ffn": 24},
+    "head size 64": {"units": 128, "heads": 2, "ffn": 128},
+    "head size 80": {"units": 160, "heads": 2, "ffn": 64},
+    "relu, large epsilon": {"activation": "relu", "layer_norm_eps": 1e-3},
+    "tanh gelu": {"activation": "approx_gelu", "layer_norm_eps": 1e-5},
+    "no pooler": {"use_pooler": False},
+    "next sentence": {"use_classifier": True},
+    "every head": {"use_classifier": True, "use_decoder": True},
+    "decoder only": {"use_pooler": False, "use_decoder": True},
+    "classifier": {"classes": 5},
+    "regressor": {"classes": 1, "activation": "relu"},
+}
+
+
+def load(exported, backend, source):
+    if backend != "native":
+        pytest.importorskip(backend, exc_type=ImportError)
+    if source.endswith(".onnx") and backend == "native":
+        pytest.importorskip("onnx")
+    return Engine.load(exported.path / source if source else exported.path, backend=backend)
+
+
+def ragged(architecture, lengths, sequence, seed):
+    """A batch of sequences of these lengths in a padded array of `sequence` columns."""
+    random = np.random.default_rng(seed)
+    shape = (len(lengths), sequence)
+    return {
+        "token_ids": random.integers(0, architecture["vocab_size"], shape),
+        "token_types": random.integers(0, 2, shape),
+        "valid_length": np.array(lengths),
+    }
+
+
+def check(exported, engine, name, batch, layers):
+    expected = exported.gluon(name, batch)
+    found = engine.run(**batch)
+    assert list(found) == list(expected)
+    for output, array in expected.items():
+        assert difference(array, found[output]) <= bound(output, layers), output
+        if output == "sequence_output":
+            padding = np.arange(array.shape[1]) >= batch["valid_length"][:, None]
+            assert not array[padding].any() and not found[output][padding].any()
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tiny(request, export_net):
+    return export_net(**TINY[request.param]), TINY[request.param].get("layers", 2)
+
+
+@pytest.mark.parametrize(("backend", "source"), ROUTES)
+def test_tiny_nets(tiny, backend, source):
+    exported, layers = tiny
+    manifest = Bundle.open(exported.path).manifest
+    masked = "masked_lm_outputs" in manifest["outputs"]
+    with load(exported, backend, source) as engine:
+        for length in (1, 2, 31, 64):
+            batch = sample_batch(manifest["architecture"], length, masked=masked, seed=11)
+            check(exported, engine, f"length {length}", batch, layers)
+
+
+def test_attention_is_not_uniform(export_net):
+    """The nets of this file are worth their name: another mask gives other numbers, by far."""
+    exported = export_net()
+    batch = ragged(Bundle.open(exported.path).manifest["architecture"], [20], 20, seed=1)
+    shorter = batch | {"valid_length": np.array([10])}
+    rows = exported.gluon("full", batch)["sequence_output"][0, :10]
+    other = exported.gluon("half", shorter)["sequence_output"][0, :10]
+    assert np.abs(rows - other).max() > 0.5
+
+
+def test_the_onnx_graph_itself_masks_and_pads_as_gluon_does(tiny):
+    """Backends drop padding before and after; here the graph gets it, garbage and all."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    exported, layers = tiny
+    manifest = Bundle.open(exported.path).manifest
+    masked = "masked_lm_outputs" in manifest["outputs"]
+    session = onnxruntime.InferenceSession(str(exported.path / "model.onnx"))
+    assert [output.name for output in session.get_outputs()] == manifest["outputs"]
+    for length in (2, 31):
+        batch = sample_batch(manifest["architecture"], length, masked=masked, seed=12)
+        # Gluon gathers from an empty row too; it is 0 there.
+        batch["valid_length"][-1] = 0
+        expected = exported.gluon(f"graph {length}", batch)
+        found = session.run(None, batch)
+        for (output, array), other in zip(expected.items(), found, strict=True):
+            assert difference(array, other) <= bound(output, layers), output
+            if output == "sequence_output":
+                padding = np.arange(length) >= batch["valid_length"][:, None]
+                assert not other[padding].any()
+
+
+# BERT base and large as they are, with a small vocabulary: its size is no part of the arithmetic.
+
+FULL = {
+    "base": {"layers": 12, "units": 768, "heads": 12, "ffn": 3072},
+    "large": {"layers": 24, "units": 1024, "heads": 16, "ffn": 4096},
+}
+FULL_BATCHES = {
+    "base": {
+        "one token": ([1], 1),
+        "the longest": ([512], 512),
+        "33 ragged": ([0, 1, 2, 40, *range(3, 32)], 40),
+        "long and short": ([200, 1, 77], 200),
+    },
+    "large": {
+        "one token": ([1], 1),
+        "the longest": ([512], 512),
+        "ragged": ([33, 0, 1, 17, 64], 64),
+    },
+}
+
+
+@pytest.fixture(scope="module", params=FULL)
+def full(request, export_net):
+    exported = export_net(vocab_size=1000, max_length=512, **FULL[request.param])
+    return exported, request.param
+
+
+@pytest.mark.parametrize(
+    ("backend", "source"),
+    [
+        ("native", ""),
+        ("native", "model-symbol.json"),
+        ("native", "model.onnx"),
+        ("onnxruntime", ""),
+    ],
+)
+def test_bert_base_and_large(full, backend, source):
+    exported, size = full
+    architecture = Bundle.open(exported.path).manifest["architecture"]
+    with load(exported, backend, source) as engine:
+        for name, (lengths, sequence) in FULL_BATCHES[size].items():
+            batch = ragged(architecture, lengths, sequence, seed=13)
+            check(exported, engine, name, batch, FULL[size]["layers"])
