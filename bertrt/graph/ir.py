@@ -139,9 +139,7 @@ class Graph:
                     f"{self.origin}: node {name!r} ({op}) reads {value!r}, which nothing before "
                     "it computes"
                 )
-        kinds = infer(
-            op, name, [self.types[v] if v else None for v in inputs], attrs, self.origin
-        )
+        kinds = infer(op, name, [self.types[v] if v else None for v in inputs], attrs, self.origin)
         if outputs is None:
             outputs = [name] if len(kinds) == 1 else [f"{name}_{i}" for i in range(len(kinds))]
         if len(outputs) != len(kinds):
@@ -242,7 +240,7 @@ class Graph:
             self._users.setdefault(value, []).append(node)
 
     def _unlink(self, node: Node) -> None:
-        """Forget that ``node`` reads its inputs, and drop the producers which that leaves unused."""
+        """Forget that ``node`` reads its inputs, and drop producers left unused."""
         pending = [node]
         while pending:
             gone = pending.pop()

@@ -53,7 +53,9 @@ def read_params(path: str | Path) -> dict[str, Constant]:
     cursor = _Cursor(path, map_file(path))
     magic, _reserved, count = cursor.unpack("<QQQ", "the header")
     if magic != _LIST_MAGIC:
-        raise cursor.error(f"magic number 0x{magic:x}, expected 0x{_LIST_MAGIC:x}: not a .params file")
+        raise cursor.error(
+            f"magic number 0x{magic:x}, expected 0x{_LIST_MAGIC:x}: not a .params file"
+        )
     # Every array takes 8 bytes at least; a count beyond that is damage, found before looping.
     if count > len(cursor.data) // 8:
         raise cursor.error(f"{count} arrays announced in a file of {len(cursor.data)} bytes")

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from bertrt.errors import UnsupportedModelError
+from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.graph.ir import Graph, Node
 from bertrt.graph.passes import (
     Match,
-    NoMatch,
+    NoMatchError,
     attention,
     batch_axis,
     embed,
@@ -83,9 +83,7 @@ class Coverage:
             for entry in self.fused:
                 if entry.layer == layer:
                     nodes = "1 node" if entry.count == 1 else f"{entry.count} nodes"
-                    lines.append(
-                        f"  {entry.fusion}: {nodes} up to {entry.node!r} -> {entry.step}"
-                    )
+                    lines.append(f"  {entry.fusion}: {nodes} up to {entry.node!r} -> {entry.step}")
             for entry in self.unfused:
                 if entry.layer == layer:
                     lines.append(f"  NOT FUSED, {entry.fusion}: at {entry.node!r}: {entry.reason}")
@@ -141,7 +139,7 @@ def apply_pass(
             continue  # fused meanwhile
         try:
             match: Match | None = module.match(graph, node)
-        except NoMatch as stop:
+        except NoMatchError as stop:
             if coverage is not None and layers is not None:
                 layer = layers.get(node.output, "?")
                 coverage.unfused.append(Unfused(layer, name, stop.node, stop.reason))
@@ -158,8 +156,15 @@ def apply_pass(
 def output_names(graph: Graph) -> dict[str, str]:
     """The public name of every output, by what it is: value -> name.
 
-    Works on a graph before fusion. An output that is none of the known ones keeps its name.
+    Works on a graph before fusion. An output that is none of the known ones keeps its name. Raises
+    UnsupportedModelError for a graph whose first input is not (batch, sequence), both free.
     """
+    first = graph.shape(graph.inputs[0]) if graph.inputs else ()
+    if len(first) != 2 or first[0] == first[1] or not all(isinstance(d, str) for d in first):
+        raise UnsupportedModelError(
+            f"{graph.origin}: the first input has shape {first}, expected token ids of a free "
+            "batch and sequence length"
+        )
     batch, length = batch_axis(graph), sequence_axis(graph)
     # The other inputs with two axes: positions in the sequence
     counts = {graph.shape(v)[1] for v in graph.inputs if len(graph.shape(v)) == 2} - {length}
@@ -255,11 +260,19 @@ def _lay_out(graph: Graph, names: dict[str, str]) -> Plan:
     steps: list[Step] = []
     step_of: dict[str, str] = {}  # value in the graph -> value in the plan
     namer = _StepNamer(names)
+
+    def step_value(value: str) -> str:
+        if value not in step_of:
+            raise UnsupportedModelError(
+                f"{graph.origin}: value {value!r} is an input or a parameter where rows are expected"
+            )
+        return step_of[value]
+
     for node in graph.nodes.values():
         if node.op == rows.STEP:
-            step_of[node.output] = step_of[node.inputs[0]]
+            step_of[node.output] = step_value(node.inputs[0])
             continue
-        inputs = tuple(step_of[value] for value in node.inputs if value not in graph.inputs)
+        inputs = tuple(step_value(value) for value in node.inputs if value not in graph.inputs)
         name = namer.name(node, inputs)
         step_of[node.output] = name
         steps.append(Step(node.op, name, inputs, name, dict(node.weights), dict(node.attrs)))
@@ -270,12 +283,15 @@ def _lay_out(graph: Graph, names: dict[str, str]) -> Plan:
                 f"{graph.origin}: parameter {value!r} is {graph.types[value].dtype}, "
                 "expected float32; cast the model before exporting it"
             )
-    return Plan(
-        roles,
-        tuple(steps),
-        {names[value]: step_of[value] for value in graph.outputs.values()},
-        {value: graph.constants[value] for value in used},
-    )
+    try:
+        return Plan(
+            roles,
+            tuple(steps),
+            {names[value]: step_value(value) for value in graph.outputs.values()},
+            {value: graph.constants[value] for value in used},
+        )
+    except ModelFormatError as error:  # fused completely, into something that no BERT is
+        raise UnsupportedModelError(f"{graph.origin}: {error}") from None
 
 
 def _input_roles(graph: Graph) -> dict[str, str | None]:

@@ -257,7 +257,7 @@ def _exact_keys(table: dict[str, Any], keys: tuple[str, ...], where: str) -> Non
     missing, unknown = set(keys) - set(table), set(table) - set(keys)
     if missing or unknown:
         raise ModelFormatError(
-            f"{where}: missing {sorted(missing) or 'nothing'}, unknown {sorted(unknown) or 'nothing'}"
+            f"{where}: missing entries {sorted(missing)}, unknown entries {sorted(unknown)}"
         )
 
 

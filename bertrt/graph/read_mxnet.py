@@ -151,9 +151,7 @@ def _references(path: Path, raw: Any, limit: int, what: str) -> list[tuple[int, 
     return references
 
 
-def _pick(
-    symbol: _Symbol, values: list[list[str]], node_id: int, index: int, reader: str
-) -> str:
+def _pick(symbol: _Symbol, values: list[list[str]], node_id: int, index: int, reader: str) -> str:
     outputs = values[node_id]
     if index >= len(outputs):
         node = symbol.nodes[node_id]
@@ -205,13 +203,14 @@ def _input_roles(symbol: _Symbol, params: dict[str, Constant]) -> dict[str, str]
 
     casts = {"Cast", "cast", "_copy", "identity"}
     indexing = casts | {"Reshape", "reshape", "Concat", "concat"}
+    spreading = indexing | {"broadcast_add", "expand_dims", "broadcast_axis"}
     roles: dict[str, str] = {}
     for index, node in enumerate(symbol.nodes):
         if node.op != "null" or node.name in params:
             continue
         if reaches(index, "Embedding", 0, casts):
             role = "token_types" if "token_ids" in roles.values() else "token_ids"
-        elif reaches(index, "SequenceMask", 1, casts):
+        elif reaches(index, "SequenceMask", 1, casts) or reaches(index, "softmax", 1, spreading):
             role = "valid_length"
         elif reaches(index, "gather_nd", 1, indexing):
             role = "masked_positions"

@@ -103,8 +103,9 @@ class _Reader:
                 dims.append(dim.dim_value)
             else:
                 symbol = re.sub(r"[^A-Za-z0-9_]", "_", dim.dim_param)
-                dims.append(f"_{symbol}" if symbol[:1].isdecimal() else symbol or
-                            f"{value.name}_{axis}")
+                dims.append(
+                    f"_{symbol}" if symbol[:1].isdecimal() else symbol or f"{value.name}_{axis}"
+                )
         kind = Type(self._dtype(tensor.elem_type, f"input {value.name!r}"), tuple(dims))
         self._declare(value.name, value.name)
         self.graph.add_input(value.name, value.name, kind)

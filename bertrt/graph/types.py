@@ -85,9 +85,9 @@ def infer(
         )
     try:
         if not fewest <= len(inputs) <= most or None in inputs[:fewest]:
-            raise _Misfit(f"{len(inputs)} inputs, expected {fewest} to {most}")
+            raise _MisfitError(f"{len(inputs)} inputs, expected {fewest} to {most}")
         result = function(attrs, *inputs)
-    except _Misfit as misfit:
+    except _MisfitError as misfit:
         operands = ", ".join(map(str, inputs))
         raise ModelFormatError(
             f"{origin}: node {name!r} ({op}) does not fit its operands ({operands}): {misfit}"
@@ -95,7 +95,7 @@ def infer(
     return result if isinstance(result, list) else [result]
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """Why operands do not fit."""
 
 
@@ -116,20 +116,20 @@ def _rule(
 
 def _axis(axis: Any, rank: int) -> int:
     if type(axis) is not int or not -rank <= axis < rank:
-        raise _Misfit(f"axis {axis!r} of {rank} axes")
+        raise _MisfitError(f"axis {axis!r} of {rank} axes")
     return axis % rank
 
 
 def _known(content: Type, what: str) -> Shape:
     if content.content is None:
-        raise _Misfit(f"{what} is not known before the model runs")
+        raise _MisfitError(f"{what} is not known before the model runs")
     return content.content
 
 
 def _same(a: Dim, b: Dim, what: str) -> Dim:
     """The common extent of two operands; symbols are trusted where a number meets them."""
     if isinstance(a, int) and isinstance(b, int) and a != b:
-        raise _Misfit(f"{what} {a} against {b}")
+        raise _MisfitError(f"{what} {a} against {b}")
     return a if isinstance(a, int) else b
 
 
@@ -147,14 +147,14 @@ def _unary(attrs: dict[str, Any], x: Type) -> Type:
 @_rule("Gelu", inputs=1, attrs=("approximate",))
 def _gelu(attrs: dict[str, Any], x: Type) -> Type:
     if attrs.setdefault("approximate", "none") not in ("none", "tanh"):
-        raise _Misfit(f"approximate is {attrs['approximate']!r}, expected none or tanh")
+        raise _MisfitError(f"approximate is {attrs['approximate']!r}, expected none or tanh")
     return Type(x.dtype, x.shape)
 
 
 @_rule("Add", "Sub", "Mul", "Div", "Pow", inputs=2)
 def _binary(attrs: dict[str, Any], a: Type, b: Type) -> Type:
     if a.dtype != b.dtype:
-        raise _Misfit("operands of different types")
+        raise _MisfitError("operands of different types")
     return Type(a.dtype, _broadcast(a.shape, b.shape))
 
 
@@ -166,7 +166,7 @@ def _less(attrs: dict[str, Any], a: Type, b: Type) -> Type:
 @_rule("Where", inputs=3)
 def _where(attrs: dict[str, Any], condition: Type, a: Type, b: Type) -> Type:
     if condition.dtype != "bool":
-        raise _Misfit("the condition is not boolean")
+        raise _MisfitError("the condition is not boolean")
     kept = _binary(attrs, a, b)
     return Type(kept.dtype, _broadcast(condition.shape, kept.shape))
 
@@ -174,14 +174,14 @@ def _where(attrs: dict[str, Any], condition: Type, a: Type, b: Type) -> Type:
 @_rule("Cast", inputs=1, attrs=("to",))
 def _cast(attrs: dict[str, Any], x: Type) -> Type:
     if not isinstance(attrs.get("to"), str):
-        raise _Misfit(f"to is {attrs.get('to')!r}")
+        raise _MisfitError(f"to is {attrs.get('to')!r}")
     return Type(attrs["to"], x.shape, x.content if attrs["to"] == "int64" else None)
 
 
 @_rule("MatMul", inputs=2)
 def _matmul(attrs: dict[str, Any], a: Type, b: Type) -> Type:
     if a.dtype != b.dtype or min(len(a.shape), len(b.shape)) < 2:
-        raise _Misfit("expected two matrices of one type")
+        raise _MisfitError("expected two matrices of one type")
     _same(a.shape[-1], b.shape[-2], "inner extent")
     return Type(a.dtype, (*_broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
 
@@ -196,10 +196,10 @@ def _softmax(attrs: dict[str, Any], x: Type) -> Type:
 def _layer_norm(attrs: dict[str, Any], x: Type, *parameters: Type) -> Type:
     attrs["axis"] = _axis(attrs.get("axis", -1), len(x.shape))
     if not isinstance(attrs.setdefault("epsilon", 1e-5), float):
-        raise _Misfit(f"epsilon is {attrs['epsilon']!r}")
+        raise _MisfitError(f"epsilon is {attrs['epsilon']!r}")
     for parameter in parameters:
         if parameter.dtype != x.dtype or len(parameter.shape) != len(x.shape) - attrs["axis"]:
-            raise _Misfit("gamma and beta must have the type and the extents of the last axes")
+            raise _MisfitError("gamma and beta must have the type and the extents of the last axes")
         for a, b in zip(parameter.shape, x.shape[attrs["axis"] :], strict=True):
             _same(a, b, "extent")
     return Type(x.dtype, x.shape)
@@ -209,7 +209,7 @@ def _layer_norm(attrs: dict[str, Any], x: Type, *parameters: Type) -> Type:
 def _transpose(attrs: dict[str, Any], x: Type) -> Type:
     perm = attrs.setdefault("perm", tuple(reversed(range(len(x.shape)))))
     if not isinstance(perm, tuple) or sorted(perm) != list(range(len(x.shape))):
-        raise _Misfit(f"perm {perm} is no permutation of {len(x.shape)} axes")
+        raise _MisfitError(f"perm {perm} is no permutation of {len(x.shape)} axes")
     return Type(x.dtype, tuple(x.shape[axis] for axis in perm))
 
 
@@ -219,17 +219,17 @@ def _reshape(attrs: dict[str, Any], x: Type, shape: Type) -> Type:
     for axis, dim in enumerate(target):
         if dim == 0:
             if axis >= len(x.shape):
-                raise _Misfit(f"0 at axis {axis} of the new shape copies from nothing")
+                raise _MisfitError(f"0 at axis {axis} of the new shape copies from nothing")
             target[axis] = x.shape[axis]
     if target.count(-1) > 1 or any(type(d) is int and d < -1 for d in target):
-        raise _Misfit(f"new shape {tuple(target)}")
+        raise _MisfitError(f"new shape {tuple(target)}")
     total = product(x.shape)
     if -1 in target:
         rest = product(d for d in target if d != -1)
         missing = divide(total, rest)
         if missing is None:
             if isinstance(total, int) and isinstance(rest, int):
-                raise _Misfit(f"{total} elements do not fill {tuple(target)}")
+                raise _MisfitError(f"{total} elements do not fill {tuple(target)}")
             missing = f"({total})/({rest})".replace("*", ".")
         target[target.index(-1)] = missing
     else:
@@ -249,7 +249,7 @@ def _unsqueeze(attrs: dict[str, Any], x: Type, axes: Type) -> Type:
     rank = len(x.shape) + len(where)
     new = {_axis(axis, rank) for axis in where}
     if len(new) != len(where):
-        raise _Misfit(f"axes {where} repeat")
+        raise _MisfitError(f"axes {where} repeat")
     rest = iter(x.shape)
     shape = tuple(1 if axis in new else next(rest) for axis in range(rank))
     return Type(x.dtype, shape, x.content if rank == 1 else None)
@@ -271,12 +271,13 @@ def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
     shape, total = list(first.shape), []
     for part in parts:
         if part is None or part.dtype != first.dtype or len(part.shape) != len(shape):
-            raise _Misfit("parts of different type or rank")
+            raise _MisfitError("parts of different type or rank")
         for i, dim in enumerate(part.shape):
             if i != axis:
                 shape[i] = _same(shape[i], dim, "extent")
         total.append(part.shape[axis])
-    shape[axis] = sum(total) if all(isinstance(d, int) for d in total) else ".".join(map(str, total))
+    whole = all(isinstance(dim, int) for dim in total)
+    shape[axis] = sum(total) if whole else ".".join(map(str, total))
     known = len(shape) == 1 and all(part.content is not None for part in parts)
     content = tuple(d for part in parts for d in part.content) if known else None
     return Type(first.dtype, tuple(shape), content)
@@ -288,15 +289,15 @@ def _split(attrs: dict[str, Any], x: Type, sizes: Type | None = None) -> list[Ty
     if sizes is not None:
         parts = list(_known(sizes, "the sizes"))
         if not all(type(part) is int and part >= 0 for part in parts):
-            raise _Misfit(f"sizes {tuple(parts)}")
+            raise _MisfitError(f"sizes {tuple(parts)}")
         _same(sum(parts), x.shape[axis], "extent")
     else:
         count = attrs.get("num_outputs")
         if type(count) is not int or not 1 <= count <= 1 << 16:
-            raise _Misfit(f"num_outputs is {count!r}")
+            raise _MisfitError(f"num_outputs is {count!r}")
         part = divide(x.shape[axis], count)
         if part is None:
-            raise _Misfit(f"extent {x.shape[axis]} in {count} equal parts")
+            raise _MisfitError(f"extent {x.shape[axis]} in {count} equal parts")
         parts = [part] * count
     return [Type(x.dtype, (*x.shape[:axis], part, *x.shape[axis + 1 :])) for part in parts]
 
@@ -314,12 +315,12 @@ def _slice(
     where = _known(axes, "axes") if axes else tuple(range(len(begin)))
     step = _known(steps, "steps") if steps else (1,) * len(begin)
     if not len(begin) == len(end) == len(where) == len(step):
-        raise _Misfit("starts, ends, axes and steps of different length")
+        raise _MisfitError("starts, ends, axes and steps of different length")
     shape, content = list(x.shape), x.content
     for b, e, axis, s in zip(begin, end, where, step, strict=True):
         axis = _axis(axis, len(shape))
         if s != 1 or not isinstance(b, int) or not isinstance(e, int):
-            raise _Misfit("only steps of 1 between known bounds")
+            raise _MisfitError("only steps of 1 between known bounds")
         extent = shape[axis]
         if isinstance(extent, int):
             shape[axis] = len(range(*slice(b, e).indices(extent)))
@@ -329,7 +330,7 @@ def _slice(
             elif b:
                 shape[axis] = f"{extent}-{b}"
         else:
-            raise _Misfit(f"slice [{b}:{e}] of the unknown extent {extent}")
+            raise _MisfitError(f"slice [{b}:{e}] of the unknown extent {extent}")
         content = content[b:e] if content is not None and len(shape) == 1 else None
     return Type(x.dtype, tuple(shape), content)
 
@@ -338,12 +339,12 @@ def _slice(
 def _gather(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
     axis = attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
     if indices.dtype not in ("int64", "int32"):
-        raise _Misfit("indices are not integers")
+        raise _MisfitError("indices are not integers")
     content = None
     if x.content is not None and indices.content is not None and len(x.shape) == 1:
         picked = indices.content
         if not all(type(i) is int and -len(x.content) <= i < len(x.content) for i in picked):
-            raise _Misfit(f"indices {picked} into {len(x.content)} elements")
+            raise _MisfitError(f"indices {picked} into {len(x.content)} elements")
         content = tuple(x.content[i] for i in picked)
     return Type(x.dtype, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), content)
 
@@ -352,7 +353,9 @@ def _gather(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
 def _gather_nd(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
     depth = indices.shape[-1] if indices.shape else None
     if indices.dtype != "int64" or not isinstance(depth, int) or depth > len(x.shape):
-        raise _Misfit("the last extent of the indices must be known, and at most the data's rank")
+        raise _MisfitError(
+            "the last extent of the indices must be known, and at most the data's rank"
+        )
     return Type(x.dtype, (*indices.shape[:-1], *x.shape[depth:]))
 
 
@@ -364,6 +367,6 @@ def _shape(attrs: dict[str, Any], x: Type) -> Type:
 @_rule("Range", inputs=3)
 def _range(attrs: dict[str, Any], start: Type, limit: Type, delta: Type) -> Type:
     if start.shape or limit.shape or delta.shape:
-        raise _Misfit("bounds are not scalars")
+        raise _MisfitError("bounds are not scalars")
     plain = start.content == (0,) and delta.content == (1,) and limit.content is not None
     return Type(limit.dtype, (limit.content[0] if plain else "range",))

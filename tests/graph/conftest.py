@@ -201,9 +201,9 @@ def _interpret(plan: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
             "relu": lambda: np.maximum(x, 0),
             "tanh": lambda: np.tanh(x),
             "gelu_erf": lambda: 0.5 * x * (1 + erf(x / math.sqrt(2))),
-            "gelu_tanh": lambda: 0.5
-            * x
-            * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+            "gelu_tanh": lambda: (
+                0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+            ),
         }[kind]()
 
     valid = np.arange(ids.shape[1]) < np.asarray(lengths)[:, None]

@@ -137,8 +137,9 @@ def test_onnx_equals_gluon(gluon, batch, interpret, name):
 def test_attention_outputs_export_and_are_refused_by_the_compiler(gluon, batch):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from bertrt.errors import UnsupportedModelError
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
+    from bertrt.errors import UnsupportedModelError
 
     exported = gluon(layers=2, output_attention=True, output_all_encodings=True, dropout=0.0)
     path = exported.symbol.parent / "model.onnx"
@@ -159,9 +160,7 @@ def test_onnx_file_is_small_and_its_size_does_not_grow_with_the_weights(gluon):
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
 
     exported = gluon(head="classifier", layers=12, units=96, heads=12, ffn=384)
-    path = symbol_to_onnx(
-        exported.symbol, exported.params, exported.symbol.parent / "model.onnx"
-    )
+    path = symbol_to_onnx(exported.symbol, exported.params, exported.symbol.parent / "model.onnx")
     model = onnx.load(str(path), load_external_data=False)
     assert len(model.graph.node) < 450
     inline = sum(

@@ -5,8 +5,8 @@ A pass is a module with a ``match(graph, node)`` function. It is asked about eve
 * returns None when the node is not where its pattern is anchored;
 * returns a :class:`Match` when the whole pattern is there: the last node of it, and the fused node
   that takes the last node's place;
-* raises :class:`NoMatch` when the pattern begins at the node and then breaks off, naming the node
-  where it breaks off and why. That sentence ends up in the coverage report.
+* raises :class:`NoMatchError` when the pattern begins at the node and then breaks off, naming the
+  node where it breaks off and why. That sentence ends up in the coverage report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from dataclasses import dataclass
 
 from bertrt.graph.ir import Graph, Node
 
-__all__ = ["Match", "NoMatch", "batch_axis", "expect", "expect_user", "range_over", "sequence_axis"]
+__all__ = [
+    "Match",
+    "NoMatchError",
+    "batch_axis",
+    "expect",
+    "expect_user",
+    "range_over",
+    "sequence_axis",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Match:
     fused: Node
 
 
-class NoMatch(Exception):
+class NoMatchError(Exception):
     """Where a pattern that had begun breaks off, and why."""
 
     def __init__(self, node: Node | str, reason: str) -> None:
@@ -39,7 +47,7 @@ def expect(graph: Graph, value: str, op: str, role: str, **attrs: object) -> Nod
     """The producer of ``value``, which must be an ``op`` with these attributes."""
     node = graph.producer(value)
     if node is None:
-        raise NoMatch(value, f"expected {op} ({role}), found an input or a parameter")
+        raise NoMatchError(value, f"expected {op} ({role}), found an input or a parameter")
     return _checked(node, op, role, attrs)
 
 
@@ -47,7 +55,7 @@ def expect_user(graph: Graph, node: Node, op: str, role: str, **attrs: object) -
     """The only reader of a node's result, which must be an ``op`` with these attributes."""
     user = graph.only_user(node.output)
     if user is None:
-        raise NoMatch(
+        raise NoMatchError(
             node, f"its result must be read by {op} ({role}) alone, and it is also used elsewhere"
         )
     return _checked(user, op, role, attrs)
@@ -55,10 +63,12 @@ def expect_user(graph: Graph, node: Node, op: str, role: str, **attrs: object) -
 
 def _checked(node: Node, op: str, role: str, attrs: dict[str, object]) -> Node:
     if node.op != op:
-        raise NoMatch(node, f"expected {op} ({role}), found {node.op}")
+        raise NoMatchError(node, f"expected {op} ({role}), found {node.op}")
     for key, value in attrs.items():
         if node.attrs.get(key) != value:
-            raise NoMatch(node, f"expected {key} {value} ({role}), found {node.attrs.get(key)}")
+            raise NoMatchError(
+                node, f"expected {key} {value} ({role}), found {node.attrs.get(key)}"
+            )
     return node
 
 

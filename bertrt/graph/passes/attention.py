@@ -3,12 +3,13 @@
 ::
 
     qkv (sequence, batch, 3 hidden)
-     └► Reshape (sequence, batch*heads, 3 head_dim) ──► Transpose ──► Split ─┬─ query ─► Mul scale ──┐
-                                                                             ├─ key ──► Transpose ──┴► MatMul
-                                                                             └─ value ─────────┐        │
-      ┌── Reshape (sequence, batch, hidden) ◄── Transpose ◄── MatMul ◄─────────────────────────┘        │
-      ▼                                                         ▲                                       │
-    context                                    Where(mask, ., 0) ◄── Softmax ◄── Where(mask, ., lowest) ◄┘
+     └► Reshape (sequence, batch*heads, 3 head_dim) ► Transpose ► Split
+
+    Split
+     ├─ query ► Mul scale ──┐
+     ├─ key ──► Transpose ──┴► MatMul ► Where(mask, ., lowest) ► Softmax ► Where(mask, ., 0)
+     └─ value ─────────────────────────────────────────────────────────┐        │
+    context (sequence, batch, hidden) ◄── Reshape ◄── Transpose ◄── MatMul ◄────┘
 
     mask = position < length:  Less(Range, Unsqueeze(Reshape(Expand(Reshape(valid_length)))))
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 from bertrt.graph.ir import Graph, Node
 from bertrt.graph.passes import (
     Match,
-    NoMatch,
+    NoMatchError,
     batch_axis,
     expect,
     expect_user,
@@ -38,7 +39,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     if node.op != "Softmax":
         return None
     if node.attrs["axis"] != len(graph.shape(node.output)) - 1:
-        raise NoMatch(node, f"expected the last axis, found axis {node.attrs['axis']}")
+        raise NoMatchError(node, f"expected the last axis, found axis {node.attrs['axis']}")
 
     # Up to the projection
     scores, mask = node.inputs[0], None
@@ -46,16 +47,18 @@ def match(graph: Graph, node: Node) -> Match | None:
     if masked is not None and masked.op == "Where":
         mask, scores, lowest = masked.inputs
         if (graph.scalar(lowest) or 0.0) > _LOWEST:
-            raise NoMatch(masked, f"masked scores become {graph.scalar(lowest)}, not the lowest")
+            raise NoMatchError(
+                masked, f"masked scores become {graph.scalar(lowest)}, not the lowest"
+            )
     matmul = expect(graph, scores, "MatMul", "query times key")
     scaled = expect(graph, matmul.inputs[0], "Mul", "query times scale")
     scale = graph.scalar(scaled.inputs[1])
     if scale is None:
-        raise NoMatch(scaled, "the scale is not a constant")
+        raise NoMatchError(scaled, "the scale is not a constant")
     turned_key = expect(graph, matmul.inputs[1], "Transpose", "key transposed", perm=(0, 2, 1))
     split = expect(graph, scaled.inputs[0], "Split", "query, key and value", axis=2)
     if (scaled.inputs[0], turned_key.inputs[0]) != split.outputs[:2] or len(split.outputs) != 3:
-        raise NoMatch(split, "query and key are not the first two of its three parts")
+        raise NoMatchError(split, "query and key are not the first two of its three parts")
     turned = expect(graph, split.inputs[0], "Transpose", "heads first", perm=(1, 0, 2))
     qkv = _before_reshape(graph, turned.inputs[0])
     heads, head_dim = _heads(graph, qkv, turned)
@@ -66,16 +69,16 @@ def match(graph: Graph, node: Node) -> Match | None:
     if mask is not None:
         last_of_scores = expect_user(graph, node, "Where", "probability 0 beyond the length")
         if last_of_scores.inputs[0] != mask or graph.scalar(last_of_scores.inputs[2]) != 0:
-            raise NoMatch(last_of_scores, "expected the mask of the scores, and 0 elsewhere")
+            raise NoMatchError(last_of_scores, "expected the mask of the scores, and 0 elsewhere")
     context = expect_user(graph, last_of_scores, "MatMul", "probabilities times value")
     if context.inputs != (last_of_scores.output, split.outputs[2]):
-        raise NoMatch(context, "expected probabilities times the third part of the projection")
+        raise NoMatchError(context, "expected probabilities times the third part of the projection")
     last = expect_user(graph, context, "Transpose", "sequence first", perm=(1, 0, 2))
     if heads > 1:
         last = expect_user(graph, last, "Reshape", "heads side by side")
     expected = (sequence_axis(graph), batch_axis(graph), heads * head_dim)
     if graph.shape(last.output) != expected:
-        raise NoMatch(last, f"expected {expected}, found {graph.types[last.output]}")
+        raise NoMatchError(last, f"expected {expected}, found {graph.types[last.output]}")
 
     attrs = {
         "heads": heads,
@@ -100,7 +103,7 @@ def _heads(graph: Graph, qkv: str, turned: Node) -> tuple[int, int]:
         expected = (length, product([batch, heads]), width)
         if found == expected and graph.shape(qkv) == (length, batch, heads * width):
             return heads, width // 3
-    raise NoMatch(
+    raise NoMatchError(
         turned,
         f"expected (sequence, batch*heads, 3*head_dim) of (sequence, batch, 3*hidden), "
         f"found {graph.types[turned.inputs[0]]} of {graph.types[qkv]}",
@@ -112,13 +115,13 @@ def _lengths(graph: Graph, mask: str, heads: int) -> str:
     batch = batch_axis(graph)
     less = expect(graph, mask, "Less", "position before length")
     if not range_over(graph, less.inputs[0], sequence_axis(graph)):
-        raise NoMatch(less, "its left side is not the positions 0, 1, 2, ...")
+        raise NoMatchError(less, "its left side is not the positions 0, 1, 2, ...")
     value = expect(graph, less.inputs[1], "Unsqueeze", "length of each head").inputs[0]
     per_head = expect(graph, _before_reshape(graph, value), "Expand", "length for all heads")
     vector = expect(graph, per_head.inputs[0], "Reshape", "length as a column").inputs[0]
     shapes = [graph.shape(v) for v in (vector, per_head.inputs[0], per_head.output)]
     if vector not in graph.inputs or shapes != [(batch,), (batch, 1), (batch, heads)]:
-        raise NoMatch(per_head, "the lengths are not one input number for each sequence")
+        raise NoMatchError(per_head, "the lengths are not one input number for each sequence")
     if graph.shape(less.output) != (product([batch, heads]), 1, sequence_axis(graph)):
-        raise NoMatch(less, f"the mask is {graph.types[less.output]}")
+        raise NoMatchError(less, f"the mask is {graph.types[less.output]}")
     return vector

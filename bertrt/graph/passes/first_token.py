@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatch, batch_axis, expect, expect_user
+from bertrt.graph.passes import Match, NoMatchError, batch_axis, expect, expect_user
 
 STEP = "first_token"
 
@@ -24,8 +24,8 @@ def match(graph: Graph, node: Node) -> Match | None:
     expect(graph, node.inputs[0], "token_rows", "the encoder's output")
     start, end, axes = (graph.array(value) for value in node.inputs[1:4])
     if not all(np.array_equal(a, [b]) for a, b in ((start, 0), (end, 1), (axes, 1))):
-        raise NoMatch(node, f"expected [0:1] of axis 1, found [{start}:{end}] of {axes}")
+        raise NoMatchError(node, f"expected [0:1] of axis 1, found [{start}:{end}] of {axes}")
     last = expect_user(graph, node, "Reshape", "one row for each sequence")
     if graph.shape(last.output) != (batch_axis(graph), graph.shape(node.output)[2]):
-        raise NoMatch(last, f"expected (batch, hidden), found {graph.types[last.output]}")
+        raise NoMatchError(last, f"expected (batch, hidden), found {graph.types[last.output]}")
     return Match(last, Node(STEP, "", node.inputs[:1], ()))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatch, expect, expect_user
+from bertrt.graph.passes import Match, NoMatchError, expect, expect_user
 
 STEP = "Gelu"
 
@@ -38,11 +38,11 @@ def match(graph: Graph, node: Node) -> Match | None:
     half = expect(graph, other, "Mul", "x/2")
     _expect_scalar(graph, half, 0.5)
     if not x == cube.inputs[0] == half.inputs[0]:
-        raise NoMatch(last, "the branches do not begin at the same value")
+        raise NoMatchError(last, "the branches do not begin at the same value")
     return Match(last, Node("Gelu", "", (x,), (), {"approximate": "tanh"}))
 
 
 def _expect_scalar(graph: Graph, node: Node, number: float) -> None:
     found = graph.scalar(node.inputs[1])
     if found is None or not math.isclose(found, number, rel_tol=1e-6):
-        raise NoMatch(node, f"expected the constant {number:.6g}, found {found}")
+        raise NoMatchError(node, f"expected the constant {number:.6g}, found {found}")

@@ -11,7 +11,7 @@ becomes ``linear_add_layer_norm``. A LayerNormalization of anything else becomes
 from __future__ import annotations
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatch
+from bertrt.graph.passes import Match, NoMatchError
 
 STEP = "layer_norm"
 
@@ -21,16 +21,16 @@ def match(graph: Graph, node: Node) -> Match | None:
     if node.op != "LayerNormalization":
         return None
     if node.attrs["axis"] != len(graph.shape(node.output)) - 1:
-        raise NoMatch(node, "it normalises more than the last axis")
+        raise NoMatchError(node, "it normalises more than the last axis")
     if len(node.inputs) != 3 or not all(v in graph.constants for v in node.inputs[1:]):
-        raise NoMatch(node, "gamma and beta are not both parameters")
+        raise NoMatchError(node, "gamma and beta are not both parameters")
     eps = node.attrs["epsilon"]
     norm = {"gamma": (node.inputs[1],), "beta": (node.inputs[2],)}
     total = graph.producer(node.inputs[0])
     if total is None or total.op != "Add":
         return Match(node, Node("layer_norm", "", node.inputs[:1], (), {"eps": eps}, norm))
     if graph.only_user(total.output) is not node:
-        raise NoMatch(total, "the sum is also used outside the normalisation")
+        raise NoMatchError(total, "the sum is also used outside the normalisation")
     for value, residual in (total.inputs, total.inputs[::-1]):
         linear = graph.producer(value)
         if (
@@ -45,4 +45,4 @@ def match(graph: Graph, node: Node) -> Match | None:
             inputs = (linear.inputs[0], residual)
             weights = linear.weights | norm
             return Match(node, Node("linear_add_layer_norm", "", inputs, (), attrs, weights))
-    raise NoMatch(total, "neither operand is a linear with bias and without activation")
+    raise NoMatchError(total, "neither operand is a linear with bias and without activation")

@@ -11,7 +11,7 @@ Bias and activation may be absent, and so may the Transpose: then the weight is 
 from __future__ import annotations
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatch
+from bertrt.graph.passes import Match, NoMatchError
 
 STEP = "linear"
 
@@ -27,7 +27,9 @@ def match(graph: Graph, node: Node) -> Match | None:
     if not graph.is_parametric(weight):
         return None
     if weight not in graph.constants or len(graph.shape(weight)) != 2:
-        raise NoMatch(node, "its right side is computed from parameters, expected a stored matrix")
+        raise NoMatchError(
+            node, "its right side is computed from parameters, expected a stored matrix"
+        )
     weights = {"weight": (weight,)}
     last = node
     user = graph.only_user(last.output)
@@ -38,6 +40,8 @@ def match(graph: Graph, node: Node) -> Match | None:
             last = user
     activation = "none"
     user = graph.only_user(last.output)
+    if user is not None and user.op == "Sigmoid":
+        raise NoMatchError(user, "expected the activation Relu, Gelu or Tanh, found Sigmoid")
     name = _activation(user) if user is not None else None
     if name is not None:
         activation, last = name, user

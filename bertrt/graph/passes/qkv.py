@@ -17,7 +17,7 @@ from __future__ import annotations
 from math import prod
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatch, expect
+from bertrt.graph.passes import Match, NoMatchError, expect
 
 STEP = "qkv_linear"
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze")  # row-major order stays as it is
@@ -31,7 +31,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     added = expect(graph, qkv, "Add", "bias of query, key and value")
     # The step's result is ordered [Q | K | V], the graph's is not: nobody else may look.
     if graph.only_user(qkv) is not node:
-        raise NoMatch(added, "the projection is also used outside the attention")
+        raise NoMatchError(added, "the projection is also used outside the attention")
     matmul = expect(graph, added.inputs[0], "MatMul", "projection to query, key and value")
     weight, transposed = matmul.inputs[1], True
     turned = graph.producer(weight)
@@ -42,7 +42,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     weights = _interleaved(graph, weight, heads)
     biases = _interleaved(graph, added.inputs[1], heads)
     if graph.shape(biases[0]) != (3 * heads * head_dim // len(biases),):
-        raise NoMatch(added, f"bias is {graph.types[biases[0]]}")
+        raise NoMatchError(added, f"bias is {graph.types[biases[0]]}")
     attrs = {
         "heads": heads,
         "head_dim": head_dim,
@@ -65,12 +65,12 @@ def _interleaved(graph: Graph, value: str, heads: int) -> tuple[str, ...]:
     parts = tuple(_base(graph, part) for part in concat.inputs)
     for part in parts:
         if part not in graph.constants:
-            raise NoMatch(concat, f"{part!r} is not a parameter")
+            raise NoMatchError(concat, f"{part!r} is not a parameter")
     # Everything before the axis of the Concat counts the interleaved groups: one for each head.
     groups = prod(graph.shape(concat.inputs[0])[: concat.attrs["axis"]])
     alike = len({graph.shape(part) for part in concat.inputs}) == 1
     if len(parts) != 3 or groups != heads or not alike:
-        raise NoMatch(concat, f"{len(parts)} parts in {groups} groups; expected 3 in {heads}")
+        raise NoMatchError(concat, f"{len(parts)} parts in {groups} groups; expected 3 in {heads}")
     return parts
 
 

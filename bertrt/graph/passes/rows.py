@@ -13,7 +13,7 @@ zero, and no order of the two axes. The Where is absent in models without ``vali
 from __future__ import annotations
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatch, batch_axis, expect, range_over, sequence_axis
+from bertrt.graph.passes import Match, NoMatchError, batch_axis, expect, range_over, sequence_axis
 
 STEP = "token_rows"
 
@@ -31,7 +31,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     if masked is not None and masked.op == "Where":
         mask, rows, zero = masked.inputs
         if graph.scalar(zero) != 0:
-            raise NoMatch(masked, f"padding becomes {graph.scalar(zero)}, expected 0")
+            raise NoMatchError(masked, f"padding becomes {graph.scalar(zero)}, expected 0")
         less = expect(
             graph,
             expect(graph, mask, "Unsqueeze", "mask").inputs[0],
@@ -45,6 +45,6 @@ def match(graph: Graph, node: Node) -> Match | None:
             or graph.shape(less.inputs[1]) != (batch,)
             or graph.shape(mask) != (length, batch, 1)
         ):
-            raise NoMatch(less, "the mask is not position < valid_length")
+            raise NoMatchError(less, "the mask is not position < valid_length")
         inputs, attrs = (rows, less.inputs[1]), {"mask": "valid_length"}
     return Match(node, Node(STEP, "", inputs, (), attrs))
