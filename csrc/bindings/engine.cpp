@@ -90,7 +90,8 @@ plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
 class PyEngine {
  public:
   PyEngine(const py::dict& plan, py::dict weights, int threads, bool trace)
-      : engine_(read_plan(plan, weights), threads, trace), weights_(embedding_tables(plan, weights)) {}
+      : engine_(read_plan(plan, weights), threads, trace),
+        weights_(embedding_tables(plan, weights)) {}
 
   py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
                const std::optional<IntArray>& masked_positions,
@@ -102,10 +103,12 @@ class PyEngine {
     batch.seqs = cu_seqlens.size() - 1;
     if (token_ids.ndim() != 1 || token_types.ndim() != 1 || cu_seqlens.ndim() != 1 ||
         batch.seqs < 1) {
-      throw BatchError("token_ids, token_types and cu_seqlens must have one axis, and cu_seqlens "
-                       "at least two values");
+      throw BatchError(
+          "token_ids, token_types and cu_seqlens must have one axis, and cu_seqlens "
+          "at least two values");
     }
-    if (batch.cu_seqlens[batch.seqs] != token_ids.size() || token_types.size() != token_ids.size()) {
+    if (batch.cu_seqlens[batch.seqs] != token_ids.size() ||
+        token_types.size() != token_ids.size()) {
       throw BatchError("cu_seqlens ends at " + std::to_string(batch.cu_seqlens[batch.seqs]) +
                        ", but there are " + std::to_string(token_ids.size()) + " token ids and " +
                        std::to_string(token_types.size()) + " token types");

@@ -71,8 +71,8 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
   if (isa == kReference) {
     for (int64_t s = 0; s < seqs; ++s) {
       const int64_t first = cu_seqlens.data()[s];
-      reference::attention(qkv.data() + first * 3 * hidden, cu_seqlens.data()[s + 1] - first,
-                           heads, hidden / heads, scale, out.mutable_data() + first * hidden);
+      reference::attention(qkv.data() + first * 3 * hidden, cu_seqlens.data()[s + 1] - first, heads,
+                           hidden / heads, scale, out.mutable_data() + first * hidden);
     }
     return out;
   }

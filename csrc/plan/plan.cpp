@@ -29,8 +29,8 @@ constexpr Named<Op> kOps[] = {
 };
 
 constexpr Named<Activation> kActivations[] = {
-    {"none", Activation::kNone},          {"relu", Activation::kRelu},
-    {"gelu_erf", Activation::kGeluErf},   {"gelu_tanh", Activation::kGeluTanh},
+    {"none", Activation::kNone},        {"relu", Activation::kRelu},
+    {"gelu_erf", Activation::kGeluErf}, {"gelu_tanh", Activation::kGeluTanh},
     {"tanh", Activation::kTanh},
 };
 
@@ -110,9 +110,8 @@ class Validator {
 
   void dimension(const char* name, int64_t value) const {
     if (value >= 1 && value <= kMaxDimension) return;
-    const std::string message =
-        std::string(name) + " is " + std::to_string(value) + ", expected 1 to " +
-        std::to_string(kMaxDimension);
+    const std::string message = std::string(name) + " is " + std::to_string(value) +
+                                ", expected 1 to " + std::to_string(kMaxDimension);
     if (step_) fail(message);
     throw PlanError("plan: " + message);
   }

@@ -20,9 +20,9 @@ int64_t assign_offsets(std::vector<Lifetime>& values) {
     }
     value->offset = offset;
     total = std::max(total, offset + value->size);
-    const auto at = std::upper_bound(
-        placed.begin(), placed.end(), offset,
-        [](int64_t o, const Lifetime* other) { return o < other->offset; });
+    const auto at =
+        std::upper_bound(placed.begin(), placed.end(), offset,
+                         [](int64_t o, const Lifetime* other) { return o < other->offset; });
     placed.insert(at, value);
   }
   return total;

@@ -176,8 +176,8 @@ Engine::Engine(const plan::Plan& plan, int threads, bool trace)
           blocks.push_back(
               {weight("weight").data, 3 * hidden, inputs, step.transposed, columns.data(), 0});
         }
-        node->matrix = ops_->pack(blocks.data(), static_cast<int>(blocks.size()), inputs,
-                                  3 * hidden);
+        node->matrix =
+            ops_->pack(blocks.data(), static_cast<int>(blocks.size()), inputs, 3 * hidden);
         node->bias.resize(static_cast<size_t>(3 * hidden));
         if (step.bias_layout == plan::QkvLayout::kSeparate) {
           float* out = node->bias.data();
@@ -199,8 +199,8 @@ Engine::Engine(const plan::Plan& plan, int threads, bool trace)
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
         const int64_t inputs = values_[node->inputs[0]].cols;
-        const WeightBlock block{weight("weight").data, shape.cols, inputs, step.transposed,
-                                nullptr, 0};
+        const WeightBlock block{weight("weight").data, shape.cols, inputs,
+                                step.transposed,       nullptr,    0};
         node->matrix = ops_->pack(&block, 1, inputs, shape.cols);
         if (step.weights.count("bias")) node->bias = to_vector(weight("bias"));
         node->kernel = ops_->linear_kernel();
@@ -338,8 +338,8 @@ void Engine::run_part(const Part& part, const std::vector<char>& needed, Workspa
     }
   }
   const int64_t arena_bytes = arena * static_cast<int64_t>(sizeof(float));
-  char* memory = static_cast<char*>(
-      workspace.reserve(static_cast<size_t>(arena_bytes + scratch_bytes)));
+  char* memory =
+      static_cast<char*>(workspace.reserve(static_cast<size_t>(arena_bytes + scratch_bytes)));
   void* scratch = memory + arena_bytes;  // strides are multiples of 16 floats: still aligned
   for (size_t i = 0; i < owners.size(); ++i) {
     values[owners[i]].data = reinterpret_cast<float*>(memory) + lifetimes[i].offset;

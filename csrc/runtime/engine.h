@@ -76,7 +76,6 @@ class Engine {
 
   std::mutex free_mutex_;
   std::vector<std::unique_ptr<Workspace>> free_;
-
 };
 
 }  // namespace bertrt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -77,7 +79,7 @@ def test_avx2_and_avx512_give_the_same_bits(rng):
         np.testing.assert_array_equal(run("avx2"), run("avx512"))
 
 
-# Relative to the result's magnitude where that is above 1; the fits are documented beside their code.
+# Relative to the result's magnitude where that is above 1. The fits stand beside their code.
 @pytest.mark.parametrize(
     ("name", "bound"), [("relu", 0.0), ("gelu_erf", 1.5e-6), ("gelu_tanh", 1e-6), ("tanh", 1e-7)]
 )
@@ -179,7 +181,7 @@ def test_attention_has_the_same_bits_in_any_batch_and_at_any_thread_count(isa, r
     qkv = rng.normal(size=(ends[-1], 3 * 4 * 24)).astype(np.float32)
     whole = kernels.attention(isa, qkv, ends, 4, 0.2, 1)
     for threads in (1, 2, 7):
-        for begin, end in zip(ends[:-1], ends[1:], strict=True):
+        for begin, end in itertools.pairwise(ends):
             one = np.array([0, end - begin], np.int32)
             alone = kernels.attention(isa, qkv[begin:end], one, 4, 0.2, threads)
             np.testing.assert_array_equal(alone, whole[begin:end])
@@ -187,7 +189,7 @@ def test_attention_has_the_same_bits_in_any_batch_and_at_any_thread_count(isa, r
 
 def test_an_unknown_instruction_set_is_named():
     x = np.zeros((1, 1), np.float32)
-    with pytest.raises(DeviceError, match="'avx1024' cannot be used here; usable are: .*portable"):
+    with pytest.raises(DeviceError, match=r"'avx1024' cannot be used here; usable are: .*portable"):
         kernels.linear("avx1024", x, x)
 
 

@@ -2,8 +2,8 @@
 //
 // Only intrinsics and our own headers are included here: an inline function of the standard library
 // compiled with this folder's flags could be the copy that the linker keeps for everyone.
-#include "cpu/kernel_table.h"
 #include "cpu/avx2/vec.h"
+#include "cpu/kernel_table.h"
 
 #define BERTRT_CPU_NAMESPACE avx2
 #include "cpu/generic/kernels.inl.h"

@@ -16,7 +16,8 @@ inline constexpr int kGemmVectors = 1;
 
 // All ones in lanes first, first + 1, ... that are below n.
 static inline __m256i lanes_below(int n, int first) {
-  const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+  const __m256i lane =
+      _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
 }
 

@@ -31,9 +31,9 @@ inline F16 exp_f32(F16 x) {
   return scale_by_power(p, shifted);
 }
 
-// erf(z) within 3e-7 absolute: z P(z^2) / Q(z^2), fitted on [-4, 4], where the fit itself is good to
-// 1.5e-9. Beyond, erf is 1 to within half an ulp and the fit rises above it (by 1e-7 at 4.3), so that
-// clamping both sides gives exactly 1: GELU of a large negative number must vanish.
+// erf(z) within 3e-7 absolute: z P(z^2) / Q(z^2), fitted on [-4, 4], where the fit itself is good
+// to 1.5e-9. Beyond, erf is 1 to within half an ulp and the fit rises above it (by 1e-7 at 4.3), so
+// that clamping both sides gives exactly 1: GELU of a large negative number must vanish.
 inline F16 erf_f32(F16 z) {
   z = min(max(z, broadcast(-4.3f)), broadcast(4.3f));
   const F16 s = z * z;

@@ -36,8 +36,8 @@ void layer_norm_f32(const LayerNorm& norm, const float* x, float* out) {
   }
   if (rest) {
     const F16 normalised = (load_first(x + whole, rest) - mean) * scale;
-    const F16 y = fma(normalised, load_first(norm.gamma + whole, rest),
-                      load_first(norm.beta + whole, rest));
+    const F16 y =
+        fma(normalised, load_first(norm.gamma + whole, rest), load_first(norm.beta + whole, rest));
     store_first(out + whole, y, rest);
   }
 }

@@ -1,0 +1,505 @@
+"""The native engine on plans made by hand: numbers, bits, bad plans, bad batches, memory."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bertrt import DeviceError, InvalidInputError, ModelFormatError, _native
+
+HIDDEN, HEADS, HEAD_DIM, FFN, VOCAB, TYPES, LENGTH = 36, 3, 12, 50, 40, 2, 64
+
+
+def make_plan(rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Two layers, a pooler and an MLM decoder; the second layer has interleaved, transposed
+    projections."""
+    weights: dict[str, np.ndarray] = {}
+
+    def weight(name: str, *shape: int) -> list[str]:
+        weights[name] = rng.normal(size=shape).astype(np.float32) / np.sqrt(shape[-1])
+        return [name]
+
+    def norm(name: str, size: int = HIDDEN) -> dict[str, list[str]]:
+        return {"gamma": weight(f"{name}.gamma", size), "beta": weight(f"{name}.beta", size)}
+
+    steps: list[dict[str, Any]] = [
+        {
+            "op": "embed_layer_norm",
+            "name": "embeddings",
+            "inputs": [],
+            "output": "x0",
+            "weights": {
+                "word": weight("word", VOCAB, HIDDEN),
+                "type": weight("type", TYPES, HIDDEN),
+                "position": weight("position", LENGTH, HIDDEN),
+                **norm("embeddings"),
+            },
+            "eps": 1e-12,
+        }
+    ]
+    for layer in range(2):
+        separate = layer == 0
+        shapes = [(HIDDEN, HIDDEN)] * 3 if separate else [(HIDDEN, 3 * HIDDEN)]
+        sizes = [HIDDEN] * 3 if separate else [3 * HIDDEN]
+        shape = {"heads": HEADS, "head_dim": HEAD_DIM}
+        layout = "separate" if separate else "interleaved"
+        steps += [
+            {
+                "op": "qkv_linear",
+                "name": f"layer{layer}.qkv",
+                "inputs": [f"x{layer}"],
+                "output": f"qkv{layer}",
+                "weights": {
+                    "weight": [
+                        *(weight(f"l{layer}.w{i}", *s)[0] for i, s in enumerate(shapes)),
+                    ],
+                    "bias": [*(weight(f"l{layer}.b{i}", s)[0] for i, s in enumerate(sizes))],
+                },
+                "weight_layout": layout,
+                "bias_layout": layout,
+                "transposed": not separate,
+                **shape,
+            },
+            {
+                "op": "attention",
+                "name": f"layer{layer}.attention",
+                "inputs": [f"qkv{layer}"],
+                "output": f"context{layer}",
+                "weights": {},
+                "scale": HEAD_DIM**-0.5,
+                "mask": "valid_length",
+                **shape,
+            },
+            {
+                "op": "linear_add_layer_norm",
+                "name": f"layer{layer}.attention_output",
+                "inputs": [f"context{layer}", f"x{layer}"],
+                "output": f"a{layer}",
+                "weights": {
+                    "weight": weight(f"l{layer}.proj", HIDDEN, HIDDEN),
+                    "bias": weight(f"l{layer}.proj.bias", HIDDEN),
+                    **norm(f"l{layer}.attention"),
+                },
+                "eps": 1e-12,
+                "transposed": False,
+            },
+            {
+                "op": "linear",
+                "name": f"layer{layer}.ffn",
+                "inputs": [f"a{layer}"],
+                "output": f"f{layer}",
+                "weights": {
+                    "weight": weight(f"l{layer}.ffn1", FFN, HIDDEN),
+                    "bias": weight(f"l{layer}.ffn1.bias", FFN),
+                },
+                "activation": "gelu_erf",
+                "transposed": False,
+            },
+            {
+                "op": "linear_add_layer_norm",
+                "name": f"layer{layer}.ffn_output",
+                "inputs": [f"f{layer}", f"a{layer}"],
+                "output": f"x{layer + 1}",
+                "weights": {
+                    "weight": weight(f"l{layer}.ffn2", HIDDEN, FFN),
+                    "bias": weight(f"l{layer}.ffn2.bias", HIDDEN),
+                    **norm(f"l{layer}.ffn"),
+                },
+                "eps": 1e-5,
+                "transposed": False,
+            },
+        ]
+    linear = {"op": "linear", "transposed": False, "activation": "none"}
+    steps += [
+        {"op": "first_token", "name": "first", "inputs": ["x2"], "output": "cls", "weights": {}},
+        {
+            **linear,
+            "name": "pooler",
+            "inputs": ["cls"],
+            "output": "pooled",
+            "weights": {
+                "weight": weight("pooler", HIDDEN, HIDDEN),
+                "bias": weight("pooler.bias", HIDDEN),
+            },
+            "activation": "tanh",
+        },
+        {
+            "op": "gather_positions",
+            "name": "masked",
+            "inputs": ["x2"],
+            "output": "masked",
+            "weights": {},
+        },
+        {
+            "op": "layer_norm",
+            "name": "decoder.norm",
+            "inputs": ["masked"],
+            "output": "normed",
+            "weights": norm("decoder"),
+            "eps": 1e-12,
+        },
+        {
+            **linear,
+            "name": "decoder",
+            "inputs": ["normed"],
+            "output": "decoded",
+            "weights": {"weight": ["word"]},
+        },
+    ]
+    plan = {
+        "version": 1,
+        "architecture": {
+            "hidden": HIDDEN,
+            "vocab_size": VOCAB,
+            "type_vocab_size": TYPES,
+            "max_length": LENGTH,
+        },
+        "steps": steps,
+        "outputs": {
+            "sequence_output": "x2",
+            "pooled_output": "pooled",
+            "masked_lm_outputs": "decoded",
+        },
+    }
+    return plan, weights
+
+
+OUTPUTS = ["sequence_output", "pooled_output", "masked_lm_outputs"]
+
+
+def expected(
+    plan: dict[str, Any], weights: dict[str, np.ndarray], ids: np.ndarray, types: np.ndarray
+) -> dict[str, np.ndarray]:
+    """One sequence in double precision, straight from the meaning of each step; no decoder."""
+    values: dict[str, np.ndarray] = {}
+
+    def norm(x: np.ndarray, step: dict[str, Any]) -> np.ndarray:
+        gamma, beta = (weights[step["weights"][role][0]] for role in ("gamma", "beta"))
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + step["eps"]
+        ) * gamma + beta
+
+    for step in plan["steps"]:
+        of = {role: [weights[n] for n in names] for role, names in step["weights"].items()}
+        x = [values.get(name) for name in step["inputs"]]
+        if step["op"] == "embed_layer_norm":
+            total = of["word"][0][ids] + of["type"][0][types] + of["position"][0][: len(ids)]
+            y = norm(total.astype(np.float64), step)
+        elif step["op"] == "qkv_linear":
+            if step["weight_layout"] == "separate":
+                y = np.concatenate(
+                    [x[0] @ w.T + b for w, b in zip(of["weight"], of["bias"], strict=True)], -1
+                )
+            else:
+                y = x[0] @ of["weight"][0] + of["bias"][0]
+                y = y.reshape(len(ids), HEADS, 3, HEAD_DIM).transpose(0, 2, 1, 3)
+                y = y.reshape(len(ids), 3 * HIDDEN)
+        elif step["op"] == "attention":
+            q, k, v = x[0].reshape(len(ids), 3, HEADS, HEAD_DIM).transpose(1, 2, 0, 3)
+            p = np.exp(q @ k.transpose(0, 2, 1) * step["scale"])
+            y = (p / p.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(len(ids), HIDDEN)
+        elif step["op"] == "linear_add_layer_norm":
+            y = norm(x[0] @ of["weight"][0].T + of["bias"][0] + x[1], step)
+        elif step["op"] == "first_token":
+            y = x[0][:1]
+        elif step["op"] == "linear" and step["name"] != "decoder":
+            y = x[0] @ of["weight"][0].T + of["bias"][0]
+            if step["activation"] == "tanh":
+                y = np.tanh(y)
+            elif step["activation"] == "gelu_erf":
+                flat = np.ascontiguousarray(y.ravel(), np.float32)
+                y = _native.kernels.activation("reference", "gelu_erf", flat).reshape(y.shape)
+        else:
+            break
+        values[step["output"]] = y
+    return {"sequence_output": values["x2"], "pooled_output": values["pooled"]}
+
+
+def batch_of(
+    rng: np.random.Generator, lengths: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    ids = rng.integers(0, VOCAB, ends[-1], dtype=np.int32)
+    types = rng.integers(0, TYPES, ends[-1], dtype=np.int32)
+    masked = np.stack([rng.integers(0, n, 2, dtype=np.int32) for n in lengths])
+    return ids, types, ends, masked
+
+
+@pytest.fixture
+def made(rng):
+    return make_plan(rng)
+
+
+@pytest.fixture
+def engine(made, isa, monkeypatch):
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    engine = _native.Engine(*made, threads=2)
+    assert engine.isa == isa
+    return engine
+
+
+def test_numbers(engine, made, rng):
+    ids, types, ends, masked = batch_of(rng, [1, 5, 64, 17, 33])
+    found = engine.run(ids, types, ends, masked, OUTPUTS)
+    for i, (begin, end) in enumerate(itertools.pairwise(ends)):
+        want = expected(*made, ids[begin:end], types[begin:end])
+        np.testing.assert_allclose(
+            found["sequence_output"][begin:end], want["sequence_output"], atol=5e-6
+        )
+        np.testing.assert_allclose(found["pooled_output"][i], want["pooled_output"][0], atol=5e-6)
+        # The decoder: LayerNorm of the rows at the masked positions, times the word embeddings.
+        weights = made[1]
+        rows = want["sequence_output"][masked[i]]
+        rows = (rows - rows.mean(-1, keepdims=True)) / rows.std(-1, keepdims=True)
+        rows = rows * weights["decoder.gamma"] + weights["decoder.beta"]
+        np.testing.assert_allclose(
+            found["masked_lm_outputs"][2 * i : 2 * i + 2], rows @ weights["word"].T, atol=5e-6
+        )
+
+
+def test_a_sequence_has_the_same_bits_in_any_batch_order_and_thread_count(
+    made, rng, isa, monkeypatch
+):
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    lengths = [int(n) for n in rng.integers(1, LENGTH + 1, 70)]
+    ids, types, ends, masked = batch_of(rng, lengths)
+    whole = _native.Engine(*made, threads=1).run(ids, types, ends, masked, OUTPUTS)
+    rows = {
+        "sequence_output": lambda i: slice(ends[i], ends[i + 1]),
+        "pooled_output": lambda i: slice(i, i + 1),
+        "masked_lm_outputs": lambda i: slice(2 * i, 2 * i + 2),
+    }
+    for threads in (1, 2, 5):
+        engine = _native.Engine(*made, threads=threads)
+        order = rng.permutation(len(lengths))
+        chosen = [slice(ends[i], ends[i + 1]) for i in order]
+        shuffled = engine.run(
+            np.concatenate([ids[s] for s in chosen]),
+            np.concatenate([types[s] for s in chosen]),
+            np.concatenate([[0], np.cumsum([lengths[i] for i in order])]).astype(np.int32),
+            masked[order],
+            OUTPUTS,
+        )
+        for name, where in rows.items():
+            np.testing.assert_array_equal(
+                shuffled[name], np.concatenate([whole[name][where(i)] for i in order])
+            )
+        for i in (0, 7, 69):
+            s = slice(ends[i], ends[i + 1])
+            ends_of_one = np.array([0, lengths[i]], np.int32)
+            alone = engine.run(ids[s], types[s], ends_of_one, masked[i : i + 1], OUTPUTS)
+            for name, where in rows.items():
+                np.testing.assert_array_equal(alone[name], whole[name][where(i)])
+
+
+def test_an_empty_sequence_pools_a_row_of_zeros(engine, made, rng):
+    # Gluon masks the row at position 0 with zeros before the pooler reads it.
+    ids, types, _, _ = batch_of(rng, [3, 4])
+    ends = np.array([0, 3, 3, 7], np.int32)
+    found = engine.run(ids, types, ends, None, ["sequence_output", "pooled_output"])
+    np.testing.assert_allclose(
+        found["pooled_output"][1], np.tanh(made[1]["pooler.bias"]), rtol=1e-6
+    )
+    nothing = np.zeros(0, np.int32)
+    found = engine.run(nothing, nothing, np.zeros(3, np.int32), None, ["sequence_output"])
+    assert found["sequence_output"].shape == (0, HIDDEN)
+
+
+def test_only_what_is_asked_for_is_computed(made, rng, monkeypatch):
+    engine = _native.Engine(*made, threads=1, trace=True)
+    ids, types, ends, _ = batch_of(rng, [5])
+    assert list(engine.run(ids, types, ends, None, ["sequence_output"])) == ["sequence_output"]
+    spent = {name: seconds for name, _, seconds in engine.steps()}
+    assert spent["layer1.ffn_output"] > 0
+    assert spent["pooler"] == 0
+    assert spent["decoder"] == 0
+
+
+def change(path: str, value: Any):
+    def apply(plan: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        target: Any = plan
+        for part in parents:
+            target = target[int(part)] if isinstance(target, list) else target[part]
+        if value is KeyError:
+            del target[last]
+        elif isinstance(target, list):
+            target[int(last)] = value
+        else:
+            target[last] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("version", 2, "version 2"),
+        ("version", KeyError, "has no field 'version'"),
+        ("architecture.hidden", 0, "hidden is 0"),
+        ("architecture.hidden", -1, "hidden is -1"),
+        ("architecture.hidden", 1 << 40, "hidden is 1099511627776"),
+        ("architecture.hidden", "36", "wrong type"),
+        (
+            "architecture.vocab_size",
+            41,
+            r"'word' \(word\) has shape \(40, 36\), expected \(41, 36\)",
+        ),
+        ("architecture.max_length", 65, r"'position' .* expected \(65, 36\)"),
+        ("architecture.type_vocab_size", 0, "'type' and type_vocab_size disagree"),
+        ("steps.0.op", "embed", "operation 'embed' is unknown"),
+        ("steps.0.eps", float("nan"), "eps is not a finite number"),
+        ("steps.0.eps", -1.0, "eps is not a finite number"),
+        ("steps.0.eps", "small", "wrong type"),
+        ("steps.0.weights.gamma", ["nobody"], "weight 'nobody' was not given"),
+        ("steps.0.weights.gamma", [], "'gamma' has 0 weights"),
+        ("steps.0.weights.word", ["pooler"], r"has shape \(36, 36\)"),
+        ("steps.1.heads", 4, "expected"),
+        ("steps.1.heads", 0, "heads is 0"),
+        ("steps.1.head_dim", -12, "head_dim is -12"),
+        ("steps.1.weight_layout", "stacked", "layout 'stacked' is unknown"),
+        ("steps.1.inputs", ["x9"], "'x9' is not made by an earlier step"),
+        ("steps.1.inputs", [], "0 inputs, expected 1"),
+        ("steps.2.scale", 0.0, "scale is not a finite number"),
+        ("steps.2.heads", 2, "columns, expected"),
+        ("steps.3.inputs", ["context0", "qkv0"], "residual 'qkv0'"),
+        ("steps.4.activation", "swish", "activation 'swish' is unknown"),
+        ("steps.4.transposed", True, "expected"),
+        ("steps.5.output", "x0", "'x0' is made by an earlier step too"),
+        ("steps.11.inputs", ["pooled"], "'pooled' is not made by an earlier step"),
+        ("outputs.pooled_output", "nothing", "'nothing', which no step makes"),
+        ("outputs.pooled_output", "x2", "'x2' is listed as two outputs"),
+        ("outputs", {}, "no outputs"),
+        ("steps", "none", "wrong type"),
+    ],
+)
+def test_broken_plans(made, path, value, message):
+    plan, weights = copy.deepcopy(made[0]), made[1]
+    change(path, value)(plan)
+    with pytest.raises(ModelFormatError, match=message):
+        _native.Engine(plan, weights, threads=1)
+
+
+def test_weights_must_be_dense_float32(made):
+    plan, weights = made
+    for broken in (weights["word"].astype(np.float64), weights["word"][:, ::-1], "text"):
+        with pytest.raises(ModelFormatError, match="'word' is not a C-contiguous float32 array"):
+            _native.Engine(plan, {**weights, "word": broken}, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("ids", [0, 40, 0], "token id 40 at token 1"),
+        ("ids", [0, 0, -1], "token id -1 at token 2"),
+        ("types", [0, 2, 0], "token type 2 at token 1"),
+        ("types", [0, 0], "2 token types"),
+        ("ends", [0, 4], "ends at 4"),
+        ("ends", [0, 5, 4, 3], "sequence 1 has length -1"),
+        ("ends", [1, 3], "does not begin with 0"),
+        ("ends", [0], "at least two values"),
+        ("masked", [[3]], "masked position 3 of sequence 0"),
+        ("masked", [[-1]], "masked position -1"),
+        ("masked", [[0], [0]], "shape"),
+        ("outputs", ["logits"], "output 'logits' is not one of the model's: sequence_output"),
+    ],
+)
+def test_batches_that_do_not_fit(made, part, value, message):
+    batch: dict[str, Any] = {
+        "ids": [1, 2, 3],
+        "types": [0, 1, 0],
+        "ends": [0, 3],
+        "masked": [[0]],
+        "outputs": OUTPUTS,
+        part: value,
+    }
+    arrays = [np.array(batch[key], np.int32) for key in ("ids", "types", "ends", "masked")]
+    if part == "ends":
+        arrays[-1] = np.zeros((len(value) - 1, 0), np.int32)
+    with pytest.raises(InvalidInputError, match=message):
+        _native.Engine(*made, threads=1).run(*arrays, batch["outputs"])
+
+
+def test_a_sequence_longer_than_the_model_is_refused(made):
+    ids = np.zeros(LENGTH + 1, np.int32)
+    ends = np.array([0, LENGTH + 1], np.int32)
+    with pytest.raises(InvalidInputError, match="length 65, expected 0 to 64"):
+        _native.Engine(*made, threads=1).run(ids, ids, ends, None, ["sequence_output"])
+
+
+def test_masked_outputs_need_positions(made):
+    ids = np.zeros(3, np.int32)
+    with pytest.raises(InvalidInputError, match="needs masked_positions"):
+        _native.Engine(*made, threads=1).run(
+            ids, ids, np.array([0, 3], np.int32), None, ["masked_lm_outputs"]
+        )
+
+
+def test_an_instruction_set_that_cannot_be_used(made, monkeypatch):
+    monkeypatch.setenv("BERTRT_ISA", "sse9")
+    with pytest.raises(DeviceError, match=r"'sse9' cannot be used here; usable are: .*BERTRT_ISA"):
+        _native.Engine(*made, threads=1)
+
+
+def test_calls_from_several_threads(made, rng):
+    engine = _native.Engine(*made, threads=2)
+    batches = [batch_of(rng, [int(n) for n in rng.integers(1, LENGTH, 9)]) for _ in range(8)]
+    alone = [engine.run(*batch, OUTPUTS) for batch in batches]
+    failures = []
+
+    def work(start: int) -> None:
+        for i in range(60):
+            which = (start + i) % len(batches)
+            found = engine.run(*batches[which], OUTPUTS)
+            if any((found[name] != alone[which][name]).any() for name in OUTPUTS):
+                failures.append(which)
+
+    workers = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_engine_goes_on_after_a_fork(made, rng):
+    engine = _native.Engine(*made, threads=3)
+    batch = batch_of(rng, [30, 20, 10])
+    before = engine.run(*batch, OUTPUTS)
+    child = os.fork()
+    if child == 0:
+        found = engine.run(*batch, OUTPUTS)
+        os._exit(0 if all((found[n] == before[n]).all() for n in OUTPUTS) else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    after = engine.run(*batch, OUTPUTS)
+    np.testing.assert_array_equal(after["sequence_output"], before["sequence_output"])
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_memory_stays_where_it_is(made, rng):
+    engine = _native.Engine(*made, threads=2)
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            seqs = int(rng.integers(1, 40))
+            batch = batch_of(rng, [int(n) for n in rng.integers(1, LENGTH + 1, seqs)])
+            engine.run(*batch, OUTPUTS)
+
+    engine.run(*batch_of(rng, [LENGTH] * 40), OUTPUTS)
+    some(100)
+    before = resident_bytes()
+    some(2000)
+    assert resident_bytes() - before < 1 << 20
