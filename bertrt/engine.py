@@ -40,8 +40,8 @@ class Engine:
     """A model, loaded into a backend and ready to answer.
 
     Made by `Engine.load`. An engine may be shared by threads, pickled (it loads again from its
-    path), used after a fork (the child loads the backend again at its first use), and used as a
-    context manager::
+    path), used after a fork (where the backend's threads do not survive it, the child loads the
+    backend again at its first use), and used as a context manager::
 
         with Engine.load("model.bundle") as engine:
             engine.predict(["a text", "another"])
@@ -366,7 +366,7 @@ class Engine:
     def _after_fork(self) -> None:
         # No thread of the parent lives on in the child: not those of the backend's pool, and not
         # the one that may have held the lock.
-        if self._backend is not None:
+        if self._backend is not None and not self._backend.survives_fork:
             _abandoned.append(self._backend)
             self._backend = None
         self._running = 0

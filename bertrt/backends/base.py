@@ -37,6 +37,7 @@ class Backend(ABC):
         provider: what executes the kernels: an instruction set, an execution provider, a library.
         pads: whether it pads inside. The engine then bounds the padded size of what it passes in,
             not the number of tokens.
+        survives_fork: whether a forked child can go on with it; else the child loads it again.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Backend(ABC):
     threads: int
     provider: str
     pads: bool = False
+    survives_fork: bool = False
 
     @abstractmethod
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
