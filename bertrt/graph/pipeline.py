@@ -264,7 +264,7 @@ def _lay_out(graph: Graph, names: dict[str, str]) -> Plan:
     def step_value(value: str) -> str:
         if value not in step_of:
             raise UnsupportedModelError(
-                f"{graph.origin}: value {value!r} is an input or a parameter where rows are expected"
+                f"{graph.origin}: {value!r} is an input or a parameter where rows are expected"
             )
         return step_of[value]
 

@@ -36,6 +36,7 @@ _OUTPUT_ROWS = {
     "masked_lm_outputs": "positions",
 }
 _LIMIT = 1 << 31  # extents and counts stay below this
+_LONGEST_NAME = 1024
 
 
 class Architecture(TypedDict):
@@ -262,8 +263,8 @@ def _exact_keys(table: dict[str, Any], keys: tuple[str, ...], where: str) -> Non
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ModelFormatError(f"{where} is {value!r}, expected a name")
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+        raise ModelFormatError(f"{where} is {str(value)[:80]!r}, expected a name")
     return value
 
 

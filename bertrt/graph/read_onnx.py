@@ -68,6 +68,7 @@ class _Reader:
         source = model.graph
         if not source.node or not source.output:
             raise ModelFormatError(f"{path}: not an ONNX model: it has no nodes or no outputs")
+        self._check_text("the model", *(o.domain for o in model.opset_import))
         versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
         if len(versions) != 1 or versions[0] not in _OPSETS:
             raise UnsupportedModelError(
@@ -86,11 +87,17 @@ class _Reader:
         for index, node in enumerate(source.node):
             self._add_node(index, node)
         for output in source.output:
+            self._check_text("an output", output.name)
+            if not output.name or output.name in self.graph.outputs:
+                raise ModelFormatError(
+                    f"{path}: the output name {output.name!r} is empty, or there twice"
+                )
             self.graph.outputs[output.name] = self._value(output.name, "the list of outputs")
         self.graph.prune()
 
     def _add_input(self, value: Any) -> None:
         tensor = value.type.tensor_type
+        self._check_text("an input", value.name, *(dim.dim_param for dim in tensor.shape.dim))
         if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
             raise ModelFormatError(f"{self.path}: input {value.name!r} has no type or no shape")
         dims: list[Dim] = []
@@ -109,6 +116,12 @@ class _Reader:
         kind = Type(self._dtype(tensor.elem_type, f"input {value.name!r}"), tuple(dims))
         self._declare(value.name, value.name)
         self.graph.add_input(value.name, value.name, kind)
+
+    def _check_text(self, what: str, *texts: object) -> None:
+        """Protobuf hands out strings that are not UTF-8 as bytes."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise ModelFormatError(f"{self.path}: {what}: the name {text!r} is not UTF-8")
 
     def _declare(self, name: str, value: str) -> None:
         if not name or name in self.values:
@@ -140,6 +153,8 @@ class _Reader:
 
     def _add_constant(self, name: str, tensor: Any) -> None:
         what = f"tensor {name!r}"
+        entries = (text for entry in tensor.external_data for text in (entry.key, entry.value))
+        self._check_text(what, name, *entries)
         dtype = self._dtype(tensor.data_type, what)
         shape = tuple(tensor.dims)
         if any(extent < 0 for extent in shape) or len(shape) > 32:
@@ -218,6 +233,8 @@ class _Reader:
     def _add_node(self, index: int, node: Any) -> None:
         name = node.name or (node.output[0] if node.output else "") or f"node_{index}"
         what = f"node {name!r} ({node.op_type})"
+        names = (attribute.name for attribute in node.attribute)
+        self._check_text(what, name, node.op_type, node.domain, *node.input, *node.output, *names)
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedModelError(
                 f"{self.path}: operator {node.domain}.{node.op_type} at node {name!r} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ import numpy as np
 import pytest
 
 _serial = itertools.count()
+
+
+@pytest.fixture
+def data_directory() -> Path:
+    """The directory of test corpora."""
+    directory = os.environ.get("BERTRT_TEST_DATA")
+    if not directory:
+        pytest.skip("BERTRT_TEST_DATA names no directory of test data")
+    return Path(directory)
 
 
 @dataclass
