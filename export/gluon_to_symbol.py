@@ -55,9 +55,15 @@ def output_names(net: Any) -> list[str]:
         net: a GluonNLP ``BERTModel``, or a block over one that returns logits.
 
     Raises:
-        InvalidInputError: the net returns attention weights or the encodings of every layer.
+        InvalidInputError: the net is a kind of BERT that takes other inputs, or returns attention
+            weights or the encodings of every layer.
     """
     _, gluonnlp = import_gluon()
+    models = gluonnlp.model.bert
+    if isinstance(net, (models.RoBERTaModel, models.DistilBERTModel)):
+        raise InvalidInputError(
+            f"{type(net).__name__} is not supported; BERTModel and BERTClassifier are"
+        )
     if not isinstance(net, gluonnlp.model.BERTModel):
         return ["logits"]
     for flag, what in (
@@ -115,7 +121,8 @@ def run_gluon(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         float32 arrays by output name, shaped as the block returns them.
 
     Raises:
-        InvalidInputError: the net is not initialised, or returns something unexpected.
+        InvalidInputError: the net is not initialised, cannot be called like this, or returns
+            something unexpected.
     """
     mxnet, _ = import_gluon()
     names = output_names(net)
@@ -126,14 +133,24 @@ def run_gluon(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         if name in inputs
     ]
     with _imperative(net):
-        result = net(*arguments)
-    outputs = list(result) if isinstance(result, (list, tuple)) else [result]
+        outputs = _call(net, arguments)
     if len(outputs) != len(names):
         raise InvalidInputError(
             f"{type(net).__name__} should return {', '.join(names)}, "
             f"and it returns {len(outputs)} arrays"
         )
     return {name: out.asnumpy() for name, out in zip(names, outputs, strict=True)}
+
+
+def _call(net: Any, arguments: list[Any]) -> list[Any]:
+    try:
+        result = net(*arguments)
+    except Exception as error:  # Gluon raises whatever the block's own code runs into
+        raise InvalidInputError(
+            f"{type(net).__name__} cannot be called with {', '.join(_INPUTS[: len(arguments)])} "
+            f"as BERTModel and BERTClassifier are: {error}"
+        ) from error
+    return list(result) if isinstance(result, (list, tuple)) else [result]
 
 
 def _context(net: Any) -> Any:
@@ -238,14 +255,12 @@ def write_symbol_pair(net: Any, directory: Path) -> tuple[Path, Path]:
         The paths of the two files.
 
     Raises:
-        InvalidInputError: the net is not initialised or not float32.
+        InvalidInputError: the net is not initialised, not float32, or cannot be called on symbols.
     """
     mxnet, _ = import_gluon()
     _context(net)
     count = 4 if "masked_lm_outputs" in output_names(net) else 3
-    result = net(*[mxnet.sym.var(f"data{index}") for index in range(count)])
-    outputs = list(result) if isinstance(result, (list, tuple)) else [result]
-    symbol = mxnet.sym.Group(outputs)
+    symbol = mxnet.sym.Group(_call(net, [mxnet.sym.var(f"data{index}") for index in range(count)]))
     wanted = set(symbol.list_arguments()) | set(symbol.list_auxiliary_states())
     arrays = {
         f"arg:{parameter.name}": parameter.list_data()[0].as_in_context(mxnet.cpu())

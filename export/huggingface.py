@@ -167,7 +167,7 @@ def read_huggingface(path: str | os.PathLike[str]) -> HuggingFaceModel:
     set_parameters(net, arrays, str(directory / "model.safetensors"))
     return HuggingFaceModel(
         net,
-        _tokenizer(root, directory, config),
+        _tokenizer(directory, config),
         task,
         labels if task == "classification" else None,
         None if classifier else pooling or {"mode": "mean", "normalize": False},
@@ -249,9 +249,8 @@ class _Config:
 
     def head(self) -> tuple[str, list[str]]:
         """Task and labels of a sequence classifier, by the rules of transformers."""
-        names = self.content.get("id2label") or {
-            str(index): f"LABEL_{index}" for index in range(self.content.get("num_labels", 2))
-        }
+        count = self.count("num_labels") if "num_labels" in self.content else 2
+        names = self.content.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
         try:
             labels = [str(names[str(index)]) for index in range(len(names))]
         except (KeyError, TypeError) as error:
@@ -452,7 +451,7 @@ def _pooling(path: Path, *, normalize: bool) -> dict[str, Any]:
     return {"mode": chosen[0], "normalize": normalize}
 
 
-def _tokenizer(root: Path, directory: Path, config: _Config) -> TokenizerFile:
+def _tokenizer(directory: Path, config: _Config) -> TokenizerFile:
     settings: dict[str, Any] = {}
     if (directory / "tokenizer_config.json").exists():
         settings = _read_object(directory / "tokenizer_config.json")

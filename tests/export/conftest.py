@@ -65,10 +65,9 @@ def make_bert(mxnet):
         net = BERTModel(
             encoder,
             vocab_size=vocab_size,
-            token_type_vocab_size=2,
             units=units,
             embed_size=units,
-            **{**wanted, **heads_wanted},
+            **{"token_type_vocab_size": 2} | wanted | heads_wanted,
         )
         mxnet.random.seed(seed)
         net.initialize(mxnet.init.Normal(sigma))

@@ -50,6 +50,7 @@ SHAPES = {
     "tanh gelu": {"activation": "approx_gelu"},
     "no dropout": {"dropout": 0.0},
     "deferred": {"deferred": True},
+    "no token types": {"use_token_type_embed": False, "token_type_vocab_size": None},
 }
 
 
@@ -215,7 +216,7 @@ def test_heads_are_checked(make_classifier, make_vocab, tmp_path, classes, optio
 
 
 def test_nets_are_checked(mxnet, make_bert, make_vocab, tmp_path):
-    from gluonnlp.model import BERTEncoder, BERTModel
+    from gluonnlp.model import BERTEncoder, BERTModel, DistilBERTModel
 
     encoder = BERTEncoder(num_layers=1, units=8, hidden_size=8, max_length=9, num_heads=2)
     net = BERTModel(encoder, 60, 2, 8, 8, use_decoder=False, use_classifier=False)
@@ -223,10 +224,19 @@ def test_nets_are_checked(mxnet, make_bert, make_vocab, tmp_path):
         ("bert", InvalidTypeError, "found str"),
         (net, InvalidInputError, "not initialised"),
         (make_bert(vocab_size=61), InvalidInputError, "60 tokens.*61 rows"),
-        (mxnet.gluon.nn.Dense(3), BertrtError, "."),
+        (mxnet.gluon.nn.Dense(3), InvalidInputError, "needs a BERTModel"),
+        (
+            DistilBERTModel(BERTEncoder(num_layers=1, units=8, num_heads=2), 60, 8, 8),
+            InvalidInputError,
+            "DistilBERTModel is not supported",
+        ),
     ):
         with pytest.raises(error, match=message):
             export_anything(wrong, make_vocab(), tmp_path / "bundle")
+    dense = mxnet.gluon.nn.Dense(3)
+    dense.initialize()
+    with pytest.raises(InvalidInputError, match="Dense cannot be called with token_ids, token_ty"):
+        export_anything(dense, make_vocab(), tmp_path / "bundle", task="classification")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,6 +292,34 @@ def test_a_bare_graph_becomes_a_bundle_again(
     assert manifest["architecture"] == Bundle.open(first).manifest["architecture"]
     assert verify(second).ok
     case = Bundle.open(first).golden()[0]
+    with Engine.load(second) as engine:
+        assert_close(case.outputs, engine.run(**case.inputs))
+
+
+@pytest.mark.parametrize("form", ["raw data", "numbers", "constant node"])
+def test_an_onnx_file_with_its_weights_inside(make_classifier, make_vocab, tmp_path, form):
+    onnx = pytest.importorskip("onnx")
+    net = make_classifier()
+    first = export_anything(net, make_vocab(), tmp_path / "first", task="classification")
+    model = onnx.load(str(first / "model.onnx"))
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    for tensor in floats:
+        array = onnx.numpy_helper.to_array(tensor)
+        if form == "numbers":
+            tensor.ClearField("raw_data")
+            tensor.float_data.extend(array.ravel().tolist())
+        elif form == "constant node" and array.ndim == 1 and array.size == 48:
+            node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+            model.graph.initializer.remove(tensor)
+            model.graph.node.insert(0, node)
+    (tmp_path / "whole.onnx").write_bytes(model.SerializeToString())
+    second = import_graph(tmp_path / "whole.onnx", tmp_path / "second")
+    opened = Bundle.open(second)
+    assert set(opened.manifest["files"]) >= {"model.onnx", "model.onnx.data"}
+    size = (second / "model.onnx").stat().st_size
+    assert size < (tmp_path / "whole.onnx").stat().st_size / 2
+    assert verify(second).ok
+    case = Bundle.open(first).golden()[1]
     with Engine.load(second) as engine:
         assert_close(case.outputs, engine.run(**case.inputs))
 

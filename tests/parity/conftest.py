@@ -36,7 +36,7 @@ def wide(mxnet: Any, net: Any, score_std: float) -> None:
     """
     units = net.encoder._units if hasattr(net, "encoder") else net.bert.encoder._units
     sigma = (score_std**0.5) / units**0.5
-    # Dropped rather than drawn: the first call settles what MXNet leaves open.
+    # The first call settles the shapes that MXNet leaves open.
     one = mxnet.nd.zeros((1, 1))
     net.initialize(mxnet.init.Zero())
     masked = [one] if getattr(net, "_use_decoder", False) else []
@@ -44,14 +44,15 @@ def wide(mxnet: Any, net: Any, score_std: float) -> None:
     random = np.random.default_rng(units)
     for name, parameter in net.collect_params().items():
         if name.endswith("gamma"):
-            array = random.normal(1, 0.2, parameter.shape)
+            mean, spread = 1, 0.2
         elif name.endswith(("beta", "bias")):
-            array = random.normal(0, 0.1, parameter.shape)
+            mean, spread = 0, 0.1
         elif "embed" in name or "position" in name:
-            array = random.normal(0, 1, parameter.shape)
+            mean, spread = 0, 1
         else:
-            array = random.normal(0, sigma, parameter.shape)
-        parameter.set_data(mxnet.nd.array(array))
+            mean, spread = 0, sigma
+        array = random.standard_normal(parameter.shape, dtype=np.float32)
+        parameter.set_data(mxnet.nd.array(mean + np.float32(spread) * array))
 
 
 @pytest.fixture(scope="session")

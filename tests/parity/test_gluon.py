@@ -121,9 +121,11 @@ def test_the_onnx_graph_itself_masks_and_pads_as_gluon_does(tiny):
 
 # BERT base and large as they are, with a small vocabulary: its size is no part of the arithmetic.
 
+# Scores spread less in 24 layers, which otherwise amplify the rounding of any two right answers
+# (onnxruntime's from Gluon's as much as ours) past the bound of the pooled output.
 FULL = {
-    "base": {"layers": 12, "units": 768, "heads": 12, "ffn": 3072},
-    "large": {"layers": 24, "units": 1024, "heads": 16, "ffn": 4096},
+    "base": {"layers": 12, "units": 768, "heads": 12, "ffn": 3072, "score_std": 2.0},
+    "large": {"layers": 24, "units": 1024, "heads": 16, "ffn": 4096, "score_std": 1.0},
 }
 FULL_BATCHES = {
     "base": {
