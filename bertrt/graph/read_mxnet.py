@@ -307,6 +307,15 @@ class _Context:
         """A scalar literal of the element type of ``value``."""
         return self.graph.literal(number, self.graph.types[value].dtype)
 
+    def alike(self, a: str, b: str) -> tuple[str, str]:
+        """Both values in one element type: whole numbers meet floats as floats."""
+        kinds = [self.graph.types[value].dtype for value in (a, b)]
+        if kinds[0] == "int64" != kinds[1]:
+            a = self.add("Cast", a, to=kinds[1])
+        elif kinds[1] == "int64" != kinds[0]:
+            b = self.add("Cast", b, to=kinds[0])
+        return a, b
+
     def extent(self, value: str, axis: int) -> str:
         """The extent of an axis, int64 of shape (1,)."""
         dim = self.shape(value)[axis]
@@ -448,7 +457,7 @@ def _register_arithmetic() -> None:
         def _binary(c: _Context, a: str, b: str, target: str = target) -> str:
             if not c.node.op.startswith("broadcast_") and c.rank(a) != c.rank(b):
                 raise c.misfit(f"{c.graph.types[a]} against {c.graph.types[b]}")
-            return c.add(target, a, b)
+            return c.add(target, *c.alike(a, b))
 
     for target, names in _SCALAR.items():
 
