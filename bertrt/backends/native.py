@@ -38,7 +38,7 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBa
         for name, constant in plan.weights.items()
     }
     trace = os.environ.get(TRACE, "0") not in ("", "0")
-    return NativeBackend(_native.Engine(plan.to_dict(), weights, threads, trace), trace)
+    return NativeBackend(_native.Engine(plan.to_engine(), weights, threads, trace), trace)
 
 
 class NativeBackend(Backend):
@@ -47,6 +47,8 @@ class NativeBackend(Backend):
     name = "native"
     device = "cpu"
     precision = "fp32"
+    # The extension's pool starts threads of the child's own; the weights stay shared.
+    survives_fork = True
 
     def __init__(self, engine: Any, trace: bool) -> None:
         self.threads = engine.threads
