@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,13 @@ def export_zoo(
             f"the zoo's weights are pretrained and have no head for {task}; "
             "give the parameters of a fine-tuned BERTClassifier with --params"
         )
-    bert_vocab = load_vocab(_zoo_vocab(dataset) if vocab is None else vocab)
-    params_path = Path(_zoo_params(model, dataset) if params is None else params)
+    wanted = [
+        _zoo_vocab(dataset) if vocab is None else None,
+        _zoo_params(model, dataset) if params is None else None,
+    ]
+    _fetch([file for file in wanted if file is not None])
+    bert_vocab = load_vocab(wanted[0].path if wanted[0] is not None else vocab)
+    params_path = wanted[1].path if wanted[1] is not None else Path(params)
     if not params_path.is_file():
         raise MissingFileError(f"the parameter file {params_path} does not exist")
     arrays, classes = _select(
@@ -167,7 +174,16 @@ def _select(
     return selected, shape[0]
 
 
-def _zoo_vocab(dataset: str) -> Path:
+@dataclasses.dataclass(frozen=True)
+class _ZooFile:
+    """A file of the zoo: where GluonNLP keeps it, how GluonNLP gets it, and the option for it."""
+
+    path: Path
+    fetch: Callable[[], Any]
+    option: str
+
+
+def _zoo_vocab(dataset: str) -> _ZooFile:
     _, gluonnlp = import_gluon()
     known = gluonnlp.data.utils._vocab_sha1
     if dataset not in known or known[dataset][1] != ".vocab":
@@ -178,7 +194,7 @@ def _zoo_vocab(dataset: str) -> Path:
             "give one with --vocab"
         )
     path = _models() / f"{dataset}-{known[dataset][0][:8]}.vocab"
-    return _fetched(
+    return _ZooFile(
         path,
         lambda: gluonnlp.data.utils._load_pretrained_vocab(
             dataset, str(path.parent), gluonnlp.vocab.BERTVocab
@@ -187,7 +203,7 @@ def _zoo_vocab(dataset: str) -> Path:
     )
 
 
-def _zoo_params(model: str, dataset: str) -> Path:
+def _zoo_params(model: str, dataset: str) -> _ZooFile:
     mxnet, _ = import_gluon()
     store = mxnet.gluon.model_zoo.model_store
     name = f"{model}_{dataset}"
@@ -200,7 +216,7 @@ def _zoo_params(model: str, dataset: str) -> Path:
             f"{', '.join(known)}; give a file with --params"
         )
     path = _models() / f"{name}-{store.short_hash(name)}.params"
-    return _fetched(path, lambda: store.get_model_file(name, root=str(path.parent)), "--params")
+    return _ZooFile(path, lambda: store.get_model_file(name, root=str(path.parent)), "--params")
 
 
 def _models() -> Path:
@@ -208,15 +224,23 @@ def _models() -> Path:
     return Path(gluonnlp.base.get_home_dir()).expanduser() / "models"
 
 
-def _fetched(path: Path, fetch: Any, option: str) -> Path:
-    """`path`, after GluonNLP has found it there with the right hash, or downloaded it."""
-    try:
-        fetch()
-    except Exception as error:
-        # Whatever the network did: what helps is the same.
-        logging.getLogger(__name__).debug("download failed", exc_info=True)
+def _fetch(files: Sequence[_ZooFile]) -> None:
+    """Have GluonNLP find the files with their right hashes where it keeps them, or download them.
+
+    Raises:
+        MissingFileError: files are not there and cannot be downloaded; all are named.
+    """
+    missing, reason = [], None
+    for file in files:
+        try:
+            # GluonNLP tells of downloads on standard output, which belongs to our own answer.
+            with contextlib.redirect_stdout(sys.stderr):
+                file.fetch()
+        except Exception as error:  # whatever the network did, what helps is the same
+            missing.append(f"{file.path.name} (or name one with {file.option})")
+            reason = error
+    if missing:
         raise MissingFileError(
-            f"{path.name} is not in {path.parent}, and downloading it failed ({error}); "
-            f"put the file there, or name it with {option}"
-        ) from error
-    return path
+            f"put {' and '.join(missing)} into {files[0].path.parent}: "
+            f"not found there, and downloading failed ({reason})"
+        ) from reason

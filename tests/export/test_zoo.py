@@ -122,7 +122,7 @@ def test_arguments(make_bert, vocab, tmp_path, home):
     assert not (tmp_path / "bundle").exists()
 
 
-def test_files_that_cannot_be_downloaded_are_named(make_bert, vocab, tmp_path, home):
+def test_files_that_cannot_be_downloaded_are_named(make_bert, vocab, tmp_path, home, capsys):
     params = save(full(make_bert), tmp_path / "params")
     with pytest.raises(MissingFileError) as caught:
         export_zoo("bert_12_768_12", DATASET, tmp_path / "b", vocab=vocab)
@@ -132,6 +132,10 @@ def test_files_that_cannot_be_downloaded_are_named(make_bert, vocab, tmp_path, h
         export_zoo("bert_12_768_12", DATASET, tmp_path / "b", params=params)
     for part in ("book_corpus_wiki_en_uncased-a6607397.vocab", str(home), "--vocab"):
         assert part in str(caught.value)
+    assert "--params" not in str(caught.value)
+    with pytest.raises(MissingFileError, match=r"a6607397\.vocab .*75cc780f\.params"):
+        export_zoo("bert_12_768_12", DATASET, tmp_path / "b")
+    assert capsys.readouterr().out == ""
 
 
 def test_files_that_are_there_are_taken(make_bert, vocab, tmp_path, home, monkeypatch):
