@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Wrong use and --help raise SystemExit, as argparse does.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         status: int = arguments.command(arguments)
         # A closed pipe shows here, and not in the interpreter's last breath.
@@ -67,6 +67,22 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(_EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes `predict BUNDLE --json TEXT` for a bundle without texts, and leaves TEXT over.
+    if rest and "texts" in arguments:
+        if rest[0] == "--":
+            arguments.texts += rest[1:]
+            rest = []
+        elif not any(word.startswith("-") and " " not in word for word in rest):
+            arguments.texts += rest
+            rest = []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

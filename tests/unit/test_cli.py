@@ -64,6 +64,32 @@ def test_engine_options(predict) -> None:
     assert list(load.values())[1:] == ["mxnet", "cuda:1", "bf16", 3]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hello", "a\tb", "--threads", "2"),
+        ("--threads", "2", "hello", "a\tb"),
+        ("hello", "--threads", "2", "a\tb"),
+        ("--threads", "2", "--", "hello", "a\tb"),
+        ("--threads=2", "--", "hello", "a\tb"),
+    ],
+)
+def test_texts_and_options_in_any_order(predict, arguments) -> None:
+    assert predict(*arguments) == (0, ["2 3 10 0", "2 5 27 2"], [])
+    assert predict.loads[0]["threads"] == 2
+
+
+@pytest.mark.parametrize("before", [(), ("--json",)])
+def test_text_that_looks_like_an_option(predict, before) -> None:
+    status, (line,), _ = predict(*before, "--", "--hello")
+    # [CLS] - - hello [SEP], the hyphens being unknown
+    assert (status, "2" in line) == (0, True)
+    assert predict.tiny.backends[-1].batches[0].token_ids.tolist() == [2, 1, 1, 5, 3]
+    status, _, _ = predict(*before, "- a hello")
+    assert status == 0
+    assert predict.tiny.backends[-1].batches[0].token_ids.tolist() == [2, 1, 9, 5, 3]
+
+
 def test_json_lines(predict) -> None:
     status, out, _ = predict("hello", "a " * 9, "--json")
     assert status == 0
@@ -153,7 +179,8 @@ def test_error_of_the_engine(tmp_path, capsys) -> None:
         (["predict", "b", "--precision", "fp8"], "--precision: invalid choice"),
         (["predict", "b", "--threads", "0"], "'0' is not a whole number from 1"),
         (["predict", "b", "--threads", "two"], "'two' is not a whole number from 1"),
-        (["predict", "b", "--no-such-option"], "unrecognized arguments"),
+        (["predict", "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["predict", "b", "--json", "a", "--no-such-option"], "unrecognized arguments"),
         (["export", "bert_12_768_12", "--out", "o"], "required: --dataset"),
         (["export", "m", "--dataset", "d"], "required: --out"),
         (["export", "m", "--dataset", "d", "--out", "o", "--task", "ner"], "--task"),
