@@ -7,6 +7,7 @@ Weights are not copied: the ONNX file refers to the bytes of the ``.params`` fil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,27 +66,19 @@ def _fold_vectors(graph: Graph) -> None:
     Matrices stay expressions of the stored weights, so that no weight is stored twice; runtimes
     fold them when they load the model.
     """
+    known = {name: constant.array for name, constant in graph.constants.items()}
     for node in list(graph.nodes.values()):
-        kind = graph.types[node.output]
-        if node.name not in graph.nodes or len(kind.shape) != 1 or len(node.outputs) != 1:
+        compute = _EVALUATE.get(node.op)
+        if compute is None or not all(value in known for value in node.inputs):
             continue
-        array = _evaluate(graph, node.output)
-        if array is not None and array.nbytes <= _MAX_FOLDED_BYTES:
-            folded = Constant(node.output, np.ascontiguousarray(array))
-            graph.replace_by_constant(node, folded)
+        kind = graph.types[node.output]
+        if math.prod(kind.shape) * np.dtype(kind.dtype).itemsize <= _MAX_FOLDED_BYTES:
+            known[node.output] = compute(node.attrs, *(known[value] for value in node.inputs))
+    for node in list(graph.nodes.values()):
+        if node.name in graph.nodes and node.output in known and known[node.output].ndim == 1:
+            array = np.ascontiguousarray(known[node.output])
+            graph.replace_by_constant(node, Constant(node.output, array))
     graph.prune()
-
-
-def _evaluate(graph: Graph, value: str) -> np.ndarray | None:
-    """The array of a value that depends on parameters only; None for any other."""
-    if value in graph.constants:
-        return graph.array(value)
-    node = graph.producer(value)
-    compute = _EVALUATE.get(node.op) if node is not None else None
-    if node is None or compute is None:
-        return None
-    inputs = [_evaluate(graph, name) for name in node.inputs]
-    return None if any(array is None for array in inputs) else compute(node.attrs, *inputs)
 
 
 _EVALUATE: dict[str, Callable[..., np.ndarray]] = {

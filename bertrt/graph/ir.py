@@ -84,6 +84,7 @@ class Graph:
         self._producer: dict[str, Node] = {}
         self._users: dict[str, list[Node]] = {}
         self._known: dict[Any, Node] = {}
+        self._parametric: set[str] = set()
 
     # Building
 
@@ -153,6 +154,8 @@ class Graph:
         for value, kind in zip(outputs, kinds, strict=True):
             self._new_value(value)
             self.types[value] = kind
+        if all(self.is_parametric(value) for value in inputs if value):
+            self._parametric.update(outputs)
         self.nodes[name] = node
         self._known[key] = node
         self._link(node)
@@ -180,10 +183,7 @@ class Graph:
 
     def is_parametric(self, value: str) -> bool:
         """Whether a value depends on constants only."""
-        node = self.producer(value)
-        return value in self.constants or (
-            node is not None and all(self.is_parametric(v) for v in node.inputs if v)
-        )
+        return value in self.constants or value in self._parametric
 
     def scalar(self, value: str) -> float | None:
         """The number that a one-element constant holds; None for any other value."""

@@ -28,7 +28,7 @@ from bertrt.graph.passes import (
     rows,
     sequence_axis,
 )
-from bertrt.graph.plan import Plan, Step
+from bertrt.graph.plan import STEP_OPS, Plan, Step
 
 __all__ = ["Coverage", "Fused", "Unfused", "apply_pass", "compile_graph", "output_names"]
 
@@ -112,7 +112,7 @@ def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
     told = {entry.node for entry in coverage.unfused}
     left: dict[str, list[Node]] = {}
     for node in graph.nodes.values():
-        if node.op not in _STEPS and node.name not in told:
+        if node.op not in (*STEP_OPS, rows.STEP) and node.name not in told:
             left.setdefault(layers[node.output], []).append(node)
     for layer, nodes in left.items():
         listed = ", ".join(f"{node.name!r} ({node.op})" for node in nodes)
@@ -233,20 +233,6 @@ def _layers_of(graph: Graph) -> dict[str, str]:
 
 
 # Laying out the plan
-
-_STEPS = frozenset(
-    (
-        "embed_layer_norm",
-        "qkv_linear",
-        "attention",
-        "linear_add_layer_norm",
-        "linear",
-        "layer_norm",
-        "first_token",
-        "gather_positions",
-        rows.STEP,
-    )
-)
 
 
 def _lay_out(graph: Graph, names: dict[str, str]) -> Plan:

@@ -21,7 +21,7 @@ from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.graph.ir import Constant
 from bertrt.graph.params import map_file, view
 
-__all__ = ["VERSION", "Architecture", "Plan", "Step"]
+__all__ = ["STEP_OPS", "VERSION", "Architecture", "Plan", "Step"]
 
 VERSION = 1
 _INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
@@ -337,6 +337,9 @@ _RULES = {
     "first_token": _Rule(1, (), ()),
     "gather_positions": _Rule(1, (), ()),
 }
+
+
+STEP_OPS = frozenset(_RULES)
 
 
 def _check(plan: Plan) -> Architecture:

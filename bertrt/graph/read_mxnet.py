@@ -242,29 +242,28 @@ class _Context:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.parse(key, default)
-        return value if type(value) is int else self._bad(key, value, "an integer")
+        return value if _is_integer(value) else self._bad(key, "an integer")
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.parse(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value):
-            self._bad(key, value, "a number")
-        return float(value)
+        good = _is_integer(value) or (type(value) is float and math.isfinite(value))
+        return float(value) if good else self._bad(key, "a number")
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.parse(key, default)
-        return bool(value) if value in (0, 1) else self._bad(key, value, "True or False")
+        return bool(value) if value in (0, 1) else self._bad(key, "True or False")
 
     def integers(self, key: str, default: Any = None, none: bool = False) -> tuple[Any, ...]:
         value = self.parse(key, default)
         value = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(type(v) is int or (none and v is None) for v in value):
-            self._bad(key, value, "integers")
+        if not all(_is_integer(v) or (none and v is None) for v in value):
+            self._bad(key, "integers")
         return tuple(value)
 
-    def _bad(self, key: str, value: Any, expected: str) -> Any:
+    def _bad(self, key: str, expected: str) -> Any:
         raise ModelFormatError(
             f"{self.graph.origin}: node {self.node.name!r} ({self.node.op}): "
-            f"attribute {key!r} is {value!r}, expected {expected}"
+            f"attribute {key!r} is {self.node.attrs.get(key)!r}, expected {expected}"
         )
 
     def unsupported(self, why: str) -> UnsupportedModelError:
@@ -360,6 +359,10 @@ class _Context:
     def before(self, length: str, value: str, axis: int) -> str:
         """Whether each position along ``axis`` of ``value`` lies before ``length``."""
         return self.add("Less", self.arange(value, axis), length)
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and -_END <= value <= _END
 
 
 def _literal(graph: Graph, node: _SymbolNode, key: str, text: str) -> Any:
@@ -464,7 +467,8 @@ def _register_arithmetic() -> None:
         @_op(*names, inputs=1)
         def _scalar(c: _Context, x: str, target: str = target) -> str:
             number = c.number("scalar")
-            if c.graph.types[x].dtype == "int64" and not number.is_integer():
+            whole = number.is_integer() and abs(number) < 1 << 53
+            if c.graph.types[x].dtype == "int64" and not whole:
                 raise c.unsupported(f"scalar {number} with whole numbers")
             return c.add(target, x, c.like(number, x))
 

@@ -246,6 +246,8 @@ class _Reader:
                 raise ModelFormatError(f"{self.path}: {what} holds no tensor")
             self._add_constant(node.output[0], attrs["value"])
             return
+        if any(isinstance(value, self.onnx.TensorProto) for value in attrs.values()):
+            raise UnsupportedModelError(f"{self.path}: {what} has a tensor as attribute")
         inputs = [self._value(value, what) for value in node.input]
         while inputs and not inputs[-1]:
             inputs.pop()

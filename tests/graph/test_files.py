@@ -211,6 +211,8 @@ SYMBOLS = {
                           "'dense'.*'num_hidden' is None"),
     "attribute no number": (node(4, attrs={"num_hidden": "two(", "no_bias": "True"}),
                             "'num_hidden' is 'two"),
+    "attribute too large": (node(4, attrs={"num_hidden": str(10**30), "no_bias": "True"}),
+                            "'num_hidden' is '1000"),
     "parameter missing": (node(1, name="lost"), "no array for parameter 'lost'"),
     "parameter of other shape": (node(1, attrs={"__shape__": "(5, 4)"}),
                                  r"'table' has shape \(5, 3\).*\(5, 4\)"),

@@ -16,8 +16,6 @@ import math
 from bertrt.graph.ir import Graph, Node
 from bertrt.graph.passes import Match, NoMatchError, expect, expect_user
 
-STEP = "Gelu"
-
 
 def match(graph: Graph, node: Node) -> Match | None:
     """Anchored at a Tanh of something scaled; a Tanh of anything else is left alone."""

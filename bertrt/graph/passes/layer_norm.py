@@ -13,8 +13,6 @@ from __future__ import annotations
 from bertrt.graph.ir import Graph, Node
 from bertrt.graph.passes import Match, NoMatchError
 
-STEP = "layer_norm"
-
 
 def match(graph: Graph, node: Node) -> Match | None:
     """Anchored at every LayerNormalization; runs after the linear pass."""
