@@ -59,10 +59,11 @@ class Fused:
 
 @dataclass(frozen=True)
 class Unfused:
-    """A place where a pass stopped (``fusion`` and ``reason``), or a node that none took up."""
+    """A pattern that began at ``anchor`` and broke off at ``node``, or nodes that none took up."""
 
     layer: str
     fusion: str
+    anchor: str
     node: str
     reason: str
 
@@ -86,7 +87,10 @@ class Coverage:
                     lines.append(f"  {entry.fusion}: {nodes} up to {entry.node!r} -> {entry.step}")
             for entry in self.unfused:
                 if entry.layer == layer:
-                    lines.append(f"  NOT FUSED, {entry.fusion}: at {entry.node!r}: {entry.reason}")
+                    begin = "" if entry.anchor == entry.node else f" (begun at {entry.anchor!r})"
+                    lines.append(
+                        f"  NOT FUSED, {entry.fusion}: at {entry.node!r}: {entry.reason}{begin}"
+                    )
         nodes = sum(entry.count for entry in self.fused)
         lines.append(
             f"{nodes} nodes fused, {len(self.unfused)} problems"
@@ -107,16 +111,18 @@ def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
     names = output_names(graph)
     for module in PASSES:
         apply_pass(graph, module, layers, coverage)
-    # Where a pass stopped matters only if what it stopped at is still there.
-    coverage.unfused = [entry for entry in coverage.unfused if entry.node in graph.nodes]
-    told = {entry.node for entry in coverage.unfused}
+    # Where a pass stopped matters only if no other pass has taken the place up since.
+    unfused = {n.name: n for n in graph.nodes.values() if n.op not in (*STEP_OPS, rows.STEP)}
+    coverage.unfused = [e for e in coverage.unfused if e.node in unfused or e.anchor in unfused]
+    told = {name for entry in coverage.unfused for name in (entry.node, entry.anchor)}
     left: dict[str, list[Node]] = {}
-    for node in graph.nodes.values():
-        if node.op not in (*STEP_OPS, rows.STEP) and node.name not in told:
+    for node in unfused.values():
+        if node.name not in told:
             left.setdefault(layers[node.output], []).append(node)
     for layer, nodes in left.items():
         listed = ", ".join(f"{node.name!r} ({node.op})" for node in nodes)
-        coverage.unfused.append(Unfused(layer, "no pass", nodes[0].name, f"left over: {listed}"))
+        name = nodes[0].name
+        coverage.unfused.append(Unfused(layer, "no pass", name, name, f"left over: {listed}"))
     if coverage.unfused:
         first = coverage.unfused[0]
         raise UnsupportedModelError(
@@ -142,7 +148,7 @@ def apply_pass(
         except NoMatchError as stop:
             if coverage is not None and layers is not None:
                 layer = layers.get(node.output, "?")
-                coverage.unfused.append(Unfused(layer, name, stop.node, stop.reason))
+                coverage.unfused.append(Unfused(layer, name, node.name, stop.node, stop.reason))
             continue
         if match is None:
             continue

@@ -127,6 +127,16 @@ def test_report_names_layer_pass_and_node(gluon, name):
     assert "NOT FUSED" in str(caught.value)
 
 
+def test_one_problem_is_reported_once(symbol):
+    """A scaled Tanh: neither a GELU nor an activation; linear before and after it are fused."""
+    pooler = symbol.find("bertmodel", "pooler_fwd")
+    symbol.insert_after(pooler, "_mul_scalar", scalar="2")
+    with pytest.raises(UnsupportedModelError, match="heads is not fused") as caught:
+        symbol.compile()
+    unfused = [line for line in str(caught.value).splitlines() if "NOT FUSED" in line]
+    assert len(unfused) == 1 and "gelu" in unfused[0] and "pooler_tanh" in unfused[0]
+
+
 def test_layers_must_be_alike(symbol):
     symbol.find("transformer1", "leakyrelu0").update(op="Activation", attrs={"act_type": "relu"})
     with pytest.raises(UnsupportedModelError, match=r"no one activation.*gelu_erf.*relu"):
