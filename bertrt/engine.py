@@ -112,9 +112,17 @@ class Engine:
         elif threads < 1:
             raise InvalidInputError(f"threads is {threads}; expected at least 1")
         model = Model.open(path)
-        settings = {"device": device, "precision": precision, "threads": threads}
-        arguments = {"path": str(model.path), "backend": backend, **settings}
-        return cls(model, functools.partial(load_backend, model, backend, **settings), arguments)
+        load = functools.partial(
+            load_backend, model, backend, device=device, precision=precision, threads=threads
+        )
+        arguments = {
+            "path": str(model.path),
+            "backend": backend,
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+        }
+        return cls(model, load, arguments)
 
     # --- what it is ---------------------------------------------------------------------------
 

@@ -110,10 +110,15 @@ class OnnxRuntimeBackend(Backend):
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """See `bertrt.backends.base.Backend.run`."""
-        values = dict(zip(_ROLES, (*batch.padded(), batch.masked_positions), strict=True))
-        if values["masked_positions"] is None:
+        token_ids, token_types, lengths = batch.padded()
+        positions = batch.masked_positions
+        values = {
+            "token_ids": token_ids,
+            "token_types": token_types,
+            "valid_length": lengths,
             # The graph wants the input even where its output is not asked for.
-            values["masked_positions"] = np.zeros((batch.seqs, 1), np.int32)
+            "masked_positions": np.zeros((batch.seqs, 1)) if positions is None else positions,
+        }
         feeds = {name: values[role].astype(dtype) for name, (role, dtype) in self._inputs.items()}
         found = self._session.run([self._outputs[name] for name in outputs], feeds)
         results = dict(zip(outputs, found, strict=True))

@@ -174,7 +174,7 @@ HARD_TEXT = st.text(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(ANY_TEXT, HARD_TEXT), min_size=1, max_size=8))
 def test_random_unicode(minilm: Both, small: Both, texts: list[str]) -> None:
     small.check(texts)
