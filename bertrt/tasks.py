@@ -116,7 +116,7 @@ def make_task(
 
 
 class _Classifier:
-    outputs = ("logits",)
+    outputs: tuple[str, ...] = ("logits",)
 
     def __init__(self, labels: Sequence[str] | None) -> None:
         self._labels = labels
@@ -140,7 +140,7 @@ class _Classifier:
 
 
 class _Regressor:
-    outputs = ("logits",)
+    outputs: tuple[str, ...] = ("logits",)
 
     def results(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]
@@ -168,7 +168,7 @@ class _Embedder:
                 f"an embedding model's pooling is {dict(pooling)!r}; expected "
                 "{'mode': 'mean' | 'cls' | 'pooled', 'normalize': bool}"
             )
-        self.outputs = (_POOLED_FROM[self._mode],)
+        self.outputs: tuple[str, ...] = (_POOLED_FROM[self._mode],)
 
     def results(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]
