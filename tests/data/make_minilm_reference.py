@@ -26,7 +26,7 @@ SENTENCES = [
     "Der Zug nach München fährt heute von Gleis 7 ab.",
     "Où est la bibliothèque la plus proche ?",
     "El café está cerrado los domingos por la mañana.",
-    "今天的天气很好，我们去公园散步吧。",
+    "今天的天气很好，我们去公园散步吧。",  # noqa: RUF001
     "東京は日本の首都です。",
     "Сегодня вечером будет дождь.",
     "안녕하세요, 만나서 반갑습니다.",
@@ -34,7 +34,9 @@ SENTENCES = [
     "She wrote about rivers, about the people who live beside them, and about the years in which "
     "the water came higher than anybody could remember.",
     # Longer than the model's 256 tokens, so that truncation is compared as well.
-    " ".join(f"Line {i}: the tide came in and went out again, and nobody counted." for i in range(40)),
+    " ".join(
+        f"Line {i}: the tide came in and went out again, and nobody counted." for i in range(40)
+    ),
 ]
 
 
