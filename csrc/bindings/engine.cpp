@@ -168,6 +168,7 @@ class PyEngine {
 }  // namespace
 
 void bind_engine(py::module_& module) {
+  module.attr("MAX_THREADS") = kMaxThreads;
   py::class_<PyEngine>(module, "Engine", R"(A plan with its weights packed for this CPU.
 
 plan: the dictionary of plan.json. weights: float32 C-contiguous arrays by weight name.

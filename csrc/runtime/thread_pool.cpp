@@ -3,9 +3,13 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <string>
 #include <thread>
 #include <vector>
+
+#include "core/error.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -50,46 +54,57 @@ struct ThreadPool::Workers {
   }
 
   void work(int worker) {
-    uint64_t seen = 0;
-    for (;;) {
-      if (!await_generation(seen)) return;
-      seen = generation.load(std::memory_order_acquire);
+    uint32_t seen = 0;
+    while (join(worker, seen)) {
       drain(worker);
-      busy.fetch_sub(1, std::memory_order_release);
+      state.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  // Returns false when the pool stops.
-  bool await_generation(uint64_t seen) {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    do {
-      for (int i = 0; i < 32; ++i) {
-        if (generation.load(std::memory_order_acquire) != seen) return true;
-        pause();
-      }
-    } while (std::chrono::steady_clock::now() < deadline);
-    std::unique_lock<std::mutex> lock(mutex);
-    ++sleeping;
-    wake.wait(lock, [&] { return stop || generation.load(std::memory_order_relaxed) != seen; });
-    --sleeping;
-    return !stop;
+  // Waits for a loop that wants this worker, joins it, and notes its number in `seen`. False when
+  // the pool stops.
+  bool join(int worker, uint32_t& seen) {
+    for (;;) {
+      const auto deadline = std::chrono::steady_clock::now() + kSpin;
+      do {
+        for (int i = 0; i < 32; ++i) {
+          uint64_t now = state.load(std::memory_order_acquire);
+          while (wants(now, worker, seen)) {
+            if (state.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) {
+              seen = number_of(now);
+              return true;
+            }
+          }
+          pause();
+        }
+      } while (std::chrono::steady_clock::now() < deadline);
+      std::unique_lock<std::mutex> lock(mutex);
+      ++sleeping;
+      wake.wait(lock,
+                [&] { return stop || wants(state.load(std::memory_order_acquire), worker, seen); });
+      --sleeping;
+      if (stop) return false;
+    }
   }
 
   void run(const Loop& work) {
     loop = work;
     next.store(0, std::memory_order_relaxed);
-    busy.store(static_cast<int>(threads.size()), std::memory_order_relaxed);
+    const auto wanted = static_cast<uint64_t>(
+        std::min<int64_t>(static_cast<int64_t>(threads.size()), work.count - 1));
     bool any_asleep;
     {
       std::lock_guard<std::mutex> lock(mutex);
-      generation.fetch_add(1, std::memory_order_release);
+      const uint64_t number = number_of(state.load(std::memory_order_relaxed)) + uint64_t{1};
+      state.store(number << 32 | wanted << kWantedShift | kOpen, std::memory_order_release);
       any_asleep = sleeping > 0;
     }
     if (any_asleep) wake.notify_all();
     drain(0);
-    // What is left is at most one index per worker. If the machine is shared, the worker may have
-    // been put off the core: give it ours after a while.
-    for (int spins = 0; busy.load(std::memory_order_acquire) != 0; ++spins) {
+    // Every index is taken. Who has not joined by now need not; who has is at its last index. If
+    // the machine is shared, that thread may be off its core: give it ours after a while.
+    state.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; (state.load(std::memory_order_acquire) & kJoined) != 0; ++spins) {
       if (spins < 2000) {
         pause();
       } else {
@@ -98,19 +113,36 @@ struct ThreadPool::Workers {
     }
   }
 
+  // One number, so that nobody sees half of it: how many loops there were, how many workers the
+  // last one wants (the first so many), whether it may still be joined, and how many have joined
+  // and not left. `loop` is set while nobody has joined and nobody may.
+  static constexpr uint64_t kJoined = 0xffff;
+  static constexpr uint64_t kOpen = 1 << 16;
+  static constexpr int kWantedShift = 17;
+
+  static uint32_t number_of(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
+  static bool wants(uint64_t state, int worker, uint32_t seen) {
+    const auto wanted = static_cast<int>((state & 0xffffffff) >> kWantedShift);
+    return (state & kOpen) && number_of(state) != seen && worker <= wanted;
+  }
+
   const pid_t owner;
   std::vector<std::thread> threads;
   std::mutex mutex;  // guards stop, sleeping and the wake-up
   std::condition_variable wake;
   bool stop = false;
   int sleeping = 0;
-  std::atomic<uint64_t> generation{0};
+  std::atomic<uint64_t> state{0};
   std::atomic<int64_t> next{0};
-  std::atomic<int> busy{0};
   Loop loop{};
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {}
+ThreadPool::ThreadPool(int threads) : threads_(threads) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw DeviceError("threads is " + std::to_string(threads) + ", expected 1 to " +
+                      std::to_string(kMaxThreads));
+  }
+}
 
 ThreadPool::~ThreadPool() {
   // In a forked child the threads exist only in the parent: nothing to join.

@@ -9,14 +9,19 @@
 
 namespace bertrt {
 
+inline constexpr int kMaxThreads = 1024;
+
 // Runs one loop at a time over `threads` threads, the caller's among them. Which thread takes which
-// index is left to chance; callers write results that do not depend on it.
+// index is left to chance; callers write results that do not depend on it. A loop wants no more
+// threads than it has indices, and waits for none that has not begun when the last index is taken:
+// a thread that the system keeps off its core delays nobody.
 //
 // A caller that finds the threads busy with somebody else's loop runs its own loop alone: so calls
 // from several threads go side by side rather than queue. After a fork the child starts threads of
 // its own.
 class ThreadPool {
  public:
+  // 1 to kMaxThreads; throws DeviceError for other numbers.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -447,6 +447,12 @@ def test_an_instruction_set_that_cannot_be_used(made, monkeypatch):
         _native.Engine(*made, threads=1)
 
 
+@pytest.mark.parametrize("threads", [0, -1, _native.MAX_THREADS + 1])
+def test_a_number_of_threads_that_makes_no_sense(made, threads):
+    with pytest.raises(DeviceError, match=rf"threads is {threads}, expected 1 to"):
+        _native.Engine(*made, threads=threads)
+
+
 def test_calls_from_several_threads(made, rng):
     engine = _native.Engine(*made, threads=2)
     batches = [batch_of(rng, [int(n) for n in rng.integers(1, LENGTH, 9)]) for _ in range(8)]
