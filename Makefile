@@ -23,6 +23,7 @@ test: $(VENV)/built $(VENV)/weights $(VENV)/tools
 lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(CPP))
 
 format: $(VENV)/tools

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,13 +67,13 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
             params = shutil.copyfile(model.params_path, draft.directory / PARAMS)
             symbol_to_onnx(graph, params, draft.directory / ONNX)
             plan, _ = compile_graph(read_mxnet(graph, params))
-            sources = ("mxnet", "onnxruntime")
+            sources = ["mxnet", "onnxruntime"]
         else:
             graph = draft.directory / ONNX
             _copy_onnx(source, graph)
             plan, _ = compile_graph(read_onnx(graph))
             plan = _place_weights(plan, draft.directory / _ONNX_DATA)
-            sources = ("onnxruntime",)
+            sources = ["onnxruntime"]
         write_plan(plan, draft.directory)
         golden, recorder = _record(plan, draft.directory, sources)
         classes = _classes(plan)
@@ -101,7 +102,7 @@ def _classes(plan: Plan) -> int:
 
 
 def _record(
-    plan: Plan, directory: Path, backends: tuple[str, ...]
+    plan: Plan, directory: Path, backends: Sequence[str]
 ) -> tuple[list[GoldenCase], str | None]:
     """Golden cases by the first of `backends` that is installed, and its name."""
     masked = plan.inputs.get("masked_positions") is not None

@@ -7,7 +7,6 @@ Weights are not copied: the ONNX file refers to the bytes of the ``.params`` fil
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bertrt.graph.ir import Constant, Graph
 from bertrt.graph.passes import gelu
 from bertrt.graph.pipeline import apply_pass, output_names
 from bertrt.graph.read_mxnet import read_mxnet
+from bertrt.graph.types import product
 
 __all__ = ["symbol_to_onnx"]
 
@@ -72,7 +72,9 @@ def _fold_vectors(graph: Graph) -> None:
         if compute is None or not all(value in known for value in node.inputs):
             continue
         kind = graph.types[node.output]
-        if math.prod(kind.shape) * np.dtype(kind.dtype).itemsize <= _MAX_FOLDED_BYTES:
+        # What depends on parameters only has extents that are all known.
+        size = product(kind.shape)
+        if isinstance(size, int) and size * np.dtype(kind.dtype).itemsize <= _MAX_FOLDED_BYTES:
             known[node.output] = compute(node.attrs, *(known[value] for value in node.inputs))
     for node in list(graph.nodes.values()):
         if node.name in graph.nodes and node.output in known and known[node.output].ndim == 1:

@@ -77,13 +77,16 @@ def export_zoo(
             f"the zoo's weights are pretrained and have no head for {task}; "
             "give the parameters of a fine-tuned BERTClassifier with --params"
         )
-    wanted = [
-        _zoo_vocab(dataset) if vocab is None else None,
-        _zoo_params(model, dataset) if params is None else None,
-    ]
-    _fetch([file for file in wanted if file is not None])
-    bert_vocab = load_vocab(wanted[0].path if wanted[0] is not None else vocab)
-    params_path = wanted[1].path if wanted[1] is not None else Path(params)
+    wanted: list[_ZooFile] = []
+    if vocab is None:
+        wanted.append(_zoo_vocab(dataset))
+        vocab = wanted[-1].path
+    if params is None:
+        wanted.append(_zoo_params(model, dataset))
+        params = wanted[-1].path
+    _fetch(wanted)
+    bert_vocab = load_vocab(vocab)
+    params_path = Path(params)
     if not params_path.is_file():
         raise MissingFileError(f"the parameter file {params_path} does not exist")
     arrays, classes = _select(

@@ -27,7 +27,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -355,7 +355,7 @@ def _sync(path: Path) -> None:
 # The manifest, field by field. A check says what was expected where a value does not have it.
 
 
-def _is_count(value: Any, lowest: int = 1) -> bool:
+def _is_count(value: Any, lowest: int = 1) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 

@@ -42,16 +42,20 @@ class Constant:
     offset: int | None = None
 
 
+# What a fused step reads beside its inputs: role -> names of constants.
+Weights = dict[str, tuple[str, ...]]
+
+
 @dataclass(eq=False)
 class Node:
-    """One operation. ``weights`` maps a role to constant names and is used by fused nodes only."""
+    """One operation. ``weights`` is used by fused nodes only."""
 
     op: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
 
     @property
     def output(self) -> str:
@@ -249,6 +253,7 @@ class Graph:
                     continue
                 self._users[value].remove(gone)
                 producer = self._producer.get(value)
-                unused = producer and not any(map(self._needed, producer.outputs))
-                if unused and self.nodes.pop(producer.name, None):
+                if producer is None or any(map(self._needed, producer.outputs)):
+                    continue
+                if self.nodes.pop(producer.name, None):
                     pending.append(producer)

@@ -78,24 +78,24 @@ class Coverage:
 
     def __str__(self) -> str:
         lines = [f"fusion of {self.origin}"]
-        layers = sorted({entry.layer for entry in (*self.fused, *self.unfused)}, key=_layer_order)
-        for layer in layers:
+        layers = {done.layer for done in self.fused} | {left.layer for left in self.unfused}
+        for layer in sorted(layers, key=_layer_order):
             lines.append(layer)
-            for entry in self.fused:
-                if entry.layer == layer:
-                    nodes = "1 node" if entry.count == 1 else f"{entry.count} nodes"
-                    lines.append(f"  {entry.fusion}: {nodes} up to {entry.node!r} -> {entry.step}")
-            for entry in self.unfused:
-                if entry.layer == layer:
-                    begin = "" if entry.anchor == entry.node else f" (begun at {entry.anchor!r})"
+            for done in self.fused:
+                if done.layer == layer:
+                    nodes = "1 node" if done.count == 1 else f"{done.count} nodes"
+                    lines.append(f"  {done.fusion}: {nodes} up to {done.node!r} -> {done.step}")
+            for left in self.unfused:
+                if left.layer == layer:
+                    begin = "" if left.anchor == left.node else f" (begun at {left.anchor!r})"
                     lines.append(
-                        f"  NOT FUSED, {entry.fusion}: at {entry.node!r}: {entry.reason}{begin}"
+                        f"  NOT FUSED, {left.fusion}: at {left.node!r}: {left.reason}{begin}"
                     )
-        nodes = sum(entry.count for entry in self.fused)
+        total = sum(done.count for done in self.fused)
         lines.append(
-            f"{nodes} nodes fused, {len(self.unfused)} problems"
+            f"{total} nodes fused, {len(self.unfused)} problems"
             if self.unfused
-            else f"{nodes} nodes fused, nothing left"
+            else f"{total} nodes fused, nothing left"
         )
         return "\n".join(lines)
 

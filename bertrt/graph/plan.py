@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from bertrt.errors import InvalidInputError, ModelFormatError
-from bertrt.graph.ir import Constant
+from bertrt.graph.ir import Constant, Weights
 from bertrt.graph.params import map_file, view
 
 __all__ = ["STEP_OPS", "VERSION", "Architecture", "Plan", "Step"]
@@ -66,7 +66,7 @@ class Step:
     name: str
     inputs: tuple[str, ...]
     output: str
-    weights: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -403,6 +403,8 @@ class _Checker:
 
     def architecture(self) -> Architecture:
         """The facts; ModelFormatError where layers differ or a part is missing."""
+        if self.layers < 1:
+            raise ModelFormatError("the model has no attention step: it has no encoder layer")
         facts: dict[str, Any] = {}
         for key in Architecture.__annotations__:
             found = {self.layers} if key == "layers" else self.facts.get(key, set())
@@ -410,9 +412,7 @@ class _Checker:
                 problem = f"different values {sorted(found)}" if found else "no step that says it"
                 raise ModelFormatError(f"the model has no one {key}: {problem}")
             (facts[key],) = found
-        if self.layers < 1:
-            raise ModelFormatError("the plan has no attention step")
-        return Architecture(**facts)
+        return cast(Architecture, facts)
 
     # Parts of the check
 

@@ -350,10 +350,10 @@ class _Context:
         parts = []
         for dim, code in zip(shape, target, strict=True):
             holder = next((v for v in (value, *self.graph.inputs) if dim in self.shape(v)), None)
-            known = code != -1 or holder is None
-            parts.append(
-                self.ints(code) if known else self.extent(holder, self.shape(holder).index(dim))
-            )
+            if code != -1 or holder is None:
+                parts.append(self.ints(code))
+            else:
+                parts.append(self.extent(holder, self.shape(holder).index(dim)))
         return self.add("Reshape", value, self.add("Concat", *parts, axis=0))
 
     def before(self, length: str, value: str, axis: int) -> str:
@@ -561,17 +561,17 @@ def _reshaped(
             shape.append(product([take(), take()]))
         elif code == -4 and len(queue) >= 2:
             dim, first, second = take(), queue.pop(0), queue.pop(0)
-            if first == -1:
-                first = _quotient(c, dim, second)
-            shape.extend([first, _quotient(c, dim, first) if second == -1 else second])
+            front = _quotient(c, dim, second) if first == -1 else first
+            shape.extend([front, _quotient(c, dim, front) if second == -1 else second])
         else:
             raise c.misfit(f"shape {codes}: code {code}")
-    if shape.count(None) > 1:
+    known = [dim for dim in shape if dim is not None]
+    if len(known) == len(shape):
+        return known
+    if len(known) < len(shape) - 1:
         raise c.misfit(f"shape {codes}: more than one -1")
-    if None in shape:
-        rest = product(dim for dim in shape if dim is not None)
-        shape[shape.index(None)] = _quotient(c, product(old), rest)
-    return shape
+    missing = _quotient(c, product(old), product(known))
+    return [missing if dim is None else dim for dim in shape]
 
 
 def _quotient(c: _Context, total: Dim, part: Dim) -> Dim:

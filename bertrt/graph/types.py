@@ -266,20 +266,22 @@ def _squeeze(attrs: dict[str, Any], x: Type, axes: Type) -> Type:
 
 @_rule("Concat", inputs=1, most=1 << 16, attrs=("axis",))
 def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
-    first = parts[0]
+    given = [part for part in parts if part is not None]
+    first = given[0]
     axis = attrs["axis"] = _axis(attrs.get("axis"), len(first.shape))
-    shape, total = list(first.shape), []
-    for part in parts:
-        if part is None or part.dtype != first.dtype or len(part.shape) != len(shape):
+    shape, total = list(first.shape), list[Dim]()
+    for part in given:
+        if part.dtype != first.dtype or len(part.shape) != len(shape) or len(given) < len(parts):
             raise _MisfitError("parts of different type or rank")
         for i, dim in enumerate(part.shape):
             if i != axis:
                 shape[i] = _same(shape[i], dim, "extent")
         total.append(part.shape[axis])
-    whole = all(isinstance(dim, int) for dim in total)
-    shape[axis] = sum(total) if whole else ".".join(map(str, total))
-    known = len(shape) == 1 and all(part.content is not None for part in parts)
-    content = tuple(d for part in parts for d in part.content) if known else None
+    numbers = [dim for dim in total if isinstance(dim, int)]
+    shape[axis] = sum(numbers) if len(numbers) == len(total) else ".".join(map(str, total))
+    contents = [part.content for part in given if part.content is not None]
+    known = len(shape) == 1 and len(contents) == len(given)
+    content = tuple(dim for part in contents for dim in part) if known else None
     return Type(first.dtype, tuple(shape), content)
 
 
@@ -287,10 +289,12 @@ def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
 def _split(attrs: dict[str, Any], x: Type, sizes: Type | None = None) -> list[Type]:
     axis = attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
     if sizes is not None:
-        parts = list(_known(sizes, "the sizes"))
-        if not all(type(part) is int and part >= 0 for part in parts):
-            raise _MisfitError(f"sizes {tuple(parts)}")
-        _same(sum(parts), x.shape[axis], "extent")
+        told = _known(sizes, "the sizes")
+        numbers = [size for size in told if isinstance(size, int) and size >= 0]
+        if len(numbers) < len(told):
+            raise _MisfitError(f"sizes {told}")
+        _same(sum(numbers), x.shape[axis], "extent")
+        parts: list[Dim] = [*numbers]
     else:
         count = attrs.get("num_outputs")
         if type(count) is not int or not 1 <= count <= 1 << 16:
@@ -342,9 +346,10 @@ def _gather(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
         raise _MisfitError("indices are not integers")
     content = None
     if x.content is not None and indices.content is not None and len(x.shape) == 1:
-        picked = indices.content
-        if not all(type(i) is int and -len(x.content) <= i < len(x.content) for i in picked):
-            raise _MisfitError(f"indices {picked} into {len(x.content)} elements")
+        size = len(x.content)
+        picked = [i for i in indices.content if isinstance(i, int) and -size <= i < size]
+        if len(picked) < len(indices.content):
+            raise _MisfitError(f"indices {indices.content} into {size} elements")
         content = tuple(x.content[i] for i in picked)
     return Type(x.dtype, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), content)
 
@@ -368,5 +373,6 @@ def _shape(attrs: dict[str, Any], x: Type) -> Type:
 def _range(attrs: dict[str, Any], start: Type, limit: Type, delta: Type) -> Type:
     if start.shape or limit.shape or delta.shape:
         raise _MisfitError("bounds are not scalars")
-    plain = start.content == (0,) and delta.content == (1,) and limit.content is not None
-    return Type(limit.dtype, (limit.content[0] if plain else "range",))
+    plain = start.content == (0,) and delta.content == (1,)
+    extent = limit.content[0] if plain and limit.content is not None else "range"
+    return Type(limit.dtype, (extent,))

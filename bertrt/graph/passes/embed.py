@@ -11,7 +11,7 @@ The token types, with their Add, may be absent.
 
 from __future__ import annotations
 
-from bertrt.graph.ir import Graph, Node
+from bertrt.graph.ir import Graph, Node, Weights
 from bertrt.graph.passes import (
     Match,
     NoMatchError,
@@ -49,7 +49,9 @@ def match(graph: Graph, node: Node) -> Match | None:
         raise NoMatchError(tables[0], "ids and types are the same input of the graph")
     # The ids come before the types in every exporter's order of inputs.
     tables.sort(key=lambda table: graph.inputs.index(table.inputs[1]))
-    weights = dict(zip(("word", "type"), ((table.inputs[0],) for table in tables), strict=False))
+    weights: Weights = {}
+    for role, table in zip(("word", "type"), tables, strict=False):
+        weights[role] = (table.inputs[0],)
     weights["position"] = (node.inputs[0],)
     if len(last.inputs) != 3:
         raise NoMatchError(last, "it has no beta")

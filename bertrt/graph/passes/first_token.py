@@ -23,7 +23,8 @@ def match(graph: Graph, node: Node) -> Match | None:
         return None
     expect(graph, node.inputs[0], "token_rows", "the encoder's output")
     start, end, axes = (graph.array(value) for value in node.inputs[1:4])
-    if not all(np.array_equal(a, [b]) for a, b in ((start, 0), (end, 1), (axes, 1))):
+    bounds = ((start, 0), (end, 1), (axes, 1))
+    if not all(found is not None and np.array_equal(found, [wanted]) for found, wanted in bounds):
         raise NoMatchError(node, f"expected [0:1] of axis 1, found [{start}:{end}] of {axes}")
     last = expect_user(graph, node, "Reshape", "one row for each sequence")
     if graph.shape(last.output) != (batch_axis(graph), graph.shape(node.output)[2]):

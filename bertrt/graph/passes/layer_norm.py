@@ -10,7 +10,7 @@ becomes ``linear_add_layer_norm``. A LayerNormalization of anything else becomes
 
 from __future__ import annotations
 
-from bertrt.graph.ir import Graph, Node
+from bertrt.graph.ir import Graph, Node, Weights
 from bertrt.graph.passes import Match, NoMatchError
 
 
@@ -23,7 +23,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     if len(node.inputs) != 3 or not all(v in graph.constants for v in node.inputs[1:]):
         raise NoMatchError(node, "gamma and beta are not both parameters")
     eps = node.attrs["epsilon"]
-    norm = {"gamma": (node.inputs[1],), "beta": (node.inputs[2],)}
+    norm: Weights = {"gamma": (node.inputs[1],), "beta": (node.inputs[2],)}
     total = graph.producer(node.inputs[0])
     if total is None or total.op != "Add":
         return Match(node, Node("layer_norm", "", node.inputs[:1], (), {"eps": eps}, norm))

@@ -10,7 +10,7 @@ Bias and activation may be absent, and so may the Transpose: then the weight is 
 
 from __future__ import annotations
 
-from bertrt.graph.ir import Graph, Node
+from bertrt.graph.ir import Graph, Node, Weights
 from bertrt.graph.passes import Match, NoMatchError
 
 STEP = "linear"
@@ -30,7 +30,7 @@ def match(graph: Graph, node: Node) -> Match | None:
         raise NoMatchError(
             node, "its right side is computed from parameters, expected a stored matrix"
         )
-    weights = {"weight": (weight,)}
+    weights: Weights = {"weight": (weight,)}
     last = node
     user = graph.only_user(last.output)
     if user is not None and user.op == "Add" and user.inputs[0] == last.output:
@@ -42,8 +42,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     user = graph.only_user(last.output)
     if user is not None and user.op == "Sigmoid":
         raise NoMatchError(user, "expected the activation Relu, Gelu or Tanh, found Sigmoid")
-    name = _activation(user) if user is not None else None
-    if name is not None:
+    if user is not None and (name := _activation(user)) is not None:
         activation, last = name, user
     attrs = {"activation": activation, "transposed": transposed}
     return Match(last, Node(STEP, "", node.inputs[:1], (), attrs, weights))

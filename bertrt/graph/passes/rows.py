@@ -27,7 +27,8 @@ def match(graph: Graph, node: Node) -> Match | None:
     if graph.shape(rows)[:2] != (length, batch):
         return None
     masked = graph.producer(rows)
-    inputs, attrs = (rows,), {"mask": "none"}
+    inputs: tuple[str, ...] = (rows,)
+    attrs = {"mask": "none"}
     if masked is not None and masked.op == "Where":
         mask, rows, zero = masked.inputs
         if graph.scalar(zero) != 0:
