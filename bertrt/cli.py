@@ -146,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "bundle", metavar="BUNDLE", help="a bundle's directory, a *-symbol.json or an .onnx file"
+        "bundle",
+        metavar="BUNDLE",
+        help="a bundle's or Hugging Face directory, a *-symbol.json or an .onnx file",
     )
 
 
@@ -253,19 +255,24 @@ def _inspect(arguments: argparse.Namespace) -> int:
     model = Model.open(arguments.bundle)
     plan = model.plan()
     coverage = model.coverage()
-    directory = model.path if model.path.is_dir() else model.path.parent
     if arguments.json:
         content = {
             "path": str(model.path),
+            "task": model.task,
+            "labels": model.labels,
+            "pooling": model.pooling,
             "manifest": model.manifest,
-            "plan": plan.to_dict(directory),
+            # A bundle's plan says where its weights lie; others need not lie in one place.
+            "plan": plan.to_engine() if model.manifest is None else plan.to_dict(model.path),
             "coverage": None if coverage is None else str(coverage),
         }
         print(_json(content))
         return 0
     print(model.path)
+    for key in ("task", "labels", "pooling") if model.task is not None else ():
+        print(f"  {key:<13}{_json(getattr(model, key))}")
     if model.manifest is not None:
-        for key in ("task", "labels", "pooling", "tokenizer", "origin"):
+        for key in ("tokenizer", "origin"):
             print(f"  {key:<13}{_json(model.manifest[key])}")
         files: dict[str, Any] = model.manifest["files"]
         print(f"\nfiles ({_size(sum(entry['size'] for entry in files.values()))})")

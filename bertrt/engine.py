@@ -80,9 +80,11 @@ class Engine:
         """Load a model.
 
         Args:
-            path: a bundle's directory, or a bare graph (a ``*-symbol.json`` file with its
-                parameters beside it, or an ``.onnx`` file), which has no tokenizer: `run` works,
-                `predict` does not.
+            path: a bundle's directory; a Hugging Face directory of a ``BertModel`` or
+                ``BertForSequenceClassification``, or of sentence-transformers, which only the
+                native backend runs; or a bare graph (a ``*-symbol.json`` file with its parameters
+                beside it, or an ``.onnx`` file), which has no tokenizer: `run` works, `predict`
+                does not.
             backend: "native", "onnxruntime" or "mxnet".
             device: "cpu", "cuda" or "cuda:N".
             precision: "fp32", "bf16", "fp16" or "int8".

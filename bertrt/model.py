@@ -1,4 +1,5 @@
-"""What lies at a path: a bundle or a bare graph, resolved to what an engine needs."""
+"""What lies at a path: a bundle, a Hugging Face directory or a bare graph, resolved to what an
+engine needs."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertrt.batch import Limits
 from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.graph.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
+from bertrt.huggingface import HuggingFaceModel, is_huggingface
 from bertrt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -29,14 +31,14 @@ class Model:
     """A model as it lies on disk; nothing is loaded into a backend yet.
 
     Attributes:
-        path: the bundle's directory, or the graph's file; absolute.
-        manifest: the bundle's manifest; None for a bare graph.
-        task: the bundle's task; None for a bare graph.
+        path: the directory, or the graph's file; absolute.
+        manifest: the bundle's manifest; None where there is no bundle.
+        task: what the model is for; None for a bare graph.
         labels: a classifier's labels.
         pooling: an embedding model's pooling, ``{"mode": ..., "normalize": ...}``.
         tokenizer: None for a bare graph, and for a bundle without one.
         symbol_path, params_path, onnx_path: the graphs' files, None where there are none.
-        golden: recorded inputs and outputs, read when called; empty for a bare graph.
+        golden: recorded inputs and outputs, read when called; empty where there is no bundle.
     """
 
     path: Path
@@ -53,12 +55,13 @@ class Model:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Model:
-        """Open a bundle's directory, a ``*-symbol.json`` with its ``-0000.params`` beside it, or
-        an ``.onnx`` file.
+        """Open a bundle's directory, a Hugging Face directory, a ``*-symbol.json`` with its
+        ``-0000.params`` beside it, or an ``.onnx`` file.
 
         Raises:
             MissingFileError: there is nothing at `path`, or a file that belongs to it is missing.
-            ModelFormatError: what lies there is none of these, or is broken.
+            ModelFormatError: what lies there is none of these, or is broken; or, as
+                UnsupportedModelError, a Hugging Face model that bertrt does not run.
         """
         found = Path(os.path.abspath(path))
         if not found.exists():
@@ -70,19 +73,19 @@ class Model:
         if found.suffix == ".onnx":
             return cls._bare(found, lambda: _compile_onnx(found), onnx_path=found)
         raise ModelFormatError(
-            f"{found} is no model: expected a bundle's directory, a *{_SYMBOL_SUFFIX} file or an "
-            ".onnx file"
+            f"{found} is no model: expected a bundle's directory, a Hugging Face directory, a "
+            f"*{_SYMBOL_SUFFIX} file or an .onnx file"
         )
 
     @classmethod
     def _open_directory(cls, directory: Path) -> Model:
         if not (directory / MANIFEST).is_file():
-            if (directory / "config.json").is_file():
-                raise ModelFormatError(
-                    f"{directory} is a Hugging Face model directory; make a bundle of it first: "
-                    f"bertrt import {directory} --out BUNDLE"
-                )
-            raise ModelFormatError(f"{directory} is no bundle: it holds no {MANIFEST}")
+            if is_huggingface(directory):
+                return cls._open_huggingface(directory)
+            raise ModelFormatError(
+                f"{directory} is neither a bundle, which holds a {MANIFEST}, nor a Hugging Face "
+                "directory, which holds a config.json"
+            )
         bundle = Bundle.open(directory)
         manifest = bundle.manifest
         tokenizer = None
@@ -104,6 +107,23 @@ class Model:
             onnx_path=bundle.file(ONNX),
             golden=bundle.golden,
             _read_plan=bundle.plan,
+        )
+
+    @classmethod
+    def _open_huggingface(cls, directory: Path) -> Model:
+        found = HuggingFaceModel.open(directory)
+        return cls(
+            path=directory,
+            manifest=None,
+            task=found.task,
+            labels=found.labels,
+            pooling=found.pooling,
+            tokenizer=found.tokenizer,
+            symbol_path=None,
+            params_path=None,
+            onnx_path=None,
+            golden=list,
+            _read_plan=found.plan,
         )
 
     @classmethod
@@ -144,7 +164,7 @@ class Model:
         return self._read_plan()
 
     def plan(self) -> Plan:
-        """The fused plan: a bundle's own, or compiled from the bare graph, the first time asked.
+        """The fused plan: a bundle's own, or made of what lies there, the first time asked.
 
         Raises:
             ModelFormatError: the plan or graph is broken; UnsupportedModelError, a kind of it,
@@ -155,7 +175,7 @@ class Model:
 
     def coverage(self) -> Coverage | None:
         """How the graph of `symbol_path`, or of `onnx_path`, became fused steps, by compiling it
-        now; None for a bundle without a graph. Raises what `plan` raises."""
+        now; None for a model without a graph. Raises what `plan` raises."""
         if self.symbol_path is not None and self.params_path is not None:
             return _compile_mxnet(self.symbol_path, self.params_path)[1]
         if self.onnx_path is not None:

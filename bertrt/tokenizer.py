@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 
@@ -35,6 +35,7 @@ __all__ = [
     "Tokenizer",
     "Vocabulary",
     "basic_tokenize",
+    "check_vocabulary",
     "load_tokenizer",
 ]
 
@@ -108,17 +109,26 @@ def load_tokenizer(
         lower = _setting(settings, "lower", bool)
         tokenizer = GluonTokenizer(Vocabulary.read(path), lower=lower, max_length=max_length)
     elif kind == "huggingface":
-        tokenizer = HuggingFaceTokenizer(path, max_length=max_length)
+        tokenizer = HuggingFaceTokenizer(_read_tokenizer(path), max_length=max_length)
     else:
         raise ModelFormatError(
             f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp' or 'huggingface'"
         )
-    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+    if vocab_size is not None:
+        check_vocabulary(tokenizer, vocab_size, path)
+    return tokenizer
+
+
+def check_vocabulary(
+    tokenizer: GluonTokenizer | HuggingFaceTokenizer, vocab_size: int, source: Path
+) -> None:
+    """Refuse, with a ModelFormatError that names `source`, a tokenizer with more ids than the
+    model's embedding has rows."""
+    if tokenizer.vocab_size > vocab_size:
         raise ModelFormatError(
-            f"{path}: the vocabulary has ids up to {tokenizer.vocab_size - 1}, "
+            f"{source}: the vocabulary has ids up to {tokenizer.vocab_size - 1}, "
             f"the model's embedding has only {vocab_size} rows"
         )
-    return tokenizer
 
 
 def _setting(settings: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -360,23 +370,37 @@ def _truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
 # --- Hugging Face -----------------------------------------------------------------------------
 
 
-class HuggingFaceTokenizer:
-    """A ``tokenizer.json``, truncated to `max_length` the way transformers does it
-    (longest_first), and never padded."""
+def _read_tokenizer(path: Path) -> _RustTokenizer:
+    try:
+        return _RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+    # The library raises plain Exception for a file that it cannot read.
+    except Exception as error:
+        raise ModelFormatError(
+            f"{path}: not a tokenizer that the tokenizers library can read ({error})"
+        ) from None
 
-    def __init__(self, path: Path, *, max_length: int) -> None:
-        try:
-            self._tokenizer = _RustTokenizer.from_str(path.read_text(encoding="utf-8"))
-        # The library raises plain Exception for a file that it cannot read.
-        except Exception as error:
-            raise ModelFormatError(
-                f"{path}: not a tokenizer that the tokenizers library can read ({error})"
-            ) from None
+
+class HuggingFaceTokenizer:
+    """A tokenizer of the `tokenizers` library, which it makes its own: truncated to `max_length`
+    the way transformers does it (longest_first), and never padded."""
+
+    def __init__(self, tokenizer: _RustTokenizer, *, max_length: int) -> None:
+        self._tokenizer = tokenizer
         self.max_length = max_length
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        normalizer = tokenizer.normalizer
+        self.lower = isinstance(normalizer, normalizers.Lowercase) or (
+            isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
+        )
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         self._num_special = self._tokenizer.num_special_tokens_to_add(False)
+
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json``; the truncation is not part of it."""
+        content = json.loads(self._tokenizer.to_str())
+        content["truncation"] = None
+        return json.dumps(content, ensure_ascii=False)
 
     def encode(self, batch: Sequence[Text]) -> list[Encoding]:
         """See `Tokenizer.encode`."""

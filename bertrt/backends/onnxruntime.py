@@ -45,8 +45,8 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> OnnxRunt
         )
     if model.onnx_path is None:
         raise ModelFormatError(
-            f"{model.path} has no ONNX graph for backend onnxruntime; make a bundle with one "
-            "(bertrt export, bertrt import)"
+            f"{model.path} has no ONNX graph for backend onnxruntime; make a bundle, which has "
+            f"one: bertrt import {model.path} --out BUNDLE"
         )
     session = _session(onnxruntime, model, device, threads)
     return OnnxRuntimeBackend(session, model, device, threads, onnxruntime.__version__)

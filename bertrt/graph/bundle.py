@@ -271,6 +271,8 @@ def read_json(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ModelFormatError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
     try:

@@ -1,0 +1,235 @@
+"""Hugging Face directories small enough for an oracle in plain numpy."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+DTYPES = {
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int8": "I8",
+    "int64": "I64",
+    "bool": "BOOL",
+}
+
+
+class HuggingFace:
+    """Writes model directories below `root`, and knows what they should answer."""
+
+    config: ClassVar[dict[str, Any]] = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "vocab_size": 30,
+        "max_position_embeddings": 16,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
+    words = (
+        *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        *("the", "boat", "##s", "sea", "caf", "##e"),
+    )
+    pooling: ClassVar[dict[str, Any]] = {
+        "word_embedding_dimension": 24,
+        "pooling_mode_mean_tokens": True,
+    }
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(
+        self,
+        config: dict[str, Any] | None = None,
+        weights: dict[str, np.ndarray] | None = None,
+        *,
+        vocab: bool = True,
+        name: str = "model",
+        pooling: dict[str, Any] | None = None,
+        **files: Any,
+    ) -> Path:
+        """A model's directory; `files` are further JSON files, by their names without .json."""
+        config = self.config if config is None else config
+        path = self.root / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config))
+        self.write_safetensors(
+            path / "model.safetensors", self.weights(config) if weights is None else weights
+        )
+        if vocab:
+            (path / "vocab.txt").write_text("\n".join(self.words) + "\n")
+        for file, content in files.items():
+            (path / f"{file}.json").write_text(json.dumps(content))
+        if pooling is not None:
+            (path / "1_Pooling").mkdir()
+            (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        return path
+
+    @staticmethod
+    def write_safetensors(path: Path, arrays: dict[str, np.ndarray], pad: int = 8) -> None:
+        """Write arrays in their order; uint16 stands for BF16. The data begin at a multiple of
+        `pad`."""
+        header, offset = {}, 0
+        for name, array in arrays.items():
+            header[name] = {
+                "dtype": "BF16" if array.dtype == np.uint16 else DTYPES[str(array.dtype)],
+                "shape": list(array.shape),
+                "data_offsets": [offset, offset + array.nbytes],
+            }
+            offset += array.nbytes
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % pad)
+        path.write_bytes(
+            len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in arrays.values())
+        )
+
+    @staticmethod
+    def modules(*kinds: str) -> list[dict[str, Any]]:
+        """The content of a ``modules.json``."""
+        paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+        return [
+            {"idx": i, "name": str(i), "path": paths.get(kind, kind), "type": f"st.models.{kind}"}
+            for i, kind in enumerate(kinds)
+        ]
+
+    @staticmethod
+    def weights(
+        config: dict[str, Any], *, pooler: bool = True, classes: int | None = None, seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Weights drawn wide; with `classes` a sequence classifier's."""
+        random = np.random.default_rng(seed)
+        hidden, ffn = config["hidden_size"], config["intermediate_size"]
+
+        def draw(*shape: int) -> np.ndarray:
+            return random.normal(0, 0.4, shape).astype(np.float32)
+
+        weights: dict[str, np.ndarray] = {}
+
+        def dense(name: str, rows: int, columns: int) -> None:
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = draw(rows, columns), draw(rows)
+
+        def norm(name: str) -> None:
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = 1 + draw(hidden), draw(hidden)
+
+        for name, rows in (
+            ("word", config["vocab_size"]),
+            ("position", config["max_position_embeddings"]),
+            ("token_type", config["type_vocab_size"]),
+        ):
+            weights[f"embeddings.{name}_embeddings.weight"] = draw(rows, hidden)
+        norm("embeddings.LayerNorm")
+        for index in range(config["num_hidden_layers"]):
+            layer = f"encoder.layer.{index}"
+            for part in ("query", "key", "value"):
+                dense(f"{layer}.attention.self.{part}", hidden, hidden)
+            dense(f"{layer}.attention.output.dense", hidden, hidden)
+            norm(f"{layer}.attention.output.LayerNorm")
+            dense(f"{layer}.intermediate.dense", ffn, hidden)
+            dense(f"{layer}.output.dense", hidden, ffn)
+            norm(f"{layer}.output.LayerNorm")
+        if pooler:
+            dense("pooler.dense", hidden, hidden)
+        if classes is not None:
+            weights = {f"bert.{name}": array for name, array in weights.items()}
+            dense("classifier", classes, hidden)
+        return weights
+
+    @staticmethod
+    def forward(
+        weights: dict[str, np.ndarray], config: dict[str, Any], ids: np.ndarray, types: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """BERT as its paper has it, for one sequence, in double precision: the oracle."""
+        w = {
+            name.removeprefix("bert."): array.astype(np.float64) for name, array in weights.items()
+        }
+        heads = config["num_attention_heads"]
+
+        def dense(x: np.ndarray, name: str) -> np.ndarray:
+            return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+        def norm(x: np.ndarray, name: str) -> np.ndarray:
+            x = x - x.mean(-1, keepdims=True)
+            x = x / np.sqrt((x * x).mean(-1, keepdims=True) + config["layer_norm_eps"])
+            return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+        def activation(x: np.ndarray) -> np.ndarray:
+            if config["hidden_act"] == "relu":
+                return np.maximum(x, 0)
+            if config["hidden_act"] == "gelu_new":
+                return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+            return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+        x = w["embeddings.word_embeddings.weight"][ids]
+        x = x + w["embeddings.token_type_embeddings.weight"][types]
+        x = norm(x + w["embeddings.position_embeddings.weight"][: len(ids)], "embeddings.LayerNorm")
+        for index in range(config["num_hidden_layers"]):
+            layer = f"encoder.layer.{index}"
+            q, k, v = (
+                dense(x, f"{layer}.attention.self.{part}").reshape(len(ids), heads, -1)
+                for part in ("query", "key", "value")
+            )
+            scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            context = np.einsum("hqk,khd->qhd", scores / scores.sum(-1, keepdims=True), v)
+            x = norm(
+                x + dense(context.reshape(len(ids), -1), f"{layer}.attention.output.dense"),
+                f"{layer}.attention.output.LayerNorm",
+            )
+            inner = activation(dense(x, f"{layer}.intermediate.dense"))
+            x = norm(x + dense(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+        out = {"sequence_output": x}
+        if "pooler.dense.weight" in w:
+            out["pooled_output"] = np.tanh(dense(x[0], "pooler.dense"))
+            if "classifier.weight" in w:
+                out = {"logits": dense(out["pooled_output"], "classifier")}
+        return out
+
+    @staticmethod
+    def batch(config: dict[str, Any]) -> dict[str, np.ndarray]:
+        """A ragged batch with both token types."""
+        random = np.random.default_rng(1)
+        return {
+            "token_ids": random.integers(0, config["vocab_size"], (4, 16)),
+            "token_types": random.integers(0, 2, (4, 16)),
+            "valid_length": np.array([11, 1, 7, 16]),
+        }
+
+    def check(
+        self,
+        found: dict[str, np.ndarray],
+        weights: dict[str, np.ndarray],
+        config: dict[str, Any],
+    ) -> None:
+        """Hold the outputs for `batch` against the oracle."""
+        batch = self.batch(config)
+        for row, length in enumerate(batch["valid_length"]):
+            expected = self.forward(
+                weights,
+                config,
+                batch["token_ids"][row, :length],
+                batch["token_types"][row, :length],
+            )
+            assert found.keys() == expected.keys()
+            for name, array in expected.items():
+                rows = found[name][row]
+                if name == "sequence_output":
+                    assert not rows[length:].any()
+                    rows = rows[:length]
+                scale = max(1.0, np.abs(array).max())
+                np.testing.assert_allclose(rows / scale, array / scale, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture
+def hugging(tmp_path: Path) -> HuggingFace:
+    """Writes Hugging Face directories, and knows their answers."""
+    return HuggingFace(tmp_path)
