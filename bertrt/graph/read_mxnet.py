@@ -15,7 +15,7 @@ import ast
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,12 @@ def _load_symbol(path: Path) -> _Symbol:
     names: set[str] = set()
     for index, raw in enumerate(content["nodes"]):
         node = _load_node(path, index, raw)
-        if node.name in names:
+        if node.op == "null" and node.name in names:
             raise ModelFormatError(f"{path}: two nodes are called {node.name!r}")
+        # Operations may share a name: those of a block that is called twice, or of two blocks with
+        # one prefix.
+        while node.name in names:
+            node = replace(node, name=f"{node.name}.{index}")
         names.add(node.name)
         nodes.append(node)
     heads = _references(path, content.get("heads"), len(nodes), "the list of heads")

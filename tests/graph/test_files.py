@@ -177,6 +177,14 @@ def test_tiny_symbol_is_read(tmp_path):
     assert graph.shape(graph.outputs["dense"]) == ("batch", "sequence", 2)
 
 
+def test_operations_may_share_a_name(tmp_path):
+    content, params = tiny(tmp_path)
+    content["nodes"][4]["name"] = "embed"
+    graph = read(tmp_path, content, params)
+    assert [node.op for node in graph.nodes.values()] == ["Gather", "Transpose", "MatMul"]
+    assert graph.shape(*graph.outputs.values()) == ("batch", "sequence", 2)
+
+
 @pytest.mark.parametrize("key", ["attr", "param"])
 def test_older_attribute_keys(tmp_path, key):
     content, params = tiny(tmp_path)
