@@ -252,7 +252,10 @@ def _numbers(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
     if array.ndim == 1 and array.size == 0:
         # An empty Python list becomes an array of floats.
         array = array.astype(np.int64)
-    if array.dtype.kind not in "iuf":
+    # Whole numbers that no machine integer holds stay Python's; they are out of range, and no type
+    # error.
+    huge = array.dtype.kind == "O" and all(type(number) is int for number in array.flat)
+    if array.dtype.kind not in "iuf" and not huge:
         raise InvalidTypeError(
             f"{name} has the dtype {array.dtype}; expected integers (or floats that hold whole "
             "numbers)"
@@ -348,7 +351,7 @@ def check_texts(batch: Any) -> tuple[list[Any], bool]:
         batch = [batch]
     elif not isinstance(batch, list):
         raise InvalidTypeError(
-            f"batch is a {type(batch).__name__}; expected a list of str, a list of (str, str), "
+            f"batch is {_describe(batch)}; expected a list of str, a list of (str, str), "
             "or one of either (use list(...) for other sequences)"
         )
     if not batch:
@@ -382,17 +385,22 @@ def _bad_item(index: int, item: Any, pairs: bool) -> InvalidTypeError:
         found = "a str among pairs"
     elif _is_pair(item):
         found = "a pair among single texts"
-    elif item is None:
-        found = "None"
     else:
-        found = f"a {type(item).__name__}"
-        if isinstance(item, tuple | list):
-            found += f" of {', '.join(type(part).__name__ for part in item[:3]) or 'nothing'}"
+        found = _describe(item)
     if index == 0:
         expected = "a str or a tuple (str, str)"
     else:
         expected = "a tuple (str, str)" if pairs else "a str"
     return InvalidTypeError(f"batch[{index}] is {found}; expected {expected}")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
+    found = f"a {type(value).__name__}"
+    if isinstance(value, tuple | list):
+        found += f" of {', '.join(type(part).__name__ for part in value[:3]) or 'nothing'}"
+    return found
 
 
 def _check_text(name: str, text: str, *, may_be_empty: bool) -> None:

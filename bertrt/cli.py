@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from bertrt.cores import MAX_THREADS
 from bertrt.errors import BertrtError, InvalidInputError
 
 __all__ = ["main"]
@@ -40,8 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Wrong use and --help raise SystemExit, as argparse does.
     """
+    heard = sys.stdout is not None
+    _fill_streams()
     arguments = _parse(argv)
     try:
+        if not heard:
+            raise InvalidInputError("standard output is closed, and it is where the answer goes")
         status: int = arguments.command(arguments)
         # A closed pipe shows here, and not in the interpreter's last breath.
         sys.stdout.flush()
@@ -57,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         print(f"bertrt: error: {message}", file=sys.stderr)
         return _EXIT_FAILED
+
+
+def _fill_streams() -> None:
+    """Put the null device where the process was started without a standard stream: Python has None
+    there, and the next file to be opened would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -170,7 +183,7 @@ def _add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:
     )
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument(
-        "--threads", metavar="N", type=_positive, help="default: the cores usable here"
+        "--threads", metavar="N", type=_threads, help="default: the cores usable here"
     )
 
 
@@ -182,6 +195,13 @@ def _positive(text: str) -> int:
     if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    count = _positive(text)
+    if count > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MAX_THREADS}")
+    return count
 
 
 def _device(text: str) -> str:
@@ -372,7 +392,11 @@ def _results(engine: Any, group: list[Any], what: str, done: int) -> Iterator[An
                 try:
                     result = engine.predict(item)
                 except InvalidInputError as error:
-                    raise InvalidInputError(f"{what} {number}: {error}") from None
+                    # It tells of the first of a batch of one, which is a line to who typed it.
+                    where, message = f"{what} {number}", str(error)
+                    if message.startswith("batch[0]"):
+                        raise InvalidInputError(message.replace("batch[0]", where, 1)) from None
+                    raise InvalidInputError(f"{where}: {message}") from None
                 yield result
         done += len(batch)
 

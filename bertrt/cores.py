@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["MAX_THREADS", "usable_cores"]
+
+# More threads than this are a slip, and starting millions would bring the machine down.
+MAX_THREADS = 1024
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import re
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +17,10 @@ import numpy as np
 
 from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch, check_texts, pad_rows
-from bertrt.cores import usable_cores
+from bertrt.cores import MAX_THREADS, usable_cores
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.model import Model
+from bertrt.progress import progress
 from bertrt.tasks import Result, Task, make_task
 from bertrt.tokenizer import Encoding
 
@@ -32,9 +33,6 @@ _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 # here for BERT large, and a matrix product has long reached its full speed: four times as many
 # tokens were no faster natively, and slower with padding.
 _TOKENS_AT_ONCE = 4096
-
-# A progress bar appears only on runs that take longer than this many seconds.
-_PROGRESS_DELAY = 2.0
 
 
 class Engine:
@@ -71,7 +69,6 @@ class Engine:
     def load(
         cls,
         path: str | os.PathLike[str],
-        *,
         backend: str = "native",
         device: str = "cpu",
         precision: str = "fp32",
@@ -88,7 +85,8 @@ class Engine:
             backend: "native", "onnxruntime" or "mxnet".
             device: "cpu", "cuda" or "cuda:N".
             precision: "fp32", "bf16", "fp16" or "int8".
-            threads: the threads to use; None: the cores that this process may really use.
+            threads: the threads to use, 1 to 1024; None: the cores that this process may really
+                use.
 
         Raises:
             MissingFileError: there is nothing at `path`, or a file of the model is missing.
@@ -107,12 +105,7 @@ class Engine:
             raise InvalidInputError(
                 f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
             )
-        if threads is None:
-            threads = usable_cores()
-        elif not isinstance(threads, int) or isinstance(threads, bool):
-            raise InvalidTypeError(f"threads is a {type(threads).__name__}; expected an int")
-        elif threads < 1:
-            raise InvalidInputError(f"threads is {threads}; expected at least 1")
+        threads = usable_cores() if threads is None else _check_threads(threads)
         model = Model.open(path)
         load = functools.partial(
             load_backend, model, backend, device=device, precision=precision, threads=threads
@@ -214,7 +207,7 @@ class Engine:
                     f"{self._model.path} has no task; predict needs a bundle that has one"
                 )
             results: dict[int, Result] = {}
-            with _progress(len(encodings)) as advance:
+            with progress(len(encodings), "predict", " texts") as advance:
                 for indices in _chunks(encodings, pads=backend.pads):
                     chunk = [encodings[i] for i in indices]
                     packed = self._pack(chunk)
@@ -386,6 +379,19 @@ class Engine:
         self._changed = threading.Condition()
 
 
+def _check_threads(threads: Any) -> int:
+    try:
+        # An int of numpy is one too.
+        count = operator.index(threads)
+    except TypeError:
+        count = None
+    if count is None or isinstance(threads, bool):
+        raise InvalidTypeError(f"threads is a {type(threads).__name__}; expected an int")
+    if not 1 <= count <= MAX_THREADS:
+        raise InvalidInputError(f"threads is {count}; expected 1 to {MAX_THREADS}")
+    return count
+
+
 # Engines of this process, for the fork hook.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -426,17 +432,3 @@ def _chunks(encodings: list[Encoding], *, pads: bool) -> Iterator[list[int]]:
         chunk.append(index)
         size = grown
     yield chunk
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], Any]]:
-    """A progress bar on long runs, where a person is watching."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(
-        total=total, desc="predict", unit=" texts", leave=False, delay=_PROGRESS_DELAY
-    ) as bar:
-        yield bar.update

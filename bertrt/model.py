@@ -14,6 +14,7 @@ from bertrt.batch import Limits
 from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.graph.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
 from bertrt.huggingface import HuggingFaceModel, is_huggingface
+from bertrt.paths import check_path
 from bertrt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ class Model:
             MissingFileError: there is nothing at `path`, or a file that belongs to it is missing.
             ModelFormatError: what lies there is none of these, or is broken; or, as
                 UnsupportedModelError, a Hugging Face model that bertrt does not run.
+            InvalidInputError, InvalidTypeError: `path` cannot be a path.
         """
-        found = Path(os.path.abspath(path))
+        found = check_path("path", path)
         if not found.exists():
             raise MissingFileError(f"{found}: there is no such file or directory")
         if found.is_dir():

@@ -37,6 +37,8 @@ from ..errors import (
     ModelFormatError,
     OutputExistsError,
 )
+from ..paths import check_path
+from ..progress import progress
 from .plan import Plan
 
 __all__ = [
@@ -120,7 +122,8 @@ class Bundle:
             MissingFileError: there is no such directory, it holds no manifest, or a file that the
                 manifest lists is not there.
             ModelFormatError: the manifest is broken or of a newer format, a file differs from
-                what the manifest says of it, or the directory holds a file that is not listed.
+                what the manifest says of it, or the directory holds a file that is neither listed
+                nor hidden.
         """
         directory = Path(path)
         if not directory.exists():
@@ -147,7 +150,8 @@ class Bundle:
         """The plan, its weights mapped from the bundle's files.
 
         Raises:
-            ModelFormatError: the plan is broken, or refers to weights outside the bundle.
+            ModelFormatError: the plan is broken, is not the one that the manifest describes, or
+                refers to weights outside the bundle.
         """
         path = self.directory / PLAN
         content = read_json(path)
@@ -160,7 +164,19 @@ class Bundle:
                         f"{path}: the weight {name!r} lies in {file!r}, "
                         "which is not a file of this bundle"
                     )
-        return Plan.from_dict(content, self.directory)
+        try:
+            plan = Plan.from_dict(content, self.directory)
+        except ModelFormatError as error:
+            raise ModelFormatError(f"{path}: {error}") from error
+        if (dict(plan.architecture), list(plan.outputs)) != (
+            self.manifest["architecture"],
+            self.manifest["outputs"],
+        ):
+            raise ModelFormatError(
+                f"{path}: architecture and outputs are not those of the manifest; "
+                "export the model again"
+            )
+        return plan
 
     def golden(self) -> list[GoldenCase]:
         """The recorded cases; empty where the bundle was made without a source framework.
@@ -222,8 +238,9 @@ def writing(out_dir: str | os.PathLike[str]) -> Iterator[BundleDraft]:
     Raises:
         OutputExistsError: `out_dir` exists; it is left as it is.
         MissingFileError: the directory that should hold `out_dir` does not exist.
+        InvalidInputError, InvalidTypeError: `out_dir` cannot be a path.
     """
-    target = Path(os.path.abspath(out_dir))
+    target = check_path("the output directory", out_dir)
     if os.path.lexists(target):
         raise OutputExistsError(f"{target} exists already; name another place, or remove it")
     if not target.parent.is_dir():
@@ -250,13 +267,17 @@ def writing(out_dir: str | os.PathLike[str]) -> Iterator[BundleDraft]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file in hexadecimal digits."""
+def file_digest(
+    path: str | os.PathLike[str], advance: Callable[[int], Any] = lambda count: None
+) -> str:
+    """The sha256 of a file in hexadecimal digits; `advance` is called with the number of
+    bytes read since its last call."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_HASH_BLOCK))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
+            advance(count)
     return digest.hexdigest()
 
 
@@ -511,15 +532,18 @@ def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
                 f"{path} has {size} bytes, and the manifest says {entry['size']}; the file is "
                 "truncated or was changed: copy or export the bundle again"
             )
-    strangers = {path.name for path in directory.iterdir()} - files.keys() - {MANIFEST}
+    # Hidden files are the file system's or a desktop's (.nfs..., .DS_Store), and nobody's model.
+    found = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    strangers = found - files.keys() - {MANIFEST}
     if strangers:
         raise ModelFormatError(
             f"{directory} holds what its manifest does not list: {', '.join(sorted(strangers))}"
         )
-    for name, entry in files.items():
-        found = file_digest(directory / name)
-        if found != entry["sha256"]:
-            raise ModelFormatError(
-                f"{directory / name} is damaged: its sha256 is {found}, and the manifest says "
-                f"{entry['sha256']}; copy or export the bundle again"
-            )
+    with progress(sum(entry["size"] for entry in files.values()), "check", "B") as advance:
+        for name, entry in files.items():
+            digest = file_digest(directory / name, advance)
+            if digest != entry["sha256"]:
+                raise ModelFormatError(
+                    f"{directory / name} is damaged: its sha256 is {digest}, and the manifest "
+                    f"says {entry['sha256']}; copy or export the bundle again"
+                )

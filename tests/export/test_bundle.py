@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import stat
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from bertrt.errors import (
     BertrtError,
+    InvalidTypeError,
     MissingFileError,
     ModelFormatError,
     OutputExistsError,
@@ -132,6 +135,22 @@ def test_a_file_that_is_not_listed(bundle):
         Bundle.open(bundle)
 
 
+def test_hidden_files_belong_to_the_system(bundle):
+    (bundle / ".DS_Store").write_text("")
+    (bundle / ".nfs0001").mkdir()
+    Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(("tty", "shown"), [(True, True), (False, False)])
+def test_a_person_sees_how_far_a_long_check_is(bundle, monkeypatch, tty, shown):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: tty
+    monkeypatch.setattr("bertrt.progress._DELAY", 0.0)
+    monkeypatch.setattr("sys.stderr", terminal)
+    Bundle.open(bundle)
+    assert ("check" in terminal.getvalue()) == shown
+
+
 def test_not_a_bundle(tmp_path):
     with pytest.raises(MissingFileError, match="no such directory"):
         Bundle.open(tmp_path / "nowhere")
@@ -245,6 +264,11 @@ def test_a_plan_may_only_name_files_of_the_bundle(tmp_path):
         Bundle.open(tmp_path / "bundle").plan()
 
 
+def test_a_broken_plan_is_named(bundle):
+    with pytest.raises(ModelFormatError, match=f"{re.escape(str(bundle / PLAN))}: "):
+        Bundle.open(bundle).plan()
+
+
 def test_existing_places_are_left_alone(tmp_path):
     for name in ("file", "directory"):
         path = tmp_path / name
@@ -256,6 +280,11 @@ def test_existing_places_are_left_alone(tmp_path):
         raise AssertionError("the block must not run")
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "directory", "file"]
+
+
+def test_an_output_that_cannot_be_a_path():
+    with pytest.raises(InvalidTypeError, match="output directory is a NoneType"), writing(None):
+        raise AssertionError("the block must not run")
 
 
 def test_the_parent_has_to_exist(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from bertrt.errors import (
     ModelFormatError,
     OutputExistsError,
 )
-from bertrt.graph.bundle import Bundle
+from bertrt.graph.bundle import Bundle, writing
 from bertrt.verify import sample_batch, verify
 
 pytest.importorskip("mxnet", exc_type=ImportError)
@@ -273,6 +275,20 @@ def test_weights_are_stored_once(make_bert, make_vocab, tmp_path):
     others = sum(sizes.values()) - weights - sizes["golden.npz"] - sizes["vocab.json"]
     assert others < weights / 2
     assert sizes["model.onnx"] < weights / 4
+
+
+def test_a_manifest_that_tells_of_another_plan(make_bert, make_vocab, tmp_path):
+    opened = Bundle.open(export_anything(make_bert(), make_vocab(), tmp_path / "bundle"))
+    with writing(tmp_path / "other") as draft:
+        for name in opened.manifest["files"]:
+            shutil.copyfile(opened.directory / name, draft.directory / name)
+        added = ("format_version", "files", "manifest_sha256")
+        manifest = {key: value for key, value in opened.manifest.items() if key not in added}
+        draft.seal(manifest | {"architecture": manifest["architecture"] | {"max_length": 1000}})
+    with pytest.raises(
+        ModelFormatError, match=r"plan\.json: architecture .* not those of the mani"
+    ):
+        Engine.load(tmp_path / "other")
 
 
 @pytest.mark.parametrize("kind", ["sequence", "all", "classifier"])

@@ -93,6 +93,7 @@ BAD_VALUES = [
     ({"token_ids": change(IDS, (2, 0), np.inf)}, r"token_ids\[2, 0\] is inf"),
     ({"token_ids": change(IDS, (2, 0), 1.5)}, r"token_ids\[2, 0\] is 1.5"),
     ({"token_ids": IDS + 2**40}, r"token_ids\[0, 0\] is 1099511627777"),
+    ({"token_ids": IDS.astype(object) + 2**70}, r"token_ids\[0, 0\] is 118059162"),
     ({"token_types": change(TYPES, (0, 2), 2)}, r"token_types\[0, 2\] is 2.0; .* 0 to 1"),
     ({"token_types": -TYPES}, r"token_types\[0, 2\] is -1"),
     ({"valid_length": [4, 5, 1]}, r"valid_length\[1\] is 5; .* 0 to 4"),
@@ -212,13 +213,13 @@ def test_bad_texts(batch: object, message: str) -> None:
 
 
 BAD_TEXT_TYPES = [
-    (None, "batch is a NoneType; expected a list of str"),
+    (None, "batch is None; expected a list of str"),
     (b"a", "batch is a bytes"),
     (3, "batch is a int"),
     ((text for text in ["a"]), "batch is a generator"),
     (np.array(["a", "b"]), "batch is a ndarray"),
-    (("a", "b", "c"), "batch is a tuple"),
-    (("a", None), "batch is a tuple"),
+    (("a", "b", "c"), "batch is a tuple of str, str, str"),
+    (("a", None), "batch is a tuple of str, NoneType"),
     ({"a", "b"}, "batch is a set"),
     (["a", None], r"batch\[1\] is None; expected a str"),
     ([None], r"batch\[0\] is None; expected a str or a tuple \(str, str\)"),

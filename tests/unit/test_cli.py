@@ -146,9 +146,9 @@ def test_lines_cut_at_any_place(predict, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("stdin", "done", "message"),
     [
-        (b"hello\n\na\n", 1, "line 2: batch[0] is an empty string"),
-        (b"hello\na\tb\na\n \n", 3, "line 4: batch[0]: the text is empty"),
-        (b"hello\na\0b\n", 1, "line 2: batch[0] holds a NUL character"),
+        (b"hello\n\na\n", 1, "line 2 is an empty string"),
+        (b"hello\na\tb\na\n \n", 3, "line 4: the text is empty"),
+        (b"hello\na\0b\n", 1, "line 2 holds a NUL character"),
         (b"hello\n\xff\n", 1, "line 2 is not UTF-8"),
     ],
 )
@@ -178,6 +178,7 @@ def test_error_of_the_engine(tmp_path, capsys) -> None:
         (["predict", "b", "--device", "gpu"], "'gpu' is not 'cpu', 'cuda' or 'cuda:N'"),
         (["predict", "b", "--precision", "fp8"], "--precision: invalid choice"),
         (["predict", "b", "--threads", "0"], "'0' is not a whole number from 1"),
+        (["predict", "b", "--threads", "999999999"], "'999999999' is more than 1024"),
         (["predict", "b", "--threads", "two"], "'two' is not a whole number from 1"),
         (["predict", "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         (["predict", "b", "--json", "a", "--no-such-option"], "unrecognized arguments"),
@@ -376,6 +377,26 @@ def test_interrupt() -> None:
         assert process.wait(60) == 130
         assert process.stderr.read() == b""
         process.stdin.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes file descriptors the POSIX way")
+@pytest.mark.parametrize(
+    ("closed", "status", "out", "err"),
+    [
+        ("<&-", 0, "", ""),
+        ("a >&-", 1, "", "bertrt: error: standard output is closed"),
+        ("a 2>&-", 0, "1.000000\n", ""),
+        ("a <&- >&- 2>&-", 1, "", ""),
+    ],
+)
+def test_streams_that_are_closed(closed: str, status: int, out: str, err: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, PROGRAM],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (status, out)
+    assert done.stderr.startswith(err) and done.stderr.count("\n") == bool(err)
 
 
 def test_module() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import pickle
 import threading
@@ -216,11 +217,18 @@ def test_threads_default_to_the_usable_cores(tiny, monkeypatch) -> None:
         ({"threads": -1}, InvalidInputError, "threads"),
         ({"threads": 2.0}, InvalidTypeError, "threads is a float"),
         ({"threads": True}, InvalidTypeError, "threads"),
+        ({"threads": np.array([1, 2])}, InvalidTypeError, "threads is a ndarray"),
+        ({"threads": 10**12}, InvalidInputError, "threads is 1000000000000; expected 1 to 1024"),
     ],
 )
 def test_bad_load_arguments(tiny, arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         Engine.load("/models/tiny", **({"backend": "tiny"} | arguments))
+
+
+def test_arguments_in_the_order_that_is_documented(tiny) -> None:
+    engine = Engine.load("/models/tiny", "tiny", "cpu", "fp32", np.int64(3))
+    assert (engine.backend, engine.threads) == ("tiny", 3)
 
 
 def test_missing_path(tmp_path) -> None:
@@ -389,8 +397,17 @@ def test_progress(tiny, monkeypatch, tty: bool, delay: float, shown: bool) -> No
     """A bar for a person who waits long; silence for a file, and for quick runs."""
     terminal = Terminal(tty)
     monkeypatch.setattr("bertrt.engine._TOKENS_AT_ONCE", 4)
-    monkeypatch.setattr("bertrt.engine._PROGRESS_DELAY", delay)
+    monkeypatch.setattr("bertrt.progress._DELAY", delay)
     monkeypatch.setattr("sys.stderr", terminal)
     engine = tiny.load()
     engine.predict(["a"] * 50)
     assert ("predict" in terminal.text) == shown
+
+
+@pytest.mark.parametrize("stderr", ["none", "closed", "plain"])
+def test_a_process_without_a_terminal(tiny, monkeypatch, stderr: str) -> None:
+    """A daemon has no standard error, or a closed one, or an object that only writes."""
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", {"none": None, "closed": closed, "plain": object()}[stderr])
+    assert len(tiny.load().predict(["a", "b"])) == 2

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.errors import (
+    InvalidInputError,
+    InvalidTypeError,
+    MissingFileError,
+    ModelFormatError,
+)
 from bertrt.graph import bundle
 from bertrt.model import Model
 
@@ -15,6 +20,22 @@ def test_nothing_there(tmp_path: Path) -> None:
     for name in ("nothing", "nothing-symbol.json", "nothing.onnx"):
         with pytest.raises(MissingFileError, match="no such file or directory"):
             Model.open(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        (None, InvalidTypeError, "path is a NoneType; expected a str"),
+        (3, InvalidTypeError, "path is a int"),
+        (b"model", InvalidTypeError, "path is a bytes"),
+        ("", InvalidInputError, "path is ''"),
+        ("a\0b", InvalidInputError, "cannot be the path of a file"),
+        ("a\ud800", InvalidInputError, "cannot be the path of a file"),
+    ],
+)
+def test_what_cannot_be_a_path(path: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Model.open(path)
 
 
 def test_directory_of_neither_kind(tmp_path: Path) -> None:
