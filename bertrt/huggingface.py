@@ -17,6 +17,7 @@ from bertrt.graph.bundle import read_json
 from bertrt.graph.ir import Constant
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_huggingface import Config, make_plan, read_object, read_weights
+from bertrt.paths import check_path
 from bertrt.tokenizer import HuggingFaceTokenizer, check_vocabulary
 
 __all__ = ["HuggingFaceModel", "is_huggingface"]
@@ -55,7 +56,7 @@ class HuggingFaceModel:
             ModelFormatError: a file is broken, or the weights do not fit the configuration.
             UnsupportedModelError: the model has a setting or a part that the runtime does not have.
         """
-        root = Path(path)
+        root = check_path("path", path)
         if not root.is_dir():
             raise MissingFileError(
                 f"{root} is no directory; a Hugging Face model directory is wanted"

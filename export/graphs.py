@@ -23,6 +23,7 @@ from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
 from bertrt.graph.read_onnx import read_onnx
 from bertrt.model import Model
+from bertrt.paths import check_path
 
 from .golden import record_golden
 from .model import check_labels, check_pooling, seal, write_plan
@@ -56,7 +57,7 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
         MissingDependencyError: onnx is not installed.
         BertrtError: the finished bundle gives other numbers than the graph; it is not kept.
     """
-    source = Path(path)
+    source = check_path("path", path)
     if source.is_dir() or not source.exists():
         raise MissingFileError(f"{source} is no file; a *-symbol.json or an .onnx file is wanted")
     model = Model.open(source)

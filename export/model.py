@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,8 @@ def export_model(
         raise InvalidTypeError(f"lower should be True or False, found {lower!r}")
     if isinstance(max_length, bool) or not isinstance(max_length, int):
         raise InvalidTypeError(f"max_length should be a whole number, found {max_length!r}")
+    if origin is not None and not isinstance(origin, Mapping):
+        raise InvalidTypeError(f"origin should be a dict of facts, found {origin!r}")
     try:
         json.dumps(origin)
     except (TypeError, ValueError) as error:
@@ -300,14 +302,17 @@ def check_labels(labels: Sequence[str] | None, task: str, outputs: int) -> list[
         return None
     if labels is None:
         return [str(index) for index in range(outputs)]
-    if isinstance(labels, str) or not all(isinstance(label, str) and label for label in labels):
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise InvalidTypeError(f"labels should be a list of non-empty strings, found {labels!r}")
+    labels = list(labels)
+    if not all(isinstance(label, str) and label for label in labels):
         raise InvalidTypeError(f"labels should be a list of non-empty strings, found {labels!r}")
     if len(labels) != outputs or len(set(labels)) != outputs:
         raise InvalidInputError(
             f"the head has {outputs} outputs and needs as many different labels; "
             f"found {len(labels)}: {', '.join(labels)}"
         )
-    return list(labels)
+    return labels
 
 
 def check_pooling(
@@ -318,6 +323,10 @@ def check_pooling(
         if pooling is not None:
             raise InvalidInputError(f"pooling is for embeddings, and the task is {task!r}")
         return None
+    if pooling is not None and not isinstance(pooling, Mapping):
+        raise InvalidTypeError(
+            f'pooling should be {{"mode": ..., "normalize": True or False}}, found {pooling!r}'
+        )
     pooling = {"mode": "mean", "normalize": False, **(pooling or {})}
     if pooling.keys() != {"mode", "normalize"} or not isinstance(pooling["normalize"], bool):
         raise InvalidInputError(

@@ -16,6 +16,7 @@ import numpy as np
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.graph.bundle import TASKS
 from bertrt.graph.params import read_params
+from bertrt.paths import check_path
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .model import TokenizerFile, load_vocab, write_bundle
@@ -86,7 +87,7 @@ def export_zoo(
         params = wanted[-1].path
     _fetch(wanted)
     bert_vocab = load_vocab(vocab)
-    params_path = Path(params)
+    params_path = check_path("params", params)
     if not params_path.is_file():
         raise MissingFileError(f"the parameter file {params_path} does not exist")
     arrays, classes = _select(

@@ -184,7 +184,9 @@ def export_anything(net, its_vocab, out, **options):
         ({"pooling": {"mode": "max"}}, InvalidInputError, "max"),
         ({"pooling": {"mode": "cls", "scale": 2}}, InvalidInputError, "scale"),
         ({"pooling": {"mode": "pooled"}}, InvalidInputError, "use_pooler"),
+        ({"pooling": "mean"}, InvalidTypeError, "pooling should be .* found 'mean'"),
         ({"origin": {"when": object()}}, InvalidTypeError, "origin"),
+        ({"origin": ["a model"]}, InvalidTypeError, "origin should be a dict"),
     ],
 )
 def test_arguments_are_checked(make_bert, make_vocab, tmp_path, options, error, message):
@@ -203,6 +205,8 @@ def test_arguments_are_checked(make_bert, make_vocab, tmp_path, options, error, 
         (3, {"labels": ["a", "b", "b"]}, "different"),
         (3, {"labels": "abc"}, "list of non-empty strings"),
         (3, {"labels": ["a", "b", 3]}, "list of non-empty strings"),
+        (3, {"labels": 3}, "list of non-empty strings, found 3"),
+        (3, {"labels": (label for label in "ab")}, "3 outputs.*found 2"),
         (3, {"pooling": {"mode": "mean"}}, "pooling is for embeddings"),
     ],
 )
@@ -345,6 +349,8 @@ def test_bare_graphs_that_are_none(tmp_path):
         import_graph(tmp_path / "nowhere.onnx", tmp_path / "bundle")
     with pytest.raises(MissingFileError, match="no file"):
         import_graph(tmp_path, tmp_path / "bundle")
+    with pytest.raises(InvalidTypeError, match="path is a NoneType"):
+        import_graph(None, tmp_path / "bundle")
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x07nonsense")
     with pytest.raises(ModelFormatError, match="broken"):
         import_graph(tmp_path / "broken.onnx", tmp_path / "bundle")
