@@ -201,16 +201,29 @@ class PackedBatch:
         """The length of the longest sequence."""
         return int(self.lengths.max())
 
-    def padded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, token types (int32, shape (seqs, sequence), 0 at padding) and valid lengths
-        (int32, shape (seqs,)) for backends that pad. The sequence axis is the longest length, and
-        at least 1."""
+    def padded(self) -> dict[str, np.ndarray]:
+        """The batch for backends that pad, by the names of a plan's inputs.
+
+        Returns:
+            int32 arrays: ``token_ids`` and ``token_types`` (seqs, sequence), 0 at padding, the
+            sequence axis being the longest length and at least 1; ``valid_length`` (seqs,);
+            ``masked_positions`` (seqs, num_masked), all 0 where it is not asked for, since a graph
+            wants the input even then.
+        """
         shape = (self.seqs, max(1, self.longest))
         mask = _valid(self, shape[1])
         token_ids, token_types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         token_ids[mask] = self.token_ids
         token_types[mask] = self.token_types
-        return token_ids, token_types, self.lengths
+        positions = self.masked_positions
+        return {
+            "token_ids": token_ids,
+            "token_types": token_types,
+            "valid_length": self.lengths,
+            "masked_positions": (
+                np.zeros((self.seqs, 1), np.int32) if positions is None else positions
+            ),
+        }
 
 
 def pack_rows(padded: np.ndarray, batch: PackedBatch) -> np.ndarray:

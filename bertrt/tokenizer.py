@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -223,45 +223,43 @@ def _read_tokens(path: Path, data: dict[str, Any]) -> dict[str, int]:
     return tokens
 
 
-class _CleanTable(dict[int, int | str | None]):
-    """str.translate table: drops control characters, one kind of white space, spaced Chinese."""
+class _Table(dict[int, int | str | None]):
+    """A str.translate table that asks a rule for every character once."""
+
+    def __init__(self, rule: Callable[[int], int | str | None]) -> None:
+        super().__init__()
+        self._rule = rule
 
     def __missing__(self, codepoint: int) -> int | str | None:
-        value = self[codepoint] = self._value(codepoint)
+        value = self[codepoint] = self._rule(codepoint)
         return value
 
-    @staticmethod
-    def _value(codepoint: int) -> int | str | None:
-        char = chr(codepoint)
-        category = unicodedata.category(char)
-        if char in " \t\n\r" or category == "Zs":
-            return " "
-        if category in ("Cc", "Cf") or codepoint == 0xFFFD:
-            return None
-        if _is_chinese(codepoint):
-            return f" {char} "
-        return codepoint
+
+def _clean(codepoint: int) -> int | str | None:
+    """Drops control characters, makes white space one kind, puts spaces around Chinese."""
+    char = chr(codepoint)
+    category = unicodedata.category(char)
+    if char in " \t\n\r" or category == "Zs":
+        return " "
+    if category in ("Cc", "Cf") or codepoint == 0xFFFD:
+        return None
+    if _is_chinese(codepoint):
+        return f" {char} "
+    return codepoint
 
 
-class _SplitTable(dict[int, int | str | None]):
-    """str.translate table: drops accents, puts spaces around punctuation, and makes every
-    character at which str.split would split a space."""
-
-    def __missing__(self, codepoint: int) -> int | str | None:
-        value = self[codepoint] = self._value(codepoint)
-        return value
-
-    @staticmethod
-    def _value(codepoint: int) -> int | str | None:
-        char = chr(codepoint)
-        category = unicodedata.category(char)
-        if category == "Mn":
-            return None
-        if char.isspace():
-            return " "
-        if category.startswith("P") or _is_ascii_symbol(codepoint):
-            return f" {char} "
-        return codepoint
+def _split(codepoint: int) -> int | str | None:
+    """Drops accents, puts spaces around punctuation, and makes every character at which str.split
+    would split a space."""
+    char = chr(codepoint)
+    category = unicodedata.category(char)
+    if category == "Mn":
+        return None
+    if char.isspace():
+        return " "
+    if category.startswith("P") or _is_ascii_symbol(codepoint):
+        return f" {char} "
+    return codepoint
 
 
 def _is_chinese(codepoint: int) -> bool:
@@ -282,8 +280,8 @@ def _is_ascii_symbol(codepoint: int) -> bool:
     return 33 <= codepoint <= 126 and not chr(codepoint).isalnum()
 
 
-_CLEAN = _CleanTable()
-_SPLIT = _SplitTable()
+_CLEAN = _Table(_clean)
+_SPLIT = _Table(_split)
 
 
 def basic_tokenize(text: str, *, lower: bool) -> str:

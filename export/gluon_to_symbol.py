@@ -16,6 +16,7 @@ import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
 from bertrt.graph.bundle import PARAMS, SYMBOL
+from bertrt.graph.plan import INPUTS
 
 __all__ = [
     "import_gluon",
@@ -25,9 +26,6 @@ __all__ = [
     "structural_parameters",
     "write_symbol_pair",
 ]
-
-# The order in which GluonNLP's blocks take them; export names them data0, data1, ...
-_INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
 
 
 def import_gluon() -> tuple[Any, Any]:
@@ -129,7 +127,7 @@ def run_gluon(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     context = _context(net)
     arguments = [
         mxnet.nd.array(inputs[name], ctx=context, dtype="float32")
-        for name in _INPUTS
+        for name in INPUTS
         if name in inputs
     ]
     with _imperative(net):
@@ -147,7 +145,7 @@ def _call(net: Any, arguments: list[Any]) -> list[Any]:
         result = net(*arguments)
     except Exception as error:  # Gluon raises whatever the block's own code runs into
         raise InvalidInputError(
-            f"{type(net).__name__} cannot be called with {', '.join(_INPUTS[: len(arguments)])} "
+            f"{type(net).__name__} cannot be called with {', '.join(INPUTS[: len(arguments)])} "
             f"as BERTModel and BERTClassifier are: {error}"
         ) from error
     return list(result) if isinstance(result, (list, tuple)) else [result]

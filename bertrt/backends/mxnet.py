@@ -15,13 +15,12 @@ import numpy as np
 from bertrt.backends.base import Backend, check_outputs, cpu_fp32_only
 from bertrt.batch import PackedBatch, pack_rows
 from bertrt.errors import MissingDependencyError, ModelFormatError
+from bertrt.graph.plan import INPUTS
 
 if TYPE_CHECKING:
     from bertrt.model import Model
 
 __all__ = ["MXNetBackend", "load"]
-
-_ROLES = ("token_ids", "token_types", "valid_length", "masked_positions")
 
 # MXNet's imperative front end is not made for several threads at once.
 _lock = threading.Lock()
@@ -82,7 +81,7 @@ class MXNetBackend(Backend):
 
     def __init__(self, mxnet: Any, model: Model) -> None:
         names = model.plan().inputs
-        self._roles = [role for role in _ROLES if names[role] is not None]
+        self._roles = [role for role in INPUTS if names[role] is not None]
         self._mxnet = mxnet
         self._outputs = model.outputs
         self.provider = f"mxnet {mxnet.__version__}"
@@ -107,15 +106,7 @@ class MXNetBackend(Backend):
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """See `bertrt.backends.base.Backend.run`."""
-        token_ids, token_types, lengths = batch.padded()
-        positions = batch.masked_positions
-        values = {
-            "token_ids": token_ids,
-            "token_types": token_types,
-            "valid_length": lengths,
-            # The graph wants the input even where its output is not asked for.
-            "masked_positions": np.zeros((batch.seqs, 1)) if positions is None else positions,
-        }
+        values = batch.padded()
         with _lock:
             feeds = [self._mxnet.nd.array(values[role], dtype=np.float32) for role in self._roles]
             found = self._block(*feeds)

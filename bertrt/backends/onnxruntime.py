@@ -15,13 +15,13 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+from bertrt.graph.plan import INPUTS
 
 if TYPE_CHECKING:
     from bertrt.model import Model
 
 __all__ = ["OnnxRuntimeBackend", "load"]
 
-_ROLES = ("token_ids", "token_types", "valid_length", "masked_positions")
 _DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
@@ -110,15 +110,7 @@ class OnnxRuntimeBackend(Backend):
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """See `bertrt.backends.base.Backend.run`."""
-        token_ids, token_types, lengths = batch.padded()
-        positions = batch.masked_positions
-        values = {
-            "token_ids": token_ids,
-            "token_types": token_types,
-            "valid_length": lengths,
-            # The graph wants the input even where its output is not asked for.
-            "masked_positions": np.zeros((batch.seqs, 1)) if positions is None else positions,
-        }
+        values = batch.padded()
         feeds = {name: values[role].astype(dtype) for name, (role, dtype) in self._inputs.items()}
         found = self._session.run([self._outputs[name] for name in outputs], feeds)
         results = dict(zip(outputs, found, strict=True))
@@ -144,7 +136,7 @@ class OnnxRuntimeBackend(Backend):
 def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any]]:
     """The graph's inputs: name -> (what it is for, dtype)."""
     inputs = {node.name: node.type for node in session.get_inputs()}
-    if set(inputs) <= set(_ROLES):
+    if set(inputs) <= set(INPUTS):
         roles = {name: name for name in inputs}
     else:
         roles = {name: role for role, name in model.plan().inputs.items() if name is not None}
@@ -153,7 +145,7 @@ def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any]]:
         if name not in roles or dtype not in _DTYPES:
             raise UnsupportedModelError(
                 f"{model.onnx_path}: the input {name!r} ({dtype}) is none of "
-                f"{', '.join(roles) or ', '.join(_ROLES)}, of int64, int32 or float"
+                f"{', '.join(roles) or ', '.join(INPUTS)}, of int64, int32 or float"
             )
         found[name] = (roles[name], _DTYPES[dtype])
     return found

@@ -39,14 +39,13 @@ from ..errors import (
 )
 from ..paths import check_path
 from ..progress import progress
-from .plan import Plan
+from .plan import INPUTS, OUTPUTS, Plan
 
 __all__ = [
     "FORMAT_VERSION",
     "GOLDEN",
     "MANIFEST",
     "ONNX",
-    "OUTPUTS",
     "PARAMS",
     "PLAN",
     "SYMBOL",
@@ -72,14 +71,6 @@ GOLDEN = "golden.npz"
 TOKENIZER_FILES = {"gluonnlp": "vocab.json", "huggingface": "tokenizer.json"}
 
 TASKS = ("embedding", "classification", "regression")
-INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
-OUTPUTS = (
-    "sequence_output",
-    "pooled_output",
-    "logits",
-    "next_sentence_classifier_output",
-    "masked_lm_outputs",
-)
 POOLING_MODES = ("mean", "cls", "pooled")
 
 # Hashing a file in blocks of this size costs next to nothing beside the hash itself, and memory

@@ -28,7 +28,7 @@ from bertrt.graph.passes import (
     rows,
     sequence_axis,
 )
-from bertrt.graph.plan import STEP_OPS, Plan, Step
+from bertrt.graph.plan import INPUTS, STEP_OPS, Plan, Step
 
 __all__ = ["Coverage", "Fused", "Unfused", "apply_pass", "compile_graph", "output_names"]
 
@@ -294,9 +294,7 @@ def _input_roles(graph: Graph) -> dict[str, str | None]:
         rows.STEP: ("valid_length",),
         gather_positions.STEP: ("masked_positions",),
     }
-    roles: dict[str, str | None] = dict.fromkeys(
-        ("token_ids", "token_types", "valid_length", "masked_positions")
-    )
+    roles: dict[str, str | None] = dict.fromkeys(INPUTS)
     for node in graph.nodes.values():
         read = [value for value in node.inputs if value in graph.inputs]
         for value, meaning in zip(read, meanings.get(node.op, ()), strict=False):

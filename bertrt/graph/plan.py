@@ -21,10 +21,11 @@ from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.graph.ir import Constant, Weights
 from bertrt.graph.params import map_file, view
 
-__all__ = ["STEP_OPS", "VERSION", "Architecture", "Plan", "Step"]
+__all__ = ["INPUTS", "OUTPUTS", "STEP_OPS", "VERSION", "Architecture", "Plan", "Step"]
 
 VERSION = 1
-_INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
+# In the order in which GluonNLP's blocks take them.
+INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
 _ACTIVATIONS = ("none", "relu", "gelu_erf", "gelu_tanh", "tanh")
 _LAYOUTS = ("separate", "interleaved")
 # The rows of each output, and the fixed width of it if it has one
@@ -35,6 +36,7 @@ _OUTPUT_ROWS = {
     "next_sentence_classifier_output": "seqs",
     "masked_lm_outputs": "positions",
 }
+OUTPUTS = tuple(_OUTPUT_ROWS)
 _LIMIT = 1 << 31  # extents and counts stay below this
 _LONGEST_NAME = 1024
 
@@ -142,7 +144,7 @@ class Plan:
         keys = ("version", "architecture", "inputs", "steps", "outputs", "weights")
         _exact_keys(table, keys, "the plan")
         inputs = _table(table["inputs"], "inputs")
-        _exact_keys(inputs, _INPUTS, "inputs")
+        _exact_keys(inputs, INPUTS, "inputs")
         for name, source in inputs.items():
             if source is not None:
                 _text(source, f"inputs.{name}")

@@ -64,9 +64,10 @@ def test_padding_is_not_looked_at() -> None:
 
 def test_round_trip(rng: np.random.Generator) -> None:
     batch = padded()
-    ids, types, lengths = batch.padded()
-    assert ids.tolist() == [[1, 2, 3, 4], [0] * 4, [9, 0, 0, 0]]
-    assert_same(padded(ids, types, lengths), batch)
+    inputs = batch.padded()
+    assert inputs.pop("masked_positions").tolist() == [[0]] * 3
+    assert inputs["token_ids"].tolist() == [[1, 2, 3, 4], [0] * 4, [9, 0, 0, 0]]
+    assert_same(padded(**inputs), batch)
     rows = rng.standard_normal((batch.tokens, 5)).astype(np.float32)
     wide = pad_rows(rows, batch, 9)
     assert wide.shape == (3, 9, 5) and wide.dtype == np.float32
@@ -77,7 +78,8 @@ def test_round_trip(rng: np.random.Generator) -> None:
 def test_only_empty_sequences() -> None:
     batch = padded(valid_length=[0, 0, 0])
     assert batch.tokens == 0
-    assert [array.shape for array in batch.padded()] == [(3, 1), (3, 1), (3,)]
+    shapes = [array.shape for array in batch.padded().values()]
+    assert shapes == [(3, 1), (3, 1), (3,), (3, 1)]
 
 
 def change(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarray:
