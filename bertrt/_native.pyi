@@ -19,6 +19,7 @@ class Engine:
         plan: Mapping[str, Any],
         weights: Mapping[str, FloatArray],
         threads: int,
+        precision: str = "fp32",
         trace: bool = False,
     ) -> None: ...
     def run(
@@ -53,6 +54,7 @@ class kernels:  # noqa: N801  (a submodule, in truth)
         residual: FloatArray | None = None,
         activation: str = "none",
         threads: int = 1,
+        precision: str = "fp32",
     ) -> FloatArray: ...
     @staticmethod
     def attention(

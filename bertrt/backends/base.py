@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bertrt.batch import PackedBatch
     from bertrt.model import Model
 
-__all__ = ["BACKENDS", "Backend", "check_outputs", "cpu_fp32_only", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "check_outputs", "cpu_only", "load_backend"]
 
 # Name -> module with a function load(model, *, device, precision, threads) -> Backend. A backend's
 # module, and what it needs, is imported when the backend is asked for.
@@ -89,8 +89,8 @@ def load_backend(model: Model, name: str, *, device: str, precision: str, thread
     )
 
 
-def cpu_fp32_only(name: str, device: str, precision: str) -> None:
-    """Refuse what a backend that runs fp32 on the CPU cannot do.
+def cpu_only(name: str, device: str, precision: str, precisions: Sequence[str]) -> None:
+    """Refuse what a backend that runs on the CPU, in these precisions, cannot do.
 
     Raises:
         DeviceError: another device or precision was asked for.
@@ -100,10 +100,10 @@ def cpu_fp32_only(name: str, device: str, precision: str) -> None:
             f"backend {name} cannot run on {device!r}: it has no CUDA kernels in this version; "
             "use device='cpu'"
         )
-    if precision != "fp32":
+    if precision not in precisions:
         raise DeviceError(
             f"backend {name} cannot run in {precision!r}: it has no {precision} kernels in this "
-            "version; use precision='fp32'"
+            f"version; use one of {', '.join(precisions)}"
         )
 
 

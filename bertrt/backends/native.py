@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertrt.backends.base import Backend, cpu_fp32_only
+from bertrt.backends.base import Backend, cpu_only
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeBackend", "load"]
 
+PRECISIONS = ("fp32", "bf16", "int8")
+
 # With this variable set to anything but 0, an engine measures each step and explain() tells.
 TRACE = "BERTRT_TRACE"
 
@@ -24,7 +26,7 @@ TRACE = "BERTRT_TRACE"
 def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBackend:
     """Load a model's plan. Arguments and errors as for `bertrt.backends.base.load_backend`; a
     BERTRT_ISA that cannot be used here is a DeviceError."""
-    cpu_fp32_only("native", device, precision)
+    cpu_only("native", device, precision, PRECISIONS)
     try:
         from bertrt import _native
     except ImportError as error:
@@ -40,7 +42,8 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBa
         for name, constant in plan.weights.items()
     }
     trace = os.environ.get(TRACE, "0") not in ("", "0")
-    return NativeBackend(_native.Engine(plan.to_engine(), weights, threads, trace), trace)
+    engine = _native.Engine(plan.to_engine(), weights, threads, precision, trace)
+    return NativeBackend(engine, precision, trace)
 
 
 class NativeBackend(Backend):
@@ -48,11 +51,11 @@ class NativeBackend(Backend):
 
     name = "native"
     device = "cpu"
-    precision = "fp32"
     # The extension's pool starts threads of the child's own; the weights stay shared.
     survives_fork = True
 
-    def __init__(self, engine: Any, trace: bool) -> None:
+    def __init__(self, engine: Any, precision: str, trace: bool) -> None:
+        self.precision = precision
         self.threads = engine.threads
         self.provider = engine.isa
         self._engine = engine

@@ -89,8 +89,9 @@ plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
 
 class PyEngine {
  public:
-  PyEngine(const py::dict& plan, py::dict weights, int threads, bool trace)
-      : engine_(read_plan(plan, weights), threads, trace),
+  PyEngine(const py::dict& plan, py::dict weights, int threads, const std::string& precision,
+           bool trace)
+      : engine_(read_plan(plan, weights), plan::parse_precision(precision), threads, trace),
         weights_(embedding_tables(plan, weights)) {}
 
   py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
@@ -171,11 +172,13 @@ void bind_engine(py::module_& module) {
   module.attr("MAX_THREADS") = kMaxThreads;
   py::class_<PyEngine>(module, "Engine", R"(A plan with its weights packed for this CPU.
 
-plan: the dictionary of plan.json. weights: float32 C-contiguous arrays by weight name.
+plan: the dictionary of plan.json. weights: float32 C-contiguous arrays by weight name. precision:
+"fp32", "bf16" or "int8", for the products of token rows.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names
 an instruction set that cannot be used.)")
-      .def(py::init<const py::dict&, py::dict, int, bool>(), py::arg("plan"), py::arg("weights"),
-           py::arg("threads"), py::arg("trace") = false)
+      .def(py::init<const py::dict&, py::dict, int, const std::string&, bool>(), py::arg("plan"),
+           py::arg("weights"), py::arg("threads"), py::arg("precision") = "fp32",
+           py::arg("trace") = false)
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),

@@ -29,7 +29,7 @@ const float* data_or_null(const std::optional<FloatArray>& array) {
 
 FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray& weight,
                   const std::optional<FloatArray>& bias, const std::optional<FloatArray>& residual,
-                  const std::string& activation_name, int threads) {
+                  const std::string& activation_name, int threads, const std::string& precision) {
   require(x.ndim() == 2 && weight.ndim() == 2 && x.shape(1) == weight.shape(1),
           "x must be (rows, inputs) and weight (outputs, inputs)");
   const int64_t rows = x.shape(0), inputs = x.shape(1), outputs = weight.shape(0);
@@ -47,12 +47,15 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const WeightBlock block{weight.data(), outputs, inputs, false, nullptr, 0};
-  const auto matrix = ops->pack(&block, 1, inputs, outputs);
+  const auto matrix =
+      ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
+  const AlignedBuffer scratch(static_cast<size_t>(ops->linear_scratch(*matrix, rows)));
   Epilogue epilogue;
   epilogue.bias = data_or_null(bias);
   if (residual) epilogue.residual = {residual->data(), outputs};
   epilogue.activation = activation;
-  ops->linear(*matrix, epilogue, {x.data(), inputs}, rows, {out.mutable_data(), outputs});
+  ops->linear(*matrix, epilogue, {x.data(), inputs}, rows, {out.mutable_data(), outputs},
+              scratch.data());
   return out;
 }
 
@@ -138,7 +141,7 @@ void bind_kernels(py::module_& module) {
       "kernels", "Single kernels by instruction set; isa \"reference\" is the double oracle.");
   kernels.def("linear", &linear, py::arg("isa"), py::arg("x"), py::arg("weight"),
               py::arg("bias") = py::none(), py::arg("residual") = py::none(),
-              py::arg("activation") = "none", py::arg("threads") = 1);
+              py::arg("activation") = "none", py::arg("threads") = 1, py::arg("precision") = "fp32");
   kernels.def("attention", &attention, py::arg("isa"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("threads") = 1);
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),

@@ -31,6 +31,7 @@ class Matrix {
   virtual ~Matrix() = default;
   int64_t inputs = 0;
   int64_t outputs = 0;
+  Precision precision = Precision::kFp32;
 };
 
 // Rows of float32, `stride` values apart. The engine pads strides so that the rows of a tile do not
@@ -81,18 +82,21 @@ class Ops {
 
   // The kernel family in use, e.g. "avx512", and the kernel that a matrix product runs on.
   virtual std::string name() const = 0;
-  virtual std::string linear_kernel() const = 0;
+  virtual std::string linear_kernel(Precision precision) const = 0;
   virtual std::string attention_kernel() const = 0;
 
   virtual std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
-                                       int64_t outputs) const = 0;
+                                       int64_t outputs, Precision precision) const = 0;
+
+  // Bytes of scratch that linear() needs: the rows in the precision of the matrix.
+  virtual int64_t linear_scratch(const Matrix& weight, int64_t rows) const = 0;
 
   // Bytes of scratch that attention over sequences of at most `longest` tokens needs.
   virtual int64_t attention_scratch(const Attention& attention, int64_t longest) const = 0;
 
   virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out) = 0;
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows,
-                      Rows out) = 0;
+                      Rows out, void* scratch) = 0;
   // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim.
   virtual void attention(const Attention& attention, const PackedBatch& batch, ConstRows qkv,
                          Rows out, void* scratch) = 0;

@@ -3,7 +3,10 @@
 #include "cpu/cpu_ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <vector>
 
 #include "core/aligned_buffer.h"
 
@@ -15,24 +18,104 @@ constexpr int64_t kRowGroup = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Panels of `width` columns, each depth-major: panel p holds columns [p * width, ...), and row k of
-// it the `width` weights that input k is multiplied with. The last panel is filled up with zeros.
+int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
+
+// A matrix in the panels that a GemmKernel reads. The last panel is filled up with zeros.
 class PanelMatrix final : public Matrix {
  public:
-  PanelMatrix(int64_t matrix_inputs, int64_t matrix_outputs, int64_t panel_width)
-      : width(panel_width),
-        panels(ceil_div(matrix_outputs, panel_width)),
-        buffer(static_cast<size_t>(panels * width * matrix_inputs) * sizeof(float)) {
+  PanelMatrix(const GemmKernel& gemm, int64_t matrix_inputs, int64_t matrix_outputs,
+              Precision matrix_precision)
+      : kernel(gemm),
+        panels(ceil_div(matrix_outputs, gemm.panel)),
+        groups(ceil_div(matrix_inputs, gemm.group)),
+        buffer(static_cast<size_t>(panels * panel_bytes(matrix_precision))) {
     inputs = matrix_inputs;
     outputs = matrix_outputs;
+    precision = matrix_precision;
+    std::memset(buffer.data(), 0, buffer.bytes());
+    if (precision == Precision::kInt8) {
+      column_scale.resize(static_cast<size_t>(panels * kernel.panel));
+      column_offset.resize(static_cast<size_t>(panels * kernel.panel));
+    }
   }
 
-  float* panel(int64_t p) const { return buffer.floats() + p * width * inputs; }
+  char* panel(int64_t p) const {
+    return static_cast<char*>(buffer.data()) + p * panel_bytes(precision);
+  }
 
-  const int64_t width;
+  // Puts the weights of one output, `step` values apart, into their column.
+  void set_column(int64_t column, const float* weights, int64_t step) {
+    char* p = panel(column / kernel.panel);
+    const int64_t in_panel = column % kernel.panel;
+    const auto place = [&](int64_t k) {
+      return (k / kernel.group * kernel.panel + in_panel) * kernel.group + k % kernel.group;
+    };
+    switch (precision) {
+      case Precision::kFp32:
+        for (int64_t k = 0; k < inputs; ++k) {
+          reinterpret_cast<float*>(p)[place(k)] = weights[k * step];
+        }
+        return;
+      case Precision::kBf16:
+        for (int64_t k = 0; k < inputs; ++k) {
+          reinterpret_cast<uint16_t*>(p)[place(k)] = to_bf16(weights[k * step]);
+        }
+        return;
+      case Precision::kInt8: {
+        float limit = 0.0f;
+        bool finite = true;
+        for (int64_t k = 0; k < inputs; ++k) {
+          limit = std::max(limit, std::fabs(weights[k * step]));
+          finite = finite && std::isfinite(weights[k * step]);
+        }
+        // As for a row, see quantise(): nothing plausible may come of a weight that is not finite.
+        if (!finite) {
+          column_scale[static_cast<size_t>(column)] = std::numeric_limits<float>::quiet_NaN();
+          return;
+        }
+        const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < inputs; ++k) {
+          const auto steps = static_cast<int8_t>(std::nearbyint(weights[k * step] * inverse));
+          reinterpret_cast<int8_t*>(p)[place(k)] = steps;
+          sum += steps;
+        }
+        column_scale[static_cast<size_t>(column)] = limit / 127.0f;
+        column_offset[static_cast<size_t>(column)] = 128 * sum;
+        return;
+      }
+    }
+  }
+
+  const GemmKernel& kernel;
   const int64_t panels;
+  const int64_t groups;
   const AlignedBuffer buffer;
+  std::vector<float> column_scale;
+  std::vector<int32_t> column_offset;
+
+ private:
+  int64_t panel_bytes(Precision p) const {
+    const int64_t value = p == Precision::kFp32 ? 4 : p == Precision::kBf16 ? 2 : 1;
+    return groups * kernel.group * kernel.panel * value;
+  }
+
+  // The nearest bfloat16, ties to even.
+  static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    if (std::isnan(x)) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
 };
+
+// Converted rows are this many bytes apart: a multiple of a cache line, and not of 1,024 (see
+// padded_stride in engine.cpp).
+int64_t converted_stride(const PanelMatrix& matrix) {
+  const int64_t bytes =
+      round_up(matrix.groups * matrix.kernel.group * matrix.kernel.row_bytes, 64);
+  return bytes % 1024 ? bytes : bytes + 64;
+}
 
 class CpuOps final : public Ops {
  public:
@@ -40,9 +123,10 @@ class CpuOps final : public Ops {
 
   std::string name() const override { return table_.isa; }
 
-  std::string linear_kernel() const override {
-    return std::string("gemm_f32.") + table_.isa + "." + std::to_string(table_.gemm_rows) + "x" +
-           std::to_string(table_.gemm_panel);
+  std::string linear_kernel(Precision precision) const override {
+    const GemmKernel& kernel = gemm(precision);
+    return std::string(kernel.name) + "." + std::to_string(kernel.rows) + "x" +
+           std::to_string(kernel.panel);
   }
 
   std::string attention_kernel() const override {
@@ -50,61 +134,80 @@ class CpuOps final : public Ops {
   }
 
   std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
-                               int64_t outputs) const override {
-    auto matrix = std::make_unique<PanelMatrix>(inputs, outputs, table_.gemm_panel);
-    const int64_t width = matrix->width;
-    if (outputs % width) {
-      float* last = matrix->panel(matrix->panels - 1);
-      std::memset(last, 0, static_cast<size_t>(width * inputs) * sizeof(float));
-    }
+                               int64_t outputs, Precision precision) const override {
+    auto matrix = std::make_unique<PanelMatrix>(gemm(precision), inputs, outputs, precision);
     for (int b = 0; b < count; ++b) {
       const WeightBlock& block = blocks[b];
       pool_.parallel_for(ceil_div(block.outputs, kRowGroup), [&](int64_t group, int) {
         const int64_t end = std::min(block.outputs, (group + 1) * kRowGroup);
         for (int64_t r = group * kRowGroup; r < end; ++r) {
           const int64_t column = block.columns ? block.columns[r] : block.first_column + r;
-          float* out = matrix->panel(column / width) + column % width;
-          const float* in = block.transposed ? block.data + r : block.data + r * inputs;
-          const int64_t step = block.transposed ? block.outputs : 1;
-          for (int64_t k = 0; k < inputs; ++k) out[k * width] = in[k * step];
+          const float* weights = block.transposed ? block.data + r : block.data + r * inputs;
+          matrix->set_column(column, weights, block.transposed ? block.outputs : 1);
         }
       });
     }
     return matrix;
   }
 
-  void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows,
-              Rows out) override {
+  int64_t linear_scratch(const Matrix& weight, int64_t rows) const override {
     const auto& matrix = static_cast<const PanelMatrix&>(weight);
+    if (!matrix.kernel.convert) return 0;
+    return rows * converted_stride(matrix) + round_up(rows * sizeof(float), 64);
+  }
+
+  void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows, Rows out,
+              void* scratch) override {
+    const auto& matrix = static_cast<const PanelMatrix&>(weight);
+    const GemmKernel& kernel = matrix.kernel;
+    const char* a = reinterpret_cast<const char*>(x.data);
+    int64_t a_stride = x.stride * static_cast<int64_t>(sizeof(float));
+    float* row_scale = nullptr;
+    if (kernel.convert) {
+      char* converted = static_cast<char*>(scratch);
+      a = converted;
+      a_stride = converted_stride(matrix);
+      row_scale = reinterpret_cast<float*>(converted + rows * a_stride);
+      pool_.parallel_for(ceil_div(rows, kRowGroup), [&](int64_t group, int) {
+        const int64_t end = std::min(rows, (group + 1) * kRowGroup);
+        for (int64_t i = group * kRowGroup; i < end; ++i) {
+          kernel.convert(x.data + i * x.stride, matrix.inputs, converted + i * a_stride,
+                         row_scale + i);
+        }
+      });
+    }
     // A panel stays in the second-level cache while the rows of a block pass over it, so blocks are
     // as tall as the number of threads allows: about four pieces a thread even out their ends.
-    const int64_t tiles = ceil_div(rows, table_.gemm_rows);
+    const int64_t tiles = ceil_div(rows, kernel.rows);
     const int64_t wanted = ceil_div(4 * pool_.threads(), matrix.panels);
     const int64_t blocks = std::min(tiles, wanted);
     pool_.parallel_for(blocks * matrix.panels, [&](int64_t piece, int) {
       const int64_t block = piece / matrix.panels;
       const int64_t panel = piece % matrix.panels;
-      const int64_t column = panel * matrix.width;
+      const int64_t column = panel * kernel.panel;
       GemmTile tile;
-      tile.a_stride = x.stride;
+      tile.a_stride = a_stride;
       tile.panel = matrix.panel(panel);
-      tile.depth = matrix.inputs;
+      tile.depth = matrix.groups;
+      tile.column_scale = matrix.column_scale.data() + column;
+      tile.column_offset = matrix.column_offset.data() + column;
       tile.bias = epilogue.bias ? epilogue.bias + column : nullptr;
       tile.residual_stride = epilogue.residual.stride;
       tile.activation = epilogue.activation;
       tile.out_stride = out.stride;
-      tile.cols = static_cast<int>(std::min(matrix.width, matrix.outputs - column));
+      tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, matrix.outputs - column));
       const int64_t end = tiles * (block + 1) / blocks;
       for (int64_t i = tiles * block / blocks; i < end; ++i) {
         // Tiles of nearly equal height: sixteen rows go as eight and eight, not fourteen and two.
         const int64_t first = rows * i / tiles;
         tile.rows = static_cast<int>(rows * (i + 1) / tiles - first);
-        tile.a = x.data + first * x.stride;
+        tile.a = a + first * a_stride;
+        tile.row_scale = row_scale + first;
         tile.residual = epilogue.residual.data
                             ? epilogue.residual.data + first * epilogue.residual.stride + column
                             : nullptr;
         tile.out = out.data + first * out.stride + column;
-        table_.gemm_f32(tile);
+        kernel.run(tile);
       }
     });
   }
@@ -126,7 +229,7 @@ class CpuOps final : public Ops {
     // cut too, at the price of packing keys and values once more for each cut.
     const int64_t cuts = std::clamp<int64_t>(
         ceil_div(2 * pool_.threads(), std::max<int64_t>(1, batch.seqs * attention.heads)), 1,
-        std::max<int64_t>(1, ceil_div(longest, 4 * table_.gemm_rows)));
+        std::max<int64_t>(1, ceil_div(longest, 4 * table_.gemm_f32.rows)));
     pool_.parallel_for(batch.seqs * attention.heads * cuts, [&](int64_t piece, int worker) {
       const int64_t seq = piece / (attention.heads * cuts);
       const int64_t head = piece / cuts % attention.heads;
@@ -184,6 +287,17 @@ class CpuOps final : public Ops {
   }
 
  private:
+  const GemmKernel& gemm(Precision precision) const {
+    switch (precision) {
+      case Precision::kBf16:
+        return table_.gemm_bf16;
+      case Precision::kInt8:
+        return table_.gemm_s8;
+      default:
+        return table_.gemm_f32;
+    }
+  }
+
   const KernelTable& table_;
   ThreadPool& pool_;
 };

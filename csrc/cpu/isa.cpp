@@ -21,6 +21,12 @@ extern const KernelTable kTable;
 namespace avx512 {
 extern const KernelTable kTable;
 }
+namespace avx512_vnni {
+extern const GemmKernel kGemmS8;
+}
+namespace avx512_bf16 {
+extern const GemmKernel kGemmBf16;
+}
 #endif
 
 namespace {
@@ -28,6 +34,8 @@ namespace {
 struct Features {
   bool avx2 = false;    // AVX2 and FMA
   bool avx512 = false;  // AVX-512 F, BW, DQ and VL
+  bool avx512_vnni = false;
+  bool avx512_bf16 = false;  // and VNNI
 };
 
 #if defined(__x86_64__)
@@ -53,6 +61,9 @@ Features detect() {
   features.avx2 = ymm && fma && (ebx & (1u << 5));
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && zmm && (ebx & avx512) == avx512;
+  features.avx512_vnni = features.avx512 && (ecx & (1u << 11));
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return features;
+  features.avx512_bf16 = features.avx512_vnni && (eax & (1u << 5));
   return features;
 }
 
@@ -68,6 +79,21 @@ std::vector<const KernelTable*> supported_tables() {
   static const Features features = detect();
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
+  // Baseline first, then upward: each is the one before with some kernels replaced.
+  static const KernelTable vnni = [] {
+    KernelTable table = avx512::kTable;
+    table.isa = "avx512_vnni";
+    table.gemm_s8 = avx512_vnni::kGemmS8;
+    return table;
+  }();
+  static const KernelTable bf16 = [] {
+    KernelTable table = vnni;
+    table.isa = "avx512_bf16";
+    table.gemm_bf16 = avx512_bf16::kGemmBf16;
+    return table;
+  }();
+  if (features.avx512_bf16) tables.push_back(&bf16);
+  if (features.avx512_vnni) tables.push_back(&vnni);
   if (features.avx512) tables.push_back(&avx512::kTable);
   if (features.avx2) tables.push_back(&avx2::kTable);
 #else

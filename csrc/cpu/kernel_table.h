@@ -2,8 +2,7 @@
 //
 // This table is the single list of CPU kernels: selection fills it, the drivers call through it,
 // and the tests walk over it once per instruction set. A kernel checks nothing (its caller has) and
-// starts no thread. A matrix kernel and the panel width that its weights are packed for stand
-// together, so that they change together; another precision adds another such pair.
+// starts no thread.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +12,17 @@
 
 namespace bertrt::cpu {
 
-// out[rows][cols] = epilogue(a[rows][depth] * panel[depth][panel width]).
+// out[rows][cols] = epilogue(a[rows][depth] * panel[depth][panel width]), in one precision.
 struct GemmTile {
-  const float* a;
-  int64_t a_stride;
-  const float* panel;
-  int64_t depth;
+  const void* a;     // rows as the kernel's convert() writes them
+  int64_t a_stride;  // bytes
+  const void* panel;
+  int64_t depth;  // in groups of the kernel's inputs
+  // int8: what a step of a row and of a column is worth, and what an offset of 128 in the rows adds
+  // to a column's sum.
+  const float* row_scale;
+  const float* column_scale;
+  const int32_t* column_offset;
   const float* bias;      // cols values, or null
   const float* residual;  // or null
   int64_t residual_stride;
@@ -27,6 +31,23 @@ struct GemmTile {
   int64_t out_stride;
   int rows;  // 1 to the kernel's tile rows
   int cols;  // 1 to the panel width
+};
+
+// A matrix product in one precision: the kernel and the layouts that it reads stand together, so
+// that they change together.
+//
+// A panel holds `panel` columns of the weights; `group` inputs that follow each other stand side by
+// side, column after column, then the next group. Inputs beyond the depth are zero.
+struct GemmKernel {
+  const char* name;
+  int rows;  // most rows of a tile
+  int panel;
+  int group;
+  // Writes one row of `depth` floats in the form that run() reads (round_up(depth, group) inputs of
+  // `row_bytes` bytes each) and, for int8, the worth of a step. Null: rows are read as they are.
+  void (*convert)(const float* x, int64_t depth, void* out, float* scale);
+  int row_bytes;
+  void (*run)(const GemmTile& tile);
 };
 
 // One head of one sequence, for query rows [row_begin, row_end).
@@ -47,9 +68,9 @@ struct AttentionTask {
 struct KernelTable {
   const char* isa;
 
-  int gemm_rows;   // most rows of a tile
-  int gemm_panel;  // columns of a packed panel
-  void (*gemm_f32)(const GemmTile& tile);
+  GemmKernel gemm_f32;
+  GemmKernel gemm_bf16;
+  GemmKernel gemm_s8;
 
   int64_t (*attention_scratch)(int64_t tokens, int64_t head_dim);
   void (*attention_f32)(const AttentionTask& task);

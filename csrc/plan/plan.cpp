@@ -11,6 +11,9 @@ namespace {
 // Keeps every product of two dimensions far from overflow.
 constexpr int64_t kMaxDimension = int64_t{1} << 28;
 
+// Keeps a sum of products of 8-bit integers (255 * 127 each) below 2^31.
+constexpr int64_t kMaxInputs = 65536;
+
 template <class Value>
 struct Named {
   const char* name;
@@ -37,6 +40,12 @@ constexpr Named<Activation> kActivations[] = {
 constexpr Named<QkvLayout> kLayouts[] = {
     {"separate", QkvLayout::kSeparate},
     {"interleaved", QkvLayout::kInterleaved},
+};
+
+constexpr Named<Precision> kPrecisions[] = {
+    {"fp32", Precision::kFp32},
+    {"bf16", Precision::kBf16},
+    {"int8", Precision::kInt8},
 };
 
 template <class Value, size_t kCount>
@@ -165,6 +174,10 @@ class Validator {
 
   void matrix(size_t count, int64_t outputs, int64_t inputs) const {
     dimension("outputs", outputs);
+    if (inputs > kMaxInputs) {
+      fail("a product over " + std::to_string(inputs) + " inputs, at most " +
+           std::to_string(kMaxInputs) + " can be summed");
+    }
     weights("weight", count,
             step_->transposed ? std::vector<int64_t>{inputs, outputs}
                               : std::vector<int64_t>{outputs, inputs});
@@ -278,5 +291,8 @@ Activation parse_activation(const std::string& name) {
 }
 const char* activation_name(Activation activation) { return name_of(kActivations, activation); }
 QkvLayout parse_layout(const std::string& name) { return parse(kLayouts, name, "layout"); }
+Precision parse_precision(const std::string& name) {
+  return parse(kPrecisions, name, "precision");
+}
 
 }  // namespace bertrt::plan

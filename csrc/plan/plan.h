@@ -82,5 +82,6 @@ const char* op_name(Op op);
 Activation parse_activation(const std::string& name);
 const char* activation_name(Activation activation);
 QkvLayout parse_layout(const std::string& name);
+Precision parse_precision(const std::string& name);
 
 }  // namespace bertrt::plan

@@ -115,7 +115,7 @@ class Engine::BorrowedWorkspace {
 
 Engine::~Engine() = default;
 
-Engine::Engine(const plan::Plan& plan, int threads, bool trace)
+Engine::Engine(const plan::Plan& plan, Precision precision, int threads, bool trace)
     : pool_(threads),
       ops_(cpu::make_ops(cpu::select_table(), pool_)),
       vocab_size_(plan.vocab_size),
@@ -146,6 +146,8 @@ Engine::Engine(const plan::Plan& plan, int threads, bool trace)
                     shape.cols};
     }
 
+    // A head's few rows cost nothing, and their result is the model's.
+    const Precision here = shape.rows == plan::RowKind::kTokens ? precision : Precision::kFp32;
     switch (step.op) {
       case plan::Op::kEmbedLayerNorm:
         node->kernel = "embed_f32." + ops_->name();
@@ -177,7 +179,7 @@ Engine::Engine(const plan::Plan& plan, int threads, bool trace)
               {weight("weight").data, 3 * hidden, inputs, step.transposed, columns.data(), 0});
         }
         node->matrix =
-            ops_->pack(blocks.data(), static_cast<int>(blocks.size()), inputs, 3 * hidden);
+            ops_->pack(blocks.data(), static_cast<int>(blocks.size()), inputs, 3 * hidden, here);
         node->bias.resize(static_cast<size_t>(3 * hidden));
         if (step.bias_layout == plan::QkvLayout::kSeparate) {
           float* out = node->bias.data();
@@ -189,7 +191,7 @@ Engine::Engine(const plan::Plan& plan, int threads, bool trace)
             node->bias[static_cast<size_t>(columns[i])] = weight("bias").data[i];
           }
         }
-        node->kernel = ops_->linear_kernel();
+        node->kernel = ops_->linear_kernel(here);
         break;
       }
       case plan::Op::kAttention:
@@ -201,9 +203,9 @@ Engine::Engine(const plan::Plan& plan, int threads, bool trace)
         const int64_t inputs = values_[node->inputs[0]].cols;
         const WeightBlock block{weight("weight").data, shape.cols, inputs,
                                 step.transposed,       nullptr,    0};
-        node->matrix = ops_->pack(&block, 1, inputs, shape.cols);
+        node->matrix = ops_->pack(&block, 1, inputs, shape.cols, here);
         if (step.weights.count("bias")) node->bias = to_vector(weight("bias"));
-        node->kernel = ops_->linear_kernel();
+        node->kernel = ops_->linear_kernel(here);
         break;
       }
       case plan::Op::kLayerNorm:
@@ -332,9 +334,13 @@ void Engine::run_part(const Part& part, const std::vector<char>& needed, Workspa
   }
   int64_t scratch_bytes = 0;
   for (int i = 0; i < steps; ++i) {
-    if (needed[i] && nodes_[i]->op == plan::Op::kAttention) {
-      scratch_bytes =
-          std::max(scratch_bytes, ops_->attention_scratch(nodes_[i]->attention, longest));
+    if (!needed[i]) continue;
+    const Node& node = *nodes_[i];
+    if (node.op == plan::Op::kAttention) {
+      scratch_bytes = std::max(scratch_bytes, ops_->attention_scratch(node.attention, longest));
+    } else if (node.matrix) {
+      const int64_t rows = part.rows(values_[node.output].rows);
+      scratch_bytes = std::max(scratch_bytes, ops_->linear_scratch(*node.matrix, rows));
     }
   }
   const int64_t arena_bytes = arena * static_cast<int64_t>(sizeof(float));
@@ -377,12 +383,12 @@ void Engine::run_node(Node& node, const Part& part, const std::vector<Rows>& val
     case plan::Op::kLinear:
       epilogue.activation = node.activation;
       ops_->linear(*node.matrix, epilogue, values[node.inputs[0]],
-                   part.rows(values_[node.output].rows), out);
+                   part.rows(values_[node.output].rows), out, scratch);
       return;
     case plan::Op::kLinearAddLayerNorm: {
       const int64_t rows = part.rows(values_[node.output].rows);
       epilogue.residual = values[node.inputs[1]];
-      ops_->linear(*node.matrix, epilogue, values[node.inputs[0]], rows, out);
+      ops_->linear(*node.matrix, epilogue, values[node.inputs[0]], rows, out, scratch);
       ops_->layer_norm(node.norm, out, rows, out);
       return;
     }

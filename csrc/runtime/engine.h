@@ -31,7 +31,7 @@ class Engine {
  public:
   // Packs the plan's matrices; afterwards only embedding tables are read from the weights' memory,
   // which must outlive the engine. Throws PlanError, DeviceError.
-  Engine(const plan::Plan& plan, int threads, bool trace);
+  Engine(const plan::Plan& plan, Precision precision, int threads, bool trace);
   ~Engine();
 
   // Computes the outputs asked for, and no step that they do not need. Safe to call from several

@@ -63,7 +63,7 @@ def test_linear_rows_have_the_same_bits_in_any_batch_and_at_any_thread_count(isa
 
 
 def test_avx2_and_avx512_give_the_same_bits(rng):
-    if not {"avx2", "avx512"} <= set(_native.supported_isas()):
+    if "avx512" not in _native.supported_isas():
         pytest.skip("needs a CPU with AVX-512")
     x = rng.normal(size=(37, 333)).astype(np.float32)
     weight = rng.normal(size=(83, 333)).astype(np.float32) / 16
@@ -199,3 +199,96 @@ def test_shapes_are_checked_at_the_border():
         kernels.linear("portable", x, np.zeros((4, 5), np.float32))
     with pytest.raises(ModelFormatError, match="activation 'swish' is unknown"):
         kernels.activation("portable", "swish", x[0])
+
+
+def as_bf16(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, ties to even, as float32."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+
+
+def steps(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in 127ths of their largest value, as integers, and what a step is worth."""
+    largest = np.abs(x).max(1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return np.rint(x * inverse).astype(np.int64), largest / np.float32(127)
+
+
+@pytest.mark.parametrize("rows", [1, 11, 12, 13, 14, 15, 97])
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 97])
+def test_linear_in_bf16(isa, rng, rows, columns):
+    for depth in (1, 2, 3, 95, 96, 97, 768):
+        x = rng.normal(size=(rows, depth)).astype(np.float32)
+        weight = rng.normal(size=(columns, depth)).astype(np.float32)
+        found = kernels.linear(isa, x, weight, precision="bf16", threads=2)
+        # Products of two bfloat16 are exact in float32: what is left is the error of the sums.
+        rounded = as_bf16(x), as_bf16(weight)
+        expected = rounded[0].astype(np.float64) @ rounded[1].astype(np.float64).T
+        assert (np.abs(found - expected) <= linear_bound(*rounded)).all(), depth
+
+
+@pytest.mark.parametrize("rows", [1, 11, 12, 13, 14, 15, 97])
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 97])
+def test_linear_in_int8(isa, rng, rows, columns):
+    for depth in (1, 2, 3, 4, 5, 97, 768):
+        x = rng.normal(size=(rows, depth)).astype(np.float32)
+        weight = rng.normal(size=(columns, depth)).astype(np.float32)
+        x[0] = 0  # a row without a largest value
+        bias = rng.normal(size=columns).astype(np.float32)
+        found = kernels.linear(isa, x, weight, bias, precision="int8", threads=2)
+        (rows_of, row_scale), (columns_of, column_scale) = steps(x), steps(weight)
+        sums = (rows_of @ columns_of.T).astype(np.float32)
+        np.testing.assert_array_equal(found, sums * (row_scale * column_scale.T) + bias)
+
+
+def test_int8_sums_do_not_saturate(isa):
+    # Every product is the largest there is; 16-bit sums of two would overflow.
+    x = np.full((3, 4096), 3.0, np.float32)
+    weight = np.full((17, 4096), -2.0, np.float32)
+    found = kernels.linear(isa, x, weight, precision="int8")
+    np.testing.assert_allclose(found, np.full((3, 17), -6.0 * 4096), rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(isa, rng, precision, broken):
+    x = rng.normal(size=(5, 37)).astype(np.float32)
+    weight = rng.normal(size=(20, 37)).astype(np.float32)
+    x[2, 36] = broken
+    found = kernels.linear(isa, x, weight, precision=precision)
+    assert not np.isfinite(found[2]).any()
+    assert np.isfinite(found[[0, 1, 3, 4]]).all()
+    x[2, 36] = 1
+    weight[7, 0] = broken
+    found = kernels.linear(isa, x, weight, precision=precision)
+    assert not np.isfinite(found[:, 7]).any()
+    assert np.isfinite(np.delete(found, 7, 1)).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_rows_have_the_same_bits_in_every_precision(isa, rng, precision):
+    x = rng.normal(size=(61, 100)).astype(np.float32)
+    weight = rng.normal(size=(75, 100)).astype(np.float32)
+    whole = kernels.linear(isa, x, weight, activation="gelu_erf", precision=precision)
+    for threads in (1, 2, 5):
+        for begin, end in [(0, 1), (60, 61), (3, 17), (20, 61)]:
+            part = kernels.linear(
+                isa,
+                x[begin:end],
+                weight,
+                activation="gelu_erf",
+                threads=threads,
+                precision=precision,
+            )
+            np.testing.assert_array_equal(part, whole[begin:end])
+
+
+def test_every_path_gives_the_same_bits_in_int8_and_every_widening_one_in_bf16(rng):
+    x = rng.normal(size=(37, 333)).astype(np.float32)
+    weight = rng.normal(size=(83, 333)).astype(np.float32)
+    paths = _native.supported_isas()
+    for precision, same in (("int8", paths), ("bf16", [p for p in paths if p != "avx512_bf16"])):
+        expected = kernels.linear("portable", x, weight, precision=precision)
+        for isa in same:
+            found = kernels.linear(isa, x, weight, precision=precision)
+            np.testing.assert_array_equal(found, expected, err_msg=isa)

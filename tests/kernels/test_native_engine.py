@@ -263,20 +263,35 @@ def test_numbers(engine, made, rng):
         )
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.06), ("int8", 0.2)])
+def test_numbers_in_lower_precision(made, rng, isa, monkeypatch, precision, bound):
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    batch = batch_of(rng, [1, 5, 64, 17, 33])
+    exact = _native.Engine(*made, threads=2).run(*batch, OUTPUTS)
+    found = _native.Engine(*made, threads=2, precision=precision).run(*batch, OUTPUTS)
+    for name in OUTPUTS:
+        error = np.abs(found[name] - exact[name])
+        # Rows of deviation 1 after two layers of products with errors of 2^-9 and 1/254.
+        assert 0 < error.max() < bound * max(1.0, np.abs(exact[name]).max()), name
+        assert error.mean() < bound / 8, name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_a_sequence_has_the_same_bits_in_any_batch_order_and_thread_count(
-    made, rng, isa, monkeypatch
+    made, rng, isa, monkeypatch, precision
 ):
     monkeypatch.setenv("BERTRT_ISA", isa)
     lengths = [int(n) for n in rng.integers(1, LENGTH + 1, 70)]
     ids, types, ends, masked = batch_of(rng, lengths)
-    whole = _native.Engine(*made, threads=1).run(ids, types, ends, masked, OUTPUTS)
+    alone = _native.Engine(*made, threads=1, precision=precision)
+    whole = alone.run(ids, types, ends, masked, OUTPUTS)
     rows = {
         "sequence_output": lambda i: slice(ends[i], ends[i + 1]),
         "pooled_output": lambda i: slice(i, i + 1),
         "masked_lm_outputs": lambda i: slice(2 * i, 2 * i + 2),
     }
     for threads in (1, 2, 5):
-        engine = _native.Engine(*made, threads=threads)
+        engine = _native.Engine(*made, threads=threads, precision=precision)
         order = rng.permutation(len(lengths))
         chosen = [slice(ends[i], ends[i + 1]) for i in order]
         shuffled = engine.run(
@@ -384,6 +399,11 @@ def test_broken_plans(made, path, value, message):
     change(path, value)(plan)
     with pytest.raises(ModelFormatError, match=message):
         _native.Engine(plan, weights, threads=1)
+
+
+def test_an_unknown_precision(made):
+    with pytest.raises(ModelFormatError, match="precision 'fp8' is unknown; expected one of fp32"):
+        _native.Engine(*made, threads=1, precision="fp8")
 
 
 def test_weights_must_be_dense_float32(made):

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 namespace bertrt::cpu::avx2 {
 
 struct F16 {
@@ -12,6 +14,8 @@ struct F16 {
 // A row tile of 6 by 16 columns keeps 12 accumulators in the 16 registers, two for the weights of
 // one step and one for the broadcast activation.
 inline constexpr int kGemmRows = 6;
+// Widening takes more registers for the weights: 8 accumulators fit.
+inline constexpr int kWideningRows = 4;
 inline constexpr int kGemmVectors = 1;
 
 // All ones in lanes first, first + 1, ... that are below n.
@@ -84,6 +88,72 @@ static inline float reduce_max(F16 a) {
   const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
   const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
   return _mm_cvtss_f32(_mm_max_ss(m2, _mm_shuffle_ps(m2, m2, 1)));
+}
+
+// Sixteen 32-bit integers.
+struct I16 {
+  __m256i lo, hi;
+};
+
+static inline I16 zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline I16 operator+(I16 a, I16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+static inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+static inline void store(int32_t* p, I16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
+}
+// The difference of the representations of two floats, as integers.
+static inline I16 bit_difference(F16 a, F16 b) {
+  return {_mm256_sub_epi32(_mm256_castps_si256(a.lo), _mm256_castps_si256(b.lo)),
+          _mm256_sub_epi32(_mm256_castps_si256(a.hi), _mm256_castps_si256(b.hi))};
+}
+static inline F16 abs(F16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+
+static inline __m256 round_to_bf16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256 rounded =
+      _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+  return _mm256_blendv_ps(rounded, a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
+// The nearest bfloat16, ties to even; NaN stays NaN.
+static inline F16 round_to_bf16(F16 a) { return {round_to_bf16(a.lo), round_to_bf16(a.hi)}; }
+
+// Sixteen pairs of bfloat16, apart: the first of each, and the second.
+struct PairsF16 {
+  F16 first, second;
+};
+static inline PairsF16 load_bf16_pairs(const uint16_t* p) {
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
+           _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))},
+          {_mm256_castsi256_ps(_mm256_and_si256(lo, high)),
+           _mm256_castsi256_ps(_mm256_and_si256(hi, high))}};
+}
+
+// Sixteen pairs of 8-bit integers, widened to 16 bits.
+struct PairsI16 {
+  __m256i lo, hi;
+};
+static inline PairsI16 load_s8_pairs(const int8_t* p) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(pairs)),
+          _mm256_cvtepi8_epi16(_mm256_extracti128_si256(pairs, 1))};
+}
+// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers. The halves
+// are at most 127 in magnitude: nothing saturates.
+static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
+  const __m256i pair = _mm256_set1_epi32(x);
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(w.lo, pair)),
+          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(w.hi, pair))};
 }
 
 }  // namespace bertrt::cpu::avx2

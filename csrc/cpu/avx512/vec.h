@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 namespace bertrt::cpu::avx512 {
 
 struct F16 {
@@ -12,6 +14,8 @@ struct F16 {
 // A row tile of 14 by 2 vectors keeps 28 accumulators in the 32 registers, which leaves two for the
 // weights of one step; the activations come in as broadcast memory operands.
 inline constexpr int kGemmRows = 14;
+// Widening bf16 takes four registers for the weights and two for the row: 24 accumulators fit.
+inline constexpr int kWideningRows = 12;
 inline constexpr int kGemmVectors = 2;
 
 static inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -57,6 +61,55 @@ static inline float reduce_max(F16 a) {
   const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
   const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
   return _mm_cvtss_f32(_mm_max_ss(m2, _mm_shuffle_ps(m2, m2, 1)));
+}
+
+// Sixteen 32-bit integers.
+struct I16 {
+  __m512i v;
+};
+
+static inline I16 zero_int() { return {_mm512_setzero_si512()}; }
+static inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline void store(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
+// The difference of the representations of two floats, as integers.
+static inline I16 bit_difference(F16 a, F16 b) {
+  return {_mm512_sub_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v))};
+}
+static inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
+
+// The nearest bfloat16, ties to even; NaN stays NaN.
+static inline F16 round_to_bf16(F16 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512 rounded =
+      _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  return {_mm512_mask_mov_ps(rounded, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
+
+// Sixteen pairs of bfloat16, apart: the first of each, and the second.
+struct PairsF16 {
+  F16 first, second;
+};
+static inline PairsF16 load_bf16_pairs(const uint16_t* p) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))},
+          {_mm512_castsi512_ps(_mm512_and_si512(pairs, high))}};
+}
+
+// Sixteen pairs of 8-bit integers, widened to 16 bits.
+struct PairsI16 {
+  __m512i v;
+};
+static inline PairsI16 load_s8_pairs(const int8_t* p) {
+  return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers. The halves
+// are at most 127 in magnitude: nothing saturates.
+static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(w.v, _mm512_set1_epi32(x)))};
 }
 
 }  // namespace bertrt::cpu::avx512

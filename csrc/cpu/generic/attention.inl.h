@@ -15,8 +15,6 @@ namespace {
 // 14 rows of 512 scores take 28 KiB. Models of up to 512 tokens never rescale.
 inline constexpr int64_t kKeyBlock = 512;
 
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 // Where the parts of a task's scratch begin, in floats. Every part is a multiple of 16 long.
 struct AttentionScratch {
   int64_t keys;     // panels over tokens, each head_dim x kPanel
@@ -82,8 +80,8 @@ inline void pack_values(const AttentionTask& t, float* packed) {
 template <int kRows>
 inline void multiply_into(const float* a, int64_t a_stride, const float* panel, int64_t depth,
                           bool accumulate, float* out, int64_t out_stride) {
-  Accumulators<kRows> acc;
-  multiply<kRows>(a, a_stride, panel, depth, acc);
+  Accumulators<Float32, kRows> acc;
+  multiply<Float32, kRows>(a, a_stride, panel, depth, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4

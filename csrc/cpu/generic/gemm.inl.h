@@ -1,8 +1,8 @@
-// The matrix product of one row tile with one packed panel.
+// The matrix product of one row tile with one packed panel, in any precision.
 //
 // Every element of the result is summed over the depth in the same order whatever the height of the
 // tile: so a row has the same bits in any batch, and with fused multiply-add the same bits on AVX2
-// and AVX-512.
+// and AVX-512. Sums of int8 products are exact, and so the same everywhere.
 #pragma once
 
 #include "cpu/generic/math.inl.h"
@@ -12,45 +12,118 @@ namespace {
 
 inline constexpr int kPanel = 16 * kGemmVectors;
 
-template <int kRows>
-struct Accumulators {
-  F16 sum[kRows][kGemmVectors];
-};
-
-// Sums are taken over this many products at a time and then added up, since a long chain of
-// roundings loses more: over 24 layers, blocks of 256 were a third less exact. Adding the
-// accumulators to memory this often costs no time that can be measured on Zen 4.
+// Sums are taken over this many inputs at a time and then added up, since a long chain of roundings
+// loses more: over 24 layers, blocks of 256 were a third less exact. Adding the accumulators to
+// memory this often costs no time that can be measured on Zen 4.
 inline constexpr int64_t kDepthBlock = 96;
 
-// a[kRows][depth] * panel[depth][kPanel]. Activations are read in place: three rows share a
-// pointer, since an address may add once or twice the stride, and so 14 rows need five pointers.
-template <int kRows>
-inline __attribute__((always_inline)) void multiply(const float* a, int64_t a_stride,
-                                                    const float* panel, int64_t depth,
-                                                    Accumulators<kRows>& result) {
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// A format says how a precision multiplies: Input is a group of inputs of a row, read at once;
+// Weights are the same group of 16 columns; step() adds their products to 16 sums. Weights that are
+// widened on the way take registers, and so rows from a tile.
+
+struct Float32 {
+  using Input = float;
+  using Sum = F16;
+  using Weights = F16;
+  static constexpr int kRows = kGemmRows;
+  static constexpr int kGroup = 1;
+  static constexpr int64_t kBlock = kDepthBlock;      // groups
+  static constexpr int64_t kVector = 16 * sizeof(float);  // bytes of 16 columns
+  static Sum none() { return zero(); }
+  static Weights load_weights(const char* p) { return load(reinterpret_cast<const float*>(p)); }
+  static Sum step(Sum sum, const Input* x, Weights w) { return fma(broadcast(*x), w, sum); }
+  static F16 value(Sum sum, const GemmTile&, int, int) { return sum; }
+};
+
+struct InputPair {
+  float first, second;
+};
+
+// Weights in bfloat16; rows rounded to bfloat16 and kept as float32. Products are exact.
+struct BFloat16 {
+  using Input = InputPair;
+  using Sum = F16;
+  using Weights = PairsF16;
+  static constexpr int kRows = kWideningRows;
+  static constexpr int kGroup = 2;
+  static constexpr int64_t kBlock = kDepthBlock / 2;
+  static constexpr int64_t kVector = 16 * 2 * sizeof(uint16_t);
+  static Sum none() { return zero(); }
+  static Weights load_weights(const char* p) {
+    return load_bf16_pairs(reinterpret_cast<const uint16_t*>(p));
+  }
+  static Sum step(Sum sum, const Input* x, Weights w) {
+    return fma(broadcast(x->second), w.second, fma(broadcast(x->first), w.first, sum));
+  }
+  static F16 value(Sum sum, const GemmTile&, int, int) { return sum; }
+};
+
+// What an integer sum is worth: the same operations in the same order on every path.
+inline F16 dequantise(I16 sum, const GemmTile& tile, int row, int column) {
+  const F16 scale = broadcast(tile.row_scale[row]) * load(tile.column_scale + column);
+  return to_float(sum) * scale;
+}
+
+// Weights in 8 bits; rows in steps of a 127th of their largest value, kept as 16 bits.
+struct Int8 {
+  using Input = int32_t;  // two 16-bit integers
+  using Sum = I16;
+  using Weights = PairsI16;
+  static constexpr int kRows = kWideningRows;
+  static constexpr int kGroup = 2;
+  static constexpr int64_t kBlock = int64_t{1} << 60;
+  static constexpr int64_t kVector = 16 * 2;
+  static Sum none() { return zero_int(); }
+  static Weights load_weights(const char* p) {
+    return load_s8_pairs(reinterpret_cast<const int8_t*>(p));
+  }
+  static Sum step(Sum sum, const Input* x, Weights w) { return dot_pairs(sum, w, *x); }
+  static F16 value(Sum sum, const GemmTile& tile, int row, int column) {
+    return dequantise(sum, tile, row, column);
+  }
+};
+
+template <class Format, int kRows>
+struct Accumulators {
+  typename Format::Sum sum[kRows][kGemmVectors];
+};
+
+// a[kRows][depth] * panel[depth][kPanel], depth in groups, a_stride in inputs. Rows are read in
+// place: three share a pointer, since an address may add once or twice the stride, and so 14 rows
+// need five pointers.
+template <class Format, int kRows>
+inline __attribute__((always_inline)) void multiply(const typename Format::Input* a,
+                                                    int64_t a_stride, const void* weights,
+                                                    int64_t depth,
+                                                    Accumulators<Format, kRows>& result) {
   constexpr int kPointers = (kRows + 2) / 3;
-  const float* p[kPointers];
+  const typename Format::Input* p[kPointers];
+  const char* panel = static_cast<const char*>(weights);
 #pragma GCC unroll 16
   for (int j = 0; j < kPointers; ++j) p[j] = a + 3 * j * a_stride;
-  for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
-    const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
-    F16 sum[kRows][kGemmVectors];
+  for (int64_t begin = 0; begin < depth; begin += Format::kBlock) {
+    const int64_t end = begin + Format::kBlock < depth ? begin + Format::kBlock : depth;
+    typename Format::Sum sum[kRows][kGemmVectors];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = zero();
+      for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = Format::none();
     }
     for (int64_t k = begin; k < end; ++k) {
-      F16 b[kGemmVectors];
+      typename Format::Weights w[kGemmVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmVectors; ++j) b[j] = load(panel + 16 * j);
+      for (int j = 0; j < kGemmVectors; ++j) {
+        w[j] = Format::load_weights(panel + j * Format::kVector);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const F16 x = broadcast(p[i / 3][(i % 3) * a_stride]);
+        const typename Format::Input* x = p[i / 3] + (i % 3) * a_stride;
 #pragma GCC unroll 4
-        for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = fma(x, b[j], sum[i][j]);
+        for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = Format::step(sum[i][j], x, w[j]);
       }
-      panel += kPanel;
+      panel += kGemmVectors * Format::kVector;
 #pragma GCC unroll 16
       for (int j = 0; j < kPointers; ++j) ++p[j];
     }
@@ -64,10 +137,12 @@ inline __attribute__((always_inline)) void multiply(const float* a, int64_t a_st
   }
 }
 
-template <int kRows>
+template <class Format, int kRows>
 void gemm_rows(const GemmTile& t) {
-  Accumulators<kRows> acc;
-  multiply<kRows>(t.a, t.a_stride, t.panel, t.depth, acc);
+  using Input = typename Format::Input;
+  Accumulators<Format, kRows> acc;
+  multiply<Format, kRows>(static_cast<const Input*>(t.a),
+                          t.a_stride / static_cast<int64_t>(sizeof(Input)), t.panel, t.depth, acc);
 #pragma GCC unroll 4
   for (int j = 0; j < kGemmVectors; ++j) {
     const int cols = t.cols - 16 * j;
@@ -77,7 +152,7 @@ void gemm_rows(const GemmTile& t) {
     if (t.bias) bias = whole ? load(t.bias + 16 * j) : load_first(t.bias + 16 * j, cols);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      F16 value = acc.sum[i][j] + bias;
+      F16 value = Format::value(acc.sum[i][j], t, i, 16 * j) + bias;
       if (t.residual) {
         const float* r = t.residual + i * t.residual_stride + 16 * j;
         value = value + (whole ? load(r) : load_first(r, cols));
@@ -96,7 +171,7 @@ void gemm_rows(const GemmTile& t) {
   }
 }
 
-// Calls f<rows>(argument) for a number of rows known at run time.
+// Calls Body<rows>::run(argument) for a number of rows known at run time.
 template <template <int> class Body, int kRows, class Argument>
 inline void with_rows(int rows, Argument& argument) {
   if constexpr (kRows == 1) {
@@ -108,12 +183,67 @@ inline void with_rows(int rows, Argument& argument) {
   }
 }
 
-template <int kRows>
-struct GemmBody {
-  static void run(const GemmTile& tile) { gemm_rows<kRows>(tile); }
+template <class Format>
+struct Gemm {
+  template <int kRows>
+  struct Body {
+    static void run(const GemmTile& tile) { gemm_rows<Format, kRows>(tile); }
+  };
+  static void run(const GemmTile& tile) { with_rows<Body, Format::kRows>(tile.rows, tile); }
 };
 
-void gemm_f32(const GemmTile& tile) { with_rows<GemmBody, kGemmRows>(tile.rows, tile); }
+// Rows in the form that the formats above read.
+
+// Calls body(first, F16) for every 16 of count values; missing ones are zero.
+template <class Body>
+inline void for_each_vector(const float* x, int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) body(i, load(x + i));
+  if (i < count) body(i, load_first(x + i, static_cast<int>(count - i)));
+}
+
+inline void convert_bf16(const float* x, int64_t depth, void* out, float*) {
+  float* row = static_cast<float*>(out);
+  for_each_vector(x, depth, [&](int64_t i, F16 v) {
+    const int64_t left = round_up(depth, 2) - i;
+    if (left >= 16) {
+      store(row + i, round_to_bf16(v));
+    } else {
+      store_first(row + i, round_to_bf16(v), static_cast<int>(left));
+    }
+  });
+}
+
+// The worth of a step of a row, and the steps of every 16 values by body(first, I16): rounded to
+// nearest, ties to even, -127 to 127. A row of zeros has steps of 0; a row with a value that is not
+// finite has steps worth NaN, so that nothing plausible comes of it.
+template <class Body>
+inline float quantise(const float* x, int64_t depth, const Body& body) {
+  F16 largest = zero();
+  F16 poison = zero();
+  for_each_vector(x, depth, [&](int64_t, F16 v) {
+    largest = max(largest, abs(v));
+    poison = fma(v, zero(), poison);
+  });
+  const float limit = reduce_max(largest);
+  const F16 inverse = broadcast(limit > 0.0f ? 127.0f / limit : 0.0f);
+  const F16 magic = broadcast(12582912.0f);  // 1.5 * 2^23, see exp_f32
+  for_each_vector(x, depth, [&](int64_t i, F16 v) {
+    body(i, bit_difference(v * inverse + magic, magic));
+  });
+  return limit / 127.0f + reduce_add(poison);
+}
+
+inline void convert_s8(const float* x, int64_t depth, void* out, float* scale) {
+  int16_t* row = static_cast<int16_t*>(out);
+  *scale = quantise(x, depth, [&](int64_t i, I16 steps) {
+    int32_t lanes[16];
+    store(lanes, steps);
+    const int64_t left = round_up(depth, 2) - i;
+    const int count = left < 16 ? static_cast<int>(left) : 16;
+    for (int j = 0; j < count; ++j) row[i + j] = static_cast<int16_t>(lanes[j]);
+  });
+}
 
 }  // namespace
 }  // namespace bertrt::cpu::BERTRT_CPU_NAMESPACE

@@ -2,6 +2,8 @@
 // which become SSE2 on x86-64 and NEON on 64-bit Arm without a flag.
 #pragma once
 
+#include <cstdint>
+
 namespace bertrt::cpu::portable {
 
 typedef float F4 __attribute__((vector_size(16)));
@@ -15,6 +17,7 @@ struct F16 {
 // weights of one step, the broadcast activation and a product (three rows spill, and run half as
 // fast).
 inline constexpr int kGemmRows = 2;
+inline constexpr int kWideningRows = 2;
 inline constexpr int kGemmVectors = 1;
 
 template <class Op>
@@ -90,6 +93,79 @@ static inline float reduce_max(F16 a) {
   const float even = m4[0] > m4[2] ? m4[0] : m4[2];
   const float odd = m4[1] > m4[3] ? m4[1] : m4[3];
   return even > odd ? even : odd;
+}
+
+// Sixteen 32-bit integers.
+struct I16 {
+  I4 q[4];
+};
+
+template <class Op>
+static inline I16 per_quarter_int(Op op) {
+  return {{op(0), op(1), op(2), op(3)}};
+}
+static inline I16 zero_int() {
+  return per_quarter_int([](int) { return I4{}; });
+}
+static inline I16 operator+(I16 a, I16 b) {
+  return per_quarter_int([&](int i) { return a.q[i] + b.q[i]; });
+}
+static inline F16 to_float(I16 a) {
+  return per_quarter([&](int i) { return __builtin_convertvector(a.q[i], F4); });
+}
+static inline void store(int32_t* p, I16 a) { __builtin_memcpy(p, a.q, sizeof(a.q)); }
+// The difference of the representations of two floats, as integers.
+static inline I16 bit_difference(F16 a, F16 b) {
+  return per_quarter_int([&](int i) { return (I4)a.q[i] - (I4)b.q[i]; });
+}
+static inline F16 abs(F16 a) {
+  return per_quarter([&](int i) { return (F4)((I4)a.q[i] & 0x7fffffff); });
+}
+
+// The nearest bfloat16, ties to even; NaN stays NaN.
+static inline F16 round_to_bf16(F16 a) {
+  return per_quarter([&](int i) {
+    const I4 bits = (I4)a.q[i];
+    const I4 up = bits + (((bits >> 16) & 1) + 0x7fff);
+    const F4 rounded = (F4)(up & static_cast<int>(0xffff0000));
+    return a.q[i] == a.q[i] ? rounded : a.q[i];
+  });
+}
+
+// Sixteen pairs of bfloat16, apart: the first of each, and the second.
+struct PairsF16 {
+  F16 first, second;
+};
+static inline PairsF16 load_bf16_pairs(const uint16_t* p) {
+  I16 pairs;
+  __builtin_memcpy(pairs.q, p, sizeof(pairs.q));
+  return {per_quarter([&](int i) { return (F4)(pairs.q[i] << 16); }),
+          per_quarter([&](int i) { return (F4)(pairs.q[i] & static_cast<int>(0xffff0000)); })};
+}
+
+// Sixteen pairs of 8-bit integers, apart and widened to 32 bits.
+struct PairsI16 {
+  I16 first, second;
+};
+static inline PairsI16 load_s8_pairs(const int8_t* p) {
+  typedef short S8 __attribute__((vector_size(16)));
+  return {per_quarter_int([&](int i) {
+            S8 pairs;
+            for (int j = 0; j < 8; ++j) pairs[j] = p[8 * i + j];
+            return ((I4)pairs << 16) >> 16;
+          }),
+          per_quarter_int([&](int i) {
+            S8 pairs;
+            for (int j = 0; j < 8; ++j) pairs[j] = p[8 * i + j];
+            return (I4)pairs >> 16;
+          })};
+}
+// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers.
+static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
+  const int low = static_cast<int16_t>(x);
+  const int high = x >> 16;
+  return per_quarter_int(
+      [&](int i) { return sum.q[i] + w.first.q[i] * low + w.second.q[i] * high; });
 }
 
 }  // namespace bertrt::cpu::portable

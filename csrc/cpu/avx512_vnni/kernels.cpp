@@ -1,0 +1,56 @@
+// int8 products on AVX-512 VNNI: four products a lane and instruction. The other kernels are those
+// of avx512/; isa.cpp puts the table together.
+//
+// Only intrinsics and our own headers are included here: an inline function of the standard library
+// compiled with this folder's flags could be the copy that the linker keeps for everyone.
+#include "cpu/avx512/vec.h"
+#include "cpu/kernel_table.h"
+
+namespace bertrt::cpu::avx512_vnni {
+using namespace avx512;
+}
+
+#define BERTRT_CPU_NAMESPACE avx512_vnni
+#include "cpu/generic/gemm.inl.h"
+
+namespace bertrt::cpu::avx512_vnni {
+namespace {
+
+// VPDPBUSD multiplies unsigned by signed: rows are kept with an offset of 128, which adds 128 times
+// the sum of a column's weights to each of its sums, and that is taken off again.
+struct Int8Vnni {
+  using Input = int32_t;  // four unsigned 8-bit integers
+  using Sum = I16;
+  using Weights = __m512i;
+  static constexpr int kRows = kGemmRows;
+  static constexpr int kGroup = 4;
+  static constexpr int64_t kBlock = int64_t{1} << 60;
+  static constexpr int64_t kVector = 16 * 4;
+  static Sum none() { return zero_int(); }
+  static Weights load_weights(const char* p) { return _mm512_loadu_si512(p); }
+  static Sum step(Sum sum, const Input* x, Weights w) {
+    return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(*x), w)};
+  }
+  static F16 value(Sum sum, const GemmTile& tile, int row, int column) {
+    const __m512i offset = _mm512_loadu_si512(tile.column_offset + column);
+    return dequantise({_mm512_sub_epi32(sum.v, offset)}, tile, row, column);
+  }
+};
+
+void convert_u8(const float* x, int64_t depth, void* out, float* scale) {
+  uint8_t* row = static_cast<uint8_t*>(out);
+  *scale = quantise(x, depth, [&](int64_t i, I16 steps) {
+    const __m512i shifted = _mm512_add_epi32(steps.v, _mm512_set1_epi32(128));
+    const int64_t left = round_up(depth, 4) - i;
+    const __mmask16 lanes = first_lanes(left < 16 ? static_cast<int>(left) : 16);
+    _mm512_mask_cvtepi32_storeu_epi8(row + i, lanes, shifted);
+  });
+}
+
+}  // namespace
+
+extern const GemmKernel kGemmS8;
+const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni", Int8Vnni::kRows, kPanel, Int8Vnni::kGroup,
+                            convert_u8, sizeof(uint8_t), Gemm<Int8Vnni>::run};
+
+}  // namespace bertrt::cpu::avx512_vnni
