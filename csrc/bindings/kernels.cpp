@@ -47,8 +47,7 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const WeightBlock block{weight.data(), outputs, inputs, false, nullptr, 0};
-  const auto matrix =
-      ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
+  const auto matrix = ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
   const AlignedBuffer scratch(static_cast<size_t>(ops->linear_scratch(*matrix, rows)));
   Epilogue epilogue;
   epilogue.bias = data_or_null(bias);
@@ -141,7 +140,8 @@ void bind_kernels(py::module_& module) {
       "kernels", "Single kernels by instruction set; isa \"reference\" is the double oracle.");
   kernels.def("linear", &linear, py::arg("isa"), py::arg("x"), py::arg("weight"),
               py::arg("bias") = py::none(), py::arg("residual") = py::none(),
-              py::arg("activation") = "none", py::arg("threads") = 1, py::arg("precision") = "fp32");
+              py::arg("activation") = "none", py::arg("threads") = 1,
+              py::arg("precision") = "fp32");
   kernels.def("attention", &attention, py::arg("isa"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("threads") = 1);
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),

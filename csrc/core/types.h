@@ -12,7 +12,8 @@ enum class Activation { kNone, kRelu, kGeluErf, kGeluTanh, kTanh };
 // How the products of token rows with weight matrices are computed. Everything between them
 // (LayerNorm, softmax, GELU, residuals) and the few rows of pooler and heads stay in float32.
 //
-// kInt8: weights in 255 steps per output, rows in 255 steps per token, exact integer sums.
+// kInt8: weights in 254 steps per output, around zero; rows in 255 steps per token, from its lowest
+// to its highest value; exact integer sums.
 enum class Precision { kFp32, kBf16, kInt8 };
 
 // A ragged batch: the tokens of all sequences end to end, nothing padded. Sequence s holds tokens

@@ -35,7 +35,7 @@ class PanelMatrix final : public Matrix {
     std::memset(buffer.data(), 0, buffer.bytes());
     if (precision == Precision::kInt8) {
       column_scale.resize(static_cast<size_t>(panels * kernel.panel));
-      column_offset.resize(static_cast<size_t>(panels * kernel.panel));
+      column_sum.resize(static_cast<size_t>(panels * kernel.panel));
     }
   }
 
@@ -81,7 +81,7 @@ class PanelMatrix final : public Matrix {
           sum += steps;
         }
         column_scale[static_cast<size_t>(column)] = limit / 127.0f;
-        column_offset[static_cast<size_t>(column)] = 128 * sum;
+        column_sum[static_cast<size_t>(column)] = sum;
         return;
       }
     }
@@ -92,7 +92,7 @@ class PanelMatrix final : public Matrix {
   const int64_t groups;
   const AlignedBuffer buffer;
   std::vector<float> column_scale;
-  std::vector<int32_t> column_offset;
+  std::vector<int32_t> column_sum;
 
  private:
   int64_t panel_bytes(Precision p) const {
@@ -112,8 +112,7 @@ class PanelMatrix final : public Matrix {
 // Converted rows are this many bytes apart: a multiple of a cache line, and not of 1,024 (see
 // padded_stride in engine.cpp).
 int64_t converted_stride(const PanelMatrix& matrix) {
-  const int64_t bytes =
-      round_up(matrix.groups * matrix.kernel.group * matrix.kernel.row_bytes, 64);
+  const int64_t bytes = round_up(matrix.groups * matrix.kernel.group * matrix.kernel.row_bytes, 64);
   return bytes % 1024 ? bytes : bytes + 64;
 }
 
@@ -153,7 +152,7 @@ class CpuOps final : public Ops {
   int64_t linear_scratch(const Matrix& weight, int64_t rows) const override {
     const auto& matrix = static_cast<const PanelMatrix&>(weight);
     if (!matrix.kernel.convert) return 0;
-    return rows * converted_stride(matrix) + round_up(rows * sizeof(float), 64);
+    return rows * converted_stride(matrix) + round_up(rows * sizeof(RowSteps), 64);
   }
 
   void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows, Rows out,
@@ -162,17 +161,17 @@ class CpuOps final : public Ops {
     const GemmKernel& kernel = matrix.kernel;
     const char* a = reinterpret_cast<const char*>(x.data);
     int64_t a_stride = x.stride * static_cast<int64_t>(sizeof(float));
-    float* row_scale = nullptr;
+    RowSteps* row_steps = nullptr;
     if (kernel.convert) {
       char* converted = static_cast<char*>(scratch);
       a = converted;
       a_stride = converted_stride(matrix);
-      row_scale = reinterpret_cast<float*>(converted + rows * a_stride);
+      row_steps = reinterpret_cast<RowSteps*>(converted + rows * a_stride);
       pool_.parallel_for(ceil_div(rows, kRowGroup), [&](int64_t group, int) {
         const int64_t end = std::min(rows, (group + 1) * kRowGroup);
         for (int64_t i = group * kRowGroup; i < end; ++i) {
           kernel.convert(x.data + i * x.stride, matrix.inputs, converted + i * a_stride,
-                         row_scale + i);
+                         row_steps + i);
         }
       });
     }
@@ -190,7 +189,7 @@ class CpuOps final : public Ops {
       tile.panel = matrix.panel(panel);
       tile.depth = matrix.groups;
       tile.column_scale = matrix.column_scale.data() + column;
-      tile.column_offset = matrix.column_offset.data() + column;
+      tile.column_sum = matrix.column_sum.data() + column;
       tile.bias = epilogue.bias ? epilogue.bias + column : nullptr;
       tile.residual_stride = epilogue.residual.stride;
       tile.activation = epilogue.activation;
@@ -202,7 +201,7 @@ class CpuOps final : public Ops {
         const int64_t first = rows * i / tiles;
         tile.rows = static_cast<int>(rows * (i + 1) / tiles - first);
         tile.a = a + first * a_stride;
-        tile.row_scale = row_scale + first;
+        tile.row_steps = row_steps + first;
         tile.residual = epilogue.residual.data
                             ? epilogue.residual.data + first * epilogue.residual.stride + column
                             : nullptr;

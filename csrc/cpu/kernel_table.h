@@ -12,17 +12,22 @@
 
 namespace bertrt::cpu {
 
+// How a row was quantised: a value x is (q - zero) * scale, with q from 0 to 255. Zero is exact.
+struct RowSteps {
+  float scale;
+  int32_t zero;
+};
+
 // out[rows][cols] = epilogue(a[rows][depth] * panel[depth][panel width]), in one precision.
 struct GemmTile {
   const void* a;     // rows as the kernel's convert() writes them
   int64_t a_stride;  // bytes
   const void* panel;
   int64_t depth;  // in groups of the kernel's inputs
-  // int8: what a step of a row and of a column is worth, and what an offset of 128 in the rows adds
-  // to a column's sum.
-  const float* row_scale;
+  // int8: how each row was quantised, what a step of a column is worth, and its steps' sum.
+  const RowSteps* row_steps;
   const float* column_scale;
-  const int32_t* column_offset;
+  const int32_t* column_sum;
   const float* bias;      // cols values, or null
   const float* residual;  // or null
   int64_t residual_stride;
@@ -44,8 +49,8 @@ struct GemmKernel {
   int panel;
   int group;
   // Writes one row of `depth` floats in the form that run() reads (round_up(depth, group) inputs of
-  // `row_bytes` bytes each) and, for int8, the worth of a step. Null: rows are read as they are.
-  void (*convert)(const float* x, int64_t depth, void* out, float* scale);
+  // `row_bytes` bytes each) and, for int8, how. Null: rows are read as they are.
+  void (*convert)(const float* x, int64_t depth, void* out, RowSteps* steps);
   int row_bytes;
   void (*run)(const GemmTile& tile);
 };

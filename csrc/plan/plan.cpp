@@ -291,8 +291,6 @@ Activation parse_activation(const std::string& name) {
 }
 const char* activation_name(Activation activation) { return name_of(kActivations, activation); }
 QkvLayout parse_layout(const std::string& name) { return parse(kLayouts, name, "layout"); }
-Precision parse_precision(const std::string& name) {
-  return parse(kPrecisions, name, "precision");
-}
+Precision parse_precision(const std::string& name) { return parse(kPrecisions, name, "precision"); }
 
 }  // namespace bertrt::plan

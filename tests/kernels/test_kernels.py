@@ -207,11 +207,19 @@ def as_bf16(x: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
 
 
-def steps(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in 127ths of their largest value, as integers, and what a step is worth."""
-    largest = np.abs(x).max(1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return np.rint(x * inverse).astype(np.int64), largest / np.float32(127)
+def weight_steps(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each output's weights in 127ths of the largest, as integers, and what a step is worth."""
+    largest = np.abs(weight).max(1, keepdims=True)
+    return np.rint(weight * (np.float32(127) / largest)).astype(np.int64), largest / np.float32(127)
+
+
+def row_steps(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row in 255ths of its range, zero included and exact, and what a step is worth."""
+    low = np.minimum(x.min(1, keepdims=True), 0)
+    span = np.maximum(x.max(1, keepdims=True), 0) - low
+    inverse = np.divide(np.float32(255), span, out=np.zeros_like(span), where=span > 0)
+    zero = np.floor(-low * inverse + np.float32(0.5))
+    return np.clip(np.rint(x * inverse), -zero, 255 - zero).astype(np.int64), span / np.float32(255)
 
 
 @pytest.mark.parametrize("rows", [1, 11, 12, 13, 14, 15, 97])
@@ -233,10 +241,11 @@ def test_linear_in_int8(isa, rng, rows, columns):
     for depth in (1, 2, 3, 4, 5, 97, 768):
         x = rng.normal(size=(rows, depth)).astype(np.float32)
         weight = rng.normal(size=(columns, depth)).astype(np.float32)
-        x[0] = 0  # a row without a largest value
+        x[0] = 0  # a row without a range
+        x[-1] = np.abs(x[-1])  # and one on one side of zero
         bias = rng.normal(size=columns).astype(np.float32)
         found = kernels.linear(isa, x, weight, bias, precision="int8", threads=2)
-        (rows_of, row_scale), (columns_of, column_scale) = steps(x), steps(weight)
+        (rows_of, row_scale), (columns_of, column_scale) = row_steps(x), weight_steps(weight)
         sums = (rows_of @ columns_of.T).astype(np.float32)
         np.testing.assert_array_equal(found, sums * (row_scale * column_scale.T) + bias)
 

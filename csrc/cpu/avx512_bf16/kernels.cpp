@@ -32,7 +32,7 @@ struct BFloat16Pairs {
   static F16 value(Sum sum, const GemmTile&, int, int) { return sum; }
 };
 
-void convert(const float* x, int64_t depth, void* out, float*) {
+void convert(const float* x, int64_t depth, void* out, RowSteps*) {
   uint16_t* row = static_cast<uint16_t*>(out);
   for_each_vector(x, depth, [&](int64_t i, F16 v) {
     const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(round_to_bf16(v).v), 16);
@@ -45,8 +45,8 @@ void convert(const float* x, int64_t depth, void* out, float*) {
 }  // namespace
 
 extern const GemmKernel kGemmBf16;
-const GemmKernel kGemmBf16 = {"gemm_bf16.avx512_bf16", BFloat16Pairs::kRows, kPanel,
-                              BFloat16Pairs::kGroup,   convert,              sizeof(uint16_t),
-                              Gemm<BFloat16Pairs>::run};
+const GemmKernel kGemmBf16 = {
+    "gemm_bf16.avx512_bf16", BFloat16Pairs::kRows,    kPanel, BFloat16Pairs::kGroup, convert,
+    sizeof(uint16_t),        Gemm<BFloat16Pairs>::run};
 
 }  // namespace bertrt::cpu::avx512_bf16

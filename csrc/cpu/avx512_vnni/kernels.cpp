@@ -16,8 +16,8 @@ using namespace avx512;
 namespace bertrt::cpu::avx512_vnni {
 namespace {
 
-// VPDPBUSD multiplies unsigned by signed: rows are kept with an offset of 128, which adds 128 times
-// the sum of a column's weights to each of its sums, and that is taken off again.
+// VPDPBUSD multiplies unsigned by signed: rows are kept with their zero point, which adds so many
+// times the sum of a column's weights to each of its sums, and that is taken off again.
 struct Int8Vnni {
   using Input = int32_t;  // four unsigned 8-bit integers
   using Sum = I16;
@@ -32,25 +32,30 @@ struct Int8Vnni {
     return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(*x), w)};
   }
   static F16 value(Sum sum, const GemmTile& tile, int row, int column) {
-    const __m512i offset = _mm512_loadu_si512(tile.column_offset + column);
-    return dequantise({_mm512_sub_epi32(sum.v, offset)}, tile, row, column);
+    const __m512i weights = _mm512_loadu_si512(tile.column_sum + column);
+    const __m512i excess = _mm512_mullo_epi32(weights, _mm512_set1_epi32(tile.row_steps[row].zero));
+    return dequantise({_mm512_sub_epi32(sum.v, excess)}, tile, row, column);
   }
 };
 
-void convert_u8(const float* x, int64_t depth, void* out, float* scale) {
+void convert_u8(const float* x, int64_t depth, void* out, RowSteps* steps) {
   uint8_t* row = static_cast<uint8_t*>(out);
-  *scale = quantise(x, depth, [&](int64_t i, I16 steps) {
-    const __m512i shifted = _mm512_add_epi32(steps.v, _mm512_set1_epi32(128));
+  // The zero point is known after the steps: they are written without it, and then moved up.
+  *steps = quantise(x, depth, [&](int64_t i, I16 values) {
     const int64_t left = round_up(depth, 4) - i;
     const __mmask16 lanes = first_lanes(left < 16 ? static_cast<int>(left) : 16);
-    _mm512_mask_cvtepi32_storeu_epi8(row + i, lanes, shifted);
+    _mm512_mask_cvtepi32_storeu_epi8(row + i, lanes, values.v);
   });
+  const auto zero_point = static_cast<uint8_t>(steps->zero);
+  for (int64_t i = 0; i < round_up(depth, 4); ++i)
+    row[i] = static_cast<uint8_t>(row[i] + zero_point);
 }
 
 }  // namespace
 
 extern const GemmKernel kGemmS8;
-const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni", Int8Vnni::kRows, kPanel, Int8Vnni::kGroup,
-                            convert_u8, sizeof(uint8_t), Gemm<Int8Vnni>::run};
+const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni", Int8Vnni::kRows, kPanel,
+                            Int8Vnni::kGroup,      convert_u8,      sizeof(uint8_t),
+                            Gemm<Int8Vnni>::run};
 
 }  // namespace bertrt::cpu::avx512_vnni

@@ -29,7 +29,7 @@ struct Float32 {
   using Weights = F16;
   static constexpr int kRows = kGemmRows;
   static constexpr int kGroup = 1;
-  static constexpr int64_t kBlock = kDepthBlock;      // groups
+  static constexpr int64_t kBlock = kDepthBlock;          // groups
   static constexpr int64_t kVector = 16 * sizeof(float);  // bytes of 16 columns
   static Sum none() { return zero(); }
   static Weights load_weights(const char* p) { return load(reinterpret_cast<const float*>(p)); }
@@ -62,11 +62,12 @@ struct BFloat16 {
 
 // What an integer sum is worth: the same operations in the same order on every path.
 inline F16 dequantise(I16 sum, const GemmTile& tile, int row, int column) {
-  const F16 scale = broadcast(tile.row_scale[row]) * load(tile.column_scale + column);
+  const F16 scale = broadcast(tile.row_steps[row].scale) * load(tile.column_scale + column);
   return to_float(sum) * scale;
 }
 
-// Weights in 8 bits; rows in steps of a 127th of their largest value, kept as 16 bits.
+// Weights in 8 bits; rows in 255 steps from their lowest to their highest value, without the zero
+// point, kept as 16 bits.
 struct Int8 {
   using Input = int32_t;  // two 16-bit integers
   using Sum = I16;
@@ -202,7 +203,7 @@ inline void for_each_vector(const float* x, int64_t count, const Body& body) {
   if (i < count) body(i, load_first(x + i, static_cast<int>(count - i)));
 }
 
-inline void convert_bf16(const float* x, int64_t depth, void* out, float*) {
+inline void convert_bf16(const float* x, int64_t depth, void* out, RowSteps*) {
   float* row = static_cast<float*>(out);
   for_each_vector(x, depth, [&](int64_t i, F16 v) {
     const int64_t left = round_up(depth, 2) - i;
@@ -214,31 +215,42 @@ inline void convert_bf16(const float* x, int64_t depth, void* out, float*) {
   });
 }
 
-// The worth of a step of a row, and the steps of every 16 values by body(first, I16): rounded to
-// nearest, ties to even, -127 to 127. A row of zeros has steps of 0; a row with a value that is not
-// finite has steps worth NaN, so that nothing plausible comes of it.
+// Quantises a row to 255 steps from its lowest to its highest value, 0 included, and passes the
+// steps of every 16 values, less the zero point, to body(first, I16): rounded to nearest, ties to
+// even. GELU's values lie on one side of zero: steps around zero would waste half of them.
+//
+// A row of zeros has steps of 0; a row with a value that is not finite has steps worth NaN, so that
+// nothing plausible comes of it.
 template <class Body>
-inline float quantise(const float* x, int64_t depth, const Body& body) {
-  F16 largest = zero();
+inline RowSteps quantise(const float* x, int64_t depth, const Body& body) {
+  F16 lowest = zero();
+  F16 highest = zero();
   F16 poison = zero();
   for_each_vector(x, depth, [&](int64_t, F16 v) {
-    largest = max(largest, abs(v));
+    lowest = min(lowest, v);
+    highest = max(highest, v);
     poison = fma(v, zero(), poison);
   });
-  const float limit = reduce_max(largest);
-  const F16 inverse = broadcast(limit > 0.0f ? 127.0f / limit : 0.0f);
+  const float low = -reduce_max(zero() - lowest);
+  const float range = reduce_max(highest) - low;
+  const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
   const F16 magic = broadcast(12582912.0f);  // 1.5 * 2^23, see exp_f32
+  const float offset = -low * inverse + 0.5f;
+  const auto zero_point = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
+  const F16 first = broadcast(static_cast<float>(-zero_point));
+  const F16 last = broadcast(static_cast<float>(255 - zero_point));
   for_each_vector(x, depth, [&](int64_t i, F16 v) {
-    body(i, bit_difference(v * inverse + magic, magic));
+    const F16 nearest = (v * broadcast(inverse) + magic) - magic;
+    body(i, bit_difference(min(max(nearest, first), last) + magic, magic));
   });
-  return limit / 127.0f + reduce_add(poison);
+  return {range / 255.0f + reduce_add(poison), zero_point};
 }
 
-inline void convert_s8(const float* x, int64_t depth, void* out, float* scale) {
+inline void convert_s8(const float* x, int64_t depth, void* out, RowSteps* steps) {
   int16_t* row = static_cast<int16_t*>(out);
-  *scale = quantise(x, depth, [&](int64_t i, I16 steps) {
+  *steps = quantise(x, depth, [&](int64_t i, I16 values) {
     int32_t lanes[16];
-    store(lanes, steps);
+    store(lanes, values);
     const int64_t left = round_up(depth, 2) - i;
     const int count = left < 16 ? static_cast<int>(left) : 16;
     for (int j = 0; j < count; ++j) row[i + j] = static_cast<int16_t>(lanes[j]);

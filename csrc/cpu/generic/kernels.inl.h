@@ -13,8 +13,8 @@ namespace bertrt::cpu::BERTRT_CPU_NAMESPACE {
 extern const KernelTable kTable;
 const KernelTable kTable = {
     BERTRT_NAME(BERTRT_CPU_NAMESPACE),
-    {"gemm_f32." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Float32::kRows, kPanel, Float32::kGroup, nullptr,
-     sizeof(float), Gemm<Float32>::run},
+    {"gemm_f32." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Float32::kRows, kPanel, Float32::kGroup,
+     nullptr, sizeof(float), Gemm<Float32>::run},
     {"gemm_bf16." BERTRT_NAME(BERTRT_CPU_NAMESPACE), BFloat16::kRows, kPanel, BFloat16::kGroup,
      convert_bf16, sizeof(float), Gemm<BFloat16>::run},
     {"gemm_s8." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Int8::kRows, kPanel, Int8::kGroup, convert_s8,
