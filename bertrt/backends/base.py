@@ -103,7 +103,7 @@ def cpu_only(name: str, device: str, precision: str, precisions: Sequence[str]) 
     if precision not in precisions:
         raise DeviceError(
             f"backend {name} cannot run in {precision!r}: it has no {precision} kernels in this "
-            f"version; use one of {', '.join(precisions)}"
+            f"version; it has {', '.join(precisions)}"
         )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bertrt import verify as module
 from bertrt.errors import (
+    DeviceError,
     InvalidInputError,
     MissingDependencyError,
     MissingFileError,
@@ -99,7 +100,7 @@ def test_nothing_to_compare_with(bundle, tmp_path):
         verify(tmp_path / "nowhere")
 
 
-def test_backends_that_are_not_installed(bundle, monkeypatch):
+def test_backends_that_cannot_take_part(bundle, monkeypatch):
     load = module.Engine.load
 
     def without_mxnet(path, *, backend, **options):
@@ -110,10 +111,22 @@ def test_backends_that_are_not_installed(bundle, monkeypatch):
     monkeypatch.setattr(module.Engine, "load", without_mxnet)
     report = verify(bundle)
     assert report.ok
-    assert report.not_installed == {"mxnet": "pip install 'bertrt[export]'"}
-    assert "mxnet: not installed (pip" in str(report)
+    assert report.left_out == {"mxnet": "pip install 'bertrt[export]'"}
+    assert "mxnet: left out: pip" in str(report)
     with pytest.raises(MissingDependencyError):
         verify(bundle, ["mxnet"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_lower_precisions_have_bounds_of_their_own(bundle, precision):
+    report = verify(bundle, precision=precision, live=False)
+    assert report.ok
+    assert {check.backend for check in report.checks} == {"native"}
+    assert set(report.left_out) == {"onnxruntime", "mxnet"}
+    # They are other numbers than fp32's, by more than its bound.
+    assert max(check.difference for check in report.checks) > 1e-4
+    with pytest.raises(DeviceError, match=f"mxnet cannot run in '{precision}'"):
+        verify(bundle, ["mxnet"], precision=precision)
 
 
 def test_a_value_at_padding_is_a_failure(bundle, monkeypatch):
@@ -158,6 +171,7 @@ def test_bounds():
     assert bound("sequence_output", 24) == 1e-4
     for output in ("pooled_output", "logits", "next_sentence_classifier_output"):
         assert bound(output, 24) == 2e-5
+        assert bound(output, 24, "bf16") == 3e-2
 
 
 @pytest.mark.parametrize("masked", [False, True])
