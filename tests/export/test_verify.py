@@ -118,15 +118,18 @@ def test_backends_that_cannot_take_part(bundle, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_lower_precisions_have_bounds_of_their_own(bundle, precision):
-    report = verify(bundle, precision=precision, live=False)
-    assert report.ok
+def test_lower_precisions_have_bounds_of_their_own(make_bert, make_vocab, tmp_path, precision):
+    # The bounds are for nets like trained ones; the wide one of this file amplifies more.
+    path = tmp_path / "bundle"
+    export_model(make_bert(sigma=0.1), path, vocab=make_vocab(), task="embedding", max_length=20)
+    report = verify(path, precision=precision, live=False)
+    assert report.ok, str(report)
     assert {check.backend for check in report.checks} == {"native"}
     assert set(report.left_out) == {"onnxruntime", "mxnet"}
     # They are other numbers than fp32's, by more than its bound.
     assert max(check.difference for check in report.checks) > 1e-4
     with pytest.raises(DeviceError, match=f"mxnet cannot run in '{precision}'"):
-        verify(bundle, ["mxnet"], precision=precision)
+        verify(path, ["mxnet"], precision=precision)
 
 
 def test_a_value_at_padding_is_a_failure(bundle, monkeypatch):

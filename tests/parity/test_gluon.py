@@ -122,8 +122,8 @@ def test_the_onnx_graph_itself_masks_and_pads_as_gluon_does(tiny):
 # BERT base and large as they are, with a small vocabulary: its size is no part of the arithmetic.
 
 # Scores spread less in 24 layers: at a spread of 2.0, Gluon's own pooled output of 512 tokens is
-# off by 2.2e-5 from the same arithmetic in double precision: more than the bound. Native's is off
-# by 5e-6.
+# off by 2.2e-5 from the same arithmetic in double precision, which is more than the bound.
+# Native's is off by 5e-6.
 FULL = {
     "base": {"layers": 12, "units": 768, "heads": 12, "ffn": 3072, "score_std": 2.0},
     "large": {"layers": 24, "units": 1024, "heads": 16, "ffn": 4096, "score_std": 1.0},
