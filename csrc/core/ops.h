@@ -97,9 +97,10 @@ class Ops {
   virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out) = 0;
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows,
                       Rows out, void* scratch) = 0;
-  // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim.
-  virtual void attention(const Attention& attention, const PackedBatch& batch, ConstRows qkv,
-                         Rows out, void* scratch) = 0;
+  // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim,
+  // or, for the queries of first tokens only, a row a sequence (untouched where it is empty).
+  virtual void attention(const Attention& attention, const PackedBatch& batch, bool first_only,
+                         ConstRows qkv, Rows out, void* scratch) = 0;
   // x and out may be the same rows.
   virtual void layer_norm(const LayerNorm& norm, ConstRows x, int64_t rows, Rows out) = 0;
   // Row i of out is row index[i] of x, or zeros where index[i] is negative.

@@ -216,8 +216,8 @@ class CpuOps final : public Ops {
            static_cast<int64_t>(sizeof(float));
   }
 
-  void attention(const Attention& attention, const PackedBatch& batch, ConstRows qkv, Rows out,
-                 void* scratch) override {
+  void attention(const Attention& attention, const PackedBatch& batch, bool first_only,
+                 ConstRows qkv, Rows out, void* scratch) override {
     const int64_t hidden = attention.heads * attention.head_dim;
     int64_t longest = 0;
     for (int64_t s = 0; s < batch.seqs; ++s) {
@@ -226,9 +226,10 @@ class CpuOps final : public Ops {
     const int64_t scratch_size = table_.attention_scratch(longest, attention.head_dim);
     // One piece is a head of a sequence; with fewer of them than threads want, its query rows are
     // cut too, at the price of packing keys and values once more for each cut.
+    const int64_t rows = first_only ? 1 : longest;
     const int64_t cuts = std::clamp<int64_t>(
         ceil_div(2 * pool_.threads(), std::max<int64_t>(1, batch.seqs * attention.heads)), 1,
-        std::max<int64_t>(1, ceil_div(longest, 4 * table_.gemm_f32.rows)));
+        std::max<int64_t>(1, ceil_div(rows, 4 * table_.gemm_f32.rows)));
     pool_.parallel_for(batch.seqs * attention.heads * cuts, [&](int64_t piece, int worker) {
       const int64_t seq = piece / (attention.heads * cuts);
       const int64_t head = piece / cuts % attention.heads;
@@ -236,14 +237,15 @@ class CpuOps final : public Ops {
       const int64_t first = batch.cu_seqlens[seq] - batch.cu_seqlens[0];
       AttentionTask task;
       task.tokens = batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq];
-      task.row_begin = task.tokens * cut / cuts;
-      task.row_end = task.tokens * (cut + 1) / cuts;
+      const int64_t queries = first_only ? std::min<int64_t>(1, task.tokens) : task.tokens;
+      task.row_begin = queries * cut / cuts;
+      task.row_end = queries * (cut + 1) / cuts;
       if (task.row_begin == task.row_end) return;
       task.query = qkv.data + first * qkv.stride + head * attention.head_dim;
       task.key = task.query + hidden;
       task.value = task.key + hidden;
       task.stride = qkv.stride;
-      task.out = out.data + first * out.stride + head * attention.head_dim;
+      task.out = out.data + (first_only ? seq : first) * out.stride + head * attention.head_dim;
       task.out_stride = out.stride;
       task.head_dim = attention.head_dim;
       task.scale = attention.scale;

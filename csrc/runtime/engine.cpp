@@ -70,6 +70,14 @@ struct Engine::Part {
   }
 };
 
+// What has to be computed for the outputs asked for.
+struct Engine::Demand {
+  std::vector<char> nodes;
+  // Values with a row per token of which only the first tokens' are read: they have a row per
+  // sequence instead. (A classifier reads one row of the last layer.)
+  std::vector<char> first_only;
+};
+
 // The memory of one run. It grows to the largest part seen and is used again.
 class Engine::Workspace {
  public:
@@ -269,22 +277,222 @@ void Engine::check(const PackedBatch& batch) const {
   }
 }
 
+Engine::Demand Engine::demand(const std::vector<int>& outputs) const {
+  Demand demand;
+  demand.nodes.resize(nodes_.size(), 0);
+  std::vector<char> all_rows(values_.size(), 0);
+  for (const int value : outputs) {
+    demand.nodes[values_[value].made_by] = 1;
+    all_rows[value] = 1;
+  }
+  for (size_t i = nodes_.size(); i-- > 0;) {
+    if (!demand.nodes[i]) continue;
+    const Node& node = *nodes_[i];
+    bool all = true;
+    switch (node.op) {
+      case plan::Op::kFirstToken:
+        all = false;
+        break;
+      case plan::Op::kLinear:
+      case plan::Op::kLinearAddLayerNorm:
+      case plan::Op::kLayerNorm:
+        all = all_rows[node.output];
+        break;
+      case plan::Op::kEmbedLayerNorm:
+      case plan::Op::kQkvLinear:
+        all_rows[node.output] = 1;  // made for all tokens whoever asks
+        break;
+      case plan::Op::kAttention:
+      case plan::Op::kGatherPositions:
+        break;
+    }
+    for (const int input : node.inputs) {
+      demand.nodes[values_[input].made_by] = 1;
+      if (all) all_rows[input] = 1;
+    }
+  }
+  for (size_t v = 0; v < values_.size(); ++v) {
+    demand.first_only.push_back(values_[v].rows == plan::RowKind::kTokens && !all_rows[v]);
+  }
+  return demand;
+}
+
+// One pass of the plan over one part: where its values lie, and the steps.
+class Engine::PartRun {
+ public:
+  PartRun(Engine& engine, const Part& part, const Demand& demand, Workspace& workspace)
+      : engine_(engine),
+        part_(part),
+        demand_(demand),
+        index_(workspace.index),
+        values_(engine.values_.size()) {
+    std::vector<int> last_use(values_.size(), -1);
+    for (int i = 0; i < steps(); ++i) {
+      if (!demand_.nodes[i]) continue;
+      for (const int input : engine_.nodes_[i]->inputs) last_use[input] = i;
+    }
+    for (const auto& [value, data] : part.outputs) {
+      values_[value] = {data, engine_.values_[value].cols};
+    }
+    std::vector<Lifetime> lifetimes;
+    std::vector<int> owners;
+    int64_t scratch_bytes = 0;
+    int64_t gathered = 0;
+    for (int i = 0; i < steps(); ++i) {
+      if (!demand_.nodes[i]) continue;
+      const Node& node = *engine_.nodes_[i];
+      scratch_bytes = std::max(scratch_bytes, scratch_of(node));
+      for (const int input : node.inputs) gathered = std::max(gathered, gathered_size(input));
+      if (values_[node.output].stride) continue;
+      values_[node.output].stride = padded_stride(engine_.values_[node.output].cols);
+      lifetimes.push_back(
+          {rows(node.output) * values_[node.output].stride, i, last_use[node.output], 0});
+      owners.push_back(node.output);
+    }
+    // Sizes are multiples of a cache line, and so are the addresses.
+    const int64_t arena = assign_offsets(lifetimes);
+    auto* memory = static_cast<float*>(
+        workspace.reserve(static_cast<size_t>(arena + 2 * gathered) * sizeof(float) +
+                          static_cast<size_t>(scratch_bytes)));
+    for (size_t i = 0; i < owners.size(); ++i) {
+      values_[owners[i]].data = memory + lifetimes[i].offset;
+    }
+    gathered_[0] = memory + arena;
+    gathered_[1] = gathered_[0] + gathered;
+    scratch_ = gathered_[1] + gathered;
+  }
+
+  void run() {
+    for (int i = 0; i < steps(); ++i) {
+      if (!demand_.nodes[i]) continue;
+      Node& node = *engine_.nodes_[i];
+      if (!engine_.trace_) {
+        run(node);
+        continue;
+      }
+      const auto start = std::chrono::steady_clock::now();
+      run(node);
+      const auto spent = std::chrono::steady_clock::now() - start;
+      node.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+    }
+  }
+
+ private:
+  int steps() const { return static_cast<int>(engine_.nodes_.size()); }
+
+  int64_t rows(int value) const {
+    return demand_.first_only[value] ? part_.batch.seqs : part_.rows(engine_.values_[value].rows);
+  }
+
+  int64_t scratch_of(const Node& node) const {
+    if (node.matrix) return engine_.ops_->linear_scratch(*node.matrix, rows(node.output));
+    if (node.op != plan::Op::kAttention) return 0;
+    int64_t longest = 0;
+    for (int64_t s = 0; s < part_.batch.seqs; ++s) {
+      longest = std::max<int64_t>(longest, length(s));
+    }
+    return engine_.ops_->attention_scratch(node.attention, longest);
+  }
+
+  // Floats that the first tokens' rows of a value take.
+  int64_t gathered_size(int value) const {
+    return part_.batch.seqs * padded_stride(engine_.values_[value].cols);
+  }
+
+  int32_t length(int64_t seq) const {
+    return part_.batch.cu_seqlens[seq + 1] - part_.batch.cu_seqlens[seq];
+  }
+
+  void gather(ConstRows x, int64_t cols, Rows out) const {
+    engine_.ops_->gather_rows(x, index_.data(), static_cast<int64_t>(index_.size()), cols, out);
+  }
+
+  // Row numbers of the sequences' first tokens in a value, -1 for an empty sequence.
+  void index_first_tokens(int value) {
+    index_.clear();
+    for (int64_t s = 0; s < part_.batch.seqs; ++s) {
+      const int64_t row =
+          demand_.first_only[value] ? s : part_.batch.cu_seqlens[s] - part_.batch.cu_seqlens[0];
+      index_.push_back(length(s) ? static_cast<int32_t>(row) : -1);
+    }
+  }
+
+  // An input of a node that works row by row: the rows of the node's output.
+  ConstRows input(const Node& node, int which) {
+    const int value = node.inputs[which];
+    if (demand_.first_only[value] == demand_.first_only[node.output]) return values_[value];
+    const int64_t cols = engine_.values_[value].cols;
+    const Rows rows{gathered_[which], padded_stride(cols)};
+    index_first_tokens(value);
+    gather(values_[value], cols, rows);
+    return rows;
+  }
+
+  void run(Node& node) {
+    Ops& ops = *engine_.ops_;
+    const Rows out = values_[node.output];
+    const PackedBatch& batch = part_.batch;
+    Epilogue epilogue;
+    epilogue.bias = node.bias.empty() ? nullptr : node.bias.data();
+    switch (node.op) {
+      case plan::Op::kEmbedLayerNorm:
+        ops.embed(node.embedding, batch, out);
+        return;
+      case plan::Op::kAttention:
+        ops.attention(node.attention, batch, demand_.first_only[node.output],
+                      values_[node.inputs[0]], out, scratch_);
+        return;
+      case plan::Op::kQkvLinear:
+      case plan::Op::kLinear:
+        epilogue.activation = node.activation;
+        ops.linear(*node.matrix, epilogue, input(node, 0), rows(node.output), out, scratch_);
+        return;
+      case plan::Op::kLinearAddLayerNorm:
+        epilogue.residual = input(node, 1);
+        ops.linear(*node.matrix, epilogue, input(node, 0), rows(node.output), out, scratch_);
+        ops.layer_norm(node.norm, out, rows(node.output), out);
+        return;
+      case plan::Op::kLayerNorm:
+        ops.layer_norm(node.norm, input(node, 0), rows(node.output), out);
+        return;
+      case plan::Op::kFirstToken:
+        index_first_tokens(node.inputs[0]);
+        break;
+      case plan::Op::kGatherPositions:
+        index_.clear();
+        for (int64_t s = 0; s < batch.seqs; ++s) {
+          const int32_t first = batch.cu_seqlens[s] - batch.cu_seqlens[0];
+          for (int64_t i = 0; i < batch.masked_per_seq; ++i) {
+            index_.push_back(first + batch.masked_positions[s * batch.masked_per_seq + i]);
+          }
+        }
+        break;
+    }
+    gather(values_[node.inputs[0]], engine_.values_[node.output].cols, out);
+  }
+
+  Engine& engine_;
+  const Part& part_;
+  const Demand& demand_;
+  std::vector<int32_t>& index_;
+  std::vector<Rows> values_;
+  float* gathered_[2];  // a node reads two values at most
+  void* scratch_;
+};
+
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   check(batch);
-  std::vector<char> needed(nodes_.size(), 0);
+  std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {
     const int value = output_value(output.name);
     if (values_[value].rows == plan::RowKind::kPositions && !batch.masked_positions) {
       throw BatchError("output '" + output.name + "' needs masked_positions");
     }
+    wanted.push_back(value);
     destinations.emplace_back(value, output.data);
-    needed[values_[value].made_by] = 1;
   }
-  for (size_t i = nodes_.size(); i-- > 0;) {
-    if (!needed[i]) continue;
-    for (const int input : nodes_[i]->inputs) needed[values_[input].made_by] = 1;
-  }
+  const Demand demanded = demand(wanted);
 
   BorrowedWorkspace workspace(*this);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
@@ -299,122 +507,12 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
     part.batch.seqs = end - begin;
     if (batch.masked_positions) part.batch.masked_positions += begin * batch.masked_per_seq;
     part.outputs = destinations;
-    run_part(part, needed, *workspace);
+    PartRun(*this, part, demanded, *workspace).run();
     for (auto& [value, data] : destinations) {
       data += part.rows(values_[value].rows) * values_[value].cols;
     }
     begin = end;
   }
-}
-
-void Engine::run_part(const Part& part, const std::vector<char>& needed, Workspace& workspace) {
-  const int steps = static_cast<int>(nodes_.size());
-  std::vector<int> last_use(values_.size(), -1);
-  for (int i = 0; i < steps; ++i) {
-    if (!needed[i]) continue;
-    for (const int input : nodes_[i]->inputs) last_use[input] = i;
-  }
-  std::vector<Rows> values(values_.size());
-  for (const auto& [value, data] : part.outputs) values[value] = {data, values_[value].cols};
-
-  std::vector<Lifetime> lifetimes;
-  std::vector<int> owners;
-  for (int i = 0; i < steps; ++i) {
-    const int value = nodes_[i]->output;
-    if (!needed[i] || values[value].stride) continue;
-    values[value].stride = padded_stride(values_[value].cols);
-    const int64_t size = part.rows(values_[value].rows) * values[value].stride;
-    lifetimes.push_back({size, i, last_use[value], 0});
-    owners.push_back(value);
-  }
-  const int64_t arena = assign_offsets(lifetimes);
-  int64_t longest = 0;
-  for (int64_t s = 0; s < part.batch.seqs; ++s) {
-    longest = std::max<int64_t>(longest, part.batch.cu_seqlens[s + 1] - part.batch.cu_seqlens[s]);
-  }
-  int64_t scratch_bytes = 0;
-  for (int i = 0; i < steps; ++i) {
-    if (!needed[i]) continue;
-    const Node& node = *nodes_[i];
-    if (node.op == plan::Op::kAttention) {
-      scratch_bytes = std::max(scratch_bytes, ops_->attention_scratch(node.attention, longest));
-    } else if (node.matrix) {
-      const int64_t rows = part.rows(values_[node.output].rows);
-      scratch_bytes = std::max(scratch_bytes, ops_->linear_scratch(*node.matrix, rows));
-    }
-  }
-  const int64_t arena_bytes = arena * static_cast<int64_t>(sizeof(float));
-  char* memory =
-      static_cast<char*>(workspace.reserve(static_cast<size_t>(arena_bytes + scratch_bytes)));
-  void* scratch = memory + arena_bytes;  // strides are multiples of 16 floats: still aligned
-  for (size_t i = 0; i < owners.size(); ++i) {
-    values[owners[i]].data = reinterpret_cast<float*>(memory) + lifetimes[i].offset;
-  }
-
-  std::vector<int32_t>& index = workspace.index;
-  for (int i = 0; i < steps; ++i) {
-    if (!needed[i]) continue;
-    Node& node = *nodes_[i];
-    if (!trace_) {
-      run_node(node, part, values, scratch, index);
-      continue;
-    }
-    const auto start = std::chrono::steady_clock::now();
-    run_node(node, part, values, scratch, index);
-    const auto spent = std::chrono::steady_clock::now() - start;
-    node.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
-  }
-}
-
-void Engine::run_node(Node& node, const Part& part, const std::vector<Rows>& values, void* scratch,
-                      std::vector<int32_t>& index) {
-  const Rows out = values[node.output];
-  const PackedBatch& batch = part.batch;
-  Epilogue epilogue;
-  epilogue.bias = node.bias.empty() ? nullptr : node.bias.data();
-  switch (node.op) {
-    case plan::Op::kEmbedLayerNorm:
-      ops_->embed(node.embedding, batch, out);
-      return;
-    case plan::Op::kAttention:
-      ops_->attention(node.attention, batch, values[node.inputs[0]], out, scratch);
-      return;
-    case plan::Op::kQkvLinear:
-    case plan::Op::kLinear:
-      epilogue.activation = node.activation;
-      ops_->linear(*node.matrix, epilogue, values[node.inputs[0]],
-                   part.rows(values_[node.output].rows), out, scratch);
-      return;
-    case plan::Op::kLinearAddLayerNorm: {
-      const int64_t rows = part.rows(values_[node.output].rows);
-      epilogue.residual = values[node.inputs[1]];
-      ops_->linear(*node.matrix, epilogue, values[node.inputs[0]], rows, out, scratch);
-      ops_->layer_norm(node.norm, out, rows, out);
-      return;
-    }
-    case plan::Op::kLayerNorm:
-      ops_->layer_norm(node.norm, values[node.inputs[0]], part.rows(values_[node.output].rows),
-                       out);
-      return;
-    case plan::Op::kFirstToken:
-      index.clear();
-      for (int64_t s = 0; s < batch.seqs; ++s) {
-        const int32_t first = batch.cu_seqlens[s] - batch.cu_seqlens[0];
-        index.push_back(batch.cu_seqlens[s + 1] > batch.cu_seqlens[s] ? first : -1);
-      }
-      break;
-    case plan::Op::kGatherPositions:
-      index.clear();
-      for (int64_t s = 0; s < batch.seqs; ++s) {
-        const int32_t first = batch.cu_seqlens[s] - batch.cu_seqlens[0];
-        for (int64_t i = 0; i < batch.masked_per_seq; ++i) {
-          index.push_back(first + batch.masked_positions[s * batch.masked_per_seq + i]);
-        }
-      }
-      break;
-  }
-  ops_->gather_rows(values[node.inputs[0]], index.data(), static_cast<int64_t>(index.size()),
-                    values_[node.output].cols, out);
 }
 
 std::vector<StepTime> Engine::steps() const {

@@ -34,8 +34,9 @@ class Engine {
   Engine(const plan::Plan& plan, Precision precision, int threads, bool trace);
   ~Engine();
 
-  // Computes the outputs asked for, and no step that they do not need. Safe to call from several
-  // threads. Throws BatchError if the batch does not fit the plan.
+  // Computes the outputs asked for, no step that they do not need, and, where they need no more, of
+  // the last layer the first tokens' rows only. Safe to call from several threads. Throws
+  // BatchError if the batch does not fit the plan.
   void run(const PackedBatch& batch, const std::vector<Output>& outputs);
 
   // Rows and columns of an output for a batch. Throws BatchError if there is no such output.
@@ -57,12 +58,12 @@ class Engine {
   class Workspace;
   class BorrowedWorkspace;
   struct Part;
+  struct Demand;
+  class PartRun;
 
   int output_value(const std::string& name) const;
   void check(const PackedBatch& batch) const;
-  void run_part(const Part& part, const std::vector<char>& needed, Workspace& workspace);
-  void run_node(Node& node, const Part& part, const std::vector<Rows>& values, void* scratch,
-                std::vector<int32_t>& index);
+  Demand demand(const std::vector<int>& outputs) const;
 
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;

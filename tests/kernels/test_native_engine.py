@@ -326,6 +326,22 @@ def test_an_empty_sequence_pools_a_row_of_zeros(engine, made, rng):
     assert found["sequence_output"].shape == (0, HIDDEN)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_pooled_row_has_the_same_bits_when_nothing_else_is_asked_for(
+    made, rng, isa, monkeypatch, precision
+):
+    # Then the last layer is computed for the first tokens only.
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    engine = _native.Engine(*made, threads=2, precision=precision)
+    for lengths in ([1], [64], [5, 1, 33, 17, 64, 2], [3, 0, 4], [0], [1] * 40):
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        ids = rng.integers(0, VOCAB, ends[-1], dtype=np.int32)
+        types = rng.integers(0, TYPES, ends[-1], dtype=np.int32)
+        whole = engine.run(ids, types, ends, None, ["sequence_output", "pooled_output"])
+        alone = engine.run(ids, types, ends, None, ["pooled_output"])
+        np.testing.assert_array_equal(alone["pooled_output"], whole["pooled_output"])
+
+
 def test_only_what_is_asked_for_is_computed(made, rng, monkeypatch):
     engine = _native.Engine(*made, threads=1, trace=True)
     ids, types, ends, _ = batch_of(rng, [5])
