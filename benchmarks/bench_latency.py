@@ -1,6 +1,7 @@
 """Latency of the backends on the same ragged batches, each in a process of its own.
 
     python benchmarks/bench_latency.py BUNDLE [--texts FILE] [--batch 32] [--threads 2]
+        [--backends native native:bf16 native:int8 onnxruntime mxnet]
 
 The processes take turns, batch by batch, so that a machine that slows down slows all of them.
 Before a turn the others' threads get time to stop spinning, and the batch runs once untimed. No
@@ -28,7 +29,8 @@ from bertrt.cores import usable_cores
 # onnxruntime's threads go on looking for work after a run: whoever runs next has half a machine.
 SETTLE_S = 0.1
 
-TOLERANCE = 1e-4  # on outputs of magnitude 1: a wrong run is far beyond, rounding far below
+# On outputs of magnitude 1: a wrong run is far beyond, rounding far below.
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1, "int8": 3e-1}
 
 SENTENCES = [
     "Good morning!",
@@ -43,11 +45,18 @@ SENTENCES = [
 ]
 
 
+def split(backend: str) -> tuple[str, str]:
+    """A backend and its precision: "native:bf16" -> ("native", "bf16")."""
+    name, _, precision = backend.partition(":")
+    return name, precision or "fp32"
+
+
 def serve(pipe: Connection, bundle: str, backend: str, threads: int) -> None:
     """One backend: loads, then answers each batch with (seconds, outputs)."""
+    name, precision = split(backend)
     try:
         start = time.perf_counter()
-        engine = Engine.load(bundle, backend=backend, threads=threads)
+        engine = Engine.load(bundle, backend=name, precision=precision, threads=threads)
         pipe.send({"load": time.perf_counter() - start, "explain": engine.explain()})
     except BertrtError as error:
         pipe.send(error)
@@ -133,7 +142,7 @@ def compare(
     finally:
         for worker in workers:
             worker.close()
-    wrong = {name: value for name, value in worst.items() if not value <= TOLERANCE}
+    wrong = {n: value for n, value in worst.items() if not value <= TOLERANCE[split(n)[1]]}
     if wrong:
         raise SystemExit(f"outputs differ by {wrong}, more than {TOLERANCE}: no times to report")
     return {
@@ -180,7 +189,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8, help="batches to time")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=list(BACKENDS))
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        default=list(BACKENDS),
+        choices=[*BACKENDS, "native:bf16", "native:int8"],
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if "native" not in args.backends:

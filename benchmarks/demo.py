@@ -84,7 +84,7 @@ def show_latency(path: Path, engine: Engine) -> None:
     heading(f"Latency on {threads} threads, ragged batches of {len(SENTENCES)} sentences")
     encodings = engine.tokenize(SENTENCES)
     batches = [padded(encodings), padded(encodings[:1])]
-    result = compare(str(path), batches, backends=list(BACKENDS), threads=threads, repeats=20)
+    result = compare(str(path), batches, backends=list(BACKENDS), threads=threads, repeats=10)
     print(
         f"  {result['tokens']} tokens in {result['sequences']} texts; padded, they are "
         f"{result['padded_tokens']}\n"
