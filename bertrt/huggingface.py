@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.graph.bundle import read_json
+from bertrt.graph.bundle import MANIFEST, read_json
 from bertrt.graph.ir import Constant
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_huggingface import Config, make_plan, read_object, read_weights
@@ -62,6 +62,12 @@ class HuggingFaceModel:
                 f"{root} is no directory; a Hugging Face model directory is wanted"
             )
         directory, pooling = _sentence_transformer(root)
+        if not (directory / "config.json").exists():
+            bundle = (root / MANIFEST).is_file()
+            raise MissingFileError(
+                f"{directory / 'config.json'} does not exist: {root} is "
+                + ("a bundle already" if bundle else "no Hugging Face model directory")
+            )
         config = Config.read(directory / "config.json")
         weights, left_out = read_weights(config)
         classifier = "classifier.weight" in weights

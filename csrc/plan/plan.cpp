@@ -289,7 +289,6 @@ const char* op_name(Op op) { return name_of(kOps, op); }
 Activation parse_activation(const std::string& name) {
   return parse(kActivations, name, "activation");
 }
-const char* activation_name(Activation activation) { return name_of(kActivations, activation); }
 QkvLayout parse_layout(const std::string& name) { return parse(kLayouts, name, "layout"); }
 Precision parse_precision(const std::string& name) { return parse(kPrecisions, name, "precision"); }
 

@@ -80,7 +80,6 @@ std::map<std::string, ValueShape> validate(const Plan& plan);
 Op parse_op(const std::string& name);
 const char* op_name(Op op);
 Activation parse_activation(const std::string& name);
-const char* activation_name(Activation activation);
 QkvLayout parse_layout(const std::string& name);
 Precision parse_precision(const std::string& name);
 

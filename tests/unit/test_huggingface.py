@@ -462,3 +462,11 @@ def test_minilm_agrees_with_sentence_transformers() -> None:
     assert [result.truncated for result in results] == [False] * 15 + [True]
     vectors = np.stack([result.vector for result in results])
     np.testing.assert_allclose(vectors, reference["embeddings"], atol=1e-5, rtol=0)
+
+
+def test_a_directory_of_another_kind_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"config.json does not exist: .* no Hugging Face"):
+        HuggingFaceModel.open(tmp_path)
+    (tmp_path / "bertrt.json").write_text("{}")
+    with pytest.raises(MissingFileError, match="is a bundle already"):
+        HuggingFaceModel.open(tmp_path)
