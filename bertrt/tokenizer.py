@@ -1,6 +1,6 @@
 """From texts to token ids.
 
-Two kinds of tokenizer, as the bundle's manifest names them:
+The kinds of tokenizer, as the bundle's manifest names them:
 
 ``gluonnlp``
     The ids of GluonNLP's ``BERTTokenizer`` and ``BERTSentenceTransform``. The basic tokenizer
@@ -8,6 +8,12 @@ Two kinds of tokenizer, as the bundle's manifest names them:
     GluonNLP's rules with Python's own Unicode tables, which are the tables that GluonNLP uses;
     WordPiece runs in the `tokenizers` library. No token in a text is special: "[MASK]" is three
     words.
+``gluonnlp-bpe``
+    The ids of GluonNLP's ``GPT2BPETokenizer``, for RoBERTa: byte-level BPE in the `tokenizers`
+    library. Letters, digits and white space are those of that library's Unicode tables.
+``gluonnlp-sentencepiece``
+    The ids of GluonNLP's ``BERTSPTokenizer``, for KoBERT: the basic tokenizer, then the
+    `sentencepiece` library on every word.
 ``huggingface``
     A ``tokenizer.json`` with Hugging Face's rules, special and added tokens included.
 """
@@ -16,6 +22,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +32,27 @@ import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
-from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
+from bertrt.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    MissingFileError,
+    ModelFormatError,
+)
 
 __all__ = [
+    "BytePairTokenizer",
     "Encoding",
     "GluonTokenizer",
     "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
     "Text",
     "Tokenizer",
     "Vocabulary",
+    "WordPieceTokenizer",
     "basic_tokenize",
     "check_vocabulary",
     "load_tokenizer",
+    "read_merges",
 ]
 
 Text = str | tuple[str, str]
@@ -85,34 +101,44 @@ def load_tokenizer(
     """Load the tokenizer that a bundle's manifest describes.
 
     Args:
-        settings: ``{"kind": "gluonnlp" | "huggingface", "file": name, "lower": bool,
-            "max_length": int}``; "lower" is read for the kind gluonnlp only.
-        directory: where the file lies.
+        settings: ``{"kind": kind, "file": name, "lower": bool, "max_length": int}``, for the kinds
+            gluonnlp-bpe and gluonnlp-sentencepiece with ``"pieces": name``, the file of the merges
+            or of the SentencePiece model. "lower" is read where the basic tokenizer is used.
+        directory: where the files lie.
         vocab_size: rows of the model's embedding matrix; a vocabulary that needs more is refused.
 
     Raises:
-        MissingFileError: the vocabulary file is not there.
-        ModelFormatError: the settings or the file are broken, or do not fit the model.
+        MissingFileError: a file is not there.
+        ModelFormatError: the settings or a file are broken, or do not fit the model.
+        MissingDependencyError: the package sentencepiece is wanted and not installed.
     """
     kind = _setting(settings, "kind", str)
-    path = Path(directory) / _setting(settings, "file", str)
+    path = _file(settings, "file", directory)
     max_length = _setting(settings, "max_length", int)
     if max_length < 3:
         raise ModelFormatError(
             f"tokenizer settings: max_length is {max_length}; at least 3 are needed, "
             "for [CLS], a token and [SEP]"
         )
-    if not path.is_file():
-        raise MissingFileError(f"{path}: the vocabulary file is missing")
     tokenizer: GluonTokenizer | HuggingFaceTokenizer
     if kind == "gluonnlp":
         lower = _setting(settings, "lower", bool)
-        tokenizer = GluonTokenizer(Vocabulary.read(path), lower=lower, max_length=max_length)
+        tokenizer = WordPieceTokenizer(Vocabulary.read(path), lower=lower, max_length=max_length)
+    elif kind == "gluonnlp-bpe":
+        merges = read_merges(_file(settings, "pieces", directory))
+        tokenizer = BytePairTokenizer(Vocabulary.read(path), merges, max_length=max_length)
+    elif kind == "gluonnlp-sentencepiece":
+        lower = _setting(settings, "lower", bool)
+        pieces = _file(settings, "pieces", directory)
+        tokenizer = SentencePieceTokenizer(
+            Vocabulary.read(path), pieces, lower=lower, max_length=max_length
+        )
     elif kind == "huggingface":
         tokenizer = HuggingFaceTokenizer(_read_tokenizer(path), max_length=max_length)
     else:
         raise ModelFormatError(
-            f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp' or 'huggingface'"
+            f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp', 'gluonnlp-bpe', "
+            "'gluonnlp-sentencepiece' or 'huggingface'"
         )
     if vocab_size is not None:
         check_vocabulary(tokenizer, vocab_size, path)
@@ -131,6 +157,13 @@ def check_vocabulary(
         )
 
 
+def _file(settings: Mapping[str, Any], key: str, directory: Path) -> Path:
+    path = Path(directory) / _setting(settings, key, str)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: the tokenizer's file is missing")
+    return path
+
+
 def _setting(settings: Mapping[str, Any], key: str, kind: type) -> Any:
     value = settings.get(key)
     # bool is an int to Python, and no length to us.
@@ -146,12 +179,13 @@ def _setting(settings: Mapping[str, Any], key: str, kind: type) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A GluonNLP ``BERTVocab`` as its JSON file holds it.
+    """A GluonNLP ``BERTVocab``, or RoBERTa's ``Vocab``, as its JSON file holds it.
 
     Attributes:
         token_to_idx: every token with its id; the ids are 0 to the number of tokens - 1.
         unknown: the token for a word outside the vocabulary.
-        cls, sep: the tokens that open a sequence and close a text.
+        cls, sep: the tokens that open a sequence and close a text; RoBERTa's begin and end of a
+            sentence.
     """
 
     token_to_idx: dict[str, int]
@@ -296,24 +330,16 @@ def basic_tokenize(text: str, *, lower: bool) -> str:
     return unicodedata.normalize("NFD", text).translate(_SPLIT)
 
 
-class GluonTokenizer:
-    """GluonNLP's ``BERTTokenizer`` and ``BERTSentenceTransform``, without the padding."""
+class GluonTokenizer(ABC):
+    """GluonNLP's ``BERTSentenceTransform``, without the padding, over one of its tokenizers."""
 
-    def __init__(self, vocabulary: Vocabulary, *, lower: bool, max_length: int) -> None:
-        self.lower = lower
+    lower = False
+
+    def __init__(self, vocabulary: Vocabulary, *, max_length: int) -> None:
         self.max_length = max_length
         self.vocab_size = len(vocabulary.token_to_idx)
         self._cls = vocabulary.token_to_idx[vocabulary.cls]
         self._sep = vocabulary.token_to_idx[vocabulary.sep]
-        self._words = _RustTokenizer(
-            models.WordPiece(
-                vocabulary.token_to_idx,
-                unk_token=vocabulary.unknown,
-                max_input_chars_per_word=_MAX_CHARS_PER_WORD,
-                continuing_subword_prefix="##",
-            )
-        )
-        self._words.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
 
     def encode(self, batch: Sequence[Text]) -> list[Encoding]:
         """See `Tokenizer.encode`. A second text without tokens counts as none, as in GluonNLP."""
@@ -331,13 +357,12 @@ class GluonTokenizer:
     def _pieces(self, texts: Sequence[Any]) -> list[list[int]]:
         pieces: list[list[int]] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            words = [
-                basic_tokenize(text, lower=self.lower)
-                for text in texts[start : start + _TEXTS_AT_ONCE]
-            ]
-            encodings = self._words.encode_batch(words, add_special_tokens=False)
-            pieces.extend(encoding.ids for encoding in encodings)
+            pieces.extend(self._some_pieces(texts[start : start + _TEXTS_AT_ONCE]))
         return pieces
+
+    @abstractmethod
+    def _some_pieces(self, texts: Sequence[str]) -> Sequence[list[int]]:
+        """The ids of each text, without special tokens."""
 
     def _join(self, index: int, first: list[int], second: list[int]) -> Encoding:
         if not first:
@@ -354,6 +379,134 @@ class GluonTokenizer:
             types[len(ids) :] = 1
             ids += [*second, self._sep]
         return Encoding(np.array(ids, np.int32), types, truncated)
+
+
+class WordPieceTokenizer(GluonTokenizer):
+    """GluonNLP's ``BERTTokenizer``."""
+
+    def __init__(self, vocabulary: Vocabulary, *, lower: bool, max_length: int) -> None:
+        super().__init__(vocabulary, max_length=max_length)
+        self.lower = lower
+        self._words = _RustTokenizer(
+            models.WordPiece(
+                vocabulary.token_to_idx,
+                unk_token=vocabulary.unknown,
+                max_input_chars_per_word=_MAX_CHARS_PER_WORD,
+                continuing_subword_prefix="##",
+            )
+        )
+        self._words.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+
+    def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        words = [basic_tokenize(text, lower=self.lower) for text in texts]
+        encodings = self._words.encode_batch(words, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+class BytePairTokenizer(GluonTokenizer):
+    """GluonNLP's ``GPT2BPETokenizer``."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, merges: Sequence[tuple[str, str]], *, max_length: int
+    ) -> None:
+        """Raises ModelFormatError where a byte or the result of a merge is not in the
+        vocabulary: then they do not belong together."""
+        super().__init__(vocabulary, max_length=max_length)
+        wanted = [*_BYTES, *(first + second for first, second in merges)]
+        missing = [piece for piece in wanted if piece not in vocabulary.token_to_idx]
+        if missing:
+            raise ModelFormatError(
+                f"the vocabulary lacks {len(missing)} of the {len(wanted)} pieces that the merges "
+                f"make ({missing[0]!r} is one); they do not belong together"
+            )
+        self._texts = _RustTokenizer(models.BPE(vocabulary.token_to_idx, list(merges)))
+        self._texts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+    def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._texts.encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+# The characters that stand for the 256 bytes.
+_BYTES = frozenset(pre_tokenizers.ByteLevel.alphabet())
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The merges of byte-level BPE, from the first to the last.
+
+    The file is that of GPT-2, which GluonNLP keeps as ``openai_webtext_bpe_ranks``: a line with its
+    version, then a merge a line.
+
+    Raises:
+        ModelFormatError: not such a file, a merge twice, or one of something that is neither a byte
+            nor made by a merge before it.
+    """
+    try:
+        # Not splitlines: the characters of some bytes end lines for it.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{path}: not a file of BPE merges: {error}") from None
+    if len(lines) < 3 or lines[-1]:
+        raise ModelFormatError(
+            f"{path}: not a file of BPE merges, or truncated: expected a version and lines that end"
+        )
+    known = set(_BYTES)
+    merges: dict[tuple[str, str], None] = {}
+    for number, line in enumerate(lines[1:-1], start=2):
+        match line.split():
+            case [first, second] if {first, second} <= known and (first, second) not in merges:
+                merges[first, second] = None
+                known.add(first + second)
+            case _:
+                raise ModelFormatError(
+                    f"{path}, line {number}: expected a new merge of two pieces that the lines "
+                    f"before it make, found {line[:80]!r}"
+                )
+    return list(merges)
+
+
+class SentencePieceTokenizer(GluonTokenizer):
+    """GluonNLP's ``BERTSPTokenizer``."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, model: Path, *, lower: bool, max_length: int
+    ) -> None:
+        """Raises MissingDependencyError without the package sentencepiece; ModelFormatError where
+        the file `model` is no SentencePiece model, or not the one of this vocabulary."""
+        super().__init__(vocabulary, max_length=max_length)
+        self.lower = lower
+        self._token_to_idx = vocabulary.token_to_idx
+        self._unknown = vocabulary.token_to_idx[vocabulary.unknown]
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{model}: the tokenizer needs the package sentencepiece ({error}): "
+                "pip install 'bertrt[sentencepiece]'"
+            ) from error
+        self._words = sentencepiece.SentencePieceProcessor()
+        try:
+            self._words.load_from_serialized_proto(model.read_bytes())
+        except RuntimeError as error:
+            raise ModelFormatError(f"{model}: not a SentencePiece model ({error})") from None
+        for idx in range(len(self._words)):
+            piece = self._words.id_to_piece(idx)
+            if self._token_to_idx.get(piece) != idx:
+                raise ModelFormatError(
+                    f"{model}: its piece {piece!r} has the id {idx}, and in the vocabulary "
+                    f"{self._token_to_idx.get(piece)}; they do not belong together"
+                )
+
+    def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        words = [basic_tokenize(text, lower=self.lower).split() for text in texts]
+        distinct = list(dict.fromkeys(word for text in words for word in text))
+        pieces = self._words.encode(distinct, out_type=str, num_threads=1)
+        # By the pieces, as GluonNLP does, and not by the library's own ids.
+        ids = {
+            word: [self._token_to_idx.get(piece, self._unknown) for piece in found]
+            for word, found in zip(distinct, pieces, strict=True)
+        }
+        return [[idx for word in text for idx in ids[word]] for text in words]
 
 
 def _truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:

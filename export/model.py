@@ -50,11 +50,12 @@ class TokenizerFile:
     """A tokenizer on its way into a bundle.
 
     Attributes:
-        kind: ``"gluonnlp"`` or ``"huggingface"``: whose rules it follows.
+        kind: one of `bertrt.graph.bundle.TOKENIZER_FILES`: whose rules it follows.
         content: the text of the vocabulary or tokenizer file.
         lower: whether text is lower-cased.
         max_length: the most tokens that it gives, special ones included.
         size: how many ids it can give.
+        pieces: the content of the second file, for the kinds that have one.
     """
 
     kind: str
@@ -62,17 +63,22 @@ class TokenizerFile:
     lower: bool
     max_length: int
     size: int
+    pieces: bytes | None = None
 
     def write(self, directory: Path) -> dict[str, Any]:
-        """Write the file into `directory`; returns the manifest's entry."""
-        name = TOKENIZER_FILES[self.kind]
+        """Write the files into `directory`; returns the manifest's entry."""
+        name, *second = TOKENIZER_FILES[self.kind]
         (directory / name).write_text(self.content, encoding="utf-8", newline="\n")
-        return {
+        settings = {
             "kind": self.kind,
             "file": name,
             "lower": self.lower,
             "max_length": self.max_length,
         }
+        if self.pieces is not None:
+            (directory / second[0]).write_bytes(self.pieces)
+            settings["pieces"] = second[0]
+        return settings
 
 
 def export_model(
@@ -350,7 +356,7 @@ def _check_tokenizer(tokenizer: TokenizerFile, architecture: Mapping[str, Any]) 
     ids = architecture["vocab_size"]
     # Hugging Face models may have rows to spare; in GluonNLP the sizes are one and the same, so
     # that a difference means the vocabulary of another model.
-    if tokenizer.size > ids or (tokenizer.kind == "gluonnlp" and tokenizer.size != ids):
+    if tokenizer.size > ids or (tokenizer.kind != "huggingface" and tokenizer.size != ids):
         raise InvalidInputError(
             f"the vocabulary has {tokenizer.size} tokens and the model's word embedding {ids} "
             "rows; they do not belong together"

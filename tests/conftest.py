@@ -229,6 +229,42 @@ class HuggingFace:
                 np.testing.assert_allclose(rows / scale, array / scale, atol=1e-5, err_msg=name)
 
 
+@pytest.fixture(scope="session")
+def train_sentencepiece():
+    """A function: path, texts, size, kind, unused -> the path of a SentencePiece model of so many
+    pieces trained on the texts, with KoBERT's special pieces at its first ids, and so many that no
+    text has."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+
+    def train(
+        path: Path, texts: list[str], *, size: int, kind: str = "unigram", unused: int = 0
+    ) -> Path:
+        with open(path, "wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=file,
+                vocab_size=size,
+                model_type=kind,
+                num_threads=1,
+                unk_id=0,
+                unk_piece="[UNK]",
+                pad_id=1,
+                pad_piece="[PAD]",
+                bos_id=-1,
+                eos_id=-1,
+                control_symbols=[
+                    "[CLS]",
+                    "[SEP]",
+                    "[MASK]",
+                    *(f"[unused{i}]" for i in range(unused)),
+                ],
+                minloglevel=2,
+            )
+        return path
+
+    return train
+
+
 @pytest.fixture
 def hugging(tmp_path: Path) -> HuggingFace:
     """Writes Hugging Face directories, and knows their answers."""

@@ -5,7 +5,8 @@
                     origin, the size and sha256 of every other file, and its own
 ``plan.json``       the fused plan; its weights are references into a file of the bundle
 graphs and weights  ``model-symbol.json`` with ``model-0000.params``, ``model.onnx``
-tokenizer           ``vocab.json`` (GluonNLP) or ``tokenizer.json`` (Hugging Face)
+tokenizer           ``vocab.json`` (GluonNLP), with ``merges.txt`` or ``sentencepiece.model``
+                    where it has one; or ``tokenizer.json`` (Hugging Face)
 ``golden.npz``      inputs and the outputs that the source framework gave for them
 ==================  ==============================================================================
 
@@ -68,7 +69,13 @@ SYMBOL = "model-symbol.json"
 PARAMS = "model-0000.params"
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
-TOKENIZER_FILES = {"gluonnlp": "vocab.json", "huggingface": "tokenizer.json"}
+# By the kind of tokenizer: its main file, and that of the pieces of words where it has one.
+TOKENIZER_FILES = {
+    "gluonnlp": ("vocab.json",),
+    "gluonnlp-bpe": ("vocab.json", "merges.txt"),
+    "gluonnlp-sentencepiece": ("vocab.json", "sentencepiece.model"),
+    "huggingface": ("tokenizer.json",),
+}
 
 TASKS = ("embedding", "classification", "regression")
 POOLING_MODES = ("mean", "cls", "pooled")
@@ -408,6 +415,9 @@ _TOKENIZER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lower": ("true or false", lambda v: isinstance(v, bool)),
     "max_length": ("a whole number from 3", lambda v: _is_count(v, 3)),
 }
+_PIECES_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "pieces": ("the name of a file", _is_text),
+}
 _POOLING_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mode": (
         f"one of {', '.join(POOLING_MODES)}",
@@ -494,6 +504,9 @@ def _check_manifest(manifest: Any, where: Path) -> None:
                 f"model has {manifest['architecture']['max_length']} positions"
             )
         required.append(tokenizer["file"])
+        if len(TOKENIZER_FILES[tokenizer["kind"]]) == 2:
+            _check_fields(tokenizer, _PIECES_FIELDS, f"{where}, tokenizer")
+            required.append(tokenizer["pieces"])
     for name in required:
         if name not in manifest["files"]:
             raise ModelFormatError(f"{where}: {name!r} is not in the list of files")

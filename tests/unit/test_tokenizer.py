@@ -160,6 +160,9 @@ def test_vocabulary_must_fit_the_model(write_vocabulary) -> None:
     ("settings", "error"),
     [
         ({"kind": "sentencepiece"}, ModelFormatError),
+        ({"kind": "gluonnlp-bpe"}, ModelFormatError),
+        ({"kind": "gluonnlp-bpe", "pieces": "none.txt"}, MissingFileError),
+        ({"kind": "gluonnlp-sentencepiece", "pieces": "none.model"}, MissingFileError),
         ({"kind": None}, ModelFormatError),
         ({"lower": "yes"}, ModelFormatError),
         ({"max_length": 2}, ModelFormatError),

@@ -24,7 +24,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from bertrt.tokenizer import GluonTokenizer, Vocabulary, basic_tokenize  # noqa: E402
+from bertrt.tokenizer import Vocabulary, WordPieceTokenizer, basic_tokenize  # noqa: E402
 
 NO_LIMIT = 1_000_000
 
@@ -45,8 +45,8 @@ class Both:
         self.lower = lower
         self.theirs = gluonnlp.data.BERTTokenizer(self.vocab, lower=lower)
 
-    def ours(self, max_length: int = NO_LIMIT) -> GluonTokenizer:
-        return GluonTokenizer(self.vocabulary, lower=self.lower, max_length=max_length)
+    def ours(self, max_length: int = NO_LIMIT) -> WordPieceTokenizer:
+        return WordPieceTokenizer(self.vocabulary, lower=self.lower, max_length=max_length)
 
     def transform(self, text, max_length: int = NO_LIMIT) -> tuple[list[int], list[int]]:
         pair = isinstance(text, tuple)
