@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.graph.bundle import MANIFEST, read_json
-from bertrt.graph.ir import Constant
+from bertrt.errors import (
+    InvalidInputError,
+    MissingFileError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+from bertrt.graph.bundle import MANIFEST, TASKS, read_json
+from bertrt.graph.huggingface_config import Config, read_object
 from bertrt.graph.plan import Plan
-from bertrt.graph.read_huggingface import Config, make_plan, read_object, read_weights
+from bertrt.graph.read_huggingface import read_plan
 from bertrt.paths import check_path
 from bertrt.tokenizer import HuggingFaceTokenizer, check_vocabulary
 
@@ -29,16 +34,16 @@ class HuggingFaceModel:
 
     Attributes:
         config: its ``config.json``.
-        weights: the weights, by the names of `bertrt.graph.read_huggingface.read_weights`.
-        task: "embedding", "classification" or "regression".
-        labels: the names of the classes; None for the other tasks.
+        plan: the fused plan, its weights mapped where they are float32.
+        task: what the model is for.
+        labels: the names of the classes or tags; None for the tasks without them.
         pooling: ``{"mode": ..., "normalize": ...}`` for embeddings, None otherwise.
         tokenizer: the tokenizer, with Hugging Face's rules.
         origin: what is known about where the model comes from.
     """
 
     config: Config
-    weights: Mapping[str, Constant]
+    plan: Plan
     task: str
     labels: list[str] | None
     pooling: dict[str, Any] | None
@@ -46,15 +51,23 @@ class HuggingFaceModel:
     origin: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> HuggingFaceModel:
-        """Open a directory with ``config.json``, ``model.safetensors`` and ``tokenizer.json`` or
-        ``vocab.txt``, of a ``BertModel`` or ``BertForSequenceClassification``; or one with the
-        ``modules.json`` of sentence-transformers, whose pooling and normalisation come along.
+    def open(cls, path: str | os.PathLike[str], task: str | None = None) -> HuggingFaceModel:
+        """Open a directory with a ``config.json``, with weights in ``model.safetensors`` or in the
+        shards of a ``model.safetensors.index.json``, and with a ``tokenizer.json``, a
+        ``vocab.txt``, or a ``vocab.json`` with ``merges.txt``; or one with the ``modules.json`` of
+        sentence-transformers, whose pooling and normalisation come along.
+
+        Args:
+            path: the directory.
+            task: which of its tasks a model with heads of pretraining is wanted for: such a one
+                makes embeddings too. Its own task, the first of `Config.tasks`, if left out, and
+                "embedding" where the directory brings a pooling.
 
         Raises:
             MissingFileError: the directory or one of its files is not there.
             ModelFormatError: a file is broken, or the weights do not fit the configuration.
             UnsupportedModelError: the model has a setting or a part that the runtime does not have.
+            InvalidInputError: the model is not for `task`.
         """
         root = check_path("path", path)
         if not root.is_dir():
@@ -68,18 +81,34 @@ class HuggingFaceModel:
                 f"{directory / 'config.json'} does not exist: {root} is "
                 + ("a bundle already" if bundle else "no Hugging Face model directory")
             )
+        if (adapter := directory / "adapter_config.json").exists():
+            raise UnsupportedModelError(
+                f"{adapter}: adapters are not supported: merge it into the model and save that"
+            )
         config = Config.read(directory / "config.json")
-        weights, left_out = read_weights(config)
-        classifier = "classifier.weight" in weights
-        if classifier and pooling is not None:
-            raise UnsupportedModelError(f"{root} has a pooling on top of a sequence classifier")
-        task, labels = config.head() if classifier else ("embedding", None)
+        tasks = config.tasks
+        if pooling is not None:
+            if "embedding" not in tasks:
+                raise UnsupportedModelError(
+                    f"{root} has a pooling on top of a model for {tasks[0]}, {config.architecture}"
+                )
+            tasks = ("embedding",)
+        if task is not None and task not in tasks:
+            raise InvalidInputError(
+                f"{path} holds a model for {' and '.join(tasks)}; "
+                f"it cannot be taken for the task {task!r}"
+                + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
+            )
+        task = task or tasks[0]
+        plan, left_out = read_plan(config, task)
+        if task == "embedding" and pooling is None:
+            pooling = {"mode": "mean", "normalize": False}
         return cls(
             config,
-            weights,
+            plan,
             task,
-            labels,
-            None if classifier else pooling or {"mode": "mean", "normalize": False},
+            config.labels if task in ("classification", "tagging") else None,
+            pooling,
             _tokenizer(directory, config),
             {
                 "framework": "huggingface",
@@ -88,14 +117,6 @@ class HuggingFaceModel:
                 "left_out": left_out,
             },
         )
-
-    def plan(self) -> Plan:
-        """The fused plan.
-
-        Raises:
-            ModelFormatError: a weight holds numbers that are not finite.
-        """
-        return make_plan(self.config, self.weights)
 
 
 def is_huggingface(directory: Path) -> bool:
@@ -163,14 +184,22 @@ def _pooling(path: Path, *, normalize: bool) -> dict[str, Any]:
     return {"mode": chosen[0], "normalize": normalize}
 
 
+# Before modules had one name for it, each family of transformers had its own.
+_SENTENCE_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "electra")
+)
+
+
 def _tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
     settings: dict[str, Any] = {}
     if (directory / "tokenizer_config.json").exists():
         settings = read_object(directory / "tokenizer_config.json")
-    sentence: dict[str, Any] = {}
-    if (directory / "sentence_bert_config.json").exists():
-        sentence = read_object(directory / "sentence_bert_config.json")
-    limits = [config.count("max_position_embeddings")]
+    sentence_path = next(
+        (path for name in _SENTENCE_CONFIGS if (path := directory / name).exists()), None
+    )
+    sentence = read_object(sentence_path) if sentence_path is not None else {}
+    limits = [config.max_length]
     for source, name in ((sentence, "max_seq_length"), (settings, "model_max_length")):
         value = source.get(name)
         if value is not None:
@@ -182,23 +211,45 @@ def _tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
             break
     if min(limits) < 3:
         raise ModelFormatError(
-            f"{config.path}: max_position_embeddings is {min(limits)}; at least 3 are needed, for "
-            "[CLS], a token and [SEP]"
+            f"{config.path}: max_position_embeddings is "
+            f"{config.count('max_position_embeddings')}, which is enough for {min(limits)} tokens; "
+            "at least 3 are needed, for [CLS], a token and [SEP]"
         )
-    if (path := directory / "tokenizer.json").exists():
-        made = _load_tokenizer(path, settings)
-    elif (path := directory / "vocab.txt").exists():
-        made = _make_tokenizer(path, settings)
-    else:
-        raise MissingFileError(f"{directory} holds neither tokenizer.json nor vocab.txt")
+    path = _tokenizer_file(directory)
+    made = {
+        "tokenizer.json": _load_tokenizer,
+        "vocab.txt": _make_word_pieces,
+        "vocab.json": _make_byte_pairs,
+    }[path.name](path, settings)
     tokenizer = HuggingFaceTokenizer(made, max_length=min(limits))
     check_vocabulary(tokenizer, config.count("vocab_size"), path)
-    if sentence.get("do_lower_case") and not tokenizer.lower:
+    if sentence_path is not None and sentence.get("do_lower_case") and not tokenizer.lower:
         raise UnsupportedModelError(
-            f"{directory / 'sentence_bert_config.json'}: do_lower_case with a tokenizer that "
-            "keeps case is not supported"
+            f"{sentence_path}: do_lower_case with a tokenizer that keeps case is not supported"
         )
     return tokenizer
+
+
+def _tokenizer_file(directory: Path) -> Path:
+    """The file to make the tokenizer of: the most complete that there is."""
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
+        if not (path := directory / name).exists():
+            continue
+        added = directory / "added_tokens.json"
+        if name != "tokenizer.json" and added.exists() and read_object(added):
+            raise UnsupportedModelError(
+                f"{added}: added tokens beside a {name} are not supported: save the tokenizer with "
+                "transformers, which writes a tokenizer.json"
+            )
+        return path
+    for path in directory.glob("*.model"):
+        raise UnsupportedModelError(
+            f"{path}: a SentencePiece model alone is not supported: save the tokenizer with "
+            "transformers, which writes a tokenizer.json"
+        )
+    raise MissingFileError(
+        f"{directory} holds no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt"
+    )
 
 
 _NORMALIZER_SETTINGS = {
@@ -211,11 +262,15 @@ _NORMALIZER_SETTINGS = {
 def _load_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     content = read_object(path)
     # transformers lets tokenizer_config.json overrule what tokenizer.json says.
-    normalizer = content.get("normalizer")
+    normalizer, pre_tokenizer = content.get("normalizer"), content.get("pre_tokenizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         for name, field in _NORMALIZER_SETTINGS.items():
             if name in settings:
                 normalizer[field] = settings[name]
+    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "ByteLevel":
+        pre_tokenizer["add_prefix_space"] = settings.get(
+            "add_prefix_space", pre_tokenizer.get("add_prefix_space")
+        )
     # The engine truncates to the model's length and never pads.
     content["truncation"] = content["padding"] = None
     try:
@@ -224,31 +279,16 @@ def _load_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
         raise ModelFormatError(f"{path} is not a readable tokenizer: {error}") from error
 
 
-def _make_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def _make_word_pieces(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a ``vocab.txt``, as transformers would make it."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
-    if lines and lines[-1] == "":
-        lines.pop()
+    lines = _read_lines(path)
     vocab = {token: index for index, token in enumerate(lines)}
-    special = {}
-    for name in ("unk", "sep", "pad", "cls", "mask"):
-        token = settings.get(f"{name}_token") or f"[{name.upper()}]"
-        special[name] = str(token.get("content") if isinstance(token, dict) else token)
-    for name in ("unk", "sep", "cls"):
-        if special[name] not in vocab:
-            raise ModelFormatError(f"{path} does not hold the token {special[name]}")
+    names = {name: f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+    special = _special_tokens(path, vocab, names, settings)
     tokenizer = Tokenizer(
         models.WordPiece(vocab, unk_token=special["unk"], max_input_chars_per_word=100)
     )
-    for name in _NORMALIZER_SETTINGS:
-        if not isinstance(settings.get(name), (bool, type(None))):
-            raise ModelFormatError(
-                f"{path.with_name('tokenizer_config.json')}: {name} should be true, false or null, "
-                f"found {settings[name]!r}"
-            )
+    _check_switches(path, settings, _NORMALIZER_SETTINGS)
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
@@ -265,3 +305,75 @@ def _make_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.add_special_tokens([token for token in special.values() if token in vocab])
     return tokenizer
+
+
+def _make_byte_pairs(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """The byte-level BPE tokenizer of a ``vocab.json`` and a ``merges.txt``, as transformers would
+    make RoBERTa's."""
+    vocab = read_object(path)
+    if not vocab or not all(type(index) is int and index >= 0 for index in vocab.values()):
+        raise ModelFormatError(f"{path} should give each token its id, a whole number from 0")
+    merges = []
+    for number, line in enumerate(_read_lines(path.with_name("merges.txt")), 1):
+        if line.startswith("#version") or not line:
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            raise ModelFormatError(
+                f"{path.with_name('merges.txt')}, line {number}: {line[:80]!r} should be two tokens"
+            )
+        merges.append((parts[0], parts[1]))
+    names = {"unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+    special = _special_tokens(path, vocab, names, settings)
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab, merges))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelFormatError(
+            f"{path.with_name('merges.txt')} does not fit {path}: {error}"
+        ) from None
+    _check_switches(path, settings, ("add_prefix_space",))
+    prefix = settings.get("add_prefix_space") is True
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (special["sep"], vocab[special["sep"]]),
+        (special["cls"], vocab[special["cls"]]),
+        add_prefix_space=prefix,
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token in special.values() if token in vocab])
+    return tokenizer
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
+    if lines and lines[-1] == "":
+        lines.pop()
+    return lines
+
+
+def _special_tokens(
+    path: Path, vocab: Mapping[str, int], names: Mapping[str, str], settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """The special tokens by their roles, those in `names` where the settings say nothing."""
+    special = {}
+    for name, usual in names.items():
+        token = settings.get(f"{name}_token") or usual
+        special[name] = str(token.get("content") if isinstance(token, dict) else token)
+    for name in ("unk", "sep", "cls"):
+        if special[name] not in vocab:
+            raise ModelFormatError(f"{path} does not hold the token {special[name]}")
+    return special
+
+
+def _check_switches(path: Path, settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(settings.get(name), (bool, type(None))):
+            raise ModelFormatError(
+                f"{path.with_name('tokenizer_config.json')}: {name} should be true, false or null, "
+                f"found {settings[name]!r}"
+            )

@@ -125,7 +125,7 @@ class Model:
             params_path=None,
             onnx_path=None,
             golden=list,
-            _read_plan=found.plan,
+            _read_plan=lambda: found.plan,
         )
 
     @classmethod

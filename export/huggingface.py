@@ -11,8 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import InvalidInputError
-from bertrt.graph.bundle import TASKS
 from bertrt.graph.read_huggingface import WEIGHTS
 from bertrt.huggingface import HuggingFaceModel
 
@@ -68,13 +66,7 @@ def import_huggingface(
         MissingDependencyError: mxnet, gluonnlp or onnx is not installed.
         BertrtError: the finished bundle gives other numbers than the net; it is not kept.
     """
-    model = HuggingFaceModel.open(path)
-    if task is not None and task != model.task:
-        raise InvalidInputError(
-            f"{path} holds a model for {model.task}; "
-            f"it cannot be imported for the task {task!r}"
-            + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
-        )
+    model = HuggingFaceModel.open(path, task)
     tokenizer = model.tokenizer
     return write_bundle(
         to_gluon(model),
@@ -119,14 +111,19 @@ def to_gluon(model: HuggingFaceModel) -> Any:
         token_type_vocab_size=config.count("type_vocab_size"),
         units=units,
         embed_size=units,
-        use_pooler="pooler.dense.weight" in model.weights,
+        use_pooler="pooler.dense.weight" in model.plan.weights,
         use_decoder=False,
         use_classifier=False,
     )
     prefix = ""
     if model.task != "embedding":
-        net, prefix = bert.BERTClassifier(net, num_classes=config.classes, dropout=0.0), "bert."
-    arrays = {_rename(name, prefix): constant.array for name, constant in model.weights.items()}
+        net, prefix = (
+            bert.BERTClassifier(net, num_classes=config.count("num_labels"), dropout=0.0),
+            "bert.",
+        )
+    arrays = {
+        _rename(name, prefix): constant.array for name, constant in model.plan.weights.items()
+    }
     set_parameters(net, arrays, str(config.path.with_name(WEIGHTS)))
     return net
 

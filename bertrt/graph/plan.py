@@ -30,11 +30,11 @@ _ACTIVATIONS = ("none", "relu", "gelu_erf", "gelu_tanh", "tanh")
 _LAYOUTS = ("separate", "interleaved")
 # The rows of each output, and the fixed width of it if it has one
 _OUTPUT_ROWS = {
-    "sequence_output": "tokens",
-    "pooled_output": "seqs",
-    "logits": "seqs",
-    "next_sentence_classifier_output": "seqs",
-    "masked_lm_outputs": "positions",
+    "sequence_output": ("tokens",),
+    "pooled_output": ("seqs",),
+    "logits": ("seqs", "tokens"),
+    "next_sentence_classifier_output": ("seqs",),
+    "masked_lm_outputs": ("positions",),
 }
 OUTPUTS = tuple(_OUTPUT_ROWS)
 _LIMIT = 1 << 31  # extents and counts stay below this
@@ -362,13 +362,14 @@ def _check(plan: Plan) -> Architecture:
     if not plan.outputs:
         raise ModelFormatError("the plan has no outputs")
     for name, value in plan.outputs.items():
-        kind = _OUTPUT_ROWS.get(name)
-        if kind is None:
+        kinds = _OUTPUT_ROWS.get(name)
+        if kinds is None:
             raise ModelFormatError(f"unknown output {name!r}, expected one of {list(_OUTPUT_ROWS)}")
         found = values.get(value)
-        if found is None or found.kind != kind:
+        if found is None or found.kind not in kinds:
             raise ModelFormatError(
-                f"output {name!r} is value {value!r} ({found}), expected rows of {kind}"
+                f"output {name!r} is value {value!r} ({found}), expected rows of "
+                f"{' or '.join(kinds)}"
             )
     unused = set(plan.weights) - checker.used
     if unused:
@@ -384,6 +385,9 @@ class _Checker:
         self.used: set[str] = set()
         self.facts: dict[str, set[Any]] = {}
         self.layers = 0
+        # By output. One that a linear_add_layer_norm reads begins a feed-forward block; the others
+        # are heads, or bring the embeddings to the layers' width.
+        self.token_linears: dict[str, Step] = {}
 
     def rows(self, step: Step, values: dict[str, _Rows]) -> _Rows:
         """Check one step; returns what its output is."""
@@ -486,23 +490,23 @@ class _Checker:
     # One method for each kind of step
 
     def _embed_layer_norm(self, step: Step) -> _Rows:
-        vocab, hidden = self._matrix(step, "word")
+        vocab, width = self._matrix(step, "word")
         positions, position_width = self._matrix(step, "position")
-        types, type_width = self._matrix(step, "type") if "type" in step.weights else (0, hidden)
-        if not hidden == position_width == type_width:
-            self._fail(step, f"tables of width {hidden}, {position_width} and {type_width}")
+        types, type_width = self._matrix(step, "type") if "type" in step.weights else (0, width)
+        if not width == position_width == type_width:
+            self._fail(step, f"tables of width {width}, {position_width} and {type_width}")
         if (types > 0) != (self.plan.inputs["token_types"] is not None):
             self._fail(step, "a table of token types and an input of them need each other")
         if self.plan.inputs["token_ids"] is None:
             self._fail(step, "the plan has no input token_ids")
-        self._vectors(step, hidden, "gamma", "beta")
+        self._vectors(step, width, "gamma", "beta")
         if "vocab_size" in self.facts:
             self._fail(step, "a second embedding")
-        facts = (("hidden", hidden), ("vocab_size", vocab), ("type_vocab_size", types))
-        for key, value in (*facts, ("max_length", positions)):
+        facts = (("vocab_size", vocab), ("type_vocab_size", types), ("max_length", positions))
+        for key, value in facts:
             self._fact(key, value)
         self._fact("layer_norm_eps", step.fields["eps"])
-        return _Rows("tokens", hidden)
+        return _Rows("tokens", width)
 
     def _qkv_linear(self, step: Step, x: _Rows) -> _Rows:
         width = step.fields["heads"] * step.fields["head_dim"]
@@ -533,15 +537,17 @@ class _Checker:
         if x.kind == "tokens":
             self._fact("hidden", out)
             self._fact("layer_norm_eps", step.fields["eps"])
+            if (inner := self.token_linears.get(step.inputs[0])) is not None:
+                self._fact("ffn", x.width)
+                self._fact("activation", inner.fields["activation"])
         return _Rows(x.kind, out)
 
     def _linear(self, step: Step, x: _Rows) -> _Rows:
         out, into = self._matrix(step, "weight")
         self._reads(step, x, ("tokens", "seqs", "positions"), into)
         self._vectors(step, out, "bias")
-        if x.kind == "tokens":  # the only linear over tokens is the first of a feed-forward block
-            self._fact("ffn", out)
-            self._fact("activation", step.fields["activation"])
+        if x.kind == "tokens":
+            self.token_linears[step.output] = step
         return _Rows(x.kind, out)
 
     def _layer_norm(self, step: Step, x: _Rows) -> _Rows:

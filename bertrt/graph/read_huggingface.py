@@ -1,8 +1,7 @@
-"""From Hugging Face's ``config.json`` and ``model.safetensors`` to a plan.
+"""From Hugging Face's ``config.json`` and safetensors files to a plan.
 
 What they describe is one architecture with a few settings, so there is no graph to fuse: the plan
-is written down. Every setting that would change the numbers, and that a plan cannot say, is refused
-by its name.
+is written down, and with it which tensors of what shapes there have to be.
 """
 
 from __future__ import annotations
@@ -10,392 +9,405 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.graph.bundle import read_json
-from bertrt.graph.ir import Constant
-from bertrt.graph.plan import Plan, Step
+from bertrt.graph.huggingface_config import Config, read_object
+from bertrt.graph.ir import Constant, Weights
+from bertrt.graph.plan import INPUTS, Plan, Step
 from bertrt.graph.safetensors import read_safetensors
 
-__all__ = ["WEIGHTS", "Config", "make_plan", "read_object", "read_weights"]
+__all__ = ["INDEX", "WEIGHTS", "read_plan"]
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
-_CLASSIFIER = "BertForSequenceClassification"
-# These carry pretraining heads (cls.*), which an embedding has no use for.
-_ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction")
-
-_ACTIVATIONS = {
-    "gelu": "gelu_erf",
-    "gelu_python": "gelu_erf",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A ``config.json`` that describes a BERT that a plan can say.
-
-    Attributes:
-        path: the file.
-        content: what it holds.
-    """
-
-    path: Path
-    content: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: Path) -> Config:
-        """Read and check a ``config.json``.
-
-        Raises:
-            MissingFileError: there is no such file.
-            ModelFormatError: it is broken; UnsupportedModelError, a kind of it, where it has a
-                setting that would change the numbers.
-        """
-        config = cls(path, read_object(path))
-        config._refuse("model_type", "bert", "bert")
-        config._refuse("position_embedding_type", "absolute", "absolute")
-        config._refuse("is_decoder", False, False)
-        config._refuse("add_cross_attention", False, False)
-        for name in ("pruned_heads", "quantization_config"):
-            if config.content.get(name):
-                raise UnsupportedModelError(f"{path}: {name} is set, which is not supported")
-        config.activation, config.layer_norm_eps  # noqa: B018 - for their errors
-        architecture = config.architecture
-        if architecture is not None and architecture not in (_CLASSIFIER, *_ENCODERS):
-            raise UnsupportedModelError(
-                f"{path}: the architecture {architecture!r} is not supported; "
-                f"supported are {', '.join((_CLASSIFIER, *_ENCODERS))}"
-            )
-        if config.count("hidden_size") % config.count("num_attention_heads"):
-            raise ModelFormatError(
-                f"{path}: hidden_size {config.count('hidden_size')} is no multiple of "
-                f"num_attention_heads {config.count('num_attention_heads')}"
-            )
-        return config
-
-    @property
-    def architecture(self) -> str | None:
-        """The name of the model's class; None where the file does not say."""
-        names = self.content.get("architectures")
-        if not names:
-            return None
-        if not isinstance(names, list) or not isinstance(names[0], str):
-            raise ModelFormatError(f"{self.path}: architectures should be a list of names")
-        return names[0]
-
-    @property
-    def activation(self) -> str:
-        """The activation of the feed-forward blocks, by its name in plans."""
-        name = self.content.get("hidden_act", "gelu")
-        if not isinstance(name, str) or name not in _ACTIVATIONS:
-            raise UnsupportedModelError(
-                f"{self.path}: hidden_act {name!r} is not supported; "
-                f"supported are {', '.join(_ACTIVATIONS)}"
-            )
-        return _ACTIVATIONS[name]
-
-    @property
-    def layer_norm_eps(self) -> float:
-        """The epsilon of every layer normalisation."""
-        value = self.content.get("layer_norm_eps", 1e-12)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise ModelFormatError(
-                f"{self.path}: layer_norm_eps should be a small number, found {value!r}"
-            )
-        return float(value)
-
-    def count(self, name: str) -> int:
-        """The setting `name`, which has to be a whole number from 1."""
-        value = self.content.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
-            raise ModelFormatError(
-                f"{self.path}: {name} should be a whole number from 1, found {value!r}"
-            )
-        return value
-
-    @property
-    def classes(self) -> int:
-        """The outputs of a sequence classifier, by the rules of transformers."""
-        if names := self.content.get("id2label"):
-            if not isinstance(names, dict):
-                raise ModelFormatError(
-                    f"{self.path}: id2label should map 0, 1, ... to different names, "
-                    f"found {names!r}"
-                )
-            return len(names)
-        return self.count("num_labels") if "num_labels" in self.content else 2
-
-    def head(self) -> tuple[str, list[str] | None]:
-        """The task of a sequence classifier, and its labels where it is a classification.
-
-        As long as `classes` says; to be asked for when the weights have been found to agree.
-        """
-        classes, kind = self.classes, self.content.get("problem_type")
-        if kind not in (None, "single_label_classification", "regression"):
-            raise UnsupportedModelError(f"{self.path}: problem_type {kind!r} is not supported")
-        if kind == "regression" and classes != 1:
-            raise UnsupportedModelError(
-                f"{self.path}: regression with {classes} outputs is not supported"
-            )
-        if kind == "regression" or (kind is None and classes == 1):
-            return "regression", None
-        names = self.content.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
-        labels = [str(names.get(str(index), "")) for index in range(classes)]
-        if "" in labels or len(set(labels)) < classes:
-            raise ModelFormatError(
-                f"{self.path}: id2label should map 0, 1, ... to different names, found {names!r}"
-            )
-        return "classification", labels
-
-    def _refuse(self, name: str, default: Any, supported: Any) -> None:
-        found = self.content.get(name, default)
-        if found is None:
-            found = default
-        if found != supported:
-            raise UnsupportedModelError(
-                f"{self.path}: {name} is {found!r}, and only {supported!r} is supported"
-            )
+_WORDS = "embeddings.word_embeddings.weight"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_DECODER = "masked_lm.decoder"
+# Heads of pretraining: left out of an embedding wherever they are found.
+_PRETRAINING = (
+    "cls.",
+    "lm_head.",
+    "vocab_transform.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "generator_predictions.",
+    "generator_lm_head.",
+    "discriminator_predictions.",
+)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. MissingFileError and ModelFormatError say what is wrong."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ModelFormatError(f"{path} should hold a JSON object")
-    return content
-
-
-def read_weights(config: Config) -> tuple[dict[str, Constant], list[str]]:
-    """Map the weights beside a ``config.json``, and check that they are the ones it describes.
+def read_plan(config: Config, task: str) -> tuple[Plan, list[str]]:
+    """The plan of the model that lies beside a ``config.json``, for one of ``config.tasks``.
 
     Returns:
-        The float32 weights by the names that ``BertModel`` has today, without the prefix ``bert.``
-        and with ``weight`` and ``bias`` for what was ``gamma`` and ``beta``; a sequence
-        classifier's head is ``classifier.*``. And the names of the tensors that have no use:
-        pretraining heads.
+        The plan, and the names of the tensors that it has no use for: heads of pretraining, a
+        pooler that nothing reads. The plan's weights have the names that transformers gives them
+        today, without the encoder's prefix (``bert.``, ``roberta.``, ...), and with ``weight`` and
+        ``bias`` for what was ``gamma`` and ``beta``.
 
     Raises:
-        MissingFileError: there is no ``model.safetensors``.
-        ModelFormatError: the file is broken, or its tensors are missing, unexpected or of the wrong
-            shape (all are named); UnsupportedModelError where they are no floats.
+        MissingFileError: there are no safetensors files, or one of several is missing.
+        ModelFormatError: a file is broken, or its tensors are missing, unexpected, of the wrong
+            shape (all are named) or not finite; UnsupportedModelError where they are no floats.
     """
-    path = config.path.with_name(WEIGHTS)
-    if not path.is_file():
-        raise MissingFileError(f"{path} does not exist{_other_weights(path)}")
-    tensors = read_safetensors(path)
-    classifier = config.architecture == _CLASSIFIER or (
-        config.architecture is None and "classifier.weight" in tensors
-    )
-    weights: dict[str, Constant] = {}
-    left_out = []
-    for name, constant in tensors.items():
-        if name.endswith("position_ids"):  # a buffer of 0, 1, 2, ...; not a weight
-            continue
-        if not classifier and name.startswith(("cls.", "classifier.")):
-            left_out.append(name)
-            continue
-        plain = name.removeprefix("bert.")
-        plain = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", plain)
-        plain = re.sub(r"(?<=LayerNorm\.)beta$", "bias", plain)
-        if plain in weights:
-            raise ModelFormatError(f"{path}: the tensor {plain} is there twice, as {name} too")
-        if constant.array.dtype != np.float32:
-            raise UnsupportedModelError(
-                f"{path}: the tensor {name} has type {constant.array.dtype}, expected floats"
+    source, tensors = _read_tensors(config)
+    net = _Net(config, source, tensors)
+    outputs = net.outputs(task)
+    left_out = net.check()
+    weights = {name: net.weight(name) for name in net.shapes}
+    inputs: dict[str, str | None] = {name: name for name in INPUTS}
+    if not config.family.token_types:
+        inputs["token_types"] = None
+    if "masked_lm_outputs" not in outputs:
+        inputs["masked_positions"] = None
+    return Plan(inputs, tuple(net.steps), outputs, weights), left_out
+
+
+def _read_tensors(config: Config) -> tuple[Path, dict[str, Constant]]:
+    """The file that holds or lists the tensors beside a ``config.json``, and they by their plain
+    names."""
+    source, index = config.path.with_name(WEIGHTS), config.path.with_name(INDEX)
+    if source.is_file():
+        files = {source: read_safetensors(source)}
+    elif index.is_file():
+        source, files = index, _read_shards(index)
+    else:
+        raise MissingFileError(f"{source} does not exist{_other_weights(source)}")
+    tensors: dict[str, Constant] = {}
+    for file, found in files.items():
+        for name, constant in found.items():
+            if name.endswith(("embeddings.position_ids", "embeddings.token_type_ids")):
+                continue  # buffers of 0, 1, 2, ... and of zeros; no weights
+            if re.search(r"(^|[._])(lora|adapters?|base_layer)([._]|$)", name, re.IGNORECASE):
+                raise UnsupportedModelError(
+                    f"{file}: the tensor {name} belongs to an adapter, which is not supported: "
+                    "merge it into the model and save that"
+                )
+            plain = name.removeprefix(config.family.prefix)
+            plain = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", plain)
+            plain = re.sub(r"(?<=LayerNorm\.)beta$", "bias", plain)
+            if plain in tensors:
+                raise ModelFormatError(f"{file}: the tensor {plain} is there twice, as {name} too")
+            if constant.array.dtype != np.float32:
+                raise UnsupportedModelError(
+                    f"{file}: the tensor {name} has type {constant.array.dtype}, expected floats"
+                )
+            if not np.isfinite(constant.array).all():
+                raise ModelFormatError(
+                    f"{file}: the tensor {name} holds numbers that are not finite"
+                )
+            tensors[plain] = dataclasses.replace(constant, name=plain)
+    return source, tensors
+
+
+def _read_shards(index: Path) -> dict[Path, dict[str, Constant]]:
+    """The tensors of the files that an index lists, by file."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelFormatError(f"{index}: weight_map should say which file holds which tensor")
+    listed: dict[str, set[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or re.search(r"[/\\\0]", file):
+            raise ModelFormatError(
+                f"{index}: weight_map places {name} in {file!r}, which is no plain file name"
             )
-        weights[plain] = dataclasses.replace(constant, name=plain)
-    _check_weights(path, weights, _shapes(config, weights, classifier))
-    return weights, left_out
+        listed.setdefault(file, set()).add(name)
+    files = {}
+    for file, names in listed.items():
+        path = index.with_name(file)
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist; {index.name} lists it as a shard")
+        found = files[path] = read_safetensors(path)
+        if missing := sorted(names - found.keys()):
+            raise ModelFormatError(
+                f"{path} lacks {_some(missing)}, which {index.name} places there"
+            )
+        if strange := sorted(found.keys() - names):
+            raise ModelFormatError(
+                f"{path} holds {_some(strange)}, which {index.name} does not place there"
+            )
+    return files
 
 
 def _other_weights(path: Path) -> str:
-    if path.with_name(path.name + ".index.json").exists():
-        return "; the weights are in several shards: save them as one file"
-    if path.with_name("pytorch_model.bin").exists():
-        return "; pytorch_model.bin is a pickle and is never read: save it as safetensors"
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if path.with_name(name).exists():
+            return (
+                f"; {name} is a pickle and is never read: save the model as safetensors "
+                "(with the model's own class of transformers, "
+                "from_pretrained(DIR).save_pretrained(OTHER))"
+            )
     return ""
 
 
-def _shapes(
-    config: Config, weights: Mapping[str, Constant], classifier: bool
-) -> dict[str, tuple[int, ...]]:
-    """The weights that a model should have."""
-    layers, hidden = config.count("num_hidden_layers"), config.count("hidden_size")
-    if layers > len(weights):
-        raise ModelFormatError(
-            f"{config.path}: num_hidden_layers is {layers}, and {WEIGHTS} has only "
-            f"{len(weights)} weights"
-        )
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def dense(name: str, rows: int, columns: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns), (rows,)
-
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
-
-    for name, count in (
-        ("word", "vocab_size"),
-        ("token_type", "type_vocab_size"),
-        ("position", "max_position_embeddings"),
-    ):
-        shapes[f"embeddings.{name}_embeddings.weight"] = (config.count(count), hidden)
-    norm("embeddings.LayerNorm")
-    for index in range(layers):
-        layer = f"encoder.layer.{index}"
-        for part in ("query", "key", "value"):
-            dense(f"{layer}.attention.self.{part}", hidden, hidden)
-        dense(f"{layer}.attention.output.dense", hidden, hidden)
-        norm(f"{layer}.attention.output.LayerNorm")
-        dense(f"{layer}.intermediate.dense", config.count("intermediate_size"), hidden)
-        dense(f"{layer}.output.dense", hidden, config.count("intermediate_size"))
-        norm(f"{layer}.output.LayerNorm")
-    if classifier or "pooler.dense.weight" in weights:
-        dense("pooler.dense", hidden, hidden)
-    if classifier:
-        dense("classifier", config.classes, hidden)
-    return shapes
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
 
 
-def _check_weights(
-    path: Path, weights: Mapping[str, Constant], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    wrong = [
-        f"{name} is {weights[name].array.shape} and should be {shape}"
-        for name, shape in shapes.items()
-        if name in weights and weights[name].array.shape != shape
-    ]
-    problems = [
-        f"{title}: {', '.join(items[:8])}{f' and {len(items) - 8} more' if len(items) > 8 else ''}"
-        for title, items in (
-            ("missing", [name for name in shapes if name not in weights]),
-            ("unexpected", [name for name in weights if name not in shapes]),
-            ("of the wrong shape", wrong),
-        )
-        if items
-    ]
-    if problems:
-        raise ModelFormatError(f"{path} does not fit its config.json: {'; '.join(problems)}")
+# The extent of a weight: a setting's name, or a number that is always the same.
+_Extent = str | int
 
 
-def make_plan(config: Config, weights: Mapping[str, Constant]) -> Plan:
-    """The plan of a model whose weights :func:`read_weights` has read.
+class _Net:
+    """A network as it is written down: its steps, and the tensors that they read.
 
-    Raises:
-        ModelFormatError: a weight holds numbers that are not finite.
+    Attributes:
+        steps: the plan's steps.
+        shapes: the tensors that the steps read, by name.
     """
-    for name, constant in weights.items():
-        if not np.isfinite(constant.array).all():
-            raise ModelFormatError(
-                f"{config.path.with_name(WEIGHTS)}: the tensor {name} holds numbers that are not "
-                "finite"
-            )
-    heads = config.count("num_attention_heads")
-    head_dim = config.count("hidden_size") // heads
-    norm_fields = {"eps": config.layer_norm_eps, "transposed": False}
-    steps: list[Step] = []
 
-    def add(
-        op: str,
-        name: str,
-        inputs: tuple[str, ...],
-        roles: dict[str, tuple[str, ...]] | None = None,
-        fields: dict[str, Any] | None = None,
+    def __init__(self, config: Config, source: Path, tensors: Mapping[str, Constant]) -> None:
+        self.steps: list[Step] = []
+        self.shapes: dict[str, tuple[_Extent, ...]] = {}
+        self._config = config
+        self._source = source
+        self._tensors = tensors
+
+    # --- what there is in the files -----------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """Hold the tensors against `shapes`; returns the names of those that have no use."""
+        left_out, unexpected, wrong = [], [], []
+        copies = self._copies()
+        for name in self._tensors:
+            if name in self.shapes:
+                found, expected = self._tensors[name].array.shape, self._sizes(name)
+                if found != expected:
+                    settings = [
+                        self._config.name(extent)
+                        for extent in self.shapes[name]
+                        if isinstance(extent, str)
+                    ]
+                    wrong.append(
+                        f"{name} is {found} and should be {expected}, by {' and '.join(settings)}"
+                    )
+            elif name.startswith((*_PRETRAINING, "pooler.")):
+                if name not in copies:
+                    left_out.append(name)
+            else:
+                unexpected.append(name)
+        problems = [
+            f"{title}: {_some(items)}"
+            for title, items in (
+                ("missing", [name for name in self.shapes if name not in self._tensors]),
+                ("unexpected", unexpected),
+                ("of the wrong shape", wrong),
+            )
+            if items
+        ]
+        if problems:
+            if self._config.architecture is None:
+                problems.append("it names no architectures, and so stands for a model without head")
+            raise ModelFormatError(
+                f"{self._source} does not fit its {self._config.path.name}: {'; '.join(problems)}"
+            )
+        return left_out
+
+    def _copies(self) -> set[str]:
+        """The tensors that are there again under another name."""
+        copies: set[str] = set()
+        for step in self.steps if self._config.tied else ():
+            if step.output != _DECODER:
+                continue
+            head = self._config.family.masked_lm
+            for used, other in (
+                (step.weights["weight"][0], head.decoder),
+                *((step.weights["bias"][0], name) for name in head.biases),
+            ):
+                if used == other or used not in self._tensors or other not in self._tensors:
+                    continue
+                if not np.array_equal(self._tensors[used].array, self._tensors[other].array):
+                    raise ModelFormatError(
+                        f"{self._source}: {other} differs from {used}, and they are one by "
+                        f"tie_word_embeddings in {self._config.path.name}"
+                    )
+                copies.add(other)
+        return copies
+
+    def weight(self, name: str) -> Constant:
+        """A tensor as the plan wants it."""
+        constant, skipped = self._tensors[name], self._config.first_position
+        if name != _POSITIONS or skipped == 0:
+            return constant
+        offset = constant.offset
+        if offset is not None:
+            offset += constant.array[:skipped].nbytes
+        return dataclasses.replace(constant, array=constant.array[skipped:], offset=offset)
+
+    def _sizes(self, name: str) -> tuple[int, ...]:
+        return tuple(
+            extent if isinstance(extent, int) else self._config.count(extent)
+            for extent in self.shapes[name]
+        )
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _add(
+        self, op: str, name: str, inputs: tuple[str, ...], weights: Weights, **fields: Any
     ) -> str:
-        steps.append(Step(op, name, inputs, name, roles or {}, fields or {}))
+        self.steps.append(Step(op, name, inputs, name, weights, fields))
         return name
 
-    def dense(*names: str) -> dict[str, tuple[str, ...]]:
+    def _dense(self, rows: _Extent, columns: _Extent, *names: str) -> dict[str, tuple[str, ...]]:
+        for name in names:
+            self.shapes[f"{name}.weight"] = (rows, columns)
+            self.shapes[f"{name}.bias"] = (rows,)
         return {part: tuple(f"{name}.{part}" for name in names) for part in ("weight", "bias")}
 
-    def norm(name: str) -> dict[str, tuple[str, ...]]:
+    def _norm(self, width: _Extent, name: str) -> dict[str, tuple[str, ...]]:
+        self.shapes[f"{name}.weight"] = self.shapes[f"{name}.bias"] = (width,)
         return {"gamma": (f"{name}.weight",), "beta": (f"{name}.bias",)}
 
-    tables = {"word": "word", "type": "token_type", "position": "position"}
-    x = add(
-        "embed_layer_norm",
-        "embeddings",
-        (),
-        {role: (f"embeddings.{name}_embeddings.weight",) for role, name in tables.items()}
-        | norm("embeddings.LayerNorm"),
-        {"eps": config.layer_norm_eps},
-    )
-    for index in range(config.count("num_hidden_layers")):
-        step, layer = f"layer{index}", f"encoder.layer.{index}"
-        qkv = add(
-            "qkv_linear",
-            f"{step}.qkv",
-            (x,),
-            dense(*(f"{layer}.attention.self.{part}" for part in ("query", "key", "value"))),
-            {
-                "heads": heads,
-                "head_dim": head_dim,
-                "weight_layout": "separate",
-                "bias_layout": "separate",
-                "transposed": False,
-            },
-        )
-        context = add(
-            "attention",
-            f"{step}.attention",
-            (qkv,),
-            fields={
-                "heads": heads,
-                "head_dim": head_dim,
-                # In float32, as a graph has it
-                "scale": float(np.float32(1 / math.sqrt(head_dim))),
-                "mask": "valid_length",
-            },
-        )
-        attended = add(
-            "linear_add_layer_norm",
-            f"{step}.attention_output",
-            (context, x),
-            dense(f"{layer}.attention.output.dense") | norm(f"{layer}.attention.output.LayerNorm"),
-            norm_fields,
-        )
-        inner = add(
-            "linear",
-            f"{step}.ffn",
-            (attended,),
-            dense(f"{layer}.intermediate.dense"),
-            {"activation": config.activation, "transposed": False},
-        )
-        x = add(
-            "linear_add_layer_norm",
-            f"{step}.ffn_output",
-            (inner, attended),
-            dense(f"{layer}.output.dense") | norm(f"{layer}.output.LayerNorm"),
-            norm_fields,
-        )
-    outputs = {"sequence_output": x}
-    if "pooler.dense.weight" in weights:
-        first = add("first_token", "first_token", (x,))
-        pooled = add(
-            "linear",
-            "pooler",
-            (first,),
-            dense("pooler.dense"),
-            {"activation": "tanh", "transposed": False},
-        )
-        outputs["pooled_output"] = pooled
-        if "classifier.weight" in weights:
-            logits = add(
-                "linear",
-                "logits",
-                (pooled,),
-                dense("classifier"),
-                {"activation": "none", "transposed": False},
+    def _linear(
+        self,
+        step: str,
+        x: str,
+        name: str,
+        activation: str = "none",
+        *,
+        rows: _Extent = "hidden_size",
+        columns: _Extent = "hidden_size",
+    ) -> str:
+        weights = self._dense(rows, columns, name)
+        return self._add("linear", step, (x,), weights, activation=activation, transposed=False)
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def outputs(self, task: str) -> dict[str, str]:
+        """Write down what a task needs; returns the plan's outputs."""
+        head = self._config.head
+        x = self._encoder()
+        sequence = {"sequence_output": x}
+        if head == "ForSequenceClassification":
+            return {"logits": self._sequence_classifier(x)}
+        if head in ("ForQuestionAnswering", "ForTokenClassification"):
+            name = "qa_outputs" if head == "ForQuestionAnswering" else "classifier"
+            return {"logits": self._linear("logits", x, name, rows="num_labels")}
+        if head == "ForPreTraining" and self._config.family.projected:
+            return sequence | {"logits": self._discriminator(x)}
+        outputs = sequence
+        if head == "Model" or task == "embedding":
+            if "pooler.dense.weight" in self._tensors:
+                outputs |= {"pooled_output": self._pooler(x)}
+            return outputs
+        if head in ("ForPreTraining", "ForNextSentencePrediction"):
+            pooled = self._pooler(x)
+            name = "next_sentence_classifier_output"
+            classifier = self._linear(name, pooled, "cls.seq_relationship", rows=2)
+            outputs |= {"pooled_output": pooled, name: classifier}
+        if head in ("ForPreTraining", "ForMaskedLM"):
+            outputs |= {"masked_lm_outputs": self._masked_lm(x)}
+        return outputs
+
+    def _encoder(self) -> str:
+        config, layer = self._config, self._config.family.layer
+        layers, eps = config.count("num_hidden_layers"), config.layer_norm_eps
+        if layers > len(self._tensors):
+            raise ModelFormatError(
+                f"{config.path}: {config.name('num_hidden_layers')} is {layers}, and "
+                f"{self._source.name} has only {len(self._tensors)} tensors"
             )
-            outputs = {"logits": logits}
-    inputs = {name: name for name in ("token_ids", "token_types", "valid_length")}
-    return Plan(inputs | {"masked_positions": None}, tuple(steps), outputs, dict(weights))
+        tables = {"word": (_WORDS, "vocab_size")}
+        if config.family.token_types:
+            tables["type"] = ("embeddings.token_type_embeddings.weight", "type_vocab_size")
+        tables["position"] = (_POSITIONS, "max_position_embeddings")
+        self.shapes |= {name: (rows, config.table_width) for name, rows in tables.values()}
+        x = self._add(
+            "embed_layer_norm",
+            "embeddings",
+            (),
+            {role: (name,) for role, (name, _) in tables.items()}
+            | self._norm(config.table_width, "embeddings.LayerNorm"),
+            eps=eps,
+        )
+        if config.count(config.table_width) != config.count("hidden_size"):
+            x = self._linear("projection", x, "embeddings_project", columns=config.table_width)
+        heads = config.count("num_attention_heads")
+        head_dim = config.count("hidden_size") // heads
+        for index in range(layers):
+            step, prefix = f"layer{index}", f"{layer.prefix}.{index}"
+            qkv = self._add(
+                "qkv_linear",
+                f"{step}.qkv",
+                (x,),
+                self._dense(
+                    "hidden_size", "hidden_size", *(f"{prefix}.{part}" for part in layer.qkv)
+                ),
+                heads=heads,
+                head_dim=head_dim,
+                weight_layout="separate",
+                bias_layout="separate",
+                transposed=False,
+            )
+            context = self._add(
+                "attention",
+                f"{step}.attention",
+                (qkv,),
+                {},
+                heads=heads,
+                head_dim=head_dim,
+                # In float32, as a graph has it
+                scale=float(np.float32(1 / math.sqrt(head_dim))),
+                mask="valid_length",
+            )
+            attended = self._add(
+                "linear_add_layer_norm",
+                f"{step}.attention_output",
+                (context, x),
+                self._dense("hidden_size", "hidden_size", f"{prefix}.{layer.attention_output}")
+                | self._norm("hidden_size", f"{prefix}.{layer.attention_norm}"),
+                eps=eps,
+                transposed=False,
+            )
+            inner = self._linear(
+                f"{step}.ffn",
+                attended,
+                f"{prefix}.{layer.ffn}",
+                config.activation,
+                rows="intermediate_size",
+            )
+            x = self._add(
+                "linear_add_layer_norm",
+                f"{step}.ffn_output",
+                (inner, attended),
+                self._dense("hidden_size", "intermediate_size", f"{prefix}.{layer.ffn_output}")
+                | self._norm("hidden_size", f"{prefix}.{layer.ffn_norm}"),
+                eps=eps,
+                transposed=False,
+            )
+        return x
+
+    def _pooler(self, x: str) -> str:
+        first = self._add("first_token", "first_token", (x,), {})
+        return self._linear("pooler", first, "pooler.dense", "tanh")
+
+    def _sequence_classifier(self, x: str) -> str:
+        x = self._add("first_token", "first_token", (x,), {})
+        (name, activation), (last, _) = self._config.family.classifier
+        x = self._linear("pooler", x, name, activation)
+        return self._linear("logits", x, last, rows="num_labels")
+
+    def _discriminator(self, x: str) -> str:
+        name, activation = "discriminator_predictions", self._config.activation
+        x = self._linear("discriminator", x, f"{name}.dense", activation)
+        return self._linear("logits", x, f"{name}.dense_prediction", rows=1)
+
+    def _masked_lm(self, x: str) -> str:
+        config, head = self._config, self._config.family.masked_lm
+        activation = head.activation or config.activation
+        x = self._add("gather_positions", "gather_positions", (x,), {})
+        x = self._linear("masked_lm.linear", x, head.dense, activation, rows=config.table_width)
+        norm = self._norm(config.table_width, head.norm)
+        x = self._add("layer_norm", "masked_lm.layer_norm", (x,), norm, eps=config.layer_norm_eps)
+        weight = _WORDS if config.tied else head.decoder
+        # Only the first is read; the others have been names for it.
+        bias = next((name for name in head.biases if name in self._tensors), head.biases[0])
+        self.shapes |= {weight: ("vocab_size", config.table_width), bias: ("vocab_size",)}
+        roles: Weights = {"weight": (weight,), "bias": (bias,)}
+        return self._add("linear", _DECODER, (x,), roles, activation="none", transposed=False)

@@ -183,14 +183,19 @@ class Validator {
                               : std::vector<int64_t>{outputs, inputs});
   }
 
-  // The output width of a linear step, from its weight's shape.
-  int64_t outputs_of_linear(int64_t inputs) const {
-    const auto found = step_->weights.find("weight");
+  // The shape of a role that is one matrix.
+  const std::vector<int64_t>& matrix_shape(const char* role) const {
+    const auto found = step_->weights.find(role);
     if (found == step_->weights.end() || found->second.size() != 1 ||
         found->second[0].shape.size() != 2) {
-      fail("role 'weight' must be one matrix");
+      fail("role '" + std::string(role) + "' must be one matrix");
     }
-    const int64_t outputs = found->second[0].shape[step_->transposed ? 1 : 0];
+    return found->second[0].shape;
+  }
+
+  // The output width of a linear step, from its weight's shape.
+  int64_t outputs_of_linear(int64_t inputs) const {
+    const int64_t outputs = matrix_shape("weight")[step_->transposed ? 1 : 0];
     matrix(1, outputs, inputs);
     if (has("bias")) weights("bias", 1, {outputs});
     return outputs;
@@ -205,18 +210,20 @@ class Validator {
   }
 
   ValueShape check() const {
-    const int64_t hidden = plan_.hidden;
     switch (step_->op) {
       case Op::kEmbedLayerNorm: {
         inputs(0);
-        weights("word", 1, {plan_.vocab_size, hidden});
-        weights("position", 1, {plan_.max_length, hidden});
+        // The tables may be narrower than the layers, or wider: a linear step brings them there.
+        const int64_t width = matrix_shape("word")[1];
+        dimension("width", width);
+        weights("word", 1, {plan_.vocab_size, width});
+        weights("position", 1, {plan_.max_length, width});
         if (has("type") != (plan_.type_vocab_size > 0)) {
           fail("role 'type' and type_vocab_size disagree");
         }
-        if (has("type")) weights("type", 1, {plan_.type_vocab_size, hidden});
-        layer_norm(hidden);
-        return {RowKind::kTokens, hidden};
+        if (has("type")) weights("type", 1, {plan_.type_vocab_size, width});
+        layer_norm(width);
+        return {RowKind::kTokens, width};
       }
       case Op::kQkvLinear: {
         inputs(1);

@@ -170,7 +170,8 @@ WRONG = {
     "unused weight": (
         lambda c: c["weights"].update(more=dict(c["weights"]["e.g"])), "no step uses.*more"),
     "unknown output": (lambda c: c["outputs"].update(scores="nsp"), "unknown output 'scores'"),
-    "output of wrong rows": (lambda c: c["outputs"].update(logits="out"), "expected rows of seqs"),
+    "output of wrong rows": (
+        lambda c: c["outputs"].update(pooled_output="out"), "expected rows of seqs"),
     "no outputs": (lambda c: c["outputs"].clear(), "no outputs"),
     "mask without input": (lambda c: c["inputs"].update(valid_length=None), "valid_length.*need"),
     "types without input": (lambda c: c["inputs"].update(token_types=None), "token types"),

@@ -82,7 +82,6 @@ def test_names_of_all_times(hugging, style) -> None:
     elif style == "buffers":
         stored["embeddings.position_ids"] = np.arange(16)[None]
     else:
-        config["architectures"] = ["BertForMaskedLM"]
         stored["cls.predictions.bias"] = np.zeros(30, np.float32)
         left_out = ["cls.predictions.bias"]
     model = check_numbers(hugging, config, plain, stored)
@@ -144,12 +143,17 @@ def test_sequence_classification(hugging, classes, named) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"model_type": "albert"}, "model_type is 'albert'; supported are bert, roberta"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"hidden_act": "silu"}, "hidden_act 'silu'"),
-        ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification"),
+        ({"architectures": ["BertForMultipleChoice"]}, "'BertForMultipleChoice' is not supported"),
+        (
+            {"auto_map": {"AutoModel": "modeling.Own"}},
+            "auto_map names code of its own",
+        ),
+        ({"adapters": {"config": 1}}, "adapters is set"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         (CLASSIFIER | {"problem_type": "multi_label_classification"}, "multi_label"),
@@ -171,7 +175,19 @@ def test_what_would_change_the_numbers_is_refused(hugging, change, message) -> N
         ({"num_attention_heads": 5}, "no multiple"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps"),
         ({"architectures": "BertModel"}, "architectures"),
-        ({"vocab_size": 31}, r"embeddings\.word_embeddings\.weight is \(30, 24\) and should be"),
+        (
+            {"vocab_size": 31},
+            r"embeddings\.word_embeddings\.weight is \(30, 24\) and should be \(31, 24\), "
+            "by vocab_size and hidden_size",
+        ),
+        ({"type_vocab_size": 3}, "by type_vocab_size and"),
+        ({"max_position_embeddings": 17}, "by max_position_embeddings and"),
+        ({"intermediate_size": 41}, "by intermediate_size and hidden_size"),
+        ({"hidden_size": 27}, "by hidden_size"),
+        (
+            {"architectures": ["RobertaModel"]},
+            "'RobertaModel' belongs to 'roberta'",
+        ),
         ({"num_hidden_layers": 1}, r"unexpected: encoder\.layer\.1"),
         ({"num_hidden_layers": 3}, r"missing: encoder\.layer\.2"),
         ({"num_hidden_layers": 1 << 30}, "num_hidden_layers is 1073741824"),
@@ -203,7 +219,7 @@ def test_labels_that_do_not_fit(hugging, change, message) -> None:
 
 def test_too_few_positions_for_a_text(hugging) -> None:
     path = hugging.write(hugging.config | {"max_position_embeddings": 2})
-    with pytest.raises(ModelFormatError, match="max_position_embeddings is 2; at least 3"):
+    with pytest.raises(ModelFormatError, match=r"max_position_embeddings is 2, .*at least 3"):
         Engine.load(path)
 
 
@@ -231,9 +247,6 @@ def test_missing_files(hugging) -> None:
     path = hugging.root / "without-model.safetensors"
     (path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(MissingFileError, match="pickle"):
-        Engine.load(path)
-    (path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(MissingFileError, match="several shards"):
         Engine.load(path)
 
 
