@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from bertrt.errors import (
     InvalidInputError,
@@ -303,7 +311,7 @@ def _make_word_pieces(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
         special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens([token for token in special.values() if token in vocab])
+    tokenizer.add_special_tokens(_added_tokens(special, vocab, settings))
     return tokenizer
 
 
@@ -340,7 +348,7 @@ def _make_byte_pairs(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
         add_prefix_space=prefix,
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token in special.values() if token in vocab])
+    tokenizer.add_special_tokens(_added_tokens(special, vocab, settings))
     return tokenizer
 
 
@@ -368,6 +376,21 @@ def _special_tokens(
         if special[name] not in vocab:
             raise ModelFormatError(f"{path} does not hold the token {special[name]}")
     return special
+
+
+def _added_tokens(
+    special: Mapping[str, str], vocab: Mapping[str, int], settings: Mapping[str, Any]
+) -> list[AddedToken]:
+    """The special tokens that have an id, as a text may hold them; the settings may say whether
+    they swallow the white space beside them."""
+    added = []
+    for name, token in special.items():
+        found = settings.get(f"{name}_token")
+        options = found if isinstance(found, dict) else {}
+        sides = {side: options.get(side) is True for side in ("lstrip", "rstrip", "single_word")}
+        if token in vocab:
+            added.append(AddedToken(token, special=True, normalized=False, **sides))
+    return added
 
 
 def _check_switches(path: Path, settings: Mapping[str, Any], names: Iterable[str]) -> None:

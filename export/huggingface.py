@@ -1,23 +1,34 @@
-"""From a Hugging Face BERT directory to a Gluon net, and so to a bundle.
+"""From a Hugging Face directory to a bundle.
 
-What Hugging Face stores is the same network under other names: `bertrt.huggingface` reads it and
-refuses what the runtime lacks, and the conversion renames the weights.
+`bertrt.huggingface` reads the directory and refuses what the runtime lacks. Where GluonNLP has the
+same network, its weights go under Gluon's names, and the bundle has the graphs and the golden
+outputs of a net from there. For everything else, and where MXNet is not installed, the bundle is
+the plan with its weights, and the golden outputs are those of the plan in double precision.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from bertrt.errors import MissingDependencyError
+from bertrt.graph.bundle import writing
+from bertrt.graph.interpret import interpret
 from bertrt.graph.read_huggingface import WEIGHTS
+from bertrt.graph.safetensors import write_safetensors
 from bertrt.huggingface import HuggingFaceModel
 
 from .gluon_to_symbol import import_gluon, set_parameters
-from .model import TokenizerFile, write_bundle
+from .golden import record_golden
+from .model import TokenizerFile, seal, write_bundle, write_plan
 
 __all__ = ["import_huggingface", "to_gluon"]
+
+_GLUON_TASKS = ("embedding", "classification", "regression")
 
 # The plan's names of the activations, and GluonNLP's.
 _ACTIVATIONS = {"gelu_erf": "gelu", "gelu_tanh": "approx_gelu", "relu": "relu"}
@@ -52,10 +63,12 @@ def import_huggingface(
     Args:
         path: a directory that `bertrt.huggingface.HuggingFaceModel.open` takes.
         out: where the bundle goes; nothing may be there yet.
-        task: the task that the model is expected to have; found in the directory if left out.
+        task: the task that the model is wanted for, where it has several (`Config.tasks`); its own
+            if left out.
 
     Returns:
-        The path of the bundle.
+        The path of the bundle. The manifest's ``origin.golden`` says where its golden outputs come
+        from.
 
     Raises:
         MissingFileError: the directory or one of its files is not there.
@@ -63,26 +76,59 @@ def import_huggingface(
         UnsupportedModelError: the model has a setting or a part that the runtime does not have.
         InvalidInputError: the model is not for `task`.
         OutputExistsError: `out` exists.
-        MissingDependencyError: mxnet, gluonnlp or onnx is not installed.
-        BertrtError: the finished bundle gives other numbers than the net; it is not kept.
+        MissingDependencyError: mxnet and gluonnlp are installed, and onnx is not.
+        BertrtError: the finished bundle gives other numbers than the golden ones; it is not kept.
     """
     model = HuggingFaceModel.open(path, task)
-    tokenizer = model.tokenizer
-    return write_bundle(
-        to_gluon(model),
-        out,
-        tokenizer=TokenizerFile(
-            "huggingface",
-            tokenizer.to_json(),
-            tokenizer.lower,
-            tokenizer.max_length,
-            tokenizer.vocab_size,
-        ),
-        task=model.task,
-        labels=model.labels,
-        pooling=model.pooling,
-        origin=model.origin,
+    tokenizer = TokenizerFile(
+        "huggingface",
+        model.tokenizer.to_json(),
+        model.tokenizer.lower,
+        model.tokenizer.max_length,
+        model.tokenizer.vocab_size,
     )
+    if _in_gluon(model):
+        return write_bundle(
+            to_gluon(model),
+            out,
+            tokenizer=tokenizer,
+            task=model.task,
+            labels=model.labels,
+            pooling=model.pooling,
+            origin=model.origin | {"golden": "mxnet"},
+        )
+    with writing(out) as draft:
+        weights = {name: constant.array for name, constant in model.plan.weights.items()}
+        placed = write_safetensors(draft.directory / WEIGHTS, weights)
+        plan = dataclasses.replace(model.plan, weights=placed)
+        write_plan(plan, draft.directory)
+        golden = record_golden(
+            functools.partial(interpret, plan),
+            plan.architecture,
+            masked=plan.inputs["masked_positions"] is not None,
+        )
+        seal(
+            draft,
+            plan,
+            tokenizer=tokenizer,
+            task=model.task,
+            labels=model.labels,
+            pooling=model.pooling,
+            origin=model.origin | {"golden": "the plan in double precision"},
+            golden=golden,
+        )
+    return Path(out)
+
+
+def _in_gluon(model: HuggingFaceModel) -> bool:
+    """Whether GluonNLP has the network of a model, and is installed."""
+    if "bert" not in model.config.family.model_types or model.task not in _GLUON_TASKS:
+        return False
+    try:
+        import_gluon()
+    except MissingDependencyError:
+        return False
+    return True
 
 
 def to_gluon(model: HuggingFaceModel) -> Any:

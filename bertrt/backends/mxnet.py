@@ -37,8 +37,8 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> MXNetBac
     if model.symbol_path is None or model.params_path is None:
         raise ModelFormatError(
             f"{model.path} has no MXNet symbol for backend mxnet; a bundle has one that is made of "
-            "a Gluon net (bertrt export) or of a Hugging Face directory (bertrt import DIR --out "
-            "BUNDLE)"
+            "a Gluon net (bertrt export), or, where MXNet is installed, of a Hugging Face "
+            "BertModel or BertForSequenceClassification (bertrt import DIR --out BUNDLE)"
         )
     return MXNetBackend(mxnet, model)
 

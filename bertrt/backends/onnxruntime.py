@@ -45,8 +45,10 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> OnnxRunt
         )
     if model.onnx_path is None:
         raise ModelFormatError(
-            f"{model.path} has no ONNX graph for backend onnxruntime; make a bundle, which has "
-            f"one: bertrt import {model.path} --out BUNDLE"
+            f"{model.path} has no ONNX graph for backend onnxruntime; a bundle has one that is "
+            "made of a graph, of a Gluon net (bertrt export), or, where MXNet is installed, of a "
+            "Hugging Face BertModel or BertForSequenceClassification (bertrt import DIR --out "
+            "BUNDLE)"
         )
     session = _session(onnxruntime, model, device, threads)
     return OnnxRuntimeBackend(session, model, device, threads, onnxruntime.__version__)

@@ -288,6 +288,12 @@ class _Net:
             return {"logits": self._sequence_classifier(x)}
         if head in ("ForQuestionAnswering", "ForTokenClassification"):
             name = "qa_outputs" if head == "ForQuestionAnswering" else "classifier"
+            if name == "qa_outputs" and self._config.count("num_labels") != 2:
+                raise UnsupportedModelError(
+                    f"{self._config.path}: {self._config.name('num_labels')} is "
+                    f"{self._config.count('num_labels')}, and question answering has 2 outputs, "
+                    "for start and end"
+                )
             return {"logits": self._linear("logits", x, name, rows="num_labels")}
         if head == "ForPreTraining" and self._config.family.projected:
             return sequence | {"logits": self._discriminator(x)}

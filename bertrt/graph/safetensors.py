@@ -1,4 +1,4 @@
-"""Reader of safetensors files, without the package of that name.
+"""Reader and writer of safetensors files, without the package of that name.
 
 The layout::
 
@@ -12,6 +12,7 @@ The entry ``__metadata__``, where there is one, maps text to text.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.graph.ir import Constant
 from bertrt.graph.params import map_file, view
 
-__all__ = ["read_safetensors"]
+__all__ = ["read_safetensors", "write_safetensors"]
 
 _DTYPES = {
     "F64": "float64",
@@ -42,6 +43,8 @@ _DTYPES = {
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _MAX_RANK = 32
 _MOST_ELEMENTS = 1 << 48
+# The data begin at a cache line, so that arrays can be used where they are mapped.
+_ALIGNMENT = 64
 
 
 def read_safetensors(path: str | Path) -> dict[str, Constant]:
@@ -76,6 +79,33 @@ def read_safetensors(path: str | Path) -> dict[str, Constant]:
     return {
         name: _read_tensor(name, entry, path, data, start + entry["data_offsets"][0])
         for name, entry in header.items()
+    }
+
+
+def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Constant]:
+    """Write float32 arrays to a safetensors file, one after the other.
+
+    Returns name -> :class:`~bertrt.graph.ir.Constant`: the same arrays, with their places in the
+    file.
+    """
+    path = Path(path)
+    header, offsets, end = {}, {}, 0
+    for name, array in arrays.items():
+        offsets[name], end = end, end + array.nbytes
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    start = 8 + len(text)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array, "<f4").data)
+    return {
+        name: Constant(name, array, path, start + offsets[name]) for name, array in arrays.items()
     }
 
 

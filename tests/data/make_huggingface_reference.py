@@ -116,8 +116,9 @@ def answers(path: Path, architecture: str, inputs: dict[str, np.ndarray]) -> dic
     }
 
 
-def save(path: Path, architecture: str, settings: dict[str, Any]) -> None:
-    """Have transformers write the directory of a model, with the weights of `draw`."""
+def save(path: Path, architecture: str, settings: dict[str, Any], shard: str | None = None) -> None:
+    """Have transformers write the directory of a model, with the weights of `draw`; in files of at
+    most the size `shard`."""
     import torch
     import transformers
     from safetensors import numpy as safetensors
@@ -125,7 +126,8 @@ def save(path: Path, architecture: str, settings: dict[str, Any]) -> None:
     kind = getattr(transformers, architecture)
     options = {"pad_token_id": 1} if "oberta" in architecture or "Camembert" in architecture else {}
     torch.manual_seed(0)
-    kind(kind.config_class(**settings | options)).save_pretrained(path)
+    size = {} if shard is None else {"max_shard_size": shard}
+    kind(kind.config_class(**settings | options)).save_pretrained(path, **size)
     for file in path.glob("*.safetensors"):
         tensors = safetensors.load_file(file)
         drawn = {name: draw(name, array.shape) for name, array in tensors.items()}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertrt.errors import UnsupportedModelError
+from bertrt.graph.interpret import interpret
 from bertrt.graph.params import read_params
 from bertrt.graph.pipeline import compile_graph
 from bertrt.graph.read_mxnet import read_mxnet
@@ -163,7 +164,7 @@ def test_unused_projection_is_not_reordered(symbol):
 
 
 @pytest.mark.parametrize("layout", ["both", "weights only"])
-def test_interleaved_weights(gluon, batch, interpret, layout):
+def test_interleaved_weights(gluon, batch, layout):
     """The layout that GluonNLP's own graph pass writes: one in_weight and one in_bias."""
     mx = pytest.importorskip("mxnet")
     exported = gluon(head="classifier", layers=2, heads=3, units=24)

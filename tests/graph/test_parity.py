@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bertrt.graph.interpret import interpret
 from bertrt.graph.pipeline import compile_graph
 from bertrt.graph.read_mxnet import read_mxnet
 from bertrt.graph.read_onnx import read_onnx
@@ -60,7 +61,7 @@ def batches(exported, batch):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_plan_equals_gluon(gluon, batch, interpret, name):
+def test_plan_equals_gluon(gluon, batch, name):
     exported = gluon(**NETS[name])
     plan, coverage = compile_graph(read_mxnet(exported.symbol, exported.params))
     assert list(plan.outputs) == OUTPUTS.get(name, ["sequence_output", "pooled_output"])
@@ -85,7 +86,7 @@ def test_plan_equals_gluon(gluon, batch, interpret, name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_onnx_equals_gluon(gluon, batch, interpret, name):
+def test_onnx_equals_gluon(gluon, batch, name):
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
