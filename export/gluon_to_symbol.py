@@ -16,10 +16,10 @@ import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
 from bertrt.graph.bundle import PARAMS, SYMBOL
-from bertrt.graph.plan import INPUTS
 
 __all__ = [
     "import_gluon",
+    "input_names",
     "output_names",
     "run_gluon",
     "set_parameters",
@@ -46,22 +46,35 @@ def import_gluon() -> tuple[Any, Any]:
     return mxnet, gluonnlp
 
 
+def input_names(net: Any) -> list[str]:
+    """The names of what `net` takes, in its order: out of `bertrt.graph.plan.INPUTS`.
+
+    A ``RoBERTaModel`` or ``DistilBERTModel``, and a block over one, takes no token types.
+    """
+    _, gluonnlp = import_gluon()
+    models = gluonnlp.model.bert
+    blocks: list[Any] = []
+    net.apply(blocks.append)
+    names = ["token_ids"]
+    if not any(isinstance(b, (models.RoBERTaModel, models.DistilBERTModel)) for b in blocks):
+        names.append("token_types")
+    names.append("valid_length")
+    if "masked_lm_outputs" in output_names(net):
+        names.append("masked_positions")
+    return names
+
+
 def output_names(net: Any) -> list[str]:
     """The names of what `net` returns, in its order.
 
     Args:
-        net: a GluonNLP ``BERTModel``, or a block over one that returns logits.
+        net: a GluonNLP ``BERTModel``, ``RoBERTaModel`` or ``DistilBERTModel``, or a block over one
+            that returns logits.
 
     Raises:
-        InvalidInputError: the net is a kind of BERT that takes other inputs, or returns attention
-            weights or the encodings of every layer.
+        InvalidInputError: the net returns attention weights or the encodings of every layer.
     """
     _, gluonnlp = import_gluon()
-    models = gluonnlp.model.bert
-    if isinstance(net, (models.RoBERTaModel, models.DistilBERTModel)):
-        raise InvalidInputError(
-            f"{type(net).__name__} is not supported; BERTModel and BERTClassifier are"
-        )
     if not isinstance(net, gluonnlp.model.BERTModel):
         return ["logits"]
     for flag, what in (
@@ -111,9 +124,10 @@ def run_gluon(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     """Run a live net in predict mode.
 
     Args:
-        net: an initialised GluonNLP ``BERTModel``, or a block over one that returns logits.
+        net: an initialised net as for :func:`output_names`.
         inputs: integer arrays ``token_ids`` and ``token_types`` (batch, seq), ``valid_length``
-            (batch,) and, for a net with a decoder, ``masked_positions`` (batch, masked).
+            (batch,) and, for a net with a decoder, ``masked_positions`` (batch, masked); those that
+            the net does not take are left aside.
 
     Returns:
         float32 arrays by output name, shaped as the block returns them.
@@ -126,9 +140,7 @@ def run_gluon(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     names = output_names(net)
     context = _context(net)
     arguments = [
-        mxnet.nd.array(inputs[name], ctx=context, dtype="float32")
-        for name in INPUTS
-        if name in inputs
+        mxnet.nd.array(inputs[name], ctx=context, dtype="float32") for name in input_names(net)
     ]
     with _imperative(net):
         outputs = _call(net, arguments)
@@ -145,8 +157,8 @@ def _call(net: Any, arguments: list[Any]) -> list[Any]:
         result = net(*arguments)
     except Exception as error:  # Gluon raises whatever the block's own code runs into
         raise InvalidInputError(
-            f"{type(net).__name__} cannot be called with {', '.join(INPUTS[: len(arguments)])} "
-            f"as BERTModel and BERTClassifier are: {error}"
+            f"{type(net).__name__} cannot be called with {', '.join(input_names(net))} "
+            f"as GluonNLP's own models are: {error}"
         ) from error
     return list(result) if isinstance(result, (list, tuple)) else [result]
 
@@ -180,7 +192,7 @@ def set_parameters(net: Any, arrays: Mapping[str, np.ndarray], source: str) -> N
     """Initialise `net` with `arrays`, all of them and nothing else.
 
     Args:
-        net: a ``BERTModel`` or ``BERTClassifier``, initialised or not.
+        net: a GluonNLP net, initialised or not.
         arrays: arrays by the names of :func:`structural_parameters`, of any float type.
         source: where they come from, for error messages.
 
@@ -242,8 +254,7 @@ def _describe(shape: tuple[int, ...]) -> str:
 def write_symbol_pair(net: Any, directory: Path) -> tuple[Path, Path]:
     """Write the symbolic graph of `net` and its weights, as ``net.export`` would.
 
-    The graph takes ``data0`` (token ids), ``data1`` (token types), ``data2`` (valid length) and,
-    for a net with a decoder, ``data3`` (masked positions).
+    The graph takes ``data0``, ``data1``, ...: what :func:`input_names` says, in its order.
 
     Args:
         net: a net that has run once, so that every shape is known.
@@ -257,7 +268,7 @@ def write_symbol_pair(net: Any, directory: Path) -> tuple[Path, Path]:
     """
     mxnet, _ = import_gluon()
     _context(net)
-    count = 4 if "masked_lm_outputs" in output_names(net) else 3
+    count = len(input_names(net))
     symbol = mxnet.sym.Group(_call(net, [mxnet.sym.var(f"data{index}") for index in range(count)]))
     wanted = set(symbol.list_arguments()) | set(symbol.list_auxiliary_states())
     arrays = {
