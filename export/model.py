@@ -17,6 +17,7 @@ from bertrt.errors import (
     BertrtError,
     InvalidInputError,
     InvalidTypeError,
+    MissingDependencyError,
     MissingFileError,
     ModelFormatError,
 )
@@ -35,6 +36,7 @@ from bertrt.graph.bundle import (
 from bertrt.graph.pipeline import compile_graph
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
+from bertrt.paths import check_path
 from bertrt.tokenizer import Vocabulary
 from bertrt.verify import verify
 
@@ -42,7 +44,7 @@ from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol
 from .golden import record_golden
 from .symbol_to_onnx import symbol_to_onnx
 
-__all__ = ["TokenizerFile", "export_model", "write_bundle"]
+__all__ = ["TokenizerFile", "export_model", "is_sentencepiece", "load_vocab", "write_bundle"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ def export_model(
     out_dir: str | os.PathLike[str],
     *,
     vocab: Any,
+    tokenizer: Any = None,
     task: str,
     labels: Sequence[str] | None = None,
     lower: bool = True,
@@ -98,14 +101,19 @@ def export_model(
     The net is left as it was found, hybridized or not, and is run in predict mode only.
 
     Args:
-        net: an initialised GluonNLP ``BERTModel`` for ``task="embedding"``, or a
-            ``BERTClassifier`` (or a block that is called like one and returns logits of shape
-            (batch, classes)) for ``"classification"`` and ``"regression"``. float32.
+        net: an initialised GluonNLP ``BERTModel``, ``RoBERTaModel`` or ``DistilBERTModel`` for
+            ``task="embedding"``, or a ``BERTClassifier`` or ``RoBERTaClassifier`` (or a block that
+            is called like one and returns logits of shape (batch, classes)) for
+            ``"classification"`` and ``"regression"``. float32.
         out_dir: where the bundle goes; nothing may be there yet.
-        vocab: a ``gluonnlp.vocab.BERTVocab``, or the path of its JSON file.
+        vocab: a ``gluonnlp.vocab.BERTVocab``, RoBERTa's ``gluonnlp.Vocab``, or the path of its JSON
+            file or of a SentencePiece model.
+        tokenizer: GluonNLP's ``BERTTokenizer``, ``GPT2BPETokenizer`` (RoBERTa) or
+            ``BERTSPTokenizer`` (KoBERT); if left out, the first, or for the path of a
+            SentencePiece model the last, as `lower` describes it.
         task: ``"embedding"``, ``"classification"`` or ``"regression"``.
         labels: the names of the classes, in the order of the logits; "0", "1", ... if left out.
-        lower: whether the model was trained on lower-cased text.
+        lower: whether the model was trained on lower-cased text; a `tokenizer` knows itself.
         max_length: the longest input in tokens, special ones included; longer text is truncated.
         pooling: for embeddings, how token rows become one vector: ``{"mode": "mean" | "cls" |
             "pooled", "normalize": bool}``; the plain mean if left out.
@@ -144,12 +152,10 @@ def export_model(
         json.dumps(origin)
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"origin should hold what JSON can say: {error}") from error
-    vocab = load_vocab(vocab)
-    tokenizer = TokenizerFile("gluonnlp", vocab.to_json(), lower, max_length, len(vocab))
     return write_bundle(
         net,
         out_dir,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer_file(vocab, tokenizer, lower, max_length),
         task=task,
         labels=labels,
         pooling=pooling,
@@ -157,16 +163,59 @@ def export_model(
     )
 
 
+def is_sentencepiece(path: Path) -> bool:
+    """Whether a vocabulary file is, by its name, a SentencePiece model."""
+    return path.suffix in (".spiece", ".model")
+
+
+def _tokenizer_file(vocab: Any, tokenizer: Any, lower: bool, max_length: int) -> TokenizerFile:
+    _, gluonnlp = import_gluon()
+    loaded = load_vocab(vocab)
+    kind, pieces = "gluonnlp", None
+    if isinstance(tokenizer, gluonnlp.data.GPT2BPETokenizer):
+        kind, lower = "gluonnlp-bpe", False
+        ranks = sorted(tokenizer._bpe_ranks, key=tokenizer._bpe_ranks.__getitem__)
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in ranks), ""]
+        pieces = "\n".join(lines).encode()
+    elif isinstance(tokenizer, gluonnlp.data.BERTSPTokenizer):
+        kind, lower = "gluonnlp-sentencepiece", tokenizer.basic_tokenizer("A") == ["a"]
+        model = check_path("the tokenizer's model", tokenizer._path)
+        if not model.is_file():
+            raise MissingFileError(f"the tokenizer's model {model} does not exist")
+        pieces = model.read_bytes()
+    elif isinstance(tokenizer, gluonnlp.data.BERTTokenizer):
+        lower = tokenizer.basic_tokenizer.tokenize("A") == ["a"]
+    elif tokenizer is not None:
+        raise InvalidTypeError(
+            "tokenizer should be a BERTTokenizer, GPT2BPETokenizer or BERTSPTokenizer of GluonNLP, "
+            f"found {type(tokenizer).__name__}"
+        )
+    elif loaded is not vocab and is_sentencepiece(Path(vocab)):
+        kind, pieces = "gluonnlp-sentencepiece", Path(vocab).read_bytes()
+    elif getattr(loaded, "cls_token", None) is None or any(
+        token[:1] == "▁" != token for token in loaded.idx_to_token
+    ):
+        raise InvalidInputError(
+            "the vocabulary is not that of a BERTTokenizer; give the GPT2BPETokenizer or "
+            "BERTSPTokenizer that goes with it as tokenizer"
+        )
+    return TokenizerFile(kind, loaded.to_json(), lower, max_length, len(loaded), pieces)
+
+
 def load_vocab(vocab: Any) -> Any:
-    """`vocab` as a ``BERTVocab``: itself, or read from the JSON file that it names.
+    """`vocab` as a GluonNLP vocabulary: itself, or read from the file that it names.
+
+    Args:
+        vocab: a ``BERTVocab``, a ``Vocab`` with the tokens of RoBERTa, the path of the JSON of
+            either, or of a SentencePiece model (``.spiece`` or ``.model``).
 
     Raises:
         InvalidTypeError: it is neither a vocabulary nor a path.
         MissingFileError: there is no such file.
-        ModelFormatError: the file is not the JSON of a ``BERTVocab``.
+        ModelFormatError: the file is not that of a vocabulary.
     """
     _, gluonnlp = import_gluon()
-    if isinstance(vocab, gluonnlp.vocab.BERTVocab):
+    if isinstance(vocab, gluonnlp.Vocab):
         return vocab
     if not isinstance(vocab, (str, os.PathLike)):
         raise InvalidTypeError(
@@ -176,9 +225,24 @@ def load_vocab(vocab: Any) -> Any:
     path = Path(vocab)
     if not path.is_file():
         raise MissingFileError(f"the vocabulary file {path} does not exist")
-    Vocabulary.read(path)
     try:
-        return gluonnlp.vocab.BERTVocab.from_json(path.read_text(encoding="utf-8"))
+        if is_sentencepiece(path):
+            # As GluonNLP reads KoBERT's.
+            return gluonnlp.vocab.BERTVocab.from_sentencepiece(str(path), padding_token="[PAD]")
+        Vocabulary.read(path)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        # To RoBERTa's, a BERTVocab would add a [CLS] and a [SEP] that its model has no rows for.
+        named = content | (content.get("identifiers_to_tokens") or {})
+        kind = gluonnlp.Vocab if named.get("cls_token") is None else gluonnlp.vocab.BERTVocab
+        return kind.from_json(text)
+    except BertrtError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path}: a SentencePiece model needs the package sentencepiece: "
+            "pip install 'bertrt[export]'"
+        ) from error
     except Exception as error:
         # GluonNLP asserts, and falls over in its own ways on what it does not expect.
         raise ModelFormatError(f"{path}: GluonNLP cannot read the vocabulary: {error!r}") from error

@@ -17,16 +17,143 @@ from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.graph.bundle import TASKS
 from bertrt.graph.params import read_params
 from bertrt.paths import check_path
+from bertrt.tokenizer import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters
-from .model import TokenizerFile, load_vocab, write_bundle
+from .model import TokenizerFile, is_sentencepiece, load_vocab, write_bundle
 
-__all__ = ["MODELS", "export_zoo"]
+__all__ = ["MODELS", "ZooFile", "ZooRow", "export_zoo", "zoo_rows"]
 
-MODELS = ("bert_12_768_12", "bert_24_1024_16")
+MODELS = (
+    "bert_12_768_12",
+    "bert_24_1024_16",
+    "roberta_12_768_12",
+    "roberta_24_1024_16",
+    "distilbert_6_768_12",
+    "ernie_12_768_12",
+)
 
-# Heads of pretraining, which the tasks here have no use for.
-_PRETRAINING = ("decoder.", "classifier.")
+# The tokens of every vocabulary, which stand nowhere in GluonNLP. They are those of the published
+# models: https://github.com/google-research/bert, allenai/scibert, dmis-lab/biobert,
+# EmilyAlsentzer/clinicalBERT, SKTBrain/KoBERT, PaddlePaddle/ERNIE (1.0) and fairseq's RoBERTa.
+_VOCAB_SIZES = {
+    "book_corpus_wiki_en_cased": 28996,
+    "book_corpus_wiki_en_uncased": 30522,
+    "openwebtext_book_corpus_wiki_en_uncased": 30522,
+    "wiki_multilingual_uncased": 105879,
+    "wiki_multilingual_cased": 119547,
+    "wiki_cn_cased": 21128,
+    "scibert_scivocab_uncased": 31090,
+    "scibert_scivocab_cased": 31116,
+    "scibert_basevocab_uncased": 30522,
+    "scibert_basevocab_cased": 28996,
+    "biobert_v1.0_pmc_cased": 28996,
+    "biobert_v1.0_pubmed_cased": 28996,
+    "biobert_v1.0_pubmed_pmc_cased": 28996,
+    "biobert_v1.1_pubmed_cased": 28996,
+    "clinicalbert_uncased": 30522,
+    "kobert_news_wiki_ko_cased": 8002,
+    "openwebtext_ccnews_stories_books_cased": 50265,
+    "distilbert_book_corpus_wiki_en_uncased": 30522,
+    "baidu_ernie_uncased": 17964,
+}
+
+# What the weights of pretraining hold besides the encoder, where that is less than both heads.
+_HEADS: dict[str, tuple[str, ...]] = {
+    "biobert": (),
+    "clinicalbert": ("next-sentence",),
+    "distilbert": (),
+    "baidu": (),
+    "openwebtext_ccnews": ("fill-mask",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooFile:
+    """A file of the zoo.
+
+    Attributes:
+        path: where GluonNLP keeps it.
+        sha1: its sha1 in hexadecimal digits.
+        option: the option of ``bertrt export`` that names another file in its place.
+        fetch: has GluonNLP download it to `path`.
+    """
+
+    path: Path
+    sha1: str
+    option: str
+    fetch: Callable[[], Any] = dataclasses.field(repr=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooRow:
+    """A pretrained model of the zoo.
+
+    Attributes:
+        model, dataset: its two names.
+        vocab_size: the tokens of its vocabulary.
+        token_types: 0 for a model without.
+        max_length: the positions that it has.
+        activation, layer_norm_eps: of its layers.
+        tokenizer: the kind of its tokenizer, as `bertrt.tokenizer` names them.
+        lower: whether its text is lower-cased.
+        heads: the tasks of pretraining that its weights have a head for.
+        files: what exporting it needs.
+    """
+
+    model: str
+    dataset: str
+    vocab_size: int
+    token_types: int
+    max_length: int
+    activation: str
+    layer_norm_eps: float
+    tokenizer: str
+    lower: bool
+    heads: tuple[str, ...]
+    files: tuple[ZooFile, ...]
+
+
+def zoo_rows() -> list[ZooRow]:
+    """The zoo, from GluonNLP's own registries.
+
+    Raises:
+        MissingDependencyError: mxnet or gluonnlp is not installed.
+    """
+    mxnet, gluonnlp = import_gluon()
+    rows = []
+    for model in MODELS:
+        settings = gluonnlp.model.bert.bert_hparams[model]
+        for name in mxnet.gluon.model_zoo.model_store._model_sha1:
+            dataset = name.removeprefix(f"{model}_")
+            if dataset == name:
+                continue
+            vocab = _vocab_file(dataset)
+            files = [_params_file(model, dataset), vocab]
+            if _is_roberta(model):
+                files.append(_merges_file())
+            rows.append(
+                ZooRow(
+                    model=model,
+                    dataset=dataset,
+                    vocab_size=_VOCAB_SIZES[dataset],
+                    token_types=settings.get("token_type_vocab_size", 0),
+                    max_length=settings["max_length"],
+                    activation=settings.get("activation", "gelu"),
+                    # DistilBERT's is the default of its function.
+                    layer_norm_eps=settings.get(
+                        "layer_norm_eps", 1e-5 if _is_distilbert(model) else 1e-12
+                    ),
+                    tokenizer=_tokenizer_kind(model, vocab.path),
+                    lower=_lower(dataset),
+                    heads=next(
+                        (heads for start, heads in _HEADS.items() if dataset.startswith(start)),
+                        ("next-sentence", "fill-mask"),
+                    ),
+                    files=tuple(files),
+                )
+            )
+    return rows
 
 
 def export_zoo(
@@ -37,20 +164,24 @@ def export_zoo(
     task: str | None = None,
     params: str | os.PathLike[str] | None = None,
     vocab: str | os.PathLike[str] | None = None,
+    merges: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     max_length: int | None = None,
 ) -> Path:
     """Export a model of ``gluonnlp.model.get_model`` to a bundle.
 
     Args:
-        model: ``"bert_12_768_12"`` or ``"bert_24_1024_16"``.
+        model: one of `MODELS`.
         dataset: the zoo's name of the corpus, such as ``"book_corpus_wiki_en_uncased"``. Its
             ending, cased or uncased, says whether text is lower-cased.
         out: where the bundle goes; nothing may be there yet.
         task: ``"embedding"``, ``"classification"`` or ``"regression"``; an embedding if left out.
         params: a file of ``save_parameters``: a pretraining checkpoint for embeddings, a
-            fine-tuned ``BERTClassifier`` for any task. None for the zoo's pretrained weights.
-        vocab: a ``BERTVocab`` as JSON. None for the zoo's own.
+            fine-tuned ``BERTClassifier`` (``RoBERTaClassifier`` for RoBERTa and DistilBERT) for any
+            task. None for the zoo's pretrained weights.
+        vocab: a vocabulary as JSON, or a SentencePiece model (``.spiece`` or ``.model``). None for
+            the zoo's own.
+        merges: for RoBERTa, the merges of byte-level BPE. None for the zoo's own.
         labels: the names of a classifier's classes; "0", "1", ... if left out.
         max_length: the longest input in tokens, special ones included; 128 if left out.
 
@@ -62,6 +193,8 @@ def export_zoo(
         MissingFileError: a file is not there and cannot be downloaded; the message says which
             file is wanted and where it may lie.
         ModelFormatError: a file is broken or holds the weights of another network.
+        MissingDependencyError: mxnet, gluonnlp, onnx or (for KoBERT) sentencepiece is not
+            installed.
 
     What writing the bundle raises is told by :func:`bertrt.export.export_model`.
     """
@@ -76,36 +209,51 @@ def export_zoo(
     if params is None and task != "embedding":
         raise InvalidInputError(
             f"the zoo's weights are pretrained and have no head for {task}; "
-            "give the parameters of a fine-tuned BERTClassifier with --params"
+            "give the parameters of a fine-tuned classifier with --params"
         )
-    wanted: list[_ZooFile] = []
-    if vocab is None:
-        wanted.append(_zoo_vocab(dataset))
-        vocab = wanted[-1].path
-    if params is None:
-        wanted.append(_zoo_params(model, dataset))
-        params = wanted[-1].path
+    if merges is not None and not _is_roberta(model):
+        raise InvalidInputError(f"--merges goes with RoBERTa; {model} has no byte-level BPE")
+    wanted: list[ZooFile] = []
+
+    def find(name: str, given: str | os.PathLike[str] | None, own: Callable[[], ZooFile]) -> Path:
+        if given is None:
+            wanted.append(own())
+            return wanted[-1].path
+        path = check_path(name, given)
+        if not path.is_file():
+            raise MissingFileError(f"the {name} file {path} does not exist")
+        return path
+
+    vocab_path = find("vocabulary", vocab, lambda: _vocab_file(dataset))
+    params_path = find("parameter", params, lambda: _params_file(model, dataset))
+    merges_path = find("merges", merges, _merges_file) if _is_roberta(model) else None
     _fetch(wanted)
-    bert_vocab = load_vocab(vocab)
-    params_path = check_path("params", params)
-    if not params_path.is_file():
-        raise MissingFileError(f"the parameter file {params_path} does not exist")
+    kind = _tokenizer_kind(model, vocab_path)
+    pieces = None
+    if merges_path is not None:
+        read_merges(merges_path)
+        pieces = merges_path.read_bytes()
+    elif kind == "gluonnlp-sentencepiece":
+        pieces = vocab_path.read_bytes()
+    loaded = load_vocab(vocab_path)
     arrays, classes = _select(
         {name: constant.array for name, constant in read_params(params_path).items()},
+        model,
         task,
         params_path,
     )
-    net = _build(model, bert_vocab, classes)
+    net = _build(model, loaded, classes)
     set_parameters(net, arrays, str(params_path))
     return write_bundle(
         net,
         out,
         tokenizer=TokenizerFile(
-            "gluonnlp",
-            bert_vocab.to_json(),
+            kind,
+            loaded.to_json(),
             lower,
             128 if max_length is None else max_length,
-            len(bert_vocab),
+            len(loaded),
+            pieces,
         ),
         task=task,
         labels=labels,
@@ -119,7 +267,17 @@ def export_zoo(
     )
 
 
+def _is_roberta(model: str) -> bool:
+    return model.startswith("roberta")
+
+
+def _is_distilbert(model: str) -> bool:
+    return model.startswith("distilbert")
+
+
 def _lower(dataset: str) -> bool:
+    # As GluonNLP's fine-tuning scripts have it. Its data.get_tokenizer has the two multilingual
+    # models the wrong way round.
     if not isinstance(dataset, str) or not re.search(r"(^|_)(un)?cased$", dataset):
         raise InvalidInputError(
             f"the dataset {dataset!r} says neither cased nor uncased; "
@@ -128,86 +286,96 @@ def _lower(dataset: str) -> bool:
     return dataset.endswith("uncased")
 
 
+def _tokenizer_kind(model: str, vocab: Path) -> str:
+    if _is_roberta(model):
+        return "gluonnlp-bpe"
+    return "gluonnlp-sentencepiece" if is_sentencepiece(vocab) else "gluonnlp"
+
+
 def _build(model: str, vocab: Any, classes: int | None) -> Any:
     _, gluonnlp = import_gluon()
-    bert, _ = gluonnlp.model.get_model(
-        model,
-        dataset_name=None,
-        vocab=vocab,
-        pretrained=False,
-        use_pooler=True,
-        use_decoder=False,
-        use_classifier=False,
+    options = {"use_pooler": True, "use_decoder": False, "use_classifier": False}
+    if _is_roberta(model):
+        options = {"use_decoder": False}
+    elif _is_distilbert(model):
+        options = {}
+    net, _ = gluonnlp.model.get_model(
+        model, dataset_name=None, vocab=vocab, pretrained=False, **options
     )
     if classes is None:
-        return bert
-    return gluonnlp.model.BERTClassifier(bert, num_classes=classes, dropout=0.0)
+        return net
+    classifier = getattr(gluonnlp.model, _classifier(model))
+    return classifier(net, num_classes=classes, dropout=0.0)
+
+
+def _classifier(model: str) -> str:
+    """GluonNLP's class of a classifier over the model. That over RoBERTa reads a sequence output,
+    and does for DistilBERT, which has no pooler either."""
+    pooled = not _is_roberta(model) and not _is_distilbert(model)
+    return "BERTClassifier" if pooled else "RoBERTaClassifier"
 
 
 def _select(
-    arrays: Mapping[str, np.ndarray], task: str, source: Path
+    arrays: Mapping[str, np.ndarray], model: str, task: str, source: Path
 ) -> tuple[dict[str, np.ndarray], int | None]:
     """The arrays that the task's net takes, and the number of its classes if it has a head."""
-    fine_tuned = any(name.startswith("bert.") for name in arrays)
-    inner = "bert." if fine_tuned else ""
-    # The head is called classifier.1 behind a dropout and classifier.0 without one.
-    heads = {
-        match[1] for name in arrays if (match := re.fullmatch(r"classifier\.(\d)\.weight", name))
-    }
+    classifier = _classifier(model)
+    inner = {"BERTClassifier": "bert.", "RoBERTaClassifier": "roberta."}[classifier]
+    if not any(name.startswith(inner) for name in arrays):
+        inner = ""
     selected = {
-        name: array
+        name.removeprefix(inner): array
         for name, array in arrays.items()
-        if not name.startswith(tuple(inner + part for part in _PRETRAINING))
-        and not (fine_tuned and name.startswith("classifier."))
+        if name.startswith(inner)
+        # Heads of pretraining, which the tasks here have no use for.
+        and not name.startswith((f"{inner}decoder.", f"{inner}classifier."))
     }
     if task == "embedding":
-        return {name.removeprefix(inner): array for name, array in selected.items()}, None
-    if not fine_tuned or len(heads) != 1 or not heads <= {"0", "1"}:
+        return selected, None
+    # A dropout before a layer of the head moves the layer's number by one.
+    found = {int(match[1]) for name in arrays if (match := _HEAD.fullmatch(name))}
+    layers = {"BERTClassifier": [{0}, {1}], "RoBERTaClassifier": [{0, 1}, {1, 3}]}[classifier]
+    if not inner or found not in layers:
         raise ModelFormatError(
-            f"{source} has no head for {task}: the parameters bert.* and classifier.0.* or "
-            "classifier.1.* of a fine-tuned BERTClassifier are wanted, and its names begin with "
+            f"{source} has no head for {task}: the parameters of a fine-tuned {classifier} are "
+            f"wanted, and its names begin with "
             f"{', '.join(sorted({name.split('.')[0] for name in arrays}))}"
         )
-    head = f"classifier.{heads.pop()}."
-    for name in arrays:
-        if name.startswith("classifier."):
-            selected[name.replace(head, "classifier.0.")] = arrays[name]
-    shape = arrays[f"{head}weight"].shape
-    if len(shape) != 2:
-        raise ModelFormatError(f"{source}: {head}weight should be a matrix, found shape {shape}")
-    return selected, shape[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _ZooFile:
-    """A file of the zoo: where GluonNLP keeps it, how GluonNLP gets it, and the option for it."""
-
-    path: Path
-    fetch: Callable[[], Any]
-    option: str
-
-
-def _zoo_vocab(dataset: str) -> _ZooFile:
-    _, gluonnlp = import_gluon()
-    known = gluonnlp.data.utils._vocab_sha1
-    if dataset not in known or known[dataset][1] != ".vocab":
-        names = sorted(name for name in known if re.search(r"(^|_)(un)?cased$", name))
-        raise InvalidInputError(
-            f"the zoo has no BERT vocabulary for {dataset!r} (it has them for "
-            f"{', '.join(name for name in names if known[name][1] == '.vocab')}); "
-            "give one with --vocab"
+    selected = {inner + name: array for name, array in selected.items()}
+    for number, layer in enumerate(sorted(found)):
+        for name in ("weight", "bias"):
+            if f"classifier.{layer}.{name}" in arrays:
+                selected[f"classifier.{number}.{name}"] = arrays[f"classifier.{layer}.{name}"]
+    last = f"classifier.{max(found)}.weight"
+    if len(arrays[last].shape) != 2:
+        raise ModelFormatError(
+            f"{source}: {last} should be a matrix, found shape {arrays[last].shape}"
         )
-    path = _models() / f"{dataset}-{known[dataset][0][:8]}.vocab"
-    return _ZooFile(
+    return selected, arrays[last].shape[0]
+
+
+_HEAD = re.compile(r"classifier\.(\d)\.weight")
+
+
+def _vocab_file(dataset: str) -> ZooFile:
+    _, gluonnlp = import_gluon()
+    if dataset not in _VOCAB_SIZES:
+        raise InvalidInputError(
+            f"the zoo has no vocabulary for {dataset!r} (it has them for "
+            f"{', '.join(_VOCAB_SIZES)}); give one with --vocab"
+        )
+    utils = gluonnlp.data.utils
+    sha1, suffix, _ = utils._vocab_sha1[dataset]
+    path = _models() / f"{dataset}-{sha1[:8]}{suffix}"
+    return ZooFile(
         path,
-        lambda: gluonnlp.data.utils._load_pretrained_vocab(
-            dataset, str(path.parent), gluonnlp.vocab.BERTVocab
-        ),
+        sha1,
         "--vocab",
+        lambda: utils._download_vocab_tokenizer(str(path.parent), path.stem, suffix, str(path)),
     )
 
 
-def _zoo_params(model: str, dataset: str) -> _ZooFile:
+def _params_file(model: str, dataset: str) -> ZooFile:
     mxnet, _ = import_gluon()
     store = mxnet.gluon.model_zoo.model_store
     name = f"{model}_{dataset}"
@@ -220,7 +388,20 @@ def _zoo_params(model: str, dataset: str) -> _ZooFile:
             f"{', '.join(known)}; give a file with --params"
         )
     path = _models() / f"{name}-{store.short_hash(name)}.params"
-    return _ZooFile(path, lambda: store.get_model_file(name, root=str(path.parent)), "--params")
+    return ZooFile(
+        path,
+        store._model_sha1[name],
+        "--params",
+        lambda: store.get_model_file(name, root=str(path.parent)),
+    )
+
+
+def _merges_file() -> ZooFile:
+    _, gluonnlp = import_gluon()
+    tokenizer = gluonnlp.data.GPT2BPETokenizer
+    name, sha1 = tokenizer.bpe_ranks_file_hash
+    path = _models() / name
+    return ZooFile(path, sha1, "--merges", lambda: tokenizer(root=str(path.parent)))
 
 
 def _models() -> Path:
@@ -228,20 +409,29 @@ def _models() -> Path:
     return Path(gluonnlp.base.get_home_dir()).expanduser() / "models"
 
 
-def _fetch(files: Sequence[_ZooFile]) -> None:
-    """Have GluonNLP find the files with their right hashes where it keeps them, or download them.
+def _fetch(files: Sequence[ZooFile]) -> None:
+    """Have GluonNLP download the files that are not where it keeps them.
 
     Raises:
         MissingFileError: files are not there and cannot be downloaded; all are named.
     """
+    mxnet, _ = import_gluon()
     missing, reason = [], None
     for file in files:
+        is_there = file.path.is_file()
+        if is_there and mxnet.gluon.utils.check_sha1(str(file.path), file.sha1):
+            continue
         try:
             # GluonNLP tells of downloads on standard output, which belongs to our own answer.
             with contextlib.redirect_stdout(sys.stderr):
                 file.fetch()
+            if not mxnet.gluon.utils.check_sha1(str(file.path), file.sha1):
+                raise ModelFormatError("what was downloaded has another sha1")
         except Exception as error:  # whatever the network did, what helps is the same
-            missing.append(f"{file.path.name} (or name one with {file.option})")
+            found = "; the file there has another" if is_there else ""
+            missing.append(
+                f"{file.path.name} (sha1 {file.sha1}{found}; or name one with {file.option})"
+            )
             reason = error
     if missing:
         raise MissingFileError(
