@@ -234,7 +234,7 @@ def test_nets_are_checked(mxnet, make_bert, make_vocab, tmp_path):
         (
             DistilBERTModel(BERTEncoder(num_layers=1, units=8, num_heads=2), 60, 8, 8),
             InvalidInputError,
-            "DistilBERTModel is not supported",
+            "is not initialised",
         ),
     ):
         with pytest.raises(error, match=message):

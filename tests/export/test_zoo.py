@@ -57,7 +57,7 @@ def full(make_bert, **options):
     return make_bert(max_length=512, use_decoder=True, use_classifier=True, **options)
 
 
-@pytest.mark.parametrize("model", zoo.MODELS)
+@pytest.mark.parametrize("model", ["bert_12_768_12", "bert_24_1024_16"])
 def test_a_pretraining_checkpoint(make_bert, vocab, tmp_path, model):
     net = full(make_bert)
     params = save(net, tmp_path / "params")
@@ -107,12 +107,13 @@ def test_arguments(make_bert, vocab, tmp_path, home):
     params = save(full(make_bert), tmp_path / "params")
     common = {"model": "bert_12_768_12", "dataset": DATASET, "params": params, "vocab": vocab}
     for change, message in (
-        ({"model": "roberta_12_768_12"}, "supported are bert_12_768_12, bert_24_1024_16"),
+        ({"model": "gpt2_117m"}, "supported are bert_12_768_12, bert_24_1024_16, roberta"),
+        ({"merges": vocab}, "--merges goes with RoBERTa"),
         ({"dataset": "wikipedia"}, "neither cased nor uncased"),
         ({"task": "tagging"}, "one of embedding"),
         ({"task": "classification", "params": None}, "--params"),
         ({"dataset": "my_corpus_uncased", "params": None}, "no weights.*my_corpus_uncased"),
-        ({"dataset": "my_corpus_uncased", "vocab": None}, "no BERT vocabulary"),
+        ({"dataset": "my_corpus_uncased", "vocab": None}, "no vocabulary for 'my_corpus_uncased'"),
         ({"max_length": 513}, "512 positions"),
     ):
         with pytest.raises(InvalidInputError, match=message):
@@ -133,8 +134,26 @@ def test_files_that_cannot_be_downloaded_are_named(make_bert, vocab, tmp_path, h
     for part in ("book_corpus_wiki_en_uncased-a6607397.vocab", str(home), "--vocab"):
         assert part in str(caught.value)
     assert "--params" not in str(caught.value)
-    with pytest.raises(MissingFileError, match=r"a6607397\.vocab .*75cc780f\.params"):
-        export_zoo("bert_12_768_12", DATASET, tmp_path / "b")
+    with pytest.raises(MissingFileError) as caught:
+        export_zoo("roberta_12_768_12", "openwebtext_ccnews_stories_books_cased", tmp_path / "b")
+    for name, sha1, option in (
+        (
+            "roberta_12_768_12_openwebtext_ccnews_stories_books_cased-5cf21fcd.params",
+            "5cf21fcddb5ae1a4c21c61201643460c9d65d3b0",
+            "--params",
+        ),
+        (
+            "openwebtext_ccnews_stories_books_cased-2b804f8f.vocab",
+            "2b804f8f90f9f93c07994b703ce508725061cf43",
+            "--vocab",
+        ),
+        (
+            "openai_webtext_bpe_ranks-396d4d8e.json",
+            "396d4d8ec90cb02f4d56e049e0e4add868bcd943",
+            "--merges",
+        ),
+    ):
+        assert f"{name} (sha1 {sha1}; or name one with {option})" in str(caught.value)
     assert capsys.readouterr().out == ""
 
 
