@@ -112,7 +112,7 @@ class PanelMatrix final : public Matrix {
 // Converted rows are this many bytes apart: a multiple of a cache line, and not of 1,024 (see
 // padded_stride in engine.cpp).
 int64_t converted_stride(const PanelMatrix& matrix) {
-  const int64_t bytes = round_up(matrix.groups * matrix.kernel.group * matrix.kernel.row_bytes, 64);
+  const int64_t bytes = round_up(round_up(matrix.inputs, 16) * matrix.kernel.row_bytes, 64);
   return bytes % 1024 ? bytes : bytes + 64;
 }
 

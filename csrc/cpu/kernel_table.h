@@ -48,7 +48,7 @@ struct GemmKernel {
   int rows;  // most rows of a tile
   int panel;
   int group;
-  // Writes one row of `depth` floats in the form that run() reads (round_up(depth, group) inputs of
+  // Writes one row of `depth` floats in the form that run() reads (round_up(depth, 16) inputs of
   // `row_bytes` bytes each) and, for int8, how. Null: rows are read as they are.
   void (*convert)(const float* x, int64_t depth, void* out, RowSteps* steps);
   int row_bytes;

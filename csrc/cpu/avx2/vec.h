@@ -99,19 +99,25 @@ static inline I16 zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si
 static inline I16 operator+(I16 a, I16 b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
+static inline I16 broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline I16 operator-(I16 a, I16 b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+static inline I16 max(I16 a, I16 b) {
+  return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
+static inline I16 min(I16 a, I16 b) {
+  return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)};
+}
 static inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
-static inline void store(int32_t* p, I16 a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
+// The nearest integers, ties to even, of values below 2^22; of others something.
+static inline I16 to_nearest_int(F16 a) {
+  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
-// The difference of the representations of two floats, as integers.
-static inline I16 bit_difference(F16 a, F16 b) {
-  return {_mm256_sub_epi32(_mm256_castps_si256(a.lo), _mm256_castps_si256(b.lo)),
-          _mm256_sub_epi32(_mm256_castps_si256(a.hi), _mm256_castps_si256(b.hi))};
-}
-static inline F16 abs(F16 a) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+// The low halves, of integers that fit.
+static inline void store_s16(int16_t* p, I16 a) {
+  const __m256i halves = _mm256_packs_epi32(a.lo, a.hi);  // within each 128 bits
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(halves, 0xd8));
 }
 
 static inline __m256 round_to_bf16(__m256 a) {

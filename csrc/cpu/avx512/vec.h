@@ -70,13 +70,17 @@ struct I16 {
 
 static inline I16 zero_int() { return {_mm512_setzero_si512()}; }
 static inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline I16 broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline I16 operator-(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+static inline I16 max(I16 a, I16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+static inline I16 min(I16 a, I16 b) { return {_mm512_min_epi32(a.v, b.v)}; }
 static inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
-static inline void store(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
-// The difference of the representations of two floats, as integers.
-static inline I16 bit_difference(F16 a, F16 b) {
-  return {_mm512_sub_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v))};
+// The nearest integers, ties to even, of values below 2^22; of others something.
+static inline I16 to_nearest_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+// The low halves.
+static inline void store_s16(int16_t* p, I16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
-static inline F16 abs(F16 a) { return {_mm512_abs_ps(a.v)}; }
 
 // The nearest bfloat16, ties to even; NaN stays NaN.
 static inline F16 round_to_bf16(F16 a) {

@@ -35,10 +35,7 @@ struct BFloat16Pairs {
 void convert(const float* x, int64_t depth, void* out, RowSteps*) {
   uint16_t* row = static_cast<uint16_t*>(out);
   for_each_vector(x, depth, [&](int64_t i, F16 v) {
-    const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(round_to_bf16(v).v), 16);
-    const int64_t left = round_up(depth, 2) - i;
-    const __mmask16 lanes = first_lanes(left < 16 ? static_cast<int>(left) : 16);
-    _mm512_mask_cvtepi32_storeu_epi16(row + i, lanes, bits);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + i), (__m256i)_mm512_cvtneps_pbh(v.v));
   });
 }
 

@@ -141,6 +141,14 @@ inline __attribute__((always_inline)) void multiply(const typename Format::Input
 template <class Format, int kRows>
 void gemm_rows(const GemmTile& t) {
   using Input = typename Format::Input;
+  // The product takes longer than these lines need to arrive.
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kGemmVectors; ++j) {
+      __builtin_prefetch(t.out + i * t.out_stride + 16 * j, 1);
+      if (t.residual) __builtin_prefetch(t.residual + i * t.residual_stride + 16 * j);
+    }
+  }
   Accumulators<Format, kRows> acc;
   multiply<Format, kRows>(static_cast<const Input*>(t.a),
                           t.a_stride / static_cast<int64_t>(sizeof(Input)), t.panel, t.depth, acc);
@@ -205,56 +213,56 @@ inline void for_each_vector(const float* x, int64_t count, const Body& body) {
 
 inline void convert_bf16(const float* x, int64_t depth, void* out, RowSteps*) {
   float* row = static_cast<float*>(out);
-  for_each_vector(x, depth, [&](int64_t i, F16 v) {
-    const int64_t left = round_up(depth, 2) - i;
-    if (left >= 16) {
-      store(row + i, round_to_bf16(v));
-    } else {
-      store_first(row + i, round_to_bf16(v), static_cast<int>(left));
-    }
-  });
+  for_each_vector(x, depth, [&](int64_t i, F16 v) { store(row + i, round_to_bf16(v)); });
 }
 
-// Quantises a row to 255 steps from its lowest to its highest value, 0 included, and passes the
-// steps of every 16 values, less the zero point, to body(first, I16): rounded to nearest, ties to
-// even. GELU's values lie on one side of zero: steps around zero would waste half of them.
+// The steps of a row: 255 from its lowest to its highest value, 0 included. GELU's values lie on
+// one side of zero: steps around zero would waste half of them.
 //
 // A row of zeros has steps of 0; a row with a value that is not finite has steps worth NaN, so that
 // nothing plausible comes of it.
-template <class Body>
-inline RowSteps quantise(const float* x, int64_t depth, const Body& body) {
-  F16 lowest = zero();
-  F16 highest = zero();
-  F16 poison = zero();
-  for_each_vector(x, depth, [&](int64_t, F16 v) {
-    lowest = min(lowest, v);
-    highest = max(highest, v);
-    poison = fma(v, zero(), poison);
-  });
-  const float low = -reduce_max(zero() - lowest);
-  const float range = reduce_max(highest) - low;
-  const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
-  const F16 magic = broadcast(12582912.0f);  // 1.5 * 2^23, see exp_f32
+inline RowSteps row_steps(const float* x, int64_t depth, float& inverse) {
+  F16 lowest[2] = {zero(), zero()};
+  F16 highest[2] = {zero(), zero()};
+  F16 poison[2] = {zero(), zero()};
+  const auto look = [&](int which, F16 v) {
+    lowest[which] = min(lowest[which], v);
+    highest[which] = max(highest[which], v);
+    poison[which] = fma(v, zero(), poison[which]);
+  };
+  int64_t i = 0;
+  for (; i + 32 <= depth; i += 32) {
+    look(0, load(x + i));
+    look(1, load(x + i + 16));
+  }
+  for_each_vector(x + i, depth - i, [&](int64_t, F16 v) { look(0, v); });
+  const float low = -reduce_max(zero() - min(lowest[0], lowest[1]));
+  const float range = reduce_max(max(highest[0], highest[1])) - low;
+  inverse = range > 0.0f ? 255.0f / range : 0.0f;
   const float offset = -low * inverse + 0.5f;
   const auto zero_point = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
-  const F16 first = broadcast(static_cast<float>(-zero_point));
-  const F16 last = broadcast(static_cast<float>(255 - zero_point));
+  return {range / 255.0f + reduce_add(poison[0] + poison[1]), zero_point};
+}
+
+// Quantises a row and passes its values, as steps from 0 to 255, to body(first, I16, zero point):
+// rounded to nearest, ties to even.
+template <class Body>
+inline RowSteps quantise(const float* x, int64_t depth, const Body& body) {
+  float inverse;
+  const RowSteps steps = row_steps(x, depth, inverse);
+  const F16 factor = broadcast(inverse);
+  const I16 zero_point = broadcast_int(steps.zero);
+  const I16 last = broadcast_int(255);
   for_each_vector(x, depth, [&](int64_t i, F16 v) {
-    const F16 nearest = (v * broadcast(inverse) + magic) - magic;
-    body(i, bit_difference(min(max(nearest, first), last) + magic, magic));
+    const I16 q = to_nearest_int(v * factor) + zero_point;
+    body(i, min(max(q, zero_int()), last), zero_point);
   });
-  return {range / 255.0f + reduce_add(poison), zero_point};
+  return steps;
 }
 
 inline void convert_s8(const float* x, int64_t depth, void* out, RowSteps* steps) {
   int16_t* row = static_cast<int16_t*>(out);
-  *steps = quantise(x, depth, [&](int64_t i, I16 values) {
-    int32_t lanes[16];
-    store(lanes, values);
-    const int64_t left = round_up(depth, 2) - i;
-    const int count = left < 16 ? static_cast<int>(left) : 16;
-    for (int j = 0; j < count; ++j) row[i + j] = static_cast<int16_t>(lanes[j]);
-  });
+  *steps = quantise(x, depth, [&](int64_t i, I16 q, I16 zero) { store_s16(row + i, q - zero); });
 }
 
 }  // namespace

@@ -110,16 +110,30 @@ static inline I16 zero_int() {
 static inline I16 operator+(I16 a, I16 b) {
   return per_quarter_int([&](int i) { return a.q[i] + b.q[i]; });
 }
+static inline I16 broadcast_int(int32_t x) {
+  return per_quarter_int([=](int) { return I4{x, x, x, x}; });
+}
+static inline I16 operator-(I16 a, I16 b) {
+  return per_quarter_int([&](int i) { return a.q[i] - b.q[i]; });
+}
+static inline I16 max(I16 a, I16 b) {
+  return per_quarter_int([&](int i) { return a.q[i] > b.q[i] ? a.q[i] : b.q[i]; });
+}
+static inline I16 min(I16 a, I16 b) {
+  return per_quarter_int([&](int i) { return a.q[i] < b.q[i] ? a.q[i] : b.q[i]; });
+}
 static inline F16 to_float(I16 a) {
   return per_quarter([&](int i) { return __builtin_convertvector(a.q[i], F4); });
 }
-static inline void store(int32_t* p, I16 a) { __builtin_memcpy(p, a.q, sizeof(a.q)); }
-// The difference of the representations of two floats, as integers.
-static inline I16 bit_difference(F16 a, F16 b) {
-  return per_quarter_int([&](int i) { return (I4)a.q[i] - (I4)b.q[i]; });
+// The nearest integers, ties to even, of values below 2^22; of others something. Adding 1.5 * 2^23
+// leaves them in the low bits of the sum.
+static inline I16 to_nearest_int(F16 a) {
+  const F4 magic = quarter(12582912.0f);
+  return per_quarter_int([&](int i) { return (I4)(a.q[i] + magic) - (I4)magic; });
 }
-static inline F16 abs(F16 a) {
-  return per_quarter([&](int i) { return (F4)((I4)a.q[i] & 0x7fffffff); });
+// The low halves.
+static inline void store_s16(int16_t* p, I16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(a.q[i / 4][i % 4]);
 }
 
 // The nearest bfloat16, ties to even; NaN stays NaN.
