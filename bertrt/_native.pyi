@@ -58,7 +58,13 @@ class kernels:  # noqa: N801  (a submodule, in truth)
     ) -> FloatArray: ...
     @staticmethod
     def attention(
-        isa: str, qkv: FloatArray, cu_seqlens: IntArray, heads: int, scale: float, threads: int = 1
+        isa: str,
+        qkv: FloatArray,
+        cu_seqlens: IntArray,
+        heads: int,
+        scale: float,
+        threads: int = 1,
+        precision: str = "fp32",
     ) -> FloatArray: ...
     @staticmethod
     def layer_norm(

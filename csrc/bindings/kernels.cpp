@@ -59,7 +59,7 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
 }
 
 FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArray& cu_seqlens,
-                     int64_t heads, double scale, int threads) {
+                     int64_t heads, double scale, int threads, const std::string& precision) {
   require(qkv.ndim() == 2 && heads > 0 && qkv.shape(1) % (3 * heads) == 0,
           "qkv must be (tokens, 3 * heads * head_dim)");
   const int64_t seqs = cu_seqlens.size() - 1;
@@ -80,7 +80,8 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
   }
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
-  const Attention shape{heads, hidden / heads, static_cast<float>(scale)};
+  const Attention shape{heads, hidden / heads, static_cast<float>(scale),
+                        plan::parse_precision(precision)};
   PackedBatch batch;
   batch.cu_seqlens = cu_seqlens.data();
   batch.seqs = seqs;
@@ -143,7 +144,8 @@ void bind_kernels(py::module_& module) {
               py::arg("activation") = "none", py::arg("threads") = 1,
               py::arg("precision") = "fp32");
   kernels.def("attention", &attention, py::arg("isa"), py::arg("qkv"), py::arg("cu_seqlens"),
-              py::arg("heads"), py::arg("scale"), py::arg("threads") = 1);
+              py::arg("heads"), py::arg("scale"), py::arg("threads") = 1,
+              py::arg("precision") = "fp32");
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
               py::arg("beta"), py::arg("eps"));
   kernels.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));

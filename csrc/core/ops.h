@@ -74,6 +74,7 @@ struct Attention {
   int64_t heads = 0;
   int64_t head_dim = 0;
   float scale = 0.0f;
+  Precision precision = Precision::kFp32;
 };
 
 class Ops {
@@ -83,7 +84,7 @@ class Ops {
   // The kernel family in use, e.g. "avx512", and the kernel that a matrix product runs on.
   virtual std::string name() const = 0;
   virtual std::string linear_kernel(Precision precision) const = 0;
-  virtual std::string attention_kernel() const = 0;
+  virtual std::string attention_kernel(Precision precision) const = 0;
 
   virtual std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
                                        int64_t outputs, Precision precision) const = 0;

@@ -128,8 +128,8 @@ class CpuOps final : public Ops {
            std::to_string(kernel.panel);
   }
 
-  std::string attention_kernel() const override {
-    return std::string("attention_f32.") + table_.isa;
+  std::string attention_kernel(Precision precision) const override {
+    return attention(precision).name;
   }
 
   std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
@@ -212,24 +212,26 @@ class CpuOps final : public Ops {
   }
 
   int64_t attention_scratch(const Attention& attention, int64_t longest) const override {
-    return pool_.threads() * table_.attention_scratch(longest, attention.head_dim) *
+    return pool_.threads() *
+           this->attention(attention.precision).scratch(longest, attention.head_dim) *
            static_cast<int64_t>(sizeof(float));
   }
 
   void attention(const Attention& attention, const PackedBatch& batch, bool first_only,
                  ConstRows qkv, Rows out, void* scratch) override {
+    const AttentionKernel& kernel = this->attention(attention.precision);
     const int64_t hidden = attention.heads * attention.head_dim;
     int64_t longest = 0;
     for (int64_t s = 0; s < batch.seqs; ++s) {
       longest = std::max<int64_t>(longest, batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
     }
-    const int64_t scratch_size = table_.attention_scratch(longest, attention.head_dim);
+    const int64_t scratch_size = kernel.scratch(longest, attention.head_dim);
     // One piece is a head of a sequence; with fewer of them than threads want, its query rows are
     // cut too, at the price of packing keys and values once more for each cut.
     const int64_t rows = first_only ? 1 : longest;
     const int64_t cuts = std::clamp<int64_t>(
         ceil_div(2 * pool_.threads(), std::max<int64_t>(1, batch.seqs * attention.heads)), 1,
-        std::max<int64_t>(1, ceil_div(rows, 4 * table_.gemm_f32.rows)));
+        std::max<int64_t>(1, ceil_div(rows, 4 * kernel.rows)));
     pool_.parallel_for(batch.seqs * attention.heads * cuts, [&](int64_t piece, int worker) {
       const int64_t seq = piece / (attention.heads * cuts);
       const int64_t head = piece / cuts % attention.heads;
@@ -250,7 +252,7 @@ class CpuOps final : public Ops {
       task.head_dim = attention.head_dim;
       task.scale = attention.scale;
       task.scratch = static_cast<float*>(scratch) + worker * scratch_size;
-      table_.attention_f32(task);
+      kernel.run(task);
     });
   }
 
@@ -296,6 +298,17 @@ class CpuOps final : public Ops {
         return table_.gemm_s8;
       default:
         return table_.gemm_f32;
+    }
+  }
+
+  const AttentionKernel& attention(Precision precision) const {
+    switch (precision) {
+      case Precision::kBf16:
+        return table_.attention_bf16;
+      case Precision::kInt8:
+        return table_.attention_s16;
+      default:
+        return table_.attention_f32;
     }
   }
 

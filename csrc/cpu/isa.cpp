@@ -23,10 +23,12 @@ extern const KernelTable kTable;
 }
 namespace avx512_vnni {
 extern const GemmKernel kGemmS8;
-}
+extern const AttentionKernel kAttentionS16;
+}  // namespace avx512_vnni
 namespace avx512_bf16 {
 extern const GemmKernel kGemmBf16;
-}
+extern const AttentionKernel kAttentionBf16;
+}  // namespace avx512_bf16
 #endif
 
 namespace {
@@ -84,12 +86,14 @@ std::vector<const KernelTable*> supported_tables() {
     KernelTable table = avx512::kTable;
     table.isa = "avx512_vnni";
     table.gemm_s8 = avx512_vnni::kGemmS8;
+    table.attention_s16 = avx512_vnni::kAttentionS16;
     return table;
   }();
   static const KernelTable bf16 = [] {
     KernelTable table = vnni;
     table.isa = "avx512_bf16";
     table.gemm_bf16 = avx512_bf16::kGemmBf16;
+    table.attention_bf16 = avx512_bf16::kAttentionBf16;
     return table;
   }();
   if (features.avx512_bf16) tables.push_back(&bf16);

@@ -67,7 +67,15 @@ struct AttentionTask {
   int64_t row_begin, row_end;
   int64_t head_dim;
   float scale;
-  float* scratch;  // attention_scratch(tokens, head_dim) floats, 64-byte aligned
+  float* scratch;  // the kernel's scratch(tokens, head_dim) floats, 64-byte aligned
+};
+
+// Attention in one precision.
+struct AttentionKernel {
+  const char* name;
+  int rows;  // most query rows of a tile
+  int64_t (*scratch)(int64_t tokens, int64_t head_dim);
+  void (*run)(const AttentionTask& task);
 };
 
 struct KernelTable {
@@ -77,8 +85,9 @@ struct KernelTable {
   GemmKernel gemm_bf16;
   GemmKernel gemm_s8;
 
-  int64_t (*attention_scratch)(int64_t tokens, int64_t head_dim);
-  void (*attention_f32)(const AttentionTask& task);
+  AttentionKernel attention_f32;
+  AttentionKernel attention_bf16;  // attention_f32 where there are no bf16 products
+  AttentionKernel attention_s16;   // for int8
 
   void (*layer_norm_f32)(const LayerNorm& norm, const float* x, float* out);
   void (*embed_f32)(const Embedding& embedding, int32_t word, int32_t type, int32_t position,

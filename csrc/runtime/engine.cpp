@@ -203,8 +203,8 @@ Engine::Engine(const plan::Plan& plan, Precision precision, int threads, bool tr
         break;
       }
       case plan::Op::kAttention:
-        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
-        node->kernel = ops_->attention_kernel();
+        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale), here};
+        node->kernel = ops_->attention_kernel(here);
         break;
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {

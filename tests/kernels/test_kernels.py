@@ -25,6 +25,12 @@ def linear_bound(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (x.shape[1] + 4) * EPS * (np.abs(x) @ np.abs(weight).T + 1.0)
 
 
+def as_bf16(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, ties to even, as float32."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_linear_of_every_tile_shape(isa, rng, rows, columns):
@@ -74,9 +80,12 @@ def test_avx2_and_avx512_give_the_same_bits(rng):
         lambda isa: kernels.linear(isa, x, weight, None, None, "gelu_erf"),
         lambda isa: kernels.linear(isa, x, weight, None, None, "gelu_tanh"),
         lambda isa: kernels.attention(isa, qkv, np.array(ends, np.int32), 5, 0.2),
+        lambda isa: kernels.attention(isa, qkv, np.array(ends, np.int32), 5, 0.2, precision="int8"),
         lambda isa: kernels.layer_norm(isa, x, row, row, 1e-12),
     ):
-        np.testing.assert_array_equal(run("avx2"), run("avx512"))
+        for isa in _native.supported_isas():
+            if isa.startswith("avx512"):
+                np.testing.assert_array_equal(run("avx2"), run(isa), err_msg=isa)
 
 
 # Relative to the result's magnitude where that is above 1. The fits stand beside their code.
@@ -136,33 +145,76 @@ def test_layer_norm_keeps_a_tiny_epsilon(isa):
     np.testing.assert_allclose(found, x / np.sqrt(1e-14 + 1e-12), rtol=1e-5)
 
 
+def attention_bound(qkv: np.ndarray, heads: int, scale: float, precision: str) -> float:
+    """How far attention may be off, for values of magnitude up to m = max |qkv|.
+
+    A score that is off by d moves the softmax's weights, and so a result, by at most 2 d m (they
+    sum to 1). In fp32 a score of head_dim products is off by about head_dim roundings. In bf16, with
+    qkv that bfloat16 holds exactly, so is it; a weight is off by 2^-9 of itself. A row of s16 takes
+    sqrt(2^31 / head_dim) steps either way, and is off by half of one; values take
+    2^31 / (8192 tokens), and a weight is off by half a 8192nd of the largest, together no more than
+    by tokens / 16384."""
+    head_dim = qkv.shape[1] // 3 // heads
+    m = float(np.abs(qkv).max())
+    tokens = min(len(qkv), 512)
+    exact = EPS * (head_dim + 16) * scale * m**2 * m
+    if precision == "bf16":
+        return exact + 2 * m * 2**-9
+    if precision == "int8":
+        steps = min(32767, (2**31 / head_dim) ** 0.5 - 1)
+        value_steps = min(32767, 2**31 / (8192 * tokens) - 1)
+        return (
+            exact
+            + 2 * m * scale * head_dim * 2 * m**2 / (2 * steps)
+            + m / (2 * value_steps)
+            + 2 * m * tokens / 16384
+        )
+    return exact
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("head_dim", [1, 5, 16, 24, 32, 33, 64, 80])
 @pytest.mark.parametrize(
     "lengths", [[1], [2, 1, 0, 3], [13, 14, 15, 16, 17], [31, 32, 33], [97, 128]]
 )
-def test_attention(isa, rng, head_dim, lengths):
+def test_attention(isa, rng, head_dim, lengths, precision):
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     heads = 3
     qkv = rng.normal(size=(cu_seqlens[-1], 3 * heads * head_dim)).astype(np.float32) * 2
+    if precision == "bf16":
+        qkv = as_bf16(qkv)
     scale = head_dim**-0.5
-    found = kernels.attention(isa, qkv, cu_seqlens, heads, scale, 2)
+    found = kernels.attention(isa, qkv, cu_seqlens, heads, scale, 2, precision)
     expected = kernels.attention("reference", qkv, cu_seqlens, heads, scale)
-    # Scores of magnitude s have an error of head_dim * eps * s, which the softmax passes on to the
-    # weights, and the weights to values of magnitude max |v|.
-    magnitude = np.abs(qkv).max()
-    bound = EPS * (head_dim + 16) * scale * magnitude**2 * magnitude
+    bound = attention_bound(qkv, heads, scale, precision)
     assert np.abs(found - expected).max() <= bound
+    if precision == "int8":  # worst cases do not meet: what it is in fact
+        assert np.sqrt(((found - expected) ** 2).mean()) <= 1e-3 * np.abs(qkv).max()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("tokens", [511, 512, 513, 1025])
-def test_attention_streams_over_key_blocks(isa, rng, tokens):
+def test_attention_streams_over_key_blocks(isa, rng, tokens, precision):
     # A block holds 512 keys; the largest score comes late, so earlier blocks are rescaled.
     qkv = rng.normal(size=(tokens, 3 * 16)).astype(np.float32)
     qkv[-1, 16:32] *= 8
+    if precision == "bf16":
+        qkv = as_bf16(qkv)
     ends = np.array([0, tokens], np.int32)
-    found = kernels.attention(isa, qkv, ends, 1, 0.5, 2)
+    found = kernels.attention(isa, qkv, ends, 1, 0.5, 2, precision)
     expected = kernels.attention("reference", qkv, ends, 1, 0.5)
-    assert np.abs(found - expected).max() <= 2e-5
+    assert np.abs(found - expected).max() <= {"fp32": 2e-5, "bf16": 0.02, "int8": 0.02}[precision]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_attention_over_what_is_not_finite_is_not_finite(isa, rng, precision, part):
+    qkv = rng.normal(size=(7, 3 * 20)).astype(np.float32)
+    qkv[3, part * 20 + 4] = np.nan
+    ends = np.array([0, 7], np.int32)
+    found = kernels.attention(isa, qkv, ends, 1, 0.2, precision=precision)
+    broken = {0: found[3], 1: found, 2: found[:, 4]}[part]
+    assert not np.isfinite(broken).any()
 
 
 def test_attention_survives_extreme_scores(isa):
@@ -175,15 +227,16 @@ def test_attention_survives_extreme_scores(isa):
     np.testing.assert_array_equal(found, np.full((3, 16), 7.0, np.float32))
 
 
-def test_attention_has_the_same_bits_in_any_batch_and_at_any_thread_count(isa, rng):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_attention_has_the_same_bits_in_any_batch_and_at_any_thread_count(isa, rng, precision):
     lengths = [17, 1, 130, 0, 64, 5]
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     qkv = rng.normal(size=(ends[-1], 3 * 4 * 24)).astype(np.float32)
-    whole = kernels.attention(isa, qkv, ends, 4, 0.2, 1)
+    whole = kernels.attention(isa, qkv, ends, 4, 0.2, 1, precision)
     for threads in (1, 2, 7):
         for begin, end in itertools.pairwise(ends):
             one = np.array([0, end - begin], np.int32)
-            alone = kernels.attention(isa, qkv[begin:end], one, 4, 0.2, threads)
+            alone = kernels.attention(isa, qkv[begin:end], one, 4, 0.2, threads, precision)
             np.testing.assert_array_equal(alone, whole[begin:end])
 
 
@@ -199,12 +252,6 @@ def test_shapes_are_checked_at_the_border():
         kernels.linear("portable", x, np.zeros((4, 5), np.float32))
     with pytest.raises(ModelFormatError, match="activation 'swish' is unknown"):
         kernels.activation("portable", "swish", x[0])
-
-
-def as_bf16(x: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16, ties to even, as float32."""
-    bits = x.view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
 
 
 def weight_steps(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -60,6 +60,7 @@ static inline F16 operator/(F16 a, F16 b) {
 static inline F16 fma(F16 a, F16 b, F16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+// Of NaN and a number these two give b.
 static inline F16 max(F16 a, F16 b) {
   return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
 }
@@ -100,6 +101,13 @@ static inline I16 operator+(I16 a, I16 b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
 static inline I16 broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+// For accumulators, in assembly: GCC 12 moves those of integers from register to register and
+// spills them where the same intrinsic stands.
+static inline I16 add_in_place(I16 sum, I16 a) {
+  asm("vpaddd %1, %0, %0" : "+x"(sum.lo) : "x"(a.lo));
+  asm("vpaddd %1, %0, %0" : "+x"(sum.hi) : "x"(a.hi));
+  return sum;
+}
 static inline I16 operator-(I16 a, I16 b) {
   return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
 }
@@ -114,10 +122,57 @@ static inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvt
 static inline I16 to_nearest_int(F16 a) {
   return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
+static inline void store(int32_t* p, I16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
+}
 // The low halves, of integers that fit.
 static inline void store_s16(int16_t* p, I16 a) {
   const __m256i halves = _mm256_packs_epi32(a.lo, a.hi);  // within each 128 bits
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(halves, 0xd8));
+}
+
+static inline __m256i pair_s16(__m256i a, __m256i b) {
+  return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+}
+// The low halves of a and b side by side: lane i holds a's and, above it, b's.
+static inline I16 pair_s16(I16 a, I16 b) { return {pair_s16(a.lo, b.lo), pair_s16(a.hi, b.hi)}; }
+
+// Eight rows of eight 32-bit values become columns.
+static inline void transpose(__m256 (&rows)[8]) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    rows[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+    rows[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+  }
+}
+// Sixteen rows of sixteen 32-bit values become columns.
+static inline void transpose(F16 (&rows)[16]) {
+  __m256 corner[4][8];  // top left, top right, bottom left, bottom right
+  for (int i = 0; i < 8; ++i) {
+    corner[0][i] = rows[i].lo;
+    corner[1][i] = rows[i].hi;
+    corner[2][i] = rows[8 + i].lo;
+    corner[3][i] = rows[8 + i].hi;
+  }
+  for (auto& block : corner) transpose(block);
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = {corner[0][i], corner[2][i]};
+    rows[8 + i] = {corner[1][i], corner[3][i]};
+  }
 }
 
 static inline __m256 round_to_bf16(__m256 a) {
@@ -154,12 +209,15 @@ static inline PairsI16 load_s8_pairs(const int8_t* p) {
   return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(pairs)),
           _mm256_cvtepi8_epi16(_mm256_extracti128_si256(pairs, 1))};
 }
-// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers. The halves
-// are at most 127 in magnitude: nothing saturates.
+static inline PairsI16 load_s16_pairs(const int16_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16))};
+}
+// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers. The
+// product of two halves is below 2^30: nothing saturates.
 static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
   const __m256i pair = _mm256_set1_epi32(x);
-  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(w.lo, pair)),
-          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(w.hi, pair))};
+  return add_in_place(sum, {_mm256_madd_epi16(w.lo, pair), _mm256_madd_epi16(w.hi, pair)});
 }
 
 }  // namespace bertrt::cpu::avx2

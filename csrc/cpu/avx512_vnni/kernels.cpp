@@ -11,7 +11,7 @@ using namespace avx512;
 }
 
 #define BERTRT_CPU_NAMESPACE avx512_vnni
-#include "cpu/generic/gemm.inl.h"
+#include "cpu/generic/attention.inl.h"
 
 namespace bertrt::cpu::avx512_vnni {
 namespace {
@@ -24,7 +24,7 @@ struct Int8Vnni {
   using Weights = __m512i;
   static constexpr int kRows = kGemmRows;
   static constexpr int kGroup = 4;
-  static constexpr int64_t kBlock = int64_t{1} << 60;
+  static constexpr bool kExact = true;
   static constexpr int64_t kVector = 16 * 4;
   static Sum none() { return zero_int(); }
   static Weights load_weights(const char* p) { return _mm512_loadu_si512(p); }
@@ -38,6 +38,15 @@ struct Int8Vnni {
   }
 };
 
+struct Int16Vnni : Int16 {
+  static constexpr int kRows = kGemmRows;
+  static Sum step(Sum sum, const Input* x, Weights w) {
+    // In assembly, as add_in_place() of avx512/vec.h.
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(*x));
+    return sum;
+  }
+};
+
 void convert_u8(const float* x, int64_t depth, void* out, RowSteps* steps) {
   uint8_t* row = static_cast<uint8_t*>(out);
   // Narrowing in a register: Zen 4 takes a hundred cycles to do it on the way to memory.
@@ -47,6 +56,11 @@ void convert_u8(const float* x, int64_t depth, void* out, RowSteps* steps) {
 }
 
 }  // namespace
+
+extern const AttentionKernel kAttentionS16;
+const AttentionKernel kAttentionS16 = {"attention_s16.avx512_vnni", Int16Vnni::kRows,
+                                       attention_scratch<AttentionS16<Int16Vnni>>,
+                                       attention<AttentionS16<Int16Vnni>>};
 
 extern const GemmKernel kGemmS8;
 const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni", Int8Vnni::kRows, kPanel,

@@ -29,6 +29,7 @@ struct Float32 {
   using Weights = F16;
   static constexpr int kRows = kGemmRows;
   static constexpr int kGroup = 1;
+  static constexpr bool kExact = false;
   static constexpr int64_t kBlock = kDepthBlock;          // groups
   static constexpr int64_t kVector = 16 * sizeof(float);  // bytes of 16 columns
   static Sum none() { return zero(); }
@@ -48,6 +49,7 @@ struct BFloat16 {
   using Weights = PairsF16;
   static constexpr int kRows = kWideningRows;
   static constexpr int kGroup = 2;
+  static constexpr bool kExact = false;
   static constexpr int64_t kBlock = kDepthBlock / 2;
   static constexpr int64_t kVector = 16 * 2 * sizeof(uint16_t);
   static Sum none() { return zero(); }
@@ -74,7 +76,7 @@ struct Int8 {
   using Weights = PairsI16;
   static constexpr int kRows = kWideningRows;
   static constexpr int kGroup = 2;
-  static constexpr int64_t kBlock = int64_t{1} << 60;
+  static constexpr bool kExact = true;
   static constexpr int64_t kVector = 16 * 2;
   static Sum none() { return zero_int(); }
   static Weights load_weights(const char* p) {
@@ -86,33 +88,45 @@ struct Int8 {
   }
 };
 
+// Both in 16 bits.
+struct Int16 {
+  using Input = int32_t;  // two 16-bit integers
+  using Sum = I16;
+  using Weights = PairsI16;
+  static constexpr int kRows = kWideningRows;
+  static constexpr int kGroup = 2;
+  static constexpr bool kExact = true;
+  static constexpr int64_t kVector = 16 * 2 * sizeof(int16_t);
+  static Sum none() { return zero_int(); }
+  static Weights load_weights(const char* p) {
+    return load_s16_pairs(reinterpret_cast<const int16_t*>(p));
+  }
+  static Sum step(Sum sum, const Input* x, Weights w) { return dot_pairs(sum, w, *x); }
+};
+
 template <class Format, int kRows>
 struct Accumulators {
   typename Format::Sum sum[kRows][kGemmVectors];
 };
 
-// a[kRows][depth] * panel[depth][kPanel], depth in groups, a_stride in inputs. Rows are read in
-// place: three share a pointer, since an address may add once or twice the stride, and so 14 rows
-// need five pointers.
+// Sums of a[kRows][depth] * panel[depth][kPanel], depth in groups, a_stride in inputs. Rows are
+// read in place: three share a pointer, since an address may add once or twice the stride, and so
+// 14 rows need five pointers.
 template <class Format, int kRows>
-inline __attribute__((always_inline)) void multiply(const typename Format::Input* a,
-                                                    int64_t a_stride, const void* weights,
-                                                    int64_t depth,
-                                                    Accumulators<Format, kRows>& result) {
-  constexpr int kPointers = (kRows + 2) / 3;
+struct Rows {
+  static constexpr int kPointers = (kRows + 2) / 3;
   const typename Format::Input* p[kPointers];
-  const char* panel = static_cast<const char*>(weights);
-#pragma GCC unroll 16
-  for (int j = 0; j < kPointers; ++j) p[j] = a + 3 * j * a_stride;
-  for (int64_t begin = 0; begin < depth; begin += Format::kBlock) {
-    const int64_t end = begin + Format::kBlock < depth ? begin + Format::kBlock : depth;
-    typename Format::Sum sum[kRows][kGemmVectors];
+  int64_t stride;
+  const char* panel;
+
+  inline __attribute__((always_inline)) void multiply(int64_t depth,
+                                                      Accumulators<Format, kRows>& acc) {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = Format::none();
+      for (int j = 0; j < kGemmVectors; ++j) acc.sum[i][j] = Format::none();
     }
-    for (int64_t k = begin; k < end; ++k) {
+    for (int64_t k = 0; k < depth; ++k) {
       typename Format::Weights w[kGemmVectors];
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmVectors; ++j) {
@@ -120,19 +134,40 @@ inline __attribute__((always_inline)) void multiply(const typename Format::Input
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const typename Format::Input* x = p[i / 3] + (i % 3) * a_stride;
+        const typename Format::Input* x = p[i / 3] + (i % 3) * stride;
 #pragma GCC unroll 4
-        for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = Format::step(sum[i][j], x, w[j]);
+        for (int j = 0; j < kGemmVectors; ++j) acc.sum[i][j] = Format::step(acc.sum[i][j], x, w[j]);
       }
       panel += kGemmVectors * Format::kVector;
 #pragma GCC unroll 16
       for (int j = 0; j < kPointers; ++j) ++p[j];
     }
+  }
+};
+
+template <class Format, int kRows>
+inline __attribute__((always_inline)) void multiply(const typename Format::Input* a,
+                                                    int64_t a_stride, const void* weights,
+                                                    int64_t depth,
+                                                    Accumulators<Format, kRows>& result) {
+  Rows<Format, kRows> rows;
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
+  for (int j = 0; j < Rows<Format, kRows>::kPointers; ++j) rows.p[j] = a + 3 * j * a_stride;
+  rows.stride = a_stride;
+  rows.panel = static_cast<const char*>(weights);
+  if constexpr (Format::kExact) {
+    rows.multiply(depth, result);
+    return;
+  } else {
+    for (int64_t begin = 0; begin < depth; begin += Format::kBlock) {
+      Accumulators<Format, kRows> block;
+      rows.multiply(begin + Format::kBlock < depth ? Format::kBlock : depth - begin, block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmVectors; ++j) {
-        result.sum[i][j] = begin == 0 ? sum[i][j] : result.sum[i][j] + sum[i][j];
+        for (int j = 0; j < kGemmVectors; ++j) {
+          result.sum[i][j] = begin == 0 ? block.sum[i][j] : result.sum[i][j] + block.sum[i][j];
+        }
       }
     }
   }

@@ -11,12 +11,12 @@
 namespace bertrt::cpu::BERTRT_CPU_NAMESPACE {
 namespace {
 
-// exp(x) for x <= 88; below -87.3 the result stays at 1.2e-38, the smallest normal number.
+// exp(x) for x <= 88 or NaN; below -87.3 the result stays at 1.2e-38, the smallest normal number.
 // x = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by a polynomial of degree 6 (3e-9 relative before
 // rounding). Adding 1.5 * 2^23 rounds n to an integer and leaves it in the low bits of the sum.
 inline F16 exp_f32(F16 x) {
   const F16 magic = broadcast(12582912.0f);
-  x = max(x, broadcast(-87.33654f));
+  x = max(broadcast(-87.33654f), x);  // in this order NaN stays
   const F16 shifted = fma(x, broadcast(1.44269504f), magic);
   const F16 n = shifted - magic;
   F16 r = fma(n, broadcast(-0.693359375f), x);  // ln 2 in two parts: the first has 9 bits
@@ -84,7 +84,7 @@ void map_row(float* x, int64_t count) {
   }
 }
 
-inline F16 relu_f32(F16 x) { return max(x, zero()); }
+inline F16 relu_f32(F16 x) { return max(zero(), x); }  // in this order NaN stays
 
 void activation_f32(Activation activation, float* x, int64_t count) {
   switch (activation) {

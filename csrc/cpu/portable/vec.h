@@ -70,6 +70,7 @@ static inline F16 operator/(F16 a, F16 b) {
 static inline F16 fma(F16 a, F16 b, F16 c) {
   return per_quarter([&](int i) { return a.q[i] * b.q[i] + c.q[i]; });
 }
+// Of NaN and a number these two give b.
 static inline F16 max(F16 a, F16 b) {
   return per_quarter([&](int i) { return a.q[i] > b.q[i] ? a.q[i] : b.q[i]; });
 }
@@ -131,9 +132,24 @@ static inline I16 to_nearest_int(F16 a) {
   const F4 magic = quarter(12582912.0f);
   return per_quarter_int([&](int i) { return (I4)(a.q[i] + magic) - (I4)magic; });
 }
+static inline void store(int32_t* p, I16 a) { __builtin_memcpy(p, a.q, sizeof(a.q)); }
 // The low halves.
 static inline void store_s16(int16_t* p, I16 a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(a.q[i / 4][i % 4]);
+}
+// The low halves of a and b side by side: lane i holds a's and, above it, b's.
+static inline I16 pair_s16(I16 a, I16 b) {
+  return per_quarter_int([&](int i) { return (a.q[i] & 0xffff) | (b.q[i] << 16); });
+}
+
+// Sixteen rows of sixteen 32-bit values become columns.
+static inline void transpose(F16 (&rows)[16]) {
+  float from[16][16], to[16][16];
+  for (int i = 0; i < 16; ++i) store(from[i], rows[i]);
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) __builtin_memcpy(&to[j][i], &from[i][j], sizeof(float));
+  }
+  for (int i = 0; i < 16; ++i) rows[i] = load(to[i]);
 }
 
 // The nearest bfloat16, ties to even; NaN stays NaN.
@@ -173,6 +189,12 @@ static inline PairsI16 load_s8_pairs(const int8_t* p) {
             for (int j = 0; j < 8; ++j) pairs[j] = p[8 * i + j];
             return (I4)pairs >> 16;
           })};
+}
+static inline PairsI16 load_s16_pairs(const int16_t* p) {
+  I16 pairs;
+  __builtin_memcpy(pairs.q, p, sizeof(pairs.q));
+  return {per_quarter_int([&](int i) { return (pairs.q[i] << 16) >> 16; }),
+          per_quarter_int([&](int i) { return pairs.q[i] >> 16; })};
 }
 // sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers.
 static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
