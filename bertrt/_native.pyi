@@ -1,7 +1,7 @@
 """The compiled part of bertrt: plan execution on the CPU. Use bertrt.Engine."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,22 @@ class Engine:
 
 def supported_isas() -> list[str]:
     """The instruction sets that can run here, best first."""
+
+class MachinePeaks(TypedDict):
+    """See `machine_peaks`."""
+
+    isa: str
+    fp32: float
+    bf16: float
+    int8: float
+    read: float
+
+def machine_peaks(threads: int) -> MachinePeaks:
+    """What this machine can do at most on so many threads, measured for about a second.
+
+    "isa": the instruction set in use; "fp32", "bf16", "int8": operations a second of the instruction
+    that its matrix products of that precision use, on registers alone, an addition and a
+    multiplication being two; "read": bytes a second from memory."""
 
 class kernels:  # noqa: N801  (a submodule, in truth)
     """Single kernels by instruction set; isa "reference" is the double oracle."""

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
+#include "cpu/peaks.h"
 #include "plan/plan.h"
 #include "reference/reference.h"
 
@@ -132,11 +133,34 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
+py::dict machine_peaks(int threads) {
+  const cpu::KernelTable& table = cpu::select_table();
+  cpu::Peaks peaks;
+  {
+    py::gil_scoped_release release;
+    ThreadPool pool(threads);
+    peaks = cpu::measure_peaks(table, pool);
+  }
+  py::dict found;
+  found["isa"] = table.isa;
+  found["fp32"] = peaks.fp32;
+  found["bf16"] = peaks.bf16;
+  found["int8"] = peaks.int8;
+  found["read"] = peaks.read_bytes;
+  return found;
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& module) {
   module.def("supported_isas", &supported_isas,
              "The instruction sets that can run here, best first.");
+  module.def("machine_peaks", &machine_peaks, py::arg("threads"),
+             R"(What this machine can do at most on so many threads, measured for about a second.
+
+"isa": the instruction set in use; "fp32", "bf16", "int8": operations a second of the instruction
+that its matrix products of that precision use, on registers alone, an addition and a multiplication
+being two; "read": bytes a second from memory. Raises bertrt.DeviceError as Engine does.)");
   auto kernels = module.def_submodule(
       "kernels", "Single kernels by instruction set; isa \"reference\" is the double oracle.");
   kernels.def("linear", &linear, py::arg("isa"), py::arg("x"), py::arg("weight"),

@@ -53,6 +53,9 @@ struct GemmKernel {
   void (*convert)(const float* x, int64_t depth, void* out, RowSteps* steps);
   int row_bytes;
   void (*run)(const GemmTile& tile);
+  // The ceiling of run(): its instruction on registers alone, for measuring. Returns the operations
+  // done; adds what came of them to 16 floats, so that they have to be done. x: any small number.
+  int64_t (*peak)(int64_t rounds, float x, float* out);
 };
 
 // One head of one sequence, for query rows [row_begin, row_end).
@@ -93,6 +96,9 @@ struct KernelTable {
   void (*embed_f32)(const Embedding& embedding, int32_t word, int32_t type, int32_t position,
                     float* out);
   void (*activation_f32)(Activation activation, float* x, int64_t count);
+
+  // The sum of `count` values, a multiple of 128: reading memory, for measuring.
+  float (*read_f32)(const float* x, int64_t count);
 };
 
 }  // namespace bertrt::cpu

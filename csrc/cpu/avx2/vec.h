@@ -17,6 +17,8 @@ inline constexpr int kGemmRows = 6;
 // Widening takes more registers for the weights: 8 accumulators fit.
 inline constexpr int kWideningRows = 4;
 inline constexpr int kGemmVectors = 1;
+// The same in 12 of the 16 registers.
+inline constexpr int kPeakChains = 6;
 
 // All ones in lanes first, first + 1, ... that are below n.
 static inline __m256i lanes_below(int n, int first) {
@@ -204,6 +206,8 @@ static inline PairsF16 load_bf16_pairs(const uint16_t* p) {
 struct PairsI16 {
   __m256i lo, hi;
 };
+// Pairs made of 32-bit integers without an operation.
+static inline PairsI16 as_pairs(I16 a) { return {a.lo, a.hi}; }
 static inline PairsI16 load_s8_pairs(const int8_t* p) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(pairs)),

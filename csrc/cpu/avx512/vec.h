@@ -17,6 +17,8 @@ inline constexpr int kGemmRows = 14;
 // Widening bf16 takes four registers for the weights and two for the row: 24 accumulators fit.
 inline constexpr int kWideningRows = 12;
 inline constexpr int kGemmVectors = 2;
+// A multiply-add takes up to 6 cycles, and two may begin in a cycle: 12 chains keep the units busy.
+inline constexpr int kPeakChains = 14;
 
 static inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
@@ -149,6 +151,8 @@ static inline PairsF16 load_bf16_pairs(const uint16_t* p) {
 struct PairsI16 {
   __m512i v;
 };
+// Pairs made of 32-bit integers without an operation.
+static inline PairsI16 as_pairs(I16 a) { return {a.v}; }
 static inline PairsI16 load_s8_pairs(const int8_t* p) {
   return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }

@@ -12,6 +12,7 @@ using namespace avx512;
 
 #define BERTRT_CPU_NAMESPACE avx512_bf16
 #include "cpu/generic/attention.inl.h"
+#include "cpu/generic/peak.inl.h"
 
 namespace bertrt::cpu::avx512_bf16 {
 namespace {
@@ -71,6 +72,16 @@ struct AttentionBf16 {
   static F16 context(F16 sum, const float*) { return sum; }
 };
 
+struct MultiplyAddPairsOfBFloat16 {
+  using Sum = F16;
+  static constexpr int64_t kOperations = 4 * 16;
+  __m512bh pairs;
+  explicit MultiplyAddPairsOfBFloat16(float x) : pairs((__m512bh)_mm512_set1_ps(x)) {}
+  static Sum first(F16 x) { return x; }
+  Sum step(Sum sum) const { return {_mm512_dpbf16_ps(sum.v, pairs, pairs)}; }
+  static void keep(Sum sum, float* out) { store(out, sum + load(out)); }
+};
+
 }  // namespace
 
 extern const AttentionKernel kAttentionBf16;
@@ -78,8 +89,13 @@ const AttentionKernel kAttentionBf16 = {"attention_bf16.avx512_bf16", BFloat16Pa
                                         attention_scratch<AttentionBf16>, attention<AttentionBf16>};
 
 extern const GemmKernel kGemmBf16;
-const GemmKernel kGemmBf16 = {
-    "gemm_bf16.avx512_bf16", BFloat16Pairs::kRows,    kPanel, BFloat16Pairs::kGroup, convert,
-    sizeof(uint16_t),        Gemm<BFloat16Pairs>::run};
+const GemmKernel kGemmBf16 = {"gemm_bf16.avx512_bf16",
+                              BFloat16Pairs::kRows,
+                              kPanel,
+                              BFloat16Pairs::kGroup,
+                              convert,
+                              sizeof(uint16_t),
+                              Gemm<BFloat16Pairs>::run,
+                              peak<MultiplyAddPairsOfBFloat16>};
 
 }  // namespace bertrt::cpu::avx512_bf16

@@ -12,6 +12,7 @@ using namespace avx512;
 
 #define BERTRT_CPU_NAMESPACE avx512_vnni
 #include "cpu/generic/attention.inl.h"
+#include "cpu/generic/peak.inl.h"
 
 namespace bertrt::cpu::avx512_vnni {
 namespace {
@@ -55,6 +56,16 @@ void convert_u8(const float* x, int64_t depth, void* out, RowSteps* steps) {
   });
 }
 
+struct MultiplyAddFours {
+  using Sum = I16;
+  static constexpr int64_t kOperations = 8 * 16;
+  __m512i fours;
+  explicit MultiplyAddFours(float x) : fours(_mm512_castps_si512(_mm512_set1_ps(x))) {}
+  static Sum first(F16 x) { return bit_difference(x, zero()); }
+  Sum step(Sum sum) const { return {_mm512_dpbusd_epi32(sum.v, fours, fours)}; }
+  static void keep(Sum sum, float* out) { store(out, to_float(sum) + load(out)); }
+};
+
 }  // namespace
 
 extern const AttentionKernel kAttentionS16;
@@ -63,8 +74,13 @@ const AttentionKernel kAttentionS16 = {"attention_s16.avx512_vnni", Int16Vnni::k
                                        attention<AttentionS16<Int16Vnni>>};
 
 extern const GemmKernel kGemmS8;
-const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni", Int8Vnni::kRows, kPanel,
-                            Int8Vnni::kGroup,      convert_u8,      sizeof(uint8_t),
-                            Gemm<Int8Vnni>::run};
+const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni",
+                            Int8Vnni::kRows,
+                            kPanel,
+                            Int8Vnni::kGroup,
+                            convert_u8,
+                            sizeof(uint8_t),
+                            Gemm<Int8Vnni>::run,
+                            peak<MultiplyAddFours>};
 
 }  // namespace bertrt::cpu::avx512_vnni

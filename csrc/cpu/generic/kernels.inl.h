@@ -3,6 +3,7 @@
 
 #include "cpu/generic/attention.inl.h"
 #include "cpu/generic/gemm.inl.h"
+#include "cpu/generic/peak.inl.h"
 #include "cpu/generic/rows.inl.h"
 
 #define BERTRT_STRINGIFY(name) #name
@@ -14,11 +15,11 @@ extern const KernelTable kTable;
 const KernelTable kTable = {
     BERTRT_NAME(BERTRT_CPU_NAMESPACE),
     {"gemm_f32." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Float32::kRows, kPanel, Float32::kGroup,
-     nullptr, sizeof(float), Gemm<Float32>::run},
+     nullptr, sizeof(float), Gemm<Float32>::run, peak<MultiplyAdd>},
     {"gemm_bf16." BERTRT_NAME(BERTRT_CPU_NAMESPACE), BFloat16::kRows, kPanel, BFloat16::kGroup,
-     convert_bf16, sizeof(float), Gemm<BFloat16>::run},
+     convert_bf16, sizeof(float), Gemm<BFloat16>::run, peak<MultiplyAdd>},
     {"gemm_s8." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Int8::kRows, kPanel, Int8::kGroup, convert_s8,
-     sizeof(int16_t), Gemm<Int8>::run},
+     sizeof(int16_t), Gemm<Int8>::run, peak<MultiplyAddPairs>},
     {"attention_f32." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Float32::kRows,
      attention_scratch<AttentionF32>, attention<AttentionF32>},
     {"attention_f32." BERTRT_NAME(BERTRT_CPU_NAMESPACE), Float32::kRows,
@@ -28,6 +29,7 @@ const KernelTable kTable = {
     layer_norm_f32,
     embed_f32,
     activation_f32,
+    read_f32,
 };
 
 }  // namespace bertrt::cpu::BERTRT_CPU_NAMESPACE

@@ -19,6 +19,8 @@ struct F16 {
 inline constexpr int kGemmRows = 2;
 inline constexpr int kWideningRows = 2;
 inline constexpr int kGemmVectors = 1;
+// The same in 12 of SSE2's 16 registers.
+inline constexpr int kPeakChains = 3;
 
 template <class Op>
 static inline F16 per_quarter(Op op) {
@@ -177,6 +179,8 @@ static inline PairsF16 load_bf16_pairs(const uint16_t* p) {
 struct PairsI16 {
   I16 first, second;
 };
+// Pairs made of 32-bit integers without an operation.
+static inline PairsI16 as_pairs(I16 a) { return {a, a}; }
 static inline PairsI16 load_s8_pairs(const int8_t* p) {
   typedef short S8 __attribute__((vector_size(16)));
   return {per_quarter_int([&](int i) {

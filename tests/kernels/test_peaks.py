@@ -1,0 +1,25 @@
+"""The machine's peaks: what can be said of them without a clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from bertrt import _native
+from bertrt.errors import DeviceError
+
+
+def test_peaks_of_each_instruction_set(isa, monkeypatch) -> None:
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    peaks = _native.machine_peaks(1)
+    assert peaks.pop("isa") == isa
+    assert set(peaks) == {"fp32", "bf16", "int8", "read"}
+    # A loop that the compiler has done away with would be far beyond; a slow machine is far above.
+    assert all(1e8 < value < 1e14 for value in peaks.values())
+
+
+def test_refusals(monkeypatch) -> None:
+    with pytest.raises(DeviceError, match="0"):
+        _native.machine_peaks(0)
+    monkeypatch.setenv("BERTRT_ISA", "mmx")
+    with pytest.raises(DeviceError, match="mmx"):
+        _native.machine_peaks(1)
