@@ -54,9 +54,9 @@ class MachinePeaks(TypedDict):
 def machine_peaks(threads: int) -> MachinePeaks:
     """What this machine can do at most on so many threads, measured for about a second.
 
-    "isa": the instruction set in use; "fp32", "bf16", "int8": operations a second of the instruction
-    that its matrix products of that precision use, on registers alone, an addition and a
-    multiplication being two; "read": bytes a second from memory."""
+    "isa": the instruction set in use; "fp32", "bf16", "int8": operations a second of the
+    instruction that its matrix products of that precision use, on registers alone, an addition and
+    a multiplication being two; "read": bytes a second from memory."""
 
 class kernels:  # noqa: N801  (a submodule, in truth)
     """Single kernels by instruction set; isa "reference" is the double oracle."""
