@@ -61,7 +61,7 @@ struct MultiplyAddFours {
   static constexpr int64_t kOperations = 8 * 16;
   __m512i fours;
   explicit MultiplyAddFours(float x) : fours(_mm512_castps_si512(_mm512_set1_ps(x))) {}
-  static Sum first(F16 x) { return bit_difference(x, zero()); }
+  static Sum first(F16 x) { return to_nearest_int(x); }
   Sum step(Sum sum) const { return {_mm512_dpbusd_epi32(sum.v, fours, fours)}; }
   static void keep(Sum sum, float* out) { store(out, to_float(sum) + load(out)); }
 };

@@ -30,7 +30,7 @@ struct MultiplyAddPairs {
   static constexpr int64_t kOperations = 4 * 16;
   int32_t pair;
   explicit MultiplyAddPairs(float x) : pair(static_cast<int32_t>(x)) {}
-  static Sum first(F16 x) { return bit_difference(x, zero()); }
+  static Sum first(F16 x) { return to_nearest_int(x); }
   Sum step(Sum sum) const { return dot_pairs(sum, as_pairs(sum), pair); }
   static void keep(Sum sum, float* out) { store(out, to_float(sum) + load(out)); }
 };
