@@ -108,17 +108,26 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export", help="a Gluon model to a bundle (needs the extra 'export')"
     )
-    export.add_argument("model", metavar="MODEL", help="a model of the zoo: bert_12_768_12, ...")
-    export.add_argument("--dataset", required=True, metavar="NAME", help="its data set's name")
+    export.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a model of the zoo: bert_12_768_12, ..."
+    )
+    export.add_argument("--dataset", metavar="NAME", help="its data set's name")
     _add_task(export)
     export.add_argument("--params", metavar="FILE", help="parameters, instead of the zoo's")
     export.add_argument("--vocab", metavar="FILE", help="the vocabulary, instead of the zoo's")
+    export.add_argument(
+        "--merges", metavar="FILE", help="RoBERTa's byte-level BPE, instead of the zoo's"
+    )
     export.add_argument("--labels", metavar="A,B,...", type=_labels, help="a classifier's labels")
     export.add_argument(
         "--max-length", metavar="N", type=_positive, help="tokens of a text at most"
     )
-    _add_out(export)
-    export.set_defaults(command=_export)
+    _add_out(export, required=False)
+    export.add_argument(
+        "--list", action="store_true", help="the models of the zoo and the files that each needs"
+    )
+    _add_json(export, "the list as JSON")
+    export.set_defaults(command=_export, parser=export)
 
     import_ = commands.add_parser(
         "import", help="a Hugging Face directory, an ONNX file or a symbol/params pair to a bundle"
@@ -165,9 +174,9 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_out(parser: argparse.ArgumentParser) -> None:
+def _add_out(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the bundle to make; must not exist"
+        "--out", required=required, metavar="DIR", help="the bundle to make; must not exist"
     )
 
 
@@ -221,6 +230,15 @@ def _labels(text: str) -> list[str]:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list_zoo(arguments)
+    for name, value in (
+        ("MODEL", arguments.model),
+        ("--dataset", arguments.dataset),
+        ("--out", arguments.out),
+    ):
+        if value is None:
+            arguments.parser.error(f"{name} is missing; --list shows what can be exported")
     from bertrt.export.zoo import export_zoo
 
     bundle = export_zoo(
@@ -230,10 +248,51 @@ def _export(arguments: argparse.Namespace) -> int:
         task=arguments.task,
         params=arguments.params,
         vocab=arguments.vocab,
+        merges=arguments.merges,
         labels=arguments.labels,
         max_length=arguments.max_length,
     )
     print(bundle)
+    return 0
+
+
+def _list_zoo(arguments: argparse.Namespace) -> int:
+    from bertrt.export.zoo import zoo_rows
+
+    rows = zoo_rows()
+    if arguments.json:
+        for row in rows:
+            content = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+            files = [
+                {"name": file.path.name, "sha1": file.sha1, "option": file.option}
+                for file in row.files
+            ]
+            print(_json(content | {"files": files}))
+        return 0
+    table = [
+        (
+            *("model", "dataset", "vocabulary", "types", "length", "activation", "epsilon"),
+            *("tokenizer", "lower", "pretrained heads", "files"),
+        )
+    ]
+    for row in rows:
+        table.append(
+            (
+                *(row.model, row.dataset, str(row.vocab_size), str(row.token_types)),
+                *(str(row.max_length), row.activation, f"{row.layer_norm_eps:.0e}", row.tokenizer),
+                *("yes" if row.lower else "no", ", ".join(row.heads) or "none"),
+                " ".join(file.path.name for file in row.files),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print(line.rstrip())
+    print(
+        f"\nFiles are downloaded to {rows[0].files[0].path.parent}, where their names end in the "
+        "first digits\nof their sha1 (--json has all), or are put there by you, or are named with "
+        "--params, --vocab, --merges."
+    )
     return 0
 
 

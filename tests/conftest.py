@@ -230,6 +230,43 @@ class HuggingFace:
 
 
 @pytest.fixture(scope="session")
+def wide():
+    """A function: net, score_std -> None. Draws every weight of a Gluon net so that attention
+    scores spread by `score_std`.
+
+    GluonNLP's own initialisation leaves attention all but uniform, and then a wrong mask, scale
+    or head order hardly shows. LayerNorm's gamma and every bias are drawn as well: at 1 and 0
+    they could be mixed up, or left out, and nobody would see.
+    """
+    mxnet = pytest.importorskip("mxnet", exc_type=ImportError)
+    pytest.importorskip("gluonnlp", exc_type=ImportError)
+    from bertrt.export.gluon_to_symbol import input_names
+
+    def draw(net: Any, score_std: float) -> None:
+        parameters = net.collect_params()
+        net.initialize(mxnet.init.Zero())
+        # The first call settles the shapes that MXNet leaves open.
+        one = mxnet.nd.zeros((1, 1))
+        net(*(one[0] + 1 if name == "valid_length" else one for name in input_names(net)))
+        (units,) = {p.shape[1] for name, p in parameters.items() if "query_weight" in name}
+        sigma = (score_std**0.5) / units**0.5
+        random = np.random.default_rng(units)
+        for name, parameter in parameters.items():
+            if name.endswith("gamma"):
+                mean, spread = 1, 0.2
+            elif name.endswith(("beta", "bias")):
+                mean, spread = 0, 0.1
+            elif "embed" in name or "position" in name:
+                mean, spread = 0, 1
+            else:
+                mean, spread = 0, sigma
+            array = random.standard_normal(parameter.shape, dtype=np.float32)
+            parameter.set_data(mxnet.nd.array(mean + np.float32(spread) * array))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def train_sentencepiece():
     """A function: path, texts, size, kind, unused -> the path of a SentencePiece model of so many
     pieces trained on the texts, with KoBERT's special pieces at its first ids, and so many that no

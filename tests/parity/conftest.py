@@ -27,38 +27,9 @@ class Exported:
         return self.answers[name]
 
 
-def wide(mxnet: Any, net: Any, score_std: float) -> None:
-    """Draw every weight so that attention scores spread by `score_std`.
-
-    GluonNLP's own initialisation leaves attention all but uniform, and then a wrong mask, scale
-    or head order hardly shows. LayerNorm's gamma and every bias are drawn as well: at 1 and 0
-    they could be mixed up, or left out, and nobody would see.
-    """
-    units = net.encoder._units if hasattr(net, "encoder") else net.bert.encoder._units
-    sigma = (score_std**0.5) / units**0.5
-    # The first call settles the shapes that MXNet leaves open.
-    one = mxnet.nd.zeros((1, 1))
-    net.initialize(mxnet.init.Zero())
-    masked = [one] if getattr(net, "_use_decoder", False) else []
-    net(one, one, one[0] + 1, *masked)
-    random = np.random.default_rng(units)
-    for name, parameter in net.collect_params().items():
-        if name.endswith("gamma"):
-            mean, spread = 1, 0.2
-        elif name.endswith(("beta", "bias")):
-            mean, spread = 0, 0.1
-        elif "embed" in name or "position" in name:
-            mean, spread = 0, 1
-        else:
-            mean, spread = 0, sigma
-        array = random.standard_normal(parameter.shape, dtype=np.float32)
-        parameter.set_data(mxnet.nd.array(mean + np.float32(spread) * array))
-
-
 @pytest.fixture(scope="session")
-def export_net(tmp_path_factory):
+def export_net(tmp_path_factory, wide):
     """A function: the shape of a net -> :class:`Exported`."""
-    mxnet = pytest.importorskip("mxnet", exc_type=ImportError)
     gluonnlp = pytest.importorskip("gluonnlp", exc_type=ImportError)
     from bertrt.export import export_model
 
@@ -96,7 +67,7 @@ def export_net(tmp_path_factory):
         )
         if classes is not None:
             net = gluonnlp.model.BERTClassifier(net, num_classes=classes, dropout=0.1)
-        wide(mxnet, net, score_std)
+        wide(net, score_std)
         words = collections.Counter(f"word{index}" for index in range(vocab_size - 5))
         path = export_model(
             net,
