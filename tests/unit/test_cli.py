@@ -182,11 +182,13 @@ def test_error_of_the_engine(tmp_path, capsys) -> None:
         (["predict", "b", "--threads", "two"], "'two' is not a whole number from 1"),
         (["predict", "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         (["predict", "b", "--json", "a", "--no-such-option"], "unrecognized arguments"),
-        (["export", "bert_12_768_12", "--out", "o"], "required: --dataset"),
-        (["export", "m", "--dataset", "d"], "required: --out"),
+        (["export", "bert_12_768_12", "--out", "o"], "--dataset is missing; --list shows"),
+        (["export", "m", "--dataset", "d"], "--out is missing"),
+        (["export"], "MODEL is missing"),
         (["export", "m", "--dataset", "d", "--out", "o", "--task", "ner"], "--task"),
         (["export", "m", "--dataset", "d", "--out", "o", "--labels", "a,,b"], "--labels"),
-        (["import", "path"], "required: --out"),
+        (["import", "path"], "--out is missing"),
+        (["export"], "MODEL is missing"),
         (["verify"], "required: BUNDLE"),
         (["inspect", "a", "b"], "unrecognized arguments: b"),
     ],
@@ -236,14 +238,17 @@ def exporter(monkeypatch):
 
 def test_export(exporter, capsys) -> None:
     options = ["--task", "classification", "--params", "p", "--vocab", "v", "--labels", "a,b"]
+    options += ["--merges", "m"]
     assert main(["export", "bert_12_768_12", "--dataset", "book", "--out", "o"]) == 0
     assert main(["export", "m", "--dataset", "d", "--out", "o", "--max-length", "9", *options]) == 0
     assert capsys.readouterr().out == "made/bundle\n" * 2
-    nothing = dict.fromkeys(["task", "params", "vocab", "labels", "max_length"])
+    names = ["task", "params", "vocab", "merges", "labels", "max_length"]
+    nothing = dict.fromkeys(names)
     chosen = {
         "task": "classification",
         "params": "p",
         "vocab": "v",
+        "merges": "m",
         "labels": ["a", "b"],
         "max_length": 9,
     }
