@@ -218,7 +218,6 @@ def _compile_mxnet(symbol: Path, params: Path) -> tuple[Plan, Coverage]:
 
 
 def _compile_onnx(path: Path) -> tuple[Plan, Coverage]:
-    from bertrt.graph.pipeline import compile_graph
-    from bertrt.graph.read_onnx import read_onnx
+    from bertrt.graph.pipeline import compile_onnx
 
-    return compile_graph(read_onnx(path))
+    return compile_onnx(path)

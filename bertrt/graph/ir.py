@@ -15,7 +15,7 @@ Two rules keep passes simple:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,62 @@ class Graph:
         self._link(new)
         self._unlink(old)
 
+    def insert(
+        self, before: Node, op: str, inputs: Sequence[str], attrs: dict[str, Any] | None = None
+    ) -> Node:
+        """Put a node, or the node that computes the same, somewhere ahead of ``before``."""
+        name = f"{before.name}_{op.lower()}"
+        while name in self.nodes or name in self.types or f"{name}_0" in self.types:
+            name += "_"
+        node = self.add(op, inputs, attrs, name=name)
+        if next(reversed(self.nodes)) == node.name:
+            self._move(node, before)
+        return node
+
+    def place(self, before: Node, node: Node, kind: Type) -> None:
+        """Put a fused node with one result of this type ahead of ``before``."""
+        self._new_value(node.output)
+        self.types[node.output] = kind
+        self.nodes[node.name] = node
+        self._link(node)
+        self._move(node, before)
+
+    def read(self, node: Node, old: str, new: str) -> None:
+        """Let ``node`` read ``new`` where it read ``old``."""
+        self._known = {}
+        self._users[old] = [user for user in self._users[old] if user is not node]
+        count = node.inputs.count(old)
+        node.inputs = tuple(new if value == old else value for value in node.inputs)
+        self._users.setdefault(new, []).extend([node] * count)
+
+    def forward(self, node: Node, value: str) -> None:
+        """Let everybody who reads the result of ``node`` read ``value``; drop what is unused."""
+        self._known = {}
+        for user in self._users.pop(node.output, []):
+            user.inputs = tuple(value if v == node.output else v for v in user.inputs)
+            self._users.setdefault(value, []).append(user)
+        self.outputs = {
+            name: value if own == node.output else own for name, own in self.outputs.items()
+        }
+        if self.nodes.pop(node.name, None):
+            self._unlink(node)
+
+    def bound(self, sizes: Mapping[str, int]) -> Graph:
+        """The same graph with these extents in the place of symbols."""
+        graph = Graph(self.origin)
+        for name in self.inputs:
+            kind = self.types[name]
+            shape = tuple(
+                sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in kind.shape
+            )
+            graph.add_input(name, self.sources[name], Type(kind.dtype, shape))
+        for constant in self.constants.values():
+            graph.add_constant(constant)
+        for node in self.nodes.values():
+            graph.add(node.op, node.inputs, node.attrs, name=node.name, outputs=node.outputs)
+        graph.outputs = dict(self.outputs)
+        return graph
+
     def replace_by_constant(self, old: Node, constant: Constant) -> None:
         """Put a constant in the place of a node with one result; drop what is then unused."""
         self._known = {}
@@ -229,6 +285,12 @@ class Graph:
             if name in weights or self._needed(name)
         }
         self._known = {}
+
+    def _move(self, node: Node, before: Node) -> None:
+        order = list(self.nodes)
+        order.remove(node.name)
+        order.insert(order.index(before.name), node.name)
+        self.nodes = {key: self.nodes[key] for key in order}
 
     def _needed(self, value: str) -> bool:
         return bool(self._users.get(value)) or value in self.outputs.values()

@@ -1,5 +1,8 @@
 """From graph to plan: the ordered passes, and the coverage report.
 
+The passes work at fixed small sizes of batch and sequence, where what a graph computes can be
+looked at. Every model goes through them at two pairs of sizes, and one plan must come out of both.
+
 Example::
 
     plan, coverage = compile_graph(read_mxnet("model-symbol.json", "model-0000.params"))
@@ -8,8 +11,11 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import ModuleType
+
+import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.graph.ir import Graph, Node
@@ -18,29 +24,45 @@ from bertrt.graph.passes import (
     NoMatchError,
     attention,
     batch_axis,
+    elements,
     embed,
     first_token,
     gather_positions,
     gelu,
     layer_norm,
+    layout,
     linear,
+    normalization,
     qkv,
+    reshape,
+    row_numbers,
     rows,
     sequence_axis,
+    through_views,
 )
-from bertrt.graph.plan import INPUTS, STEP_OPS, Plan, Step
+from bertrt.graph.plan import INPUTS, OUTPUTS, STEP_OPS, Plan, Step
+from bertrt.graph.read_onnx import SIZES, read_onnx
 
-__all__ = ["Coverage", "Fused", "Unfused", "apply_pass", "compile_graph", "output_names"]
+__all__ = [
+    "Coverage",
+    "Fused",
+    "Unfused",
+    "apply_pass",
+    "compile_graph",
+    "compile_onnx",
+    "output_names",
+]
 
+# They give operations that exporters spell in many ways the one spelling that the others know.
+SPELLINGS: tuple[ModuleType, ...] = (normalization, gelu, reshape)
 # In this order: a pass may build on what those before it have fused.
 PASSES: tuple[ModuleType, ...] = (
-    gelu,
     embed,
     attention,
     qkv,
+    rows,
     linear,
     layer_norm,
-    rows,
     first_token,
     gather_positions,
 )
@@ -101,16 +123,66 @@ class Coverage:
 
 
 def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
-    """Fuse a graph, in place, and lay out its plan.
+    """Fuse a graph and lay out its plan. A graph whose sizes are numbers is fused in place.
 
     Raises UnsupportedModelError, with the coverage report in its message, when a part of the model
     stays unfused or is not one that a plan can say.
     """
-    layers = _layers_of(graph)
-    coverage = Coverage(graph.origin)
+    if all(isinstance(dim, int) for value in graph.inputs for dim in graph.shape(value)):
+        return _compile(graph, None)
     names = output_names(graph)
+    bound = [
+        graph.bound({"batch": batch, "sequence": length, "num_masked": 4})
+        for batch, length in SIZES
+    ]
+    return _agreed([_compile(one, names) for one in bound])
+
+
+def compile_onnx(path: str | Path) -> tuple[Plan, Coverage]:
+    """Read an ONNX file and lay out its plan.
+
+    Raises what :func:`~bertrt.graph.read_onnx.read_onnx` and :func:`compile_graph` raise.
+    """
+    return _agreed([_compile(read_onnx(path, sizes), None) for sizes in SIZES])
+
+
+def _agreed(ways: list[tuple[Plan, Coverage]]) -> tuple[Plan, Coverage]:
+    """The first of several plans of one model, which must all be the same."""
+    (plan, coverage), *others = ways
+    for other, _ in others:
+        alike = (plan.steps, plan.outputs, plan.inputs, set(plan.weights)) == (
+            other.steps, other.outputs, other.inputs, set(other.weights)
+        )  # fmt: skip
+        if not alike or not all(
+            np.array_equal(constant.array, other.weights[name].array)
+            for name, constant in plan.weights.items()
+            if constant.file is None
+        ):
+            raise UnsupportedModelError(
+                f"{coverage.origin}: the model is another one for another size of batch or sequence"
+            )
+    return plan, coverage
+
+
+def _compile(graph: Graph, names: dict[str, str] | None) -> tuple[Plan, Coverage]:
+    """Fuse a graph of known sizes; ``names`` are those of its outputs, by value, if they are
+    known."""
+    batch, length = batch_axis(graph), sequence_axis(graph)
+    if not batch or batch == length:
+        raise UnsupportedModelError(
+            f"{graph.origin}: the first input with two axes has shape ({batch}, {length}), "
+            "expected token ids of a batch and a sequence length that differ, or are free"
+        )
+    coverage = Coverage(graph.origin)
+    for module in SPELLINGS:
+        apply_pass(graph, module, {}, coverage)
+    layers = _layers_of(graph)
+    coverage.fused = [replace(done, layer=layers.get(done.node, "?")) for done in coverage.fused]
+    coverage.unfused = [replace(e, layer=layers.get(e.anchor, "?")) for e in coverage.unfused]
     for module in PASSES:
         apply_pass(graph, module, layers, coverage)
+    if names is None:
+        names = _names_by_structure(graph)
     # Where a pass stopped matters only if no other pass has taken the place up since.
     unfused = {n.name: n for n in graph.nodes.values() if n.op not in (*STEP_OPS, rows.STEP)}
     coverage.unfused = [e for e in coverage.unfused if e.node in unfused or e.anchor in unfused]
@@ -118,7 +190,7 @@ def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
     left: dict[str, list[Node]] = {}
     for node in unfused.values():
         if node.name not in told:
-            left.setdefault(layers[node.output], []).append(node)
+            left.setdefault(layers.get(node.output, "?"), []).append(node)
     for layer, nodes in left.items():
         listed = ", ".join(f"{node.name!r} ({node.op})" for node in nodes)
         name = nodes[0].name
@@ -153,10 +225,121 @@ def apply_pass(
         if match is None:
             continue
         before = len(graph.nodes)
+        if match.fused is None or match.value is not None:
+            graph.forward(match.last, match.value or "")
+            continue
         graph.replace(match.last, match.fused)
+        for old, new in match.more:
+            graph.replace(old, new)
         if coverage is not None and layers is not None:
-            layer, count = layers[match.fused.output], before - len(graph.nodes) + 1
+            layer, count = layers.get(match.fused.output, "?"), before - len(graph.nodes) + 1
             coverage.fused.append(Fused(layer, name, match.fused.op, match.fused.name, count))
+
+
+def _names_by_structure(graph: Graph) -> dict[str, str]:
+    """The public name of every output of a fused graph, by what computes it: value -> name.
+
+    Joins what a plan has as one output, and lets the head of a masked language model read the
+    masked positions only.
+    """
+    _join_span(graph)
+    names: dict[str, str] = {}
+    rows_of_words = _words(graph)
+    for own, value in graph.outputs.items():
+        node = _step_behind(graph, value)
+        if node is None:
+            names[value] = own
+            continue
+        tokens = layout(graph, value) is not None
+        linear_head = node.op == "linear"
+        if tokens and linear_head and graph.shape(value)[-1] == rows_of_words:
+            _gather_positions(graph, value)
+            name = "masked_lm_outputs"
+        elif tokens:
+            name = "logits" if linear_head else "sequence_output"
+        elif linear_head and node.attrs["activation"] == "tanh":
+            name = "pooled_output"
+        elif gather_positions.STEP in {n.op for n in _behind(graph, value)}:
+            name = "masked_lm_outputs"
+        else:
+            name = own if own in OUTPUTS else "logits"
+            if name == "logits" and own != name and len(graph.outputs) > 1:
+                name = "next_sentence_classifier_output"
+        names[value] = name if name not in names.values() else own
+    if len(names) != len(graph.outputs):
+        raise UnsupportedModelError(f"{graph.origin}: two outputs are the same value")
+    return names
+
+
+def _step_behind(graph: Graph, value: str) -> Node | None:
+    node = graph.producer(value)
+    while node is not None and node.op == rows.STEP:
+        node = graph.producer(node.inputs[0])
+    return node
+
+
+def _behind(graph: Graph, value: str) -> list[Node]:
+    """The nodes that a value is computed by."""
+    found: dict[str, Node] = {}
+    pending = [value]
+    while pending:
+        node = graph.producer(pending.pop())
+        if node is not None and node.name not in found:
+            found[node.name] = node
+            pending += node.inputs
+    return list(found.values())
+
+
+def _words(graph: Graph) -> int | str | None:
+    for node in graph.nodes.values():
+        if node.op == embed.STEP:
+            return graph.shape(node.weights["word"][0])[0]
+    return None
+
+
+def _join_span(graph: Graph) -> None:
+    """Two outputs (batch, sequence), the columns of one value, become the output ``logits``.
+
+    So exporters write the start and the end of an answer.
+    """
+    length = sequence_axis(graph)
+    found: dict[str, tuple[str, list[int]]] = {}
+    for own, value in graph.outputs.items():
+        base, factor = through_views(graph, value)
+        kind = layout(graph, base)
+        maker = graph.producer(base)
+        if graph.shape(value) != (batch_axis(graph), length) or factor != 1.0 or kind is None:
+            continue
+        if maker is None or maker.op not in (*STEP_OPS, rows.STEP):
+            continue
+        try:
+            shown = elements(graph, value, base)
+        except NoMatchError:
+            continue
+        column = shown - row_numbers(graph, kind) * int(graph.shape(base)[-1])
+        if len(np.unique(column)) == 1:
+            found.setdefault(base, (base, []))[1].append(int(column[0, 0]))
+            found[own] = (base, [])
+    for base, (_, columns) in list(found.items()):
+        if columns == [0, 1] and graph.shape(base)[-1] == 2 and len(graph.outputs) == 2:
+            graph.outputs = {"logits": base}
+            graph.prune()
+
+
+def _gather_positions(graph: Graph, value: str) -> None:
+    """Let a head over all tokens, whose last step computes ``value``, read the masked ones only."""
+    node = _step_behind(graph, value)
+    while node is not None:
+        before = _step_behind(graph, node.inputs[0])
+        if before is None or before.op not in ("linear", "layer_norm"):
+            break
+        node = before
+    if node is None:
+        return
+    x = node.inputs[0]
+    gathered = Node(gather_positions.STEP, "gather_positions", (x,), ("gather_positions",))
+    graph.place(node, gathered, graph.types[x])
+    graph.read(node, x, gathered.output)
 
 
 def output_names(graph: Graph) -> dict[str, str]:
@@ -304,6 +487,9 @@ def _input_roles(graph: Graph) -> dict[str, str | None]:
                     f"are both used as {meaning}"
                 )
             roles[meaning] = graph.sources[value]
+        if node.op == gather_positions.STEP and not read:
+            # The head gives every token's words in the file, and is asked for some of them.
+            roles["masked_positions"] = "masked_positions"
     return roles
 
 

@@ -1,13 +1,20 @@
 """Reader of ONNX files. Needs the ``onnx`` package, for parsing only.
 
-The IR's operators are ONNX's, so there is little to convert: initialisers become constants (mapped
-from the file they lie in, external data included), Identity and Dropout disappear, and every other
-node is added as it is.
+Initialisers become constants (mapped from the file they lie in, external data included), nodes
+become the IR's operators (:mod:`bertrt.graph.onnx_operators`), and three things are settled on the
+way, so that the fusion passes see the encoder and not its exporter:
+
+* **Sizes.** Free axes get small distinct sizes: an exporter's arithmetic on shapes, however it is
+  written, is then a matter of computing it. :func:`~bertrt.graph.pipeline.compile_onnx` reads a
+  file with two pairs of sizes and expects the same plan from both.
+* **What is known is computed**: whatever depends on integers and single numbers only.
+* **Floats are float32.** Half-precision weights are widened, exactly; casts between them go.
 """
 
 from __future__ import annotations
 
-import re
+import heapq
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,25 +22,31 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedModelError
+from bertrt.graph.evaluate import compute
 from bertrt.graph.ir import Constant, Graph
+from bertrt.graph.onnx_operators import DOMAINS, Call, convert
 from bertrt.graph.params import map_file, view
-from bertrt.graph.types import Dim, Type
+from bertrt.graph.types import Type, infer
 
-__all__ = ["read_onnx"]
+__all__ = ["SIZES", "read_onnx"]
 
-# The operators of the IR mean the same in all of these.
-_OPSETS = range(13, 25)
-# Attributes that change nothing at this value
-_NEUTRAL = {
-    ("LayerNormalization", "stash_type"): 1,
-    ("Reshape", "allowzero"): 0,
-    ("Cast", "saturate"): 1,
-}
-_PASS_THROUGH = ("Identity", "Dropout")
+# Before opset 7 operators broadcast by other rules.
+_OPSETS = range(7, 27)
+# (batch, sequence) for the free axes: the two ways to read a file. Distinct primes, so that no two
+# extents of a graph are taken for one another; short, for models with few positions.
+SIZES = ((3, 5), (2, 7))
+# The size of the axis that bertrt's own writer calls so: it must not be taken for the sequence.
+_OTHER_SIZES = {"num_masked": 4}
+# A float constant of a Constant node is a number of the graph's arithmetic up to this many
+# elements, a weight beyond.
+_FEW = 16
+# Constants are computed up to this many elements.
+_MOST = 1 << 16
+_COMMUTATIVE = ("Add", "Mul")
 
 
-def read_onnx(path: str | Path) -> Graph:
-    """Read an ONNX model into the IR.
+def read_onnx(path: str | Path, sizes: tuple[int, int] = SIZES[0]) -> Graph:
+    """Read an ONNX model into the IR, its free axes taken to be ``sizes``, (batch, sequence).
 
     Raises MissingFileError; MissingDependencyError where onnx is not installed; ModelFormatError
     for a broken file; UnsupportedModelError for an operator, an attribute, an element type or an
@@ -53,18 +66,21 @@ def read_onnx(path: str | Path) -> Graph:
         model.ParseFromString(data.tobytes())
     except Exception as error:  # protobuf's errors differ between its implementations
         raise ModelFormatError(f"{path}: not an ONNX file: {error}") from None
-    return _Reader(path, data, model, onnx).graph
+    return _Reader(path, data, model, onnx, sizes).graph
 
 
 class _Reader:
     """Turns a parsed model into a graph."""
 
-    def __init__(self, path: Path, data: np.ndarray, model: Any, onnx: Any) -> None:
+    def __init__(
+        self, path: Path, data: np.ndarray, model: Any, onnx: Any, sizes: tuple[int, int]
+    ) -> None:
         self.path, self.onnx = path, onnx
         self.files = {path: data}
         self.found_at = 0  # where the last inline tensor was found in the file
         self.graph = Graph(str(path))
         self.values: dict[str, str] = {"": ""}  # name in the file -> value in the graph
+        self.known: set[str] = set()  # values whose elements are arithmetic, not weights
         source = model.graph
         if not source.node or not source.output:
             raise ModelFormatError(f"{path}: not an ONNX model: it has no nodes or no outputs")
@@ -74,18 +90,20 @@ class _Reader:
             raise UnsupportedModelError(
                 f"{path}: opset {versions}, expected one of {_OPSETS[0]} to {_OPSETS[-1]}"
             )
+        self.opset = versions[0]
         if model.functions or source.sparse_initializer or source.quantization_annotation:
             raise UnsupportedModelError(
                 f"{path}: local functions, sparse and quantised tensors are not supported"
             )
         stored = {tensor.name for tensor in source.initializer}
-        for value in source.input:
-            if value.name not in stored:
-                self._add_input(value)
+        inputs = [value for value in source.input if value.name not in stored]
+        self.sizes = _sizes(inputs, sizes)
+        for value in inputs:
+            self._add_input(value)
         for tensor in source.initializer:
-            self._add_constant(tensor.name, tensor)
-        for index, node in enumerate(source.node):
-            self._add_node(index, node)
+            self._add_constant(tensor.name, tensor, few=1)
+        for node in self._in_order(source.node):
+            self._add_node(node)
         for output in source.output:
             self._check_text("an output", output.name)
             if not output.name or output.name in self.graph.outputs:
@@ -100,22 +118,17 @@ class _Reader:
         self._check_text("an input", value.name, *(dim.dim_param for dim in tensor.shape.dim))
         if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
             raise ModelFormatError(f"{self.path}: input {value.name!r} has no type or no shape")
-        dims: list[Dim] = []
+        dims: list[int] = []
         for axis, dim in enumerate(tensor.shape.dim):
-            if dim.HasField("dim_value"):
-                if dim.dim_value < 1:
-                    raise ModelFormatError(
-                        f"{self.path}: input {value.name!r}: extent {dim.dim_value} of axis {axis}"
-                    )
-                dims.append(dim.dim_value)
-            else:
-                symbol = re.sub(r"[^A-Za-z0-9_]", "_", dim.dim_param)
-                dims.append(
-                    f"_{symbol}" if symbol[:1].isdecimal() else symbol or f"{value.name}_{axis}"
+            if dim.HasField("dim_value") and dim.dim_value < 1:
+                raise ModelFormatError(
+                    f"{self.path}: input {value.name!r}: extent {dim.dim_value} of axis {axis}"
                 )
-        kind = Type(self._dtype(tensor.elem_type, f"input {value.name!r}"), tuple(dims))
+            free = _OTHER_SIZES.get(dim.dim_param, self.sizes[min(axis, 1)])
+            dims.append(dim.dim_value if dim.HasField("dim_value") else free)
+        dtype = self._dtype(tensor.elem_type, f"input {value.name!r}")
         self._declare(value.name, value.name)
-        self.graph.add_input(value.name, value.name, kind)
+        self.graph.add_input(value.name, value.name, Type(_single(dtype), tuple(dims)))
 
     def _check_text(self, what: str, *texts: object) -> None:
         """Protobuf hands out strings that are not UTF-8 as bytes."""
@@ -144,6 +157,8 @@ class _Reader:
             types.INT32: "int32",
             types.INT64: "int64",
             types.BOOL: "bool",
+            types.UINT8: "uint8",
+            types.INT8: "int8",
         }
         if code not in names:
             raise UnsupportedModelError(f"{self.path}: {what} has element type {code}")
@@ -151,7 +166,8 @@ class _Reader:
 
     # Constants
 
-    def _add_constant(self, name: str, tensor: Any) -> None:
+    def _add_constant(self, name: str, tensor: Any, few: int) -> None:
+        """Floats of more than ``few`` elements are weights."""
         what = f"tensor {name!r}"
         entries = (text for entry in tensor.external_data for text in (entry.key, entry.value))
         self._check_text(what, name, *entries)
@@ -173,8 +189,15 @@ class _Reader:
             constant = Constant(name, array, self.path, offset)
         else:
             constant = Constant(name, self._typed(tensor, what, dtype, shape))
+        array = constant.array
+        if array.dtype == np.float16 or (array.dtype == np.float64 and array.size <= few):
+            array = array.astype(np.float32)
+            array.flags.writeable = False
+            constant = Constant(name, array)
         self._declare(name, name)
         self.graph.add_constant(constant)
+        if array.dtype.kind != "f" or array.size <= few:
+            self.known.add(name)
 
     def _find(self, raw: bytes) -> int:
         """Where these bytes lie in the file: tensors come in order, so this is one pass in all."""
@@ -230,41 +253,97 @@ class _Reader:
 
     # Nodes
 
-    def _add_node(self, index: int, node: Any) -> None:
-        name = node.name or (node.output[0] if node.output else "") or f"node_{index}"
+    def _in_order(self, nodes: Sequence[Any]) -> list[Any]:
+        """The nodes, each behind those whose results it reads. Some tools do not sort them."""
+        maker: dict[str, int] = {}
+        for index, node in enumerate(nodes):
+            for value in node.output:
+                if value and value not in maker:  # a second maker is refused later
+                    maker[value] = index
+        readers: list[list[int]] = [[] for _ in nodes]
+        missing = [0] * len(nodes)
+        for index, node in enumerate(nodes):
+            makers = {maker[value] for value in node.input if value in maker}
+            missing[index] = len(makers)
+            for other in makers:
+                readers[other].append(index)
+        # The first of the file's that can be next: sorted files stay as they are.
+        ready = [index for index, count in enumerate(missing) if not count]
+        order = []
+        while ready:
+            index = heapq.heappop(ready)
+            order.append(index)
+            for reader in readers[index]:
+                missing[reader] -= 1
+                if not missing[reader]:
+                    heapq.heappush(ready, reader)
+        if len(order) < len(nodes):
+            cycle = [
+                repr(node.name or node.output[0])
+                for node, count in zip(nodes, missing, strict=True)
+                if count
+            ]
+            raise ModelFormatError(
+                f"{self.path}: nodes read each other's results in a cycle, in which, or behind "
+                f"which, are {', '.join(cycle[:5])}{', ...' if len(cycle) > 5 else ''}"
+            )
+        return [nodes[index] for index in order]
+
+    def _add_node(self, node: Any) -> None:
+        name = node.name or (node.output[0] if node.output else "") or "without a name"
         what = f"node {name!r} ({node.op_type})"
         names = (attribute.name for attribute in node.attribute)
         self._check_text(what, name, node.op_type, node.domain, *node.input, *node.output, *names)
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in DOMAINS:
             raise UnsupportedModelError(
                 f"{self.path}: operator {node.domain}.{node.op_type} at node {name!r} "
                 "is not supported"
             )
-        attrs = {a.name: self._attribute(what, a) for a in node.attribute}
-        if node.op_type == "Constant" and set(attrs) == {"value"} and len(node.output) == 1:
-            if not isinstance(attrs["value"], self.onnx.TensorProto):
-                raise ModelFormatError(f"{self.path}: {what} holds no tensor")
-            self._add_constant(node.output[0], attrs["value"])
+        if node.op_type == "Constant":
+            self._add_constant_node(node, what)
             return
-        if any(isinstance(value, self.onnx.TensorProto) for value in attrs.values()):
-            raise UnsupportedModelError(f"{self.path}: {what} has a tensor as attribute")
+        attrs = {a.name: self._attribute(what, a) for a in node.attribute}
+        if "to" in attrs:
+            attrs["to"] = _single(self._dtype(attrs["to"], what))
         inputs = [self._value(value, what) for value in node.input]
         while inputs and not inputs[-1]:
             inputs.pop()
         outputs = list(node.output)
         while outputs and not outputs[-1]:
             outputs.pop()
-        if node.op_type in _PASS_THROUGH and inputs and inputs[0] and len(outputs) == 1:
-            self._declare(outputs[0], inputs[0])
+        op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        call = Call(self, f"{self.path}: {what}", op, name, tuple(inputs), attrs, len(outputs))
+        if not outputs or (not inputs and op != "Range"):
+            raise ModelFormatError(f"{self.path}: {what} has no inputs or no outputs")
+        results = convert(call)
+        if len(results) != len(outputs):
+            raise UnsupportedModelError(
+                f"{self.path}: {what} has {len(outputs)} outputs, expected {len(results)}"
+            )
+        for own, value in zip(outputs, results, strict=True):
+            if own:
+                self._declare(own, value)
+
+    def _add_constant_node(self, node: Any, what: str) -> None:
+        if len(node.attribute) != 1 or len(node.output) != 1:
+            raise ModelFormatError(f"{self.path}: {what} has not one value")
+        (attribute,) = node.attribute
+        kinds = self.onnx.AttributeProto
+        if attribute.name == "value" and attribute.type == kinds.TENSOR:
+            self._add_constant(node.output[0], attribute.t, few=_FEW)
             return
-        attrs = {k: v for k, v in attrs.items() if _NEUTRAL.get((node.op_type, k), ...) != v}
-        if node.op_type == "Cast" and "to" in attrs:
-            attrs["to"] = self._dtype(attrs["to"], what)
-        while name in self.graph.nodes:
-            name += "_"
-        added = self.graph.add(node.op_type, inputs, attrs, name=name, outputs=outputs)
-        for own, value in zip(outputs, added.outputs, strict=True):
-            self._declare(own, value)
+        dtypes = {
+            "value_int": "int64",
+            "value_ints": "int64",
+            "value_float": "float32",
+            "value_floats": "float32",
+        }
+        if attribute.name not in dtypes:
+            raise UnsupportedModelError(
+                f"{self.path}: {what} holds {attribute.name!r}, expected a tensor or numbers"
+            )
+        values = self._attribute(what, attribute)
+        self._declare(node.output[0], self.literal(values, dtypes[attribute.name]))
 
     def _attribute(self, what: str, attribute: Any) -> Any:
         kinds = self.onnx.AttributeProto
@@ -275,10 +354,112 @@ class _Reader:
         if attribute.type == kinds.FLOAT:
             # The shortest number that is this float32: 1e-12 stays 1e-12.
             return float(str(np.float32(attribute.f)))
+        if attribute.type == kinds.FLOATS:
+            return tuple(attribute.floats)
         if attribute.type == kinds.STRING:
             return attribute.s.decode("utf-8", "replace")
         if attribute.type == kinds.TENSOR:
-            return attribute.t
+            dtype = self._dtype(attribute.t.data_type, what)
+            try:
+                array = self.onnx.numpy_helper.to_array(attribute.t)
+            except (ValueError, TypeError) as error:
+                raise ModelFormatError(f"{self.path}: {what}: broken tensor: {error}") from None
+            return array.astype(_single(dtype))
         raise UnsupportedModelError(
             f"{self.path}: {what}: attribute {attribute.name!r} of kind {attribute.type}"
         )
+
+    # What conversions ask for: see bertrt.graph.onnx_operators.Builder
+
+    def emit(
+        self, op: str, inputs: Sequence[str], attrs: dict[str, Any] | None, name: str, count: int
+    ) -> list[str]:
+        attrs = dict(attrs or {})
+        inputs = list(inputs)
+        if op in _COMMUTATIVE and len(inputs) == 2 and self.graph.is_parametric(inputs[0]):
+            inputs.sort(key=self.graph.is_parametric)
+        if all(value in self.known for value in inputs if value):
+            folded = self._fold(op, inputs, attrs, name)
+            if folded is not None:
+                return folded
+        own = name
+        while any(n in self.graph.nodes or n in self.graph.types for n in (own, f"{own}_0")):
+            own += "_"
+        # Results are named by the node: the names in the file may have been passed on already.
+        node = self.graph.add(op, inputs, attrs, name=own)
+        for value in node.outputs:
+            self._numbers(name, op, self.graph.types[value])
+        return list(node.outputs)
+
+    def _numbers(self, name: str, op: str, kind: Type) -> list[int]:
+        """The extents of a value, which have to be known."""
+        numbers = [dim for dim in kind.shape if isinstance(dim, int)]
+        if len(numbers) < len(kind.shape):
+            raise UnsupportedModelError(
+                f"{self.path}: node {name!r} ({op}): the shape of its result depends on what the "
+                "model is given"
+            )
+        return numbers
+
+    def literal(self, values: Any, dtype: str) -> str:
+        value = self.graph.literal(values, dtype)
+        self.known.add(value)
+        return value
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        return tuple(int(dim) for dim in self.graph.shape(value))
+
+    def dtype(self, value: str) -> str:
+        return self.graph.types[value].dtype
+
+    def _fold(
+        self, op: str, inputs: Sequence[str], attrs: dict[str, Any], name: str
+    ) -> list[str] | None:
+        """The results of a node whose operands are known, as constants; None if it has to stay."""
+        graph = self.graph
+        kinds = infer(
+            op, name, [graph.types[v] if v else None for v in inputs], attrs, graph.origin
+        )
+        if any(prod(self._numbers(name, op, kind)) > _MOST for kind in kinds):
+            return None
+        try:
+            arrays = [graph.constants[v].array if v else None for v in inputs]
+            results = compute(op, attrs, arrays)
+        except KeyError:  # an operator without numpy form
+            return None
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
+            raise ModelFormatError(f"{self.path}: node {name!r} ({op}): {error}") from None
+        values = []
+        for index, (kind, result) in enumerate(zip(kinds, results, strict=True)):
+            array = np.ascontiguousarray(result, kind.dtype).reshape(result.shape)
+            if array.size <= _FEW:
+                values.append(self.literal(array.tolist(), kind.dtype))
+                continue
+            array.flags.writeable = False
+            own = f"{name}_{index}"
+            while own in graph.types:
+                own += "_"
+            self.known.add(graph.add_constant(Constant(own, array)))
+            values.append(own)
+        return values
+
+
+def _sizes(inputs: Sequence[Any], free: tuple[int, int]) -> tuple[int, int]:
+    """(batch, sequence): as the inputs fix them, and where they leave them free, as given, or
+    something else where that is taken."""
+    fixed: list[int | None] = [None, None]
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        for axis in range(2) if len(dims) == 2 else ():
+            if dims[axis].HasField("dim_value") and fixed[axis] is None:
+                fixed[axis] = dims[axis].dim_value
+    batch, length = fixed
+    return (
+        batch or (free[0] if free[0] != length else free[0] + 1),
+        length or (free[1] if free[1] != batch else free[1] + 1),
+    )
+
+
+def _single(dtype: str) -> str:
+    """Arithmetic is in float32, whichever precision a file asks for."""
+    return "float32" if dtype in ("float16", "float64") else dtype

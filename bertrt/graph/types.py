@@ -139,7 +139,10 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
     return tuple(y if x == 1 else x if y == 1 else _same(x, y, "extent") for x, y in pairs)
 
 
-@_rule("Relu", "Tanh", "Sigmoid", inputs=1)
+@_rule(
+    "Abs", "Ceil", "Erf", "Exp", "Floor", "Log", "Neg", "Not", "Reciprocal", "Relu", "Sigmoid",
+    "Sqrt", "Tanh", inputs=1,
+)  # fmt: skip
 def _unary(attrs: dict[str, Any], x: Type) -> Type:
     return Type(x.dtype, x.shape)
 
@@ -158,8 +161,34 @@ def _binary(attrs: dict[str, Any], a: Type, b: Type) -> Type:
     return Type(a.dtype, _broadcast(a.shape, b.shape))
 
 
-@_rule("Less", inputs=2)
-def _less(attrs: dict[str, Any], a: Type, b: Type) -> Type:
+@_rule("IsNaN", inputs=1)
+def _is_nan(attrs: dict[str, Any], x: Type) -> Type:
+    return Type("bool", x.shape)
+
+
+@_rule("Max", "Min", inputs=1, most=1 << 16)
+def _extremum(attrs: dict[str, Any], first: Type, *others: Type) -> Type:
+    for other in others:
+        first = _binary(attrs, first, other)
+    return Type(first.dtype, first.shape)
+
+
+@_rule("Mod", inputs=2, attrs=("fmod",))
+def _mod(attrs: dict[str, Any], a: Type, b: Type) -> Type:
+    attrs.setdefault("fmod", 0)
+    return _binary(attrs, a, b)
+
+
+@_rule("Clip", inputs=1, most=3)
+def _clip(attrs: dict[str, Any], x: Type, *bounds: Type | None) -> Type:
+    for bound in bounds:
+        if bound is not None and (bound.dtype != x.dtype or product(bound.shape) != 1):
+            raise _MisfitError("the bounds must be numbers of the same type")
+    return Type(x.dtype, x.shape)
+
+
+@_rule("And", "Or", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", inputs=2)
+def _comparison(attrs: dict[str, Any], a: Type, b: Type) -> Type:
     return Type("bool", _binary(attrs, a, b).shape)
 
 
@@ -186,7 +215,7 @@ def _matmul(attrs: dict[str, Any], a: Type, b: Type) -> Type:
     return Type(a.dtype, (*_broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
 
 
-@_rule("Softmax", inputs=1, attrs=("axis",))
+@_rule("LogSoftmax", "Softmax", inputs=1, attrs=("axis",))
 def _softmax(attrs: dict[str, Any], x: Type) -> Type:
     attrs["axis"] = _axis(attrs.get("axis", -1), len(x.shape))
     return Type(x.dtype, x.shape)
@@ -262,6 +291,53 @@ def _squeeze(attrs: dict[str, Any], x: Type, axes: Type) -> Type:
         _same(x.shape[axis], 1, "extent")
     shape = tuple(dim for axis, dim in enumerate(x.shape) if axis not in gone)
     return Type(x.dtype, shape, x.content if not shape else None)
+
+
+@_rule(
+    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", inputs=1, most=2, attrs=("keepdims",),
+)  # fmt: skip
+def _reduce(attrs: dict[str, Any], x: Type, axes: Type | None = None) -> Type:
+    keep = attrs.setdefault("keepdims", 1)
+    where = range(len(x.shape)) if axes is None else _known(axes, "axes")
+    gone = {_axis(axis, len(x.shape)) for axis in where}
+    shape = [1 if axis in gone else dim for axis, dim in enumerate(x.shape)]
+    return Type(x.dtype, tuple(d for axis, d in enumerate(shape) if keep or axis not in gone))
+
+
+@_rule("ConstantOfShape", inputs=1, attrs=("value", "dtype"))
+def _constant_of_shape(attrs: dict[str, Any], shape: Type) -> Type:
+    return Type(attrs["dtype"], _known(shape, "the shape"))
+
+
+@_rule("CumSum", inputs=2)
+def _cumsum(attrs: dict[str, Any], x: Type, axis: Type) -> Type:
+    return Type(x.dtype, x.shape)
+
+
+@_rule("GatherElements", inputs=2, attrs=("axis",))
+def _gather_elements(attrs: dict[str, Any], x: Type, indices: Type) -> Type:
+    attrs["axis"] = _axis(attrs.get("axis", 0), len(x.shape))
+    if len(x.shape) != len(indices.shape) or indices.dtype not in ("int64", "int32"):
+        raise _MisfitError("indices must be integers of the data's rank")
+    return Type(x.dtype, indices.shape)
+
+
+@_rule("OneHot", inputs=3, attrs=("axis",))
+def _one_hot(attrs: dict[str, Any], indices: Type, depth: Type, values: Type) -> Type:
+    axis = attrs["axis"] = _axis(attrs.get("axis", -1), len(indices.shape) + 1)
+    if values.shape != (2,) or depth.content is None:
+        raise _MisfitError("expected a known depth and two values")
+    shape = (*indices.shape[:axis], depth.content[0], *indices.shape[axis:])
+    return Type(values.dtype, shape)
+
+
+@_rule("Tile", inputs=2)
+def _tile(attrs: dict[str, Any], x: Type, repeats: Type) -> Type:
+    counts = _known(repeats, "the repeats")
+    if len(counts) != len(x.shape):
+        raise _MisfitError(f"{len(counts)} repeats of {len(x.shape)} axes")
+    return Type(x.dtype, tuple(product(pair) for pair in zip(x.shape, counts, strict=True)))
 
 
 @_rule("Concat", inputs=1, most=1 << 16, attrs=("axis",))
@@ -373,6 +449,11 @@ def _shape(attrs: dict[str, Any], x: Type) -> Type:
 def _range(attrs: dict[str, Any], start: Type, limit: Type, delta: Type) -> Type:
     if start.shape or limit.shape or delta.shape:
         raise _MisfitError("bounds are not scalars")
-    plain = start.content == (0,) and delta.content == (1,)
-    extent = limit.content[0] if plain and limit.content is not None else "range"
+    extent: Dim = "range"
+    bounds = [bound.content[0] if bound.content else None for bound in (start, limit, delta)]
+    numbers = [bound for bound in bounds if isinstance(bound, int)]
+    if len(numbers) == 3 and numbers[2] and start.dtype in ("int32", "int64"):
+        extent = len(range(*numbers))
+    elif bounds[0] == 0 and bounds[2] == 1 and bounds[1] is not None:
+        extent = bounds[1]
     return Type(limit.dtype, (extent,))

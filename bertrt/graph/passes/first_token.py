@@ -2,7 +2,7 @@
 
 ::
 
-    token_rows (batch, sequence, .) ──► Slice [0:1] ──► Reshape (batch, .)
+    rows (batch, sequence, .) ──► Slice [0:1] or Gather 0 ──► views ──► (batch, .)
 
 becomes ``first_token``.
 """
@@ -12,21 +12,35 @@ from __future__ import annotations
 import numpy as np
 
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatchError, batch_axis, expect, expect_user
+from bertrt.graph.passes import (
+    VIEWS,
+    Match,
+    NoMatchError,
+    batch_axis,
+    elements,
+    layout,
+    row_numbers,
+)
 
 STEP = "first_token"
 
 
 def match(graph: Graph, node: Node) -> Match | None:
-    """Anchored at a Slice of something with three axes; runs after the rows pass."""
-    if node.op != "Slice" or len(graph.shape(node.output)) != 3:
+    """Anchored at a Slice or Gather of all tokens' rows; runs after the rows pass."""
+    if node.op not in ("Slice", "Gather") or graph.is_parametric(node.inputs[0]):
         return None
-    expect(graph, node.inputs[0], "token_rows", "the encoder's output")
-    start, end, axes = (graph.array(value) for value in node.inputs[1:4])
-    bounds = ((start, 0), (end, 1), (axes, 1))
-    if not all(found is not None and np.array_equal(found, [wanted]) for found, wanted in bounds):
-        raise NoMatchError(node, f"expected [0:1] of axis 1, found [{start}:{end}] of {axes}")
-    last = expect_user(graph, node, "Reshape", "one row for each sequence")
-    if graph.shape(last.output) != (batch_axis(graph), graph.shape(node.output)[2]):
-        raise NoMatchError(last, f"expected (batch, hidden), found {graph.types[last.output]}")
-    return Match(last, Node(STEP, "", node.inputs[:1], ()))
+    (rows,) = node.inputs[:1]
+    kind = layout(graph, rows)
+    if kind is None or graph.shape(rows)[-1] != graph.shape(node.output)[-1]:
+        return None
+    batch, width = int(batch_axis(graph)), int(graph.shape(rows)[-1])
+    last = node
+    while graph.shape(last.output) != (batch, width):
+        user = graph.only_user(last.output)
+        if user is None or user.op not in VIEWS:
+            raise NoMatchError(last, f"expected (batch, hidden), found {graph.types[last.output]}")
+        last = user
+    first = row_numbers(graph, kind)[:, :1] * width + np.arange(width)
+    if not np.array_equal(elements(graph, last.output, rows), first):
+        raise NoMatchError(node, "expected [0:1] of axis 1, the first token of every sequence")
+    return Match(last, Node(STEP, "", (rows,), ()))

@@ -3,9 +3,9 @@
 ::
 
     masked_positions (batch, n) ──► Reshape ─────────────────────────────────┐
-    Range(batch*n) ──► Div by n (the sequence of each) ──► Reshape ──► Concat ◄┘
+    0, 0, ..., 1, 1, ... (the sequence of each) ───────────────────► Concat ◄┘
                                                                          │
-    token_rows (batch, sequence, .) ───────────► GatherND ◄── Transpose ◄┘
+    rows (batch, sequence, .) ─────────────────► GatherND ◄── Transpose ◄┘
                                                     └► (batch*n, .) ──► Reshape (batch, n, .)
 
 becomes ``gather_positions``.
@@ -13,8 +13,19 @@ becomes ``gather_positions``.
 
 from __future__ import annotations
 
+import numpy as np
+
+from bertrt.graph.evaluate import dependencies
 from bertrt.graph.ir import Graph, Node
-from bertrt.graph.passes import Match, NoMatchError, batch_axis, expect, expect_user, range_over
+from bertrt.graph.passes import (
+    Match,
+    NoMatchError,
+    batch_axis,
+    expect_user,
+    layout,
+    sequence_axis,
+    values_of,
+)
 
 STEP = "gather_positions"
 
@@ -23,27 +34,23 @@ def match(graph: Graph, node: Node) -> Match | None:
     """Anchored at every GatherND; runs after the rows pass."""
     if node.op != "GatherND":
         return None
-    rows = expect(graph, node.inputs[0], "token_rows", "the encoder's output")
-    turned = expect(graph, node.inputs[1], "Transpose", "one point a row", perm=(1, 0))
-    pair = expect(graph, turned.inputs[0], "Concat", "sequence and position", axis=0)
-    if len(pair.inputs) != 2:
-        raise NoMatchError(pair, f"{len(pair.inputs)} parts, expected sequence and position")
-    flat = expect(graph, pair.inputs[1], "Reshape", "positions in a row")
-    (positions,) = flat.inputs[:1]
-    if positions not in graph.inputs or len(graph.shape(positions)) != 2:
-        raise NoMatchError(flat, "the positions are not an input (batch, n)")
-    batch, count = graph.shape(positions)
-    numbers = expect(graph, pair.inputs[0], "Reshape", "sequence numbers in a row")
-    division = expect(graph, numbers.inputs[0], "Div", "sequence number of each position")
-    total = graph.shape(flat.output)[-1]
-    divisor = graph.types[division.inputs[1]].content
-    if (
-        batch != batch_axis(graph)
-        or not range_over(graph, division.inputs[0], total)
-        or divisor != (count,)
-    ):
-        raise NoMatchError(division, "the sequence numbers are not 0, 1, 2, ... divided by n")
-    last = expect_user(graph, node, "Reshape", "(batch, n, hidden)")
-    if graph.shape(last.output) != (batch, count, graph.shape(rows.output)[2]):
+    rows, points = node.inputs
+    if layout(graph, rows) != "batch first":
+        raise NoMatchError(node, f"expected rows of all tokens, found {graph.types[rows]}")
+    inputs = [name for name in dependencies(graph, points) if name in graph.inputs]
+    shape = graph.shape(inputs[0]) if len(inputs) == 1 else ()
+    batch, length = int(batch_axis(graph)), int(sequence_axis(graph))
+    if len(shape) != 2 or shape[0] != batch:
+        raise NoMatchError(node, "the positions are not an input (batch, n)")
+    count = int(shape[1])
+    drawn = np.random.default_rng(0).integers(0, length, (batch, count))
+    known = {inputs[0]: drawn.astype(graph.types[inputs[0]].dtype)}
+    expected = np.stack([np.repeat(np.arange(batch), count), drawn.ravel()], axis=-1)
+    if not np.array_equal(values_of(graph, points, known).reshape(-1, 2), expected):
+        raise NoMatchError(node, "the points are not each sequence with its positions")
+    last, wanted = node, (batch, count, graph.shape(rows)[2])
+    if graph.shape(node.output) != wanted:
+        last = expect_user(graph, node, "Reshape", "(batch, n, hidden)")
+    if graph.shape(last.output) != wanted:
         raise NoMatchError(last, f"expected (batch, n, hidden), found {graph.types[last.output]}")
-    return Match(last, Node(STEP, "", (rows.output, positions), ()))
+    return Match(last, Node(STEP, "", (rows, inputs[0]), ()))

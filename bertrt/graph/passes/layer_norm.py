@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bertrt.graph.ir import Graph, Node, Weights
 from bertrt.graph.passes import Match, NoMatchError
+from bertrt.graph.passes.rows import STEP as ROWS
 
 
 def match(graph: Graph, node: Node) -> Match | None:
@@ -30,13 +31,14 @@ def match(graph: Graph, node: Node) -> Match | None:
     if graph.only_user(total.output) is not node:
         raise NoMatchError(total, "the sum is also used outside the normalisation")
     for value, residual in (total.inputs, total.inputs[::-1]):
-        linear = graph.producer(value)
+        linear = _maker(graph, value)
         if (
             linear is not None
             and linear.op == "linear"
             and linear.attrs["activation"] == "none"
             and "bias" in linear.weights
             and graph.only_user(value) is total
+            and len(graph.users(linear.output)) == 1
             and graph.shape(value) == graph.shape(residual)
         ):
             attrs = {"eps": eps, "transposed": linear.attrs["transposed"]}
@@ -44,3 +46,11 @@ def match(graph: Graph, node: Node) -> Match | None:
             weights = linear.weights | norm
             return Match(node, Node("linear_add_layer_norm", "", inputs, (), attrs, weights))
     raise NoMatchError(total, "neither operand is a linear with bias and without activation")
+
+
+def _maker(graph: Graph, value: str) -> Node | None:
+    """What computes rows, however they are laid out."""
+    node = graph.producer(value)
+    while node is not None and node.op == ROWS and node.attrs["mask"] == "none":
+        node = graph.producer(node.inputs[0])
+    return node
