@@ -18,10 +18,9 @@ from bertrt.errors import (
     ModelFormatError,
 )
 from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, writing
-from bertrt.graph.pipeline import compile_graph
+from bertrt.graph.pipeline import compile_graph, compile_onnx
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
-from bertrt.graph.read_onnx import read_onnx
 from bertrt.model import Model
 from bertrt.paths import check_path
 
@@ -72,7 +71,7 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
         else:
             graph = draft.directory / ONNX
             _copy_onnx(source, graph)
-            plan, _ = compile_graph(read_onnx(graph))
+            plan, _ = compile_onnx(graph)
             plan = _place_weights(plan, draft.directory / _ONNX_DATA)
             sources = ["onnxruntime"]
         write_plan(plan, draft.directory)
