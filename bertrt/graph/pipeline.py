@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,8 @@ __all__ = [
     "output_names",
 ]
 
+# For models with fewer positions than SIZES ask for
+_SHORT_SIZES = ((3, 2), (5, 2))
 # They give operations that exporters spell in many ways the one spelling that the others know.
 SPELLINGS: tuple[ModuleType, ...] = (normalization, gelu, reshape)
 # In this order: a pass may build on what those before it have fused.
@@ -131,11 +134,12 @@ def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
     if all(isinstance(dim, int) for value in graph.inputs for dim in graph.shape(value)):
         return _compile(graph, None)
     names = output_names(graph)
-    bound = [
-        graph.bound({"batch": batch, "sequence": length, "num_masked": 4})
-        for batch, length in SIZES
-    ]
-    return _agreed([_compile(one, names) for one in bound])
+
+    def at(batch: int, length: int) -> tuple[Plan, Coverage]:
+        sizes = {"batch": batch, "sequence": length, "num_masked": 4}
+        return _compile(graph.bound(sizes), names)
+
+    return _agreed(at)
 
 
 def compile_onnx(path: str | Path) -> tuple[Plan, Coverage]:
@@ -143,12 +147,18 @@ def compile_onnx(path: str | Path) -> tuple[Plan, Coverage]:
 
     Raises what :func:`~bertrt.graph.read_onnx.read_onnx` and :func:`compile_graph` raise.
     """
-    return _agreed([_compile(read_onnx(path, sizes), None) for sizes in SIZES])
+    return _agreed(lambda batch, length: _compile(read_onnx(path, (batch, length)), None))
 
 
-def _agreed(ways: list[tuple[Plan, Coverage]]) -> tuple[Plan, Coverage]:
-    """The first of several plans of one model, which must all be the same."""
-    (plan, coverage), *others = ways
+def _agreed(compiled: Callable[[int, int], tuple[Plan, Coverage]]) -> tuple[Plan, Coverage]:
+    """The one plan that a model has at several sizes of batch and sequence."""
+    try:
+        (plan, coverage), *others = (compiled(*sizes) for sizes in SIZES)
+    except ModelFormatError as error:
+        try:
+            (plan, coverage), *others = (compiled(*sizes) for sizes in _SHORT_SIZES)
+        except ModelFormatError:
+            raise error from None
     for other, _ in others:
         alike = (plan.steps, plan.outputs, plan.inputs, set(plan.weights)) == (
             other.steps, other.outputs, other.inputs, set(other.weights)

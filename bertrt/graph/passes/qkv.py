@@ -26,7 +26,7 @@ from math import prod
 import numpy as np
 
 from bertrt.graph.ir import Constant, Graph, Node
-from bertrt.graph.passes import Match, NoMatchError, expect
+from bertrt.graph.passes import Match, NoMatchError, expect, values_of
 from bertrt.graph.passes.attention import STEP as ATTENTION
 from bertrt.graph.types import Type
 
@@ -111,9 +111,20 @@ def _projection(graph: Graph, base: str, node: Node) -> _Projection:
 
 
 def _stored(graph: Graph, value: str, at: Node) -> str:
-    if value not in graph.constants:
-        raise NoMatchError(at, f"{value!r} is not a parameter")
-    return value
+    """The parameter that ``value`` is; where it is a part of one, that part as a parameter."""
+    source = value
+    while (maker := graph.producer(source)) is not None and maker.op in ("Split", "Slice"):
+        source = maker.inputs[0]
+    if source not in graph.constants:
+        raise NoMatchError(at, f"{source!r} is not a parameter")
+    if source == value:
+        return value
+    name = f"{value}.part"
+    if name not in graph.constants:
+        array = np.ascontiguousarray(values_of(graph, value, {}))
+        array.flags.writeable = False
+        graph.add_constant(Constant(name, array))
+    return name
 
 
 def _cut(graph: Graph, value: str, axis: int) -> tuple[str, ...]:
