@@ -268,35 +268,38 @@ def wide():
 
 @pytest.fixture(scope="session")
 def train_sentencepiece():
-    """A function: path, texts, size, kind, unused -> the path of a SentencePiece model of so many
-    pieces trained on the texts, with KoBERT's special pieces at its first ids, and so many that no
-    text has."""
+    """A function: path, texts, size, kind -> the path of a SentencePiece model of so many pieces,
+    with KoBERT's special pieces at its first ids. What the texts are too few for is filled up with
+    pieces that no text has."""
     sentencepiece = pytest.importorskip("sentencepiece")
 
-    def train(
-        path: Path, texts: list[str], *, size: int, kind: str = "unigram", unused: int = 0
-    ) -> Path:
-        with open(path, "wb") as file:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_writer=file,
-                vocab_size=size,
-                model_type=kind,
-                num_threads=1,
-                unk_id=0,
-                unk_piece="[UNK]",
-                pad_id=1,
-                pad_piece="[PAD]",
-                bos_id=-1,
-                eos_id=-1,
-                control_symbols=[
-                    "[CLS]",
-                    "[SEP]",
-                    "[MASK]",
-                    *(f"[unused{i}]" for i in range(unused)),
-                ],
-                minloglevel=2,
-            )
+    def train(path: Path, texts: list[str], *, size: int, kind: str = "unigram") -> Path:
+        def attempt(size: int, unused: int, hard: bool) -> int:
+            with open(path, "wb") as file:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(texts),
+                    model_writer=file,
+                    vocab_size=size,
+                    model_type=kind,
+                    hard_vocab_limit=hard,
+                    num_threads=1,
+                    unk_id=0,
+                    unk_piece="[UNK]",
+                    pad_id=1,
+                    pad_piece="[PAD]",
+                    bos_id=-1,
+                    eos_id=-1,
+                    control_symbols=["[CLS]", "[SEP]", "[MASK]"]
+                    + [f"[unused{index}]" for index in range(unused)],
+                    minloglevel=2,
+                )
+            return len(sentencepiece.SentencePieceProcessor(model_file=str(path)))
+
+        if kind == "unigram":
+            found = attempt(min(size, 500), 0, False)
+            assert attempt(size, size - found, True) == size
+        else:
+            assert attempt(size, 0, True) == size
         return path
 
     return train

@@ -7,6 +7,14 @@ import collections
 import pytest
 
 
+def call_once(net):
+    import mxnet
+    from bertrt.export.gluon_to_symbol import input_names
+
+    one = mxnet.nd.zeros((1, 1))
+    net(*(one[0] + 1 if name == "valid_length" else one for name in input_names(net)))
+
+
 @pytest.fixture(scope="session")
 def mxnet():
     pytest.importorskip("gluonnlp", exc_type=ImportError)
@@ -27,16 +35,42 @@ def make_vocab(mxnet):
     return make
 
 
+@pytest.fixture
+def roberta_files(mxnet, tmp_path):
+    """The paths of a RoBERTa vocabulary of 266 tokens and of the merges that go with it."""
+    import gluonnlp
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = [("w", "o"), ("r", "d"), ("wo", "rd"), ("Ġ", "word")]
+    pieces = [*sorted(ByteLevel.alphabet()), *(first + second for first, second in merges)]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *pieces, "<s2>", "<mask>"]
+    vocab = gluonnlp.Vocab(
+        collections.Counter(tokens),
+        token_to_idx={token: idx for idx, token in enumerate(tokens)},
+        unknown_token="<unk>",
+        padding_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+    )
+    (tmp_path / "roberta.vocab").write_text(vocab.to_json())
+    (tmp_path / "merges.txt").write_text("\n".join(["#version", *map(" ".join, merges), ""]))
+    return tmp_path / "roberta.vocab", tmp_path / "merges.txt"
+
+
 @pytest.fixture(scope="session")
 def make_bert(mxnet):
-    """A function: options -> an initialised BERTModel with wide random weights.
+    """A function: options -> an initialised BERTModel, or another `kind` of it, with wide random
+    weights.
 
     `deferred` leaves the shapes open that MXNet settles on the first call.
     Wide, so that attention is far from uniform and a wrong mask or scale shows.
     """
-    from gluonnlp.model import BERTEncoder, BERTModel
+    import gluonnlp
+    from gluonnlp.model import BERTEncoder
 
     def make(
+        kind="BERTModel",
         layers=2,
         units=32,
         heads=4,
@@ -61,21 +95,16 @@ def make_bert(mxnet):
             activation=activation,
             layer_norm_eps=layer_norm_eps,
         )
-        wanted = {"use_pooler": True, "use_decoder": False, "use_classifier": False}
-        net = BERTModel(
-            encoder,
-            vocab_size=vocab_size,
-            units=units,
-            embed_size=units,
-            **{"token_type_vocab_size": 2} | wanted | heads_wanted,
+        wanted = {"BERTModel": {"use_decoder": False, "use_classifier": False}}.get(kind, {})
+        wanted |= {"token_type_vocab_size": 2} if kind == "BERTModel" else {}
+        net = getattr(gluonnlp.model, kind)(
+            encoder, vocab_size=vocab_size, units=units, embed_size=units, **wanted | heads_wanted
         )
         mxnet.random.seed(seed)
         net.initialize(mxnet.init.Normal(sigma))
         if not deferred:
             # Only the first call tells MXNet every shape, and draws the weights that it affects.
-            one = mxnet.nd.zeros((1, 1))
-            masked = [one] if heads_wanted.get("use_decoder") else []
-            net(one, one, one[0] + 1, *masked)
+            call_once(net)
         return net
 
     return make
@@ -83,14 +112,17 @@ def make_bert(mxnet):
 
 @pytest.fixture(scope="session")
 def make_classifier(mxnet, make_bert):
-    """A function: classes and options of make_bert -> an initialised BERTClassifier."""
-    from gluonnlp.model import BERTClassifier
+    """A function: classes and options of make_bert -> an initialised BERTClassifier, or
+    RoBERTaClassifier for the other kinds."""
+    from gluonnlp.model import BERTClassifier, RoBERTaClassifier
 
     def make(classes=3, head_dropout=0.1, **options):
-        net = BERTClassifier(make_bert(**options), num_classes=classes, dropout=head_dropout)
+        bert = make_bert(**options)
+        pooled = options.get("kind", "BERTModel") == "BERTModel"
+        head = BERTClassifier if pooled else RoBERTaClassifier
+        net = head(bert, num_classes=classes, dropout=head_dropout)
         net.classifier.initialize(mxnet.init.Normal(0.3))
-        one = mxnet.nd.zeros((1, 1))
-        net(one, one, one[0] + 1)
+        call_once(net)
         return net
 
     return make

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
+from bertrt.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    MissingFileError,
+    ModelFormatError,
+)
 from bertrt.graph.bundle import Bundle
 
 pytest.importorskip("mxnet", exc_type=ImportError)
@@ -52,6 +59,8 @@ BATCH = {
     "valid_length": np.array([6, 4]),
 }
 
+NO_TYPES = {name: array for name, array in BATCH.items() if name != "token_types"}
+
 
 def full(make_bert, **options):
     return make_bert(max_length=512, use_decoder=True, use_classifier=True, **options)
@@ -92,6 +101,83 @@ def test_a_fine_tuned_checkpoint(make_classifier, vocab, tmp_path, task, classes
     with Engine.load(path) as engine:
         found = engine.run(**BATCH)["pooled_output"]
     np.testing.assert_allclose(found, run_gluon(net.bert, BATCH)["pooled_output"], atol=2e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("roberta_12_768_12", "RoBERTaModel"), ("distilbert_6_768_12", "DistilBERTModel")],
+)
+def test_a_fine_tuned_roberta(
+    make_classifier, roberta_files, vocab, tmp_path, model, kind, dropout
+):
+    files = {"vocab": vocab}
+    if kind == "RoBERTaModel":
+        files = dict(zip(("vocab", "merges"), roberta_files, strict=True))
+    options = {"kind": kind, "head_dropout": dropout, "max_length": 512, "layer_norm_eps": 1e-5}
+    if kind == "RoBERTaModel":
+        options |= {"vocab_size": 266, "use_decoder": False}
+    net = make_classifier(classes=3, **options)
+    params = save(net, tmp_path / "params")
+    path = export_zoo(
+        *(model, "my_uncased", tmp_path / "b"), task="classification", params=params, **files
+    )
+    expected = run_gluon(net, BATCH)["logits"]
+    with Engine.load(path) as engine:
+        np.testing.assert_allclose(engine.run(**NO_TYPES)["logits"], expected, atol=2e-5)
+        assert engine.predict(("word", "word1")).label in ("0", "1", "2")
+    # Its encoder alone makes embeddings.
+    path = export_zoo(model, "my_uncased", tmp_path / "e", params=params, **files)
+    with Engine.load(path) as engine:
+        found = engine.run(**NO_TYPES)["sequence_output"]
+    expected = run_gluon(net.roberta, BATCH)["sequence_output"]
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+    with pytest.raises(ModelFormatError, match="of a fine-tuned RoBERTaClassifier are wanted"):
+        export_zoo(
+            *(model, "my_uncased", tmp_path / "c"),
+            task="classification",
+            params=save(net.roberta, tmp_path / "pretrained"),
+            **files,
+        )
+
+
+def test_files_of_roberta_must_fit_together(make_bert, roberta_files, tmp_path):
+    vocab, merges = roberta_files
+    options = {"max_length": 512, "layer_norm_eps": 1e-5, "vocab_size": 266}
+    net = make_bert(kind="RoBERTaModel", **options)
+    params = save(net, tmp_path / "params")
+    merges.write_text("#version\nx y\n")
+    for error, match, changes in (
+        (ModelFormatError, "lacks 1 of the 257 pieces", {}),
+        (ModelFormatError, "not a file of BPE merges", {"merges": vocab}),
+        (MissingFileError, "the merges file .*nowhere does not exist", {"merges": "nowhere"}),
+    ):
+        with pytest.raises(error, match=match):
+            export_zoo(
+                *("roberta_12_768_12", "my_cased", tmp_path / "b"),
+                **{"params": params, "vocab": vocab, "merges": merges} | changes,
+            )
+    assert not (tmp_path / "b").exists()
+
+
+def test_kobert_from_a_file(make_bert, train_sentencepiece, tmp_path, monkeypatch):
+    texts = ["한국어 모델을 공유합니다", "word and words"] * 20
+    vocab = train_sentencepiece(tmp_path / "kobert.spiece", texts, size=60)
+    params = save(full(make_bert), tmp_path / "params")
+    arguments = ("bert_12_768_12", "my_cased", tmp_path / "b")
+    path = export_zoo(*arguments, params=params, vocab=vocab)
+    settings = Bundle.open(path).manifest["tokenizer"]
+    assert settings["kind"] == "gluonnlp-sentencepiece" and settings["lower"] is False
+    with Engine.load(path) as engine:
+        ids = engine.tokenize("한국어 ☃").ids.tolist()
+        assert ids[0] == 2 and ids[-2:] == [0, 3]
+    arguments = (*arguments[:2], tmp_path / "c")
+    vocab.write_bytes(b"abc")
+    with pytest.raises(ModelFormatError, match=r"kobert\.spiece: GluonNLP cannot read"):
+        export_zoo(*arguments, params=params, vocab=vocab)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(MissingDependencyError, match="sentencepiece"):
+        export_zoo(*arguments, params=params, vocab=vocab)
 
 
 @pytest.mark.parametrize(

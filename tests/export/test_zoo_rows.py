@@ -158,7 +158,7 @@ class Zoo:
                 draw = random.Random(0)
                 words = ["한국", "어", "모델", "word", "공유", *(f"word{i}" for i in range(90))]
                 texts = [" ".join(draw.choices(words, k=9)) for _ in range(900)]
-                self.train_sentencepiece(path, texts, size=size, unused=size - 80)
+                self.train_sentencepiece(path, texts, size=size)
                 vocab = gluonnlp.vocab.BERTVocab.from_sentencepiece(
                     str(path), padding_token="[PAD]"
                 )

@@ -35,6 +35,7 @@ def export_net(tmp_path_factory, wide):
 
     def make(
         *,
+        kind="BERTModel",
         layers=2,
         units=32,
         heads=4,
@@ -57,16 +58,17 @@ def export_net(tmp_path_factory, wide):
             activation=activation,
             layer_norm_eps=layer_norm_eps,
         )
-        net = gluonnlp.model.BERTModel(
-            encoder,
-            vocab_size=vocab_size,
-            token_type_vocab_size=2,
-            units=units,
-            embed_size=units,
-            **{"use_pooler": True, "use_decoder": False, "use_classifier": False} | wanted,
-        )
+        sizes = {"vocab_size": vocab_size, "units": units, "embed_size": units}
+        if kind == "RoBERTaModel":
+            sizes |= {"use_decoder": False}
+        elif kind == "BERTModel":
+            sizes |= {"token_type_vocab_size": 2, "use_pooler": True, "use_decoder": False}
+            sizes |= {"use_classifier": False}
+        net = getattr(gluonnlp.model, kind)(encoder, **sizes | wanted)
         if classes is not None:
-            net = gluonnlp.model.BERTClassifier(net, num_classes=classes, dropout=0.1)
+            pooled = kind == "BERTModel"
+            head = gluonnlp.model.BERTClassifier if pooled else gluonnlp.model.RoBERTaClassifier
+            net = head(net, num_classes=classes, dropout=0.1)
         wide(net, score_std)
         words = collections.Counter(f"word{index}" for index in range(vocab_size - 5))
         path = export_model(
