@@ -44,7 +44,14 @@ from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol
 from .golden import record_golden
 from .symbol_to_onnx import symbol_to_onnx
 
-__all__ = ["TokenizerFile", "export_model", "is_sentencepiece", "load_vocab", "write_bundle"]
+__all__ = [
+    "TokenizerFile",
+    "export_model",
+    "is_sentencepiece",
+    "is_wordpiece",
+    "load_vocab",
+    "write_bundle",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +199,19 @@ def _tokenizer_file(vocab: Any, tokenizer: Any, lower: bool, max_length: int) ->
         )
     elif loaded is not vocab and is_sentencepiece(Path(vocab)):
         kind, pieces = "gluonnlp-sentencepiece", Path(vocab).read_bytes()
-    elif getattr(loaded, "cls_token", None) is None or any(
-        token[:1] == "▁" != token for token in loaded.idx_to_token
-    ):
+    elif not is_wordpiece(loaded):
         raise InvalidInputError(
             "the vocabulary is not that of a BERTTokenizer; give the GPT2BPETokenizer or "
             "BERTSPTokenizer that goes with it as tokenizer"
         )
     return TokenizerFile(kind, loaded.to_json(), lower, max_length, len(loaded), pieces)
+
+
+def is_wordpiece(vocab: Any) -> bool:
+    """Whether a GluonNLP vocabulary is one for WordPiece, and not RoBERTa's, which has no [CLS], or
+    a SentencePiece model's, whose words begin with a mark."""
+    has_cls = getattr(vocab, "cls_token", None) is not None
+    return has_cls and not any(token[:1] == "▁" != token for token in vocab.idx_to_token)
 
 
 def load_vocab(vocab: Any) -> Any:

@@ -20,7 +20,7 @@ from bertrt.paths import check_path
 from bertrt.tokenizer import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters
-from .model import TokenizerFile, is_sentencepiece, load_vocab, write_bundle
+from .model import TokenizerFile, is_sentencepiece, is_wordpiece, load_vocab, write_bundle
 
 __all__ = ["MODELS", "ZooFile", "ZooRow", "export_zoo", "zoo_rows"]
 
@@ -236,6 +236,11 @@ def export_zoo(
     elif kind == "gluonnlp-sentencepiece":
         pieces = vocab_path.read_bytes()
     loaded = load_vocab(vocab_path)
+    if kind == "gluonnlp" and not is_wordpiece(loaded):
+        raise InvalidInputError(
+            f"{vocab_path} is not a vocabulary for WordPiece, which {model} wants (or, for KoBERT, "
+            "a SentencePiece model: .spiece)"
+        )
     arrays, classes = _select(
         {name: constant.array for name, constant in read_params(params_path).items()},
         model,

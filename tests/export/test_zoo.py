@@ -157,6 +157,8 @@ def test_files_of_roberta_must_fit_together(make_bert, roberta_files, tmp_path):
                 *("roberta_12_768_12", "my_cased", tmp_path / "b"),
                 **{"params": params, "vocab": vocab, "merges": merges} | changes,
             )
+    with pytest.raises(InvalidInputError, match="not a vocabulary for WordPiece"):
+        export_zoo("bert_12_768_12", "my_cased", tmp_path / "b", params=params, vocab=vocab)
     assert not (tmp_path / "b").exists()
 
 
