@@ -157,10 +157,13 @@ static inline PairsI16 load_s8_pairs(const int8_t* p) {
   return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 static inline PairsI16 load_s16_pairs(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
-// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers. The
-// product of two halves is below 2^30: nothing saturates.
+// first * x's low half + second * x's high half, for a pair x of 16-bit integers; and that added to
+// a sum. The product of two halves is below 2^30: nothing saturates.
+static inline I16 dot_pairs(PairsI16 w, int32_t x) {
+  return {_mm512_madd_epi16(w.v, _mm512_set1_epi32(x))};
+}
 static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
-  return add_in_place(sum, {_mm512_madd_epi16(w.v, _mm512_set1_epi32(x))});
+  return add_in_place(sum, dot_pairs(w, x));
 }
 
 }  // namespace bertrt::cpu::avx512

@@ -200,12 +200,13 @@ static inline PairsI16 load_s16_pairs(const int16_t* p) {
   return {per_quarter_int([&](int i) { return (pairs.q[i] << 16) >> 16; }),
           per_quarter_int([&](int i) { return pairs.q[i] >> 16; })};
 }
-// sum + first * x's low half + second * x's high half, for a pair x of 16-bit integers.
-static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
+// first * x's low half + second * x's high half, for a pair x of 16-bit integers; and that added to
+// a sum. The product of two halves is below 2^30: nothing saturates.
+static inline I16 dot_pairs(PairsI16 w, int32_t x) {
   const int low = static_cast<int16_t>(x);
   const int high = x >> 16;
-  return per_quarter_int(
-      [&](int i) { return sum.q[i] + w.first.q[i] * low + w.second.q[i] * high; });
+  return per_quarter_int([&](int i) { return w.first.q[i] * low + w.second.q[i] * high; });
 }
+static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) { return sum + dot_pairs(w, x); }
 
 }  // namespace bertrt::cpu::portable
