@@ -9,7 +9,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -106,18 +106,20 @@ class Engine:
                 f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
             )
         threads = usable_cores() if threads is None else _check_threads(threads)
-        model = Model.open(path)
-        load = functools.partial(
-            load_backend, model, backend, device=device, precision=precision, threads=threads
-        )
-        arguments = {
-            "path": str(model.path),
-            "backend": backend,
-            "device": device,
-            "precision": precision,
-            "threads": threads,
-        }
-        return cls(model, load, arguments)
+        # Other libraries get no file before it is known to be whole.
+        opened = Model.opening(path) if backend == "native" else nullcontext(Model.open(path))
+        with opened as model:
+            load = functools.partial(
+                load_backend, model, backend, device=device, precision=precision, threads=threads
+            )
+            arguments = {
+                "path": str(model.path),
+                "backend": backend,
+                "device": device,
+                "precision": precision,
+                "threads": threads,
+            }
+            return cls(model, load, arguments)
 
     # --- what it is ---------------------------------------------------------------------------
 

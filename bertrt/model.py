@@ -4,7 +4,8 @@ engine needs."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +66,22 @@ class Model:
                 UnsupportedModelError, a Hugging Face model that bertrt does not run.
             InvalidInputError, InvalidTypeError: `path` cannot be a path.
         """
+        with cls.opening(path) as model:
+            return model
+
+    @classmethod
+    @contextmanager
+    def opening(cls, path: str | os.PathLike[str]) -> Iterator[Model]:
+        """As `open`, while a bundle's weights are still being checked: see `Bundle.opening`."""
         found = check_path("path", path)
+        if (found / MANIFEST).is_file():
+            with Bundle.opening(found) as bundle:
+                yield cls._open_bundle(bundle)
+        else:
+            yield cls._open_other(found)
+
+    @classmethod
+    def _open_other(cls, found: Path) -> Model:
         if not found.exists():
             raise MissingFileError(f"{found}: there is no such file or directory")
         if found.is_dir():
@@ -81,15 +97,16 @@ class Model:
 
     @classmethod
     def _open_directory(cls, directory: Path) -> Model:
-        if not (directory / MANIFEST).is_file():
-            if is_huggingface(directory):
-                return cls._open_huggingface(directory)
-            raise ModelFormatError(
-                f"{directory} is neither a bundle, which holds a {MANIFEST}, nor a Hugging Face "
-                "directory, which holds a config.json"
-            )
-        bundle = Bundle.open(directory)
-        manifest = bundle.manifest
+        if is_huggingface(directory):
+            return cls._open_huggingface(directory)
+        raise ModelFormatError(
+            f"{directory} is neither a bundle, which holds a {MANIFEST}, nor a Hugging Face "
+            "directory, which holds a config.json"
+        )
+
+    @classmethod
+    def _open_bundle(cls, bundle: Bundle) -> Model:
+        manifest, directory = bundle.manifest, bundle.directory
         tokenizer = None
         if manifest["tokenizer"] is not None:
             tokenizer = load_tokenizer(

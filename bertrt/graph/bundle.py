@@ -27,6 +27,7 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -123,6 +124,16 @@ class Bundle:
                 what the manifest says of it, or the directory holds a file that is neither listed
                 nor hidden.
         """
+        with cls.opening(path) as bundle:
+            return bundle
+
+    @classmethod
+    @contextlib.contextmanager
+    def opening(cls, path: str | os.PathLike[str]) -> Iterator[Bundle]:
+        """As :meth:`open`, but the sha256 of the largest file, the weights, is computed beside the
+        block, which may prepare an engine meanwhile: whatever bits they are, weights are numbers.
+        The end of the block waits for it and raises; an error of the block's own gives way to that,
+        as a damaged file explains it."""
         directory = Path(path)
         if not directory.exists():
             raise MissingFileError(f"no bundle at {directory}: there is no such directory")
@@ -137,8 +148,16 @@ class Bundle:
                 f"{directory / MANIFEST} is damaged, or was edited: its content does not have the "
                 "sha256 that it names as its own; copy or export the bundle again"
             )
-        _check_files(directory, manifest["files"])
-        return cls(directory, manifest)
+        files = manifest["files"]
+        _check_files(directory, files)
+        *small, weights = sorted(files, key=lambda name: files[name]["size"])
+        _check_digests(directory, {name: files[name] for name in small})
+        with ThreadPoolExecutor(1) as beside:
+            check = beside.submit(_check_digests, directory, {weights: files[weights]})
+            try:
+                yield cls(directory, manifest)
+            finally:
+                check.result()
 
     def file(self, name: str) -> Path | None:
         """The path of a file of the bundle, or None where the bundle does not have it."""
@@ -543,6 +562,9 @@ def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
         raise ModelFormatError(
             f"{directory} holds what its manifest does not list: {', '.join(sorted(strangers))}"
         )
+
+
+def _check_digests(directory: Path, files: dict[str, dict[str, Any]]) -> None:
     with progress(sum(entry["size"] for entry in files.values()), "check", "B") as advance:
         for name, entry in files.items():
             digest = file_digest(directory / name, advance)

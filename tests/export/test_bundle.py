@@ -108,6 +108,26 @@ def test_a_flipped_bit_is_found_in_every_file(bundle, name):
         Bundle.open(bundle)
 
 
+def test_weights_are_checked_beside_the_block(bundle):
+    """What a person may see of a damaged file is that it is damaged."""
+    with Bundle.opening(bundle) as opened:
+        assert opened.directory == bundle
+    with pytest.raises(KeyError), Bundle.opening(bundle):
+        raise KeyError("the block's own")
+    path = bundle / "model-0000.params"
+    path.write_bytes(path.read_bytes()[::-1])
+    done = []
+    with pytest.raises(ModelFormatError, match="is damaged"), Bundle.opening(bundle):
+        done.append("all")
+    assert done
+    with pytest.raises(ModelFormatError, match="is damaged"), Bundle.opening(bundle):
+        raise KeyError("the block's own")
+    # The others are whole before the block begins.
+    (bundle / "vocab.json").write_text("[]")
+    with pytest.raises(ModelFormatError, match=r"vocab\.json is damaged"), Bundle.opening(bundle):
+        raise AssertionError("the block has begun")
+
+
 @pytest.mark.parametrize("name", [PLAN, "vocab.json", "model-0000.params", GOLDEN])
 def test_truncated_and_missing_files(bundle, name):
     content = (bundle / name).read_bytes()

@@ -6,10 +6,13 @@ an output where that is above 1.
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from bertrt import Engine
+from bertrt.errors import ModelFormatError
 from bertrt.graph.bundle import Bundle
 from bertrt.verify import bound, difference, sample_batch
 
@@ -93,6 +96,19 @@ def test_tiny_nets(tiny, backend, source):
         for length in (1, 2, 31, 64):
             batch = sample_batch(manifest["architecture"], length, masked=masked, seed=11)
             check(exported, engine, f"length {length}", batch, layers)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_damaged_weights_are_never_run(export_net, backend, tmp_path):
+    path = shutil.copytree(export_net(layers=1).path, tmp_path / "bundle")
+    if backend != "native":
+        pytest.importorskip(backend, exc_type=ImportError)
+    weights = path / "model-0000.params"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelFormatError, match=r"model-0000\.params is damaged"):
+        Engine.load(path, backend=backend)
 
 
 def test_attention_is_not_uniform(export_net):
