@@ -33,9 +33,9 @@ MODELS = (
     "ernie_12_768_12",
 )
 
-# The tokens of every vocabulary, which stand nowhere in GluonNLP. They are those of the published
-# models: https://github.com/google-research/bert, allenai/scibert, dmis-lab/biobert,
-# EmilyAlsentzer/clinicalBERT, SKTBrain/KoBERT, PaddlePaddle/ERNIE (1.0) and fairseq's RoBERTa.
+# The tokens of every vocabulary, which GluonNLP's package does not hold. Its tests
+# (tests/unittest/test_models.py) state them; those of KoBERT, DistilBERT and ERNIE 1.0 are what
+# SKTBrain/KoBERT, distilbert-base-uncased and PaddlePaddle/ERNIE published.
 _VOCAB_SIZES = {
     "book_corpus_wiki_en_cased": 28996,
     "book_corpus_wiki_en_uncased": 30522,
