@@ -74,7 +74,7 @@ def test_other_backends_have_nothing_to_run(hugging, tmp_path) -> None:
     bundle = import_huggingface(write(hugging, "DistilBertModel"), tmp_path / "bundle")
     for backend in ("onnxruntime", "mxnet"):
         pytest.importorskip(backend, exc_type=ImportError)
-        with pytest.raises(ModelFormatError, match="has no (ONNX graph|MXNet symbol) for"):
+        with pytest.raises(ModelFormatError, match=r"has no (ONNX graph|MXNet symbol) for"):
             Engine.load(bundle, backend=backend)
 
 
