@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.graph.safetensors import read_safetensors
+from bertrt.graph.safetensors import read_safetensors, write_safetensors
 
 ARRAYS = {
     "f64": np.array([[1.5, -2.0]]),
@@ -31,6 +31,22 @@ def file_of(entries, data: bytes = b"") -> bytes:
 
 def tensor(shape=(1,), begin=0, end=4, dtype="F32", **more):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end], **more}
+
+
+def test_what_is_written_is_read(tmp_path) -> None:
+    path = tmp_path / "x.safetensors"
+    table = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    arrays = {"a.weight": table, "é": table[2:], "vector": table[0], "turned": table.T}
+    written = write_safetensors(path, arrays)
+    read = read_safetensors(path)
+    assert list(read) == list(written) == list(arrays)
+    for name, array in arrays.items():
+        assert (read[name].file, read[name].offset) == (path, written[name].offset)
+        np.testing.assert_array_equal(read[name].array, array)
+    assert written["a.weight"].offset % 64 == 0
+    package = pytest.importorskip("safetensors.numpy")
+    for name, array in package.load_file(path).items():
+        np.testing.assert_array_equal(array, arrays[name])
 
 
 @pytest.mark.parametrize("pad", [1, 8])
