@@ -12,23 +12,41 @@ from bertrt.errors import (
     OutputExistsError,
     UnsupportedModelError,
 )
-from bertrt.tasks import Classification, Embedding, Regression
+from bertrt.results import (
+    Answer,
+    Candidate,
+    Classification,
+    Embedding,
+    Entity,
+    FillMask,
+    NextSentence,
+    Regression,
+    Span,
+    Tagging,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "BertrtError",
+    "Candidate",
     "Classification",
     "DeviceError",
     "Embedding",
     "Engine",
+    "Entity",
+    "FillMask",
     "InvalidInputError",
     "InvalidTypeError",
     "MissingDependencyError",
     "MissingFileError",
     "ModelFormatError",
+    "NextSentence",
     "OutputExistsError",
     "Regression",
+    "Span",
+    "Tagging",
     "UnsupportedModelError",
     "__version__",
 ]

@@ -29,6 +29,7 @@ class Engine:
         cu_seqlens: IntArray,
         masked_positions: IntArray | None,
         outputs: list[str],
+        attended: IntArray | None = None,
     ) -> dict[str, FloatArray]:
         """Runs a packed batch; float32 arrays (rows, columns) by output name."""
 

@@ -7,6 +7,8 @@ lengths. Backends that need padding add it privately, with `PackedBatch.padded`,
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +18,16 @@ import numpy as np
 
 from bertrt.errors import InvalidInputError, InvalidTypeError
 
-__all__ = ["Limits", "PackedBatch", "check_texts", "pack_rows", "pad_rows"]
+__all__ = [
+    "Limits",
+    "PackedBatch",
+    "Words",
+    "check_texts",
+    "check_words",
+    "pack_rows",
+    "pad_rows",
+    "split_words",
+]
 
 
 @dataclass(frozen=True)
@@ -55,22 +66,29 @@ class PackedBatch:
         cu_seqlens: int32, shape (seqs + 1,): sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
         masked_positions: int32, shape (seqs, num_masked): the positions, within each sequence,
             whose tokens the masked language model is asked for; None where it is not asked.
+        attended: int32, shape (seqs,): how many of a sequence's tokens, from the first, are
+            attended to, the rest being padding; None for all of them.
     """
 
     token_ids: np.ndarray
     token_types: np.ndarray
     cu_seqlens: np.ndarray
     masked_positions: np.ndarray | None = None
+    attended: np.ndarray | None = None
 
     @classmethod
     def from_sequences(
-        cls, token_ids: Sequence[np.ndarray], token_types: Sequence[np.ndarray]
+        cls,
+        token_ids: Sequence[np.ndarray],
+        token_types: Sequence[np.ndarray],
+        masked_positions: np.ndarray | None = None,
     ) -> PackedBatch:
         """Pack int32 arrays of shape (length,) that are known to be right."""
         return cls(
             np.concatenate(token_ids),
             np.concatenate(token_types),
             _cumulative([len(ids) for ids in token_ids]),
+            masked_positions,
         )
 
     @classmethod
@@ -181,6 +199,27 @@ class PackedBatch:
             packed_ids, packed_types, cu_seqlens, _masked_positions(masked_positions, lengths)
         )
 
+    def with_padding(self, token_ids: Any, token_types: Any, limits: Limits) -> PackedBatch:
+        """The same batch with its padding as tokens that nobody attends to.
+
+        Args:
+            token_ids, token_types, limits: what `from_padded` made the batch of. What stands at
+                padding is clipped to what the model can take, as MXNet does.
+        """
+        shape = np.shape(token_ids)
+        clipped = []
+        for packed, given, limit in (
+            (self.token_ids, token_ids, limits.vocab_size),
+            (self.token_types, token_types, max(1, limits.type_vocab_size)),
+        ):
+            whole = np.zeros(shape, np.int32)
+            if given is not None:
+                whole[:] = np.clip(np.nan_to_num(np.asarray(given, np.float64)), 0, limit - 1)
+            whole[_valid(self, shape[1])] = packed
+            clipped.append(whole.reshape(-1))
+        ends = _cumulative(np.full(shape[0], shape[1]))
+        return PackedBatch(clipped[0], clipped[1], ends, self.masked_positions, self.lengths)
+
     @property
     def tokens(self) -> int:
         """The number of tokens."""
@@ -195,6 +234,16 @@ class PackedBatch:
     def lengths(self) -> np.ndarray:
         """The length of each sequence: int32, shape (seqs,)."""
         return np.diff(self.cu_seqlens)
+
+    def split_pairs(self, rows: np.ndarray) -> list[np.ndarray]:
+        """What has a row for each pair of tokens, by sequence: (pairs, heads) to arrays (heads,
+        length, length)."""
+        lengths = self.lengths.astype(np.int64)
+        parts = np.split(rows, np.cumsum(np.square(lengths))[:-1])
+        return [
+            np.ascontiguousarray(part.reshape(n, n, -1).transpose(2, 0, 1))
+            for part, n in zip(parts, lengths.tolist(), strict=True)
+        ]
 
     @property
     def longest(self) -> int:
@@ -219,22 +268,48 @@ class PackedBatch:
         return {
             "token_ids": token_ids,
             "token_types": token_types,
-            "valid_length": self.lengths,
+            "valid_length": self.lengths if self.attended is None else self.attended,
             "masked_positions": (
                 np.zeros((self.seqs, 1), np.int32) if positions is None else positions
             ),
         }
 
 
-def pack_rows(padded: np.ndarray, batch: PackedBatch) -> np.ndarray:
-    """Drop the padding: (seqs, sequence, ...) to (tokens, ...)."""
-    return padded[_valid(batch, padded.shape[1])]
+def pack_rows(padded: np.ndarray, batch: PackedBatch, rows: str) -> np.ndarray:
+    """Drop the padding of what a backend that pads gives.
+
+    Args:
+        padded: an output; for tokens (seqs, sequence, ...), for pairs (seqs, heads, sequence,
+            sequence).
+        rows: what the output has a row for, as a plan says; see `Backend.run` for the result.
+    """
+    if rows == "tokens":
+        return padded[_valid(batch, padded.shape[1])]
+    if rows == "pairs":
+        own = [array[:, :n, :n] for array, n in zip(padded, batch.lengths.tolist(), strict=True)]
+        heads = padded.shape[1]
+        return np.concatenate([array.transpose(1, 2, 0).reshape(-1, heads) for array in own])
+    return padded
 
 
-def pad_rows(rows: np.ndarray, batch: PackedBatch, sequence: int) -> np.ndarray:
-    """Put padding of zeros in: (tokens, ...) to (seqs, sequence, ...)."""
+def pad_rows(
+    rows: np.ndarray, batch: PackedBatch, sequence: int, padding: np.ndarray | None = None
+) -> np.ndarray:
+    """Put padding in: (tokens, ...) to (seqs, sequence, ...).
+
+    Args:
+        rows: a row for each token of the batch.
+        batch: the batch.
+        sequence: the length to pad to.
+        padding: the row to pad with; None for zeros. It also takes the place of rows that are
+            padding to the batch itself.
+    """
     padded = np.zeros((batch.seqs, sequence, *rows.shape[1:]), rows.dtype)
-    padded[_valid(batch, sequence)] = rows
+    if padding is not None:
+        padded[:] = padding
+    lengths = batch.lengths if batch.attended is None else batch.attended
+    attended = np.arange(sequence) < lengths[:, None]
+    padded[attended] = rows if batch.attended is None else rows[attended[_valid(batch, sequence)]]
     return padded
 
 
@@ -382,6 +457,72 @@ def check_texts(batch: Any) -> tuple[list[Any], bool]:
             _check_text(f"batch[{i}][0]", text[0], may_be_empty=False)
             _check_text(f"batch[{i}][1]", text[1], may_be_empty=True)
     return list(batch), single
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """A text in words.
+
+    Attributes:
+        text: the text.
+        words: its words.
+        spans: where each of them stands in the text, in characters.
+    """
+
+    text: str
+    words: list[str]
+    spans: list[tuple[int, int]]
+
+
+def split_words(text: str) -> Words:
+    """The words of a text, apart by white space as `str.isspace` has it."""
+    found = list(re.finditer(r"\S+", text))
+    return Words(text, [match[0] for match in found], [match.span() for match in found])
+
+
+def check_words(batch: Any) -> tuple[list[Words], bool]:
+    """What `predict` takes where it is about words, checked.
+
+    Args:
+        batch: a list of texts, of which each is a str, split at white space, or a list of words;
+            or one str.
+
+    Returns:
+        The texts in words, those of a list joined by blanks; and whether it was a single input.
+
+    Raises:
+        InvalidTypeError, InvalidInputError: as `check_texts`; also a text without words, and an
+            empty word.
+    """
+    single = isinstance(batch, str)
+    if single:
+        batch = [batch]
+    elif not isinstance(batch, list):
+        raise InvalidTypeError(
+            f"batch is {_describe(batch)}; expected a list of texts, each a str or a list of "
+            "words, or one str"
+        )
+    if not batch:
+        raise InvalidInputError("the batch is empty")
+    texts = []
+    for i, item in enumerate(batch):
+        if isinstance(item, str):
+            _check_text(f"batch[{i}]", item, may_be_empty=False)
+            words = split_words(item)
+        elif isinstance(item, list) and all(isinstance(word, str) for word in item):
+            for index, word in enumerate(item):
+                _check_text(f"batch[{i}][{index}]", word, may_be_empty=False)
+            starts = [0, *itertools.accumulate(len(word) + 1 for word in item)]
+            spans = [(start, start + len(word)) for start, word in zip(starts, item, strict=False)]
+            words = Words(" ".join(item), list(item), spans)
+        else:
+            raise InvalidTypeError(
+                f"batch[{i}] is {_describe(item)}; expected a str or a list of words"
+            )
+        if not words.words:
+            raise InvalidInputError(f"batch[{i}] holds no word")
+        texts.append(words)
+    return texts, single
 
 
 def _is_pair(value: Any) -> bool:

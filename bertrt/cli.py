@@ -394,7 +394,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         try:
             for group in groups:
                 for result in _results(engine, group, what, done):
-                    print(_json(_plain(result)) if arguments.json else _line(result))
+                    print(_json(_plain(result)) if arguments.json else _text(result))
                     truncated += result.truncated
                 done += len(group)
                 sys.stdout.flush()
@@ -460,18 +460,43 @@ def _results(engine: Any, group: list[Any], what: str, done: int) -> Iterator[An
         done += len(batch)
 
 
-def _plain(result: Any) -> dict[str, Any]:
-    values = ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in values}
+def _plain(result: Any) -> Any:
+    """A result as values that JSON has; what is None is left out."""
+    if dataclasses.is_dataclass(result):
+        values = ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
+        return {name: _plain(value) for name, value in values if value is not None}
+    if isinstance(result, tuple):
+        return [_plain(value) for value in result]
+    return result.tolist() if hasattr(result, "tolist") else result
 
 
-def _line(result: Any) -> str:
-    """A result for people: "label<tab>score", a number, or a vector's numbers."""
-    if hasattr(result, "label"):
-        return f"{result.label}\t{result.score:.6f}"
-    if hasattr(result, "vector"):
-        return " ".join(f"{value:.6g}" for value in result.vector.tolist())
-    return f"{result.score:.6f}"
+def _text(result: Any) -> str:
+    """A result for people: a line of what it says and its score, with tabs between; for a result
+    of several such lines an empty one at the end."""
+    match type(result).__name__:
+        case "Classification":
+            return f"{result.label}\t{result.score:.6f}"
+        case "Answer":
+            return f"{result.text}\t{result.score:.6f}\t{result.start}\t{result.end}"
+        case "Tagging":
+            lines = [f"{word}\t{tag}" for word, tag in zip(result.words, result.tags, strict=True)]
+            return "\n".join([*lines, ""])
+        case "FillMask":
+            lines = [f"{found.token}\t{found.score:.6f}" for found in result.candidates]
+            return "\n".join([*lines, ""])
+        case "NextSentence":
+            return f"{'next' if result.is_next else 'not next'}\t{result.score:.6f}"
+        case "Embedding" if result.tokens is None:
+            return _numbers(result.vector)
+        case "Embedding":
+            rows = zip(result.tokens, result.vector, strict=True)
+            return "\n".join([*(f"{token}\t{_numbers(row)}" for token, row in rows), ""])
+        case _:
+            return f"{result.score:.6f}"
+
+
+def _numbers(vector: Any) -> str:
+    return " ".join(f"{value:.6g}" for value in vector.tolist())
 
 
 def _json(value: Any) -> str:

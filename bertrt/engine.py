@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from bertrt.backends.base import Backend, load_backend
-from bertrt.batch import PackedBatch, check_texts, pad_rows
+from bertrt.batch import PackedBatch, pad_rows
 from bertrt.cores import MAX_THREADS, usable_cores
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
+from bertrt.graph.plan import Plan, layer_outputs, output_kind
 from bertrt.model import Model
 from bertrt.progress import progress
-from bertrt.tasks import Result, Task, make_task
+from bertrt.results import Result
+from bertrt.tasks import Request, Task, make_task
 from bertrt.tokenizer import Encoding
 
 __all__ = ["Engine"]
@@ -57,7 +59,11 @@ class Engine:
         self._task: Task | None = None
         if model.task is not None:
             self._task = make_task(
-                model.task, labels=model.labels, pooling=model.pooling, outputs=self._outputs
+                model.task,
+                labels=model.labels,
+                pooling=model.pooling,
+                settings=model.settings,
+                rows=model.rows,
             )
         self._backend: Backend | None = load()
         self._closed = False
@@ -125,12 +131,12 @@ class Engine:
 
     @property
     def task(self) -> str | None:
-        """The model's task: "classification", "regression", "embedding"; None for a bare graph."""
+        """The model's task, one of `bertrt.settings.TASKS`; None for a bare graph."""
         return self._model.task
 
     @property
     def labels(self) -> list[str] | None:
-        """A classifier's labels, in the order of its logits; None for other tasks."""
+        """The labels of a classifier or tagger, in the order of its logits; else None."""
         labels = self._model.labels
         return None if labels is None else list(labels)
 
@@ -190,35 +196,39 @@ class Engine:
 
         Args:
             batch: a list of str, a list of (str, str) tuples, or one str or (str, str) tuple.
+                For question answering (question, context) tuples; for tagging texts, each a str
+                or a list of words.
 
         Returns:
             A list of results as long as the batch and in its order; for a single input, the one
-            result. A result is a `Classification`, `Regression` or `Embedding`, by the model's
-            task; its `truncated` says that the text was longer than `max_length`.
+            result. The class of a result is that of the model's task: see `bertrt.results`. Its
+            `truncated` says that something was longer than `max_length` allows, and was cut.
 
         Raises:
             InvalidInputError: an empty batch, a text that is empty or gives no token, a NUL
-                character, a lone surrogate. The message names the index.
+                character, a lone surrogate, single texts where the task takes pairs or the other
+                way round, a text that is too long to be tagged, or that lacks the mask to fill.
+                The message names the index.
             InvalidTypeError: anything that is no text, texts and pairs together.
-            BertrtError: the model has no tokenizer, or the engine is closed.
+            BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
         with self._use() as backend:
-            encodings, single = self._encode(batch)
-            if self._task is None:
-                raise BertrtError(
-                    f"{self._model.path} has no task; predict needs a bundle that has one"
-                )
-            results: dict[int, Result] = {}
-            with progress(len(encodings), "predict", " texts") as advance:
-                for indices in _chunks(encodings, pads=backend.pads):
-                    chunk = [encodings[i] for i in indices]
-                    packed = self._pack(chunk)
-                    values = backend.run(packed, self._task.outputs)
-                    cut = [encoding.truncated for encoding in chunk]
-                    found = self._task.results(values, packed, cut)
-                    results.update(zip(indices, found, strict=True))
-                    advance(len(chunk))
-        return results[0] if single else [results[i] for i in range(len(encodings))]
+            task, requests, single = self._encode(batch)
+            sequences = [(own, encoding) for own in requests for encoding in own.sequences]
+            parts: list[Any] = [None] * len(sequences)
+            with progress(len(sequences), "predict", " sequences") as advance:
+                for indices in self._chunks(sequences, pads=backend.pads):
+                    packed = self._pack([sequences[i] for i in indices])
+                    values = backend.run(packed, task.outputs)
+                    found = task.read(values, packed, [sequences[i][0] for i in indices])
+                    for i, part in zip(indices, found, strict=True):
+                        parts[i] = part
+                    advance(len(indices))
+            read = iter(parts)
+            results: list[Result] = [
+                task.answer(own, [next(read) for _ in own.sequences]) for own in requests
+            ]
+        return results[0] if single else results
 
     def tokenize(self, batch: Any) -> Any:
         """The ids that `predict` would use.
@@ -227,14 +237,18 @@ class Engine:
             batch: as for `predict`.
 
         Returns:
-            A list of `Encoding` (ids, types, truncated), or one for a single input.
+            A list of `Encoding` (ids, types, truncated), or one for a single input. For question
+            answering every input has a list of them, one for each window of its context.
 
         Raises:
             What `predict` raises for its input.
         """
         with self._use():
-            encodings, single = self._encode(batch)
-        return encodings[0] if single else encodings
+            _, requests, single = self._encode(batch)
+        found: list[Any] = [list(own.sequences) for own in requests]
+        if self.task != "question-answering":
+            found = [encoding for (encoding,) in found]
+        return found[0] if single else found
 
     def run(
         self,
@@ -255,11 +269,21 @@ class Engine:
                 language model decoder; None leaves `masked_lm_outputs` out.
 
         Returns:
-            Arrays of float32 by name, as far as the model has them: `sequence_output`
-            (batch, sequence, hidden), exactly 0 at padding, or for lists a list of arrays
-            (length, hidden); `pooled_output` (batch, hidden); `logits` (batch, classes);
-            `next_sentence_classifier_output` (batch, 2); `masked_lm_outputs`
-            (batch, num_masked, vocabulary).
+            Arrays of float32 by name, as far as the model has them:
+
+            - `sequence_output` (batch, sequence, hidden), exactly 0 at padding;
+            - `all_encodings` (layers, batch, sequence, hidden), likewise, of a net that was built
+              to return every layer's; the last is `sequence_output`;
+            - `attention_weights` (layers, batch, heads, sequence, sequence), of a net that was
+              built to return them: rows are queries, those of padding too, as in Gluon, for which
+              its token ids are read, and clipped to the vocabulary; columns of padding are 0;
+            - `pooled_output` (batch, hidden);
+            - `logits` (batch, classes), or (batch, sequence, classes) of a head over tokens, at
+              padding what it gives for zeros;
+            - `next_sentence_classifier_output` (batch, 2);
+            - `masked_lm_outputs` (batch, num_masked, vocabulary).
+
+            For lists what has a sequence axis is a list of arrays, without its batch axis.
 
         Raises:
             InvalidInputError: shapes that do not match, ids, types, lengths or positions out of
@@ -291,38 +315,56 @@ class Engine:
             packed = PackedBatch.from_padded(
                 token_ids, token_types, valid_length, masked_positions, self._limits
             )
+        if layer_outputs(outputs, "attention_weights") and not ragged:
+            packed = packed.with_padding(token_ids, token_types, self._limits)
         with self._use() as backend:
-            values: dict[str, Any] = backend.run(packed, outputs)
-        if "sequence_output" in values:
-            rows = values["sequence_output"]
-            values["sequence_output"] = (
-                np.split(rows, packed.cu_seqlens[1:-1])
-                if ragged
-                else pad_rows(rows, packed, np.shape(token_ids)[1])
-            )
-        return values
+            found = backend.run(packed, outputs)
+        sequence = None if ragged else np.shape(token_ids)[1]
+        return _unpack(found, packed, self._model.plan(), sequence)
 
-    def _encode(self, batch: Any) -> tuple[list[Encoding], bool]:
+    def _encode(self, batch: Any) -> tuple[Task, list[Request], bool]:
         tokenizer = self._model.tokenizer
         if tokenizer is None:
             raise BertrtError(
                 f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
                 "with a vocabulary (bertrt export, bertrt import)"
             )
-        texts, single = check_texts(batch)
-        if self._limits.type_vocab_size == 1 and not isinstance(texts[0], str):
+        if self._task is None:
+            raise BertrtError(
+                f"{self._model.path} has no task; predict needs a bundle that has one"
+            )
+        requests, single = self._task.encode(batch, tokenizer)
+        if self._limits.type_vocab_size == 1 and any(
+            encoding.types.any() for own in requests for encoding in own.sequences
+        ):
             raise InvalidInputError(
                 "the model has one token type and takes single texts, not pairs"
             )
-        return tokenizer.encode(texts), single
+        return self._task, requests, single
 
-    def _pack(self, encodings: Sequence[Encoding]) -> PackedBatch:
+    def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
+        masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]
         packed = PackedBatch.from_sequences(
-            [encoding.ids for encoding in encodings], [encoding.types for encoding in encodings]
+            [encoding.ids for _, encoding in sequences],
+            [encoding.types for _, encoding in sequences],
+            np.stack(masked) if masked else None,
         )
         if self._limits.type_vocab_size == 0:
             packed.token_types.fill(0)
         return packed
+
+    def _chunks(
+        self, sequences: Sequence[tuple[Request, Encoding]], *, pads: bool
+    ) -> Iterator[list[int]]:
+        """Cut sequences into batches, as indices: those of like numbers of masks together."""
+        by_masks: dict[int, list[int]] = {}
+        for i, (own, _) in enumerate(sequences):
+            masks = 0 if own.masked_positions is None else len(own.masked_positions)
+            by_masks.setdefault(masks, []).append(i)
+        for indices in by_masks.values():
+            lengths = [len(sequences[i][1].ids) for i in indices]
+            for chunk in _chunks(lengths, pads=pads):
+                yield [indices[i] for i in chunk]
 
     # --- its life -----------------------------------------------------------------------------
 
@@ -394,6 +436,43 @@ def _check_threads(threads: Any) -> int:
     return count
 
 
+def _unpack(
+    found: Mapping[str, np.ndarray], batch: PackedBatch, plan: Plan, sequence: int | None
+) -> dict[str, Any]:
+    """A backend's outputs as `Engine.run` returns them: padded to `sequence`, or ragged."""
+    ragged = sequence is None
+    shaped: dict[str, Any] = {}
+    for name, value in found.items():
+        if plan.rows[name] == "tokens":
+            shaped[name] = (
+                np.split(value, batch.cu_seqlens[1:-1])
+                if sequence is None
+                else pad_rows(value, batch, sequence, plan.padding_of(name))
+            )
+        elif plan.rows[name] == "pairs":
+            shaped[name] = batch.split_pairs(value)
+            if not ragged:
+                shaped[name] = np.stack(shaped[name])
+        else:
+            shaped[name] = value
+    values: dict[str, Any] = {}
+    for name, value in shaped.items():
+        kind = output_kind(name)
+        if kind == "encoding" and "all_encodings" not in values:
+            names = [*layer_outputs(shaped, "encoding"), "sequence_output"]
+            values["all_encodings"] = _stack_layers([shaped[n] for n in names], ragged)
+        elif kind == "attention_weights" and kind not in values:
+            names = layer_outputs(shaped, kind)
+            values[kind] = _stack_layers([shaped[n] for n in names], ragged)
+        elif kind == name:
+            values[name] = value
+    return values
+
+
+def _stack_layers(layers: Sequence[Any], ragged: bool) -> Any:
+    return [np.stack(own) for own in zip(*layers, strict=True)] if ragged else np.stack(layers)
+
+
 # Engines of this process, for the fork hook.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -415,13 +494,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _chunks(encodings: list[Encoding], *, pads: bool) -> Iterator[list[int]]:
+def _chunks(lengths: list[int], *, pads: bool) -> Iterator[list[int]]:
     """Cut a list into runs of at most `_TOKENS_AT_ONCE` tokens, or of one text; as indices.
 
     Where the backend pads, padding counts, and texts of like length go together, so that there is
     little of it.
     """
-    lengths = [len(encoding.ids) for encoding in encodings]
     order = sorted(range(len(lengths)), key=lengths.__getitem__) if pads else range(len(lengths))
     chunk: list[int] = []
     size = 0

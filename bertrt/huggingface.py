@@ -26,11 +26,12 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.graph.bundle import MANIFEST, TASKS, read_json
+from bertrt.graph.bundle import MANIFEST, read_json
 from bertrt.graph.huggingface_config import Config, read_object
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_huggingface import read_plan
 from bertrt.paths import check_path
+from bertrt.settings import TASKS
 from bertrt.tokenizer import HuggingFaceTokenizer, check_vocabulary
 
 __all__ = ["HuggingFaceModel", "is_huggingface"]

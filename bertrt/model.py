@@ -16,6 +16,7 @@ from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.graph.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
 from bertrt.huggingface import HuggingFaceModel, is_huggingface
 from bertrt.paths import check_path
+from bertrt.settings import complete_settings
 from bertrt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class Model:
         path: the directory, or the graph's file; absolute.
         manifest: the bundle's manifest; None where there is no bundle.
         task: what the model is for; None for a bare graph.
-        labels: a classifier's labels.
+        labels: a classifier's or tagger's labels.
         pooling: an embedding model's pooling, ``{"mode": ..., "normalize": ...}``.
+        settings: what is set for the task; empty for a bare graph. See `bertrt.settings`.
         tokenizer: None for a bare graph, and for a bundle without one.
         symbol_path, params_path, onnx_path: the graphs' files, None where there are none.
         golden: recorded inputs and outputs, read when called; empty where there is no bundle.
@@ -48,6 +50,7 @@ class Model:
     task: str | None
     labels: list[str] | None
     pooling: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
     tokenizer: Tokenizer | None
     symbol_path: Path | None
     params_path: Path | None
@@ -120,6 +123,7 @@ class Model:
             task=manifest["task"],
             labels=manifest["labels"],
             pooling=manifest["pooling"],
+            settings=manifest["settings"],
             tokenizer=tokenizer,
             symbol_path=bundle.file(SYMBOL),
             params_path=bundle.file(PARAMS),
@@ -137,6 +141,7 @@ class Model:
             task=found.task,
             labels=found.labels,
             pooling=found.pooling,
+            settings=complete_settings(None, found.task, found.tokenizer.max_length),
             tokenizer=found.tokenizer,
             symbol_path=None,
             params_path=None,
@@ -170,6 +175,7 @@ class Model:
             task=None,
             labels=None,
             pooling=None,
+            settings={},
             tokenizer=None,
             symbol_path=symbol_path,
             params_path=params_path,
@@ -210,6 +216,11 @@ class Model:
     def outputs(self) -> list[str]:
         """The names of the outputs in the order of the Gluon block's."""
         return list(self.plan().outputs)
+
+    @property
+    def rows(self) -> Mapping[str, str]:
+        """What each output has a row for, as the plan says."""
+        return self.plan().rows
 
     @property
     def limits(self) -> Limits:

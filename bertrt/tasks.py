@@ -1,67 +1,56 @@
-"""From a model's outputs to the results that people want."""
+"""The tasks: from what people give to sequences, and from a model's outputs to results.
+
+A task turns every input into a `Request`, the sequences that the model is to run for it. After a
+batch has run, `read` takes what belongs to each sequence out of the outputs, and `answer` puts an
+input's sequences together.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from bertrt.batch import PackedBatch
-from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.batch import PackedBatch, check_texts
+from bertrt.errors import InvalidInputError, ModelFormatError, UnsupportedModelError
+from bertrt.results import (
+    Candidate,
+    Classification,
+    Embedding,
+    FillMask,
+    NextSentence,
+    Regression,
+    Result,
+)
+from bertrt.settings import POOLED_FROM, TASKS, check_pooling, check_settings
+from bertrt.tokenizer import Encoding, Text, Tokenizer
 
-__all__ = ["Classification", "Embedding", "Regression", "Result", "Task", "make_task"]
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The answer of a classifier.
-
-    Attributes:
-        label: the most probable label.
-        score: its probability.
-        scores: every label's probability.
-        truncated: whether the text was longer than the model takes, and was cut.
-    """
-
-    label: str
-    score: float
-    scores: dict[str, float]
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Regression:
-    """The answer of a model that predicts a number.
-
-    Attributes:
-        score: the number.
-        truncated: whether the text was longer than the model takes, and was cut.
-    """
-
-    score: float
-    truncated: bool = False
+__all__ = ["Request", "Task", "make_task", "softmax"]
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
-    """A text as a vector.
+class Request:
+    """One input on its way through the model.
 
     Attributes:
-        vector: float32, shape (hidden,).
-        truncated: whether the text was longer than the model takes, and was cut.
+        sequences: what the model runs for it, one sequence unless the task cuts it into windows.
+        truncated: whether something of the input was cut away.
+        masked_positions: int32, shape (masks,): what the masked language model is asked for, in
+            its one sequence; None where it is not asked.
+        source: what the task wants to know again when the answer is made.
     """
 
-    vector: np.ndarray
-    truncated: bool = False
+    sequences: Sequence[Encoding]
+    truncated: bool
+    masked_positions: np.ndarray | None = None
+    source: Any = None
 
 
-Result = Classification | Regression | Embedding
-
-
-class Task(Protocol):
-    """A task's post-processing.
+class Task(ABC):
+    """A task's way from input to result.
 
     Attributes:
         outputs: the names of the outputs that it needs.
@@ -69,11 +58,40 @@ class Task(Protocol):
 
     outputs: tuple[str, ...]
 
-    def results(
-        self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]
-    ) -> Sequence[Result]:
-        """One result for each sequence. Each depends on its own rows only, to the last bit."""
-        ...
+    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
+        """Check and tokenize what `predict` is given.
+
+        Returns:
+            A request for each input, and whether there was a single input.
+
+        Raises:
+            InvalidInputError, InvalidTypeError: an input that the task cannot take; the message
+                names its index.
+        """
+        texts, single = check_texts(batch)
+        self.check(texts)
+        encodings = tokenizer.encode(texts)
+        return [Request([encoding], encoding.truncated) for encoding in encodings], single
+
+    def check(self, texts: Sequence[Text]) -> None:
+        """Raise InvalidInputError for texts, or pairs of them, that the task cannot take."""
+        return None
+
+    @abstractmethod
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
+    ) -> Sequence[Any]:
+        """What `answer` needs of each sequence, out of the outputs of a batch.
+
+        Each depends on its own rows only, to the last bit. `requests` are those that the sequences
+        belong to.
+        """
+
+    def answer(self, request: Request, parts: Sequence[Any]) -> Result:
+        """The result of an input, from what was read of its sequences: with one of them, that."""
+        (result,) = parts
+        found: Result = result
+        return found
 
 
 def make_task(
@@ -81,114 +99,300 @@ def make_task(
     *,
     labels: Sequence[str] | None,
     pooling: Mapping[str, Any] | None,
-    outputs: Sequence[str],
+    settings: Mapping[str, Any],
+    rows: Mapping[str, str],
 ) -> Task:
-    """The post-processing of a model.
+    """The task of a model.
 
     Args:
-        task: "classification", "regression" or "embedding".
-        labels: a classifier's labels in the order of its logits; None: "0", "1", ...
-        pooling: an embedding model's ``{"mode": "mean" | "cls" | "pooled", "normalize": bool}``.
-        outputs: the names of the model's outputs.
+        task: one of `bertrt.settings.TASKS`.
+        labels: the names of the logits in their order, for classification and tagging; None: "0",
+            "1", ...
+        pooling: an embedding model's, see `bertrt.settings`.
+        settings: the task's, see `bertrt.settings`.
+        rows: the model's outputs, with what each has a row for ("tokens", "seqs", "positions").
 
     Raises:
-        UnsupportedModelError: the task is none of these.
-        ModelFormatError: the pooling is unknown, or the model lacks the output needed.
+        UnsupportedModelError: there is no such task.
+        ModelFormatError: pooling or settings are wrong, or the model lacks the output needed.
     """
-    made: Task
-    if task == "classification":
-        made = _Classifier(labels)
-    elif task == "regression":
-        made = _Regressor()
-    elif task == "embedding":
-        made = _Embedder(pooling)
-    else:
+    # These build on this module.
+    from bertrt.question_answering import QuestionAnswering
+    from bertrt.tagging import Tagger
+
+    if task not in TASKS:
         raise UnsupportedModelError(
-            f"the model's task is {task!r}; this version predicts classification, regression and "
-            "embedding (run() works for every model)"
+            f"the model's task is {task!r}; this version predicts {', '.join(TASKS)} "
+            "(run() works for every model)"
         )
+    check_settings(settings, task, "the model")
+    made: Task
+    wanted = "seqs"
+    if task == "classification":
+        made = _Classifier(labels, settings["pair"])
+    elif task == "regression":
+        made = _Regressor(settings["pair"])
+    elif task == "embedding":
+        check_pooling(pooling, "the model")
+        assert pooling is not None
+        made = _Embedder(pooling)
+        wanted = "tokens" if made.outputs == ("sequence_output",) else "seqs"
+    elif task == "question-answering":
+        made, wanted = QuestionAnswering(settings), "tokens"
+    elif task == "tagging":
+        made, wanted = Tagger(labels), "tokens"
+    elif task == "fill-mask":
+        made, wanted = _MaskFiller(settings["top_k"]), "positions"
+    else:
+        made = _NextSentencePredictor()
     for name in made.outputs:
-        if name not in outputs:
+        if name not in rows:
             raise ModelFormatError(
-                f"the task {task} needs the output {name}; the model has {', '.join(outputs)}"
+                f"the task {task} needs the output {name}; the model has {', '.join(rows)}"
+            )
+        if rows[name] != wanted:
+            kinds = {"seqs": "sequence", "tokens": "token", "positions": "masked position"}
+            raise ModelFormatError(
+                f"the task {task} needs {name} with a row for each {kinds[wanted]}; the model's "
+                f"has one for each {kinds.get(rows[name], rows[name])}"
             )
     return made
 
 
-class _Classifier:
-    outputs: tuple[str, ...] = ("logits",)
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis, in double precision."""
+    logits = logits.astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
-    def __init__(self, labels: Sequence[str] | None) -> None:
+
+def names_of(labels: Sequence[str] | None, logits: np.ndarray) -> Sequence[str]:
+    """The labels of the columns of `logits`: those given, or "0", "1", ...
+
+    Raises:
+        ModelFormatError: there are more or fewer labels than columns.
+    """
+    classes = logits.shape[1]
+    labels = [str(i) for i in range(classes)] if labels is None else labels
+    if len(labels) != classes:
+        raise ModelFormatError(f"the model has {classes} classes and {len(labels)} labels")
+    return labels
+
+
+def check_pairs(texts: Sequence[Text], pair: bool | None, what: str) -> None:
+    """Check that `texts` are pairs, or single texts, where the task wants the one or the other."""
+    if pair is not None and isinstance(texts[0], tuple) != pair:
+        found, wanted = ("a text", "a pair") if pair else ("a pair", "a single text")
+        raise InvalidInputError(f"batch[0] is {found}; {what} takes {wanted}")
+
+
+class _Classifier(Task):
+    outputs = ("logits",)
+
+    def __init__(self, labels: Sequence[str] | None, pair: bool | None) -> None:
         self._labels = labels
+        self._pair = pair
 
-    def results(
-        self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]
+    def check(self, texts: Sequence[Text]) -> None:
+        """See `Task.check`."""
+        check_pairs(texts, self._pair, "this classifier")
+
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
     ) -> list[Classification]:
-        logits = values["logits"].astype(np.float64)
-        labels = self._labels or [str(i) for i in range(logits.shape[1])]
-        if len(labels) != logits.shape[1]:
-            raise ModelFormatError(
-                f"the model has {logits.shape[1]} classes and {len(labels)} labels"
-            )
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        """See `Task.read`."""
+        logits = values["logits"]
+        labels = names_of(self._labels, logits)
         best = logits.argmax(axis=1)
         return [
-            Classification(labels[i], row[i], dict(zip(labels, row, strict=True)), cut)
-            for i, row, cut in zip(best, probabilities.tolist(), truncated, strict=True)
+            Classification(labels[i], row[i], dict(zip(labels, row, strict=True)), own.truncated)
+            for i, row, own in zip(best, softmax(logits).tolist(), requests, strict=True)
         ]
 
 
-class _Regressor:
-    outputs: tuple[str, ...] = ("logits",)
+class _Regressor(Task):
+    outputs = ("logits",)
 
-    def results(
-        self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]
+    def __init__(self, pair: bool | None) -> None:
+        self._pair = pair
+
+    def check(self, texts: Sequence[Text]) -> None:
+        """See `Task.check`."""
+        check_pairs(texts, self._pair, "this model")
+
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
     ) -> list[Regression]:
+        """See `Task.read`."""
         logits = values["logits"]
         if logits.shape[1] != 1:
             raise ModelFormatError(
                 f"a regression model has one output number for each text, not {logits.shape[1]}"
             )
         return [
-            Regression(score, cut)
-            for score, cut in zip(logits[:, 0].tolist(), truncated, strict=True)
+            Regression(score, own.truncated)
+            for score, own in zip(logits[:, 0].tolist(), requests, strict=True)
         ]
 
 
-_POOLED_FROM = {"mean": "sequence_output", "cls": "sequence_output", "pooled": "pooled_output"}
+class _Embedder(Task):
+    """Modes "tokens" and "words" follow scripts/bert/embedding.py of GluonNLP: the special tokens
+    are left out, and a word's vector is made of those of its pieces."""
 
+    def __init__(self, pooling: Mapping[str, Any]) -> None:
+        self._mode, self._normalize = pooling["mode"], pooling["normalize"]
+        self._subwords = pooling.get("subwords")
+        self.outputs = (POOLED_FROM[self._mode],)
 
-class _Embedder:
-    def __init__(self, pooling: Mapping[str, Any] | None) -> None:
-        pooling = pooling or {}
-        self._mode, self._normalize = pooling.get("mode"), pooling.get("normalize")
-        if self._mode not in _POOLED_FROM or not isinstance(self._normalize, bool):
-            raise ModelFormatError(
-                f"an embedding model's pooling is {dict(pooling)!r}; expected "
-                "{'mode': 'mean' | 'cls' | 'pooled', 'normalize': bool}"
-            )
-        self.outputs: tuple[str, ...] = (_POOLED_FROM[self._mode],)
+    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
+        """See `Task.encode`."""
+        requests, single = super().encode(batch, tokenizer)
+        if self._mode not in ("tokens", "words"):
+            return requests, single
+        return [
+            Request(own.sequences, own.truncated, source=self._groups(own.sequences[0], tokenizer))
+            for own in requests
+        ], single
 
-    def results(
-        self, values: Mapping[str, np.ndarray], batch: PackedBatch, truncated: Sequence[bool]
+    def _groups(
+        self, encoding: Encoding, tokenizer: Tokenizer
+    ) -> tuple[tuple[str, ...], list[list[int]]]:
+        """The tokens or words, and the positions that each has."""
+        names: list[str] = []
+        groups: list[list[int]] = []
+        special = True
+        for position, token_id in enumerate(encoding.ids.tolist()):
+            before, special = special, token_id in tokenizer.special_ids
+            if special:
+                continue
+            token = tokenizer.token(token_id)
+            if self._mode == "words" and not before and tokenizer.continues(token):
+                names[-1] += token.removeprefix("##")
+                groups[-1].append(position)
+            else:
+                names.append(token)
+                groups.append([position])
+        return tuple(names), groups
+
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
     ) -> list[Embedding]:
+        """See `Task.read`."""
         rows = values[self.outputs[0]]
         starts = batch.cu_seqlens.tolist()
         embeddings = []
-        for i, cut in enumerate(truncated):
-            if self._mode == "mean":
-                # A sum for each sequence, and no reduction over the whole batch: the order of the
-                # additions, and so every bit, is the same in any batch.
-                vector = rows[starts[i] : starts[i + 1]].sum(axis=0) / np.float32(
-                    starts[i + 1] - starts[i]
-                )
-            elif self._mode == "cls":
-                vector = rows[starts[i]].copy()
-            else:
+        for i, request in enumerate(requests):
+            tokens = None
+            if self._mode == "pooled":
                 vector = rows[i].copy()
+            else:
+                own = rows[starts[i] : starts[i + 1]]
+                if self._mode == "mean":
+                    # A sum for each sequence, and no reduction over the whole batch: the order of
+                    # the additions, and so every bit, is the same in any batch.
+                    vector = own.sum(axis=0) / np.float32(len(own))
+                elif self._mode == "cls":
+                    vector = own[0].copy()
+                else:
+                    tokens, groups = request.source
+                    vector = self._grouped(own, groups)
             if self._normalize:
-                norm = np.sqrt(np.square(vector).sum())
-                vector /= max(norm, np.float32(1e-12))
-            embeddings.append(Embedding(vector, cut))
+                norms = np.sqrt(np.square(vector).sum(axis=-1, keepdims=True))
+                vector /= np.maximum(norms, np.float32(1e-12))
+            embeddings.append(Embedding(vector, request.truncated, tokens))
         return embeddings
+
+    def _grouped(self, rows: np.ndarray, groups: list[list[int]]) -> np.ndarray:
+        vectors = np.empty((len(groups), rows.shape[1]), np.float32)
+        for vector, positions in zip(vectors, groups, strict=True):
+            if self._subwords == "last":
+                vector[:] = rows[positions[-1]]
+                continue
+            vector[:] = rows[positions[0]]
+            for position in positions[1:]:
+                vector += rows[position]
+            if self._subwords == "avg":
+                vector /= np.float32(len(positions))
+        return vectors
+
+
+class _MaskFiller(Task):
+    outputs = ("masked_lm_outputs",)
+
+    def __init__(self, top_k: int) -> None:
+        self._top_k = top_k
+
+    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
+        """See `Task.encode`. The mask token, where a text spells it out, means the mask."""
+        if tokenizer.mask is None:
+            raise ModelFormatError("the model's vocabulary has no mask token")
+        texts, single = check_texts(batch)
+        requests = []
+        for i, encoding in enumerate(tokenizer.encode(texts, masks=True)):
+            given = "".join(texts[i]).count(tokenizer.mask)
+            positions = np.flatnonzero(encoding.ids == tokenizer.mask_id).astype(np.int32)
+            if not given:
+                raise InvalidInputError(f"batch[{i}] holds no {tokenizer.mask} to fill")
+            if len(positions) < given:
+                raise InvalidInputError(
+                    f"batch[{i}] is longer than {tokenizer.max_length} tokens, and only "
+                    f"{len(positions)} of its {given} {tokenizer.mask} are within"
+                )
+            requests.append(Request([encoding], encoding.truncated, positions, tokenizer))
+        return requests, single
+
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
+    ) -> list[FillMask]:
+        """See `Task.read`."""
+        found = []
+        for logits, request in zip(values["masked_lm_outputs"], requests, strict=True):
+            tokenizer: Tokenizer = request.source
+            candidates = []
+            for mask, row in enumerate(logits):
+                # A table of embeddings may have rows that are no token's.
+                named = row[: tokenizer.vocab_size]
+                least = np.partition(named, -min(self._top_k, len(named)))[
+                    -min(self._top_k, len(named))
+                ]
+                best = np.flatnonzero(named >= least)
+                best = best[np.argsort(-named[best], kind="stable")][: self._top_k]
+                scores = softmax(row)[best].tolist()
+                candidates += [
+                    Candidate(tokenizer.token(token_id), score, mask)
+                    for token_id, score in zip(best.tolist(), scores, strict=True)
+                ]
+            found.append(FillMask(tuple(candidates), request.truncated))
+        return found
+
+
+class _NextSentencePredictor(Task):
+    outputs = ("next_sentence_classifier_output",)
+
+    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
+        """See `Task.encode`. The second text must give a token too."""
+        requests, single = super().encode(batch, tokenizer)
+        texts, _ = check_texts(batch)
+        for i, pieces in enumerate(tokenizer.tokenize([text[1] for text in texts])):
+            if not pieces:
+                raise InvalidInputError(
+                    f"batch[{i}]: the second text is empty, or holds nothing that gives a token"
+                )
+        return requests, single
+
+    def check(self, texts: Sequence[Text]) -> None:
+        """See `Task.check`."""
+        check_pairs(texts, True, "next-sentence prediction")
+
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
+    ) -> list[NextSentence]:
+        """See `Task.read`. Class 0 is that the second text follows the first: the label 1 of
+        scripts/bert/data/create_pretraining_data.py of GluonNLP is a random next."""
+        logits = values["next_sentence_classifier_output"]
+        best = logits.argmax(axis=1).tolist()
+        scores = softmax(logits)[:, 0].tolist()
+        return [
+            NextSentence(label == 0, score, own.truncated)
+            for label, score, own in zip(best, scores, requests, strict=True)
+        ]

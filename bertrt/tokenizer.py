@@ -20,10 +20,12 @@ The kinds of tokenizer, as the bundle's manifest names them:
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +46,7 @@ __all__ = [
     "Encoding",
     "GluonTokenizer",
     "HuggingFaceTokenizer",
+    "Pieces",
     "SentencePieceTokenizer",
     "Text",
     "Tokenizer",
@@ -80,18 +83,77 @@ class Encoding:
     truncated: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A list of words in tokens.
+
+    Attributes:
+        ids: the tokens' ids.
+        words: for each token, the word that it comes from.
+        spans: for each token, where it stands in ``" ".join(words)``, in characters; None where
+            the tokenizer does not know (GluonNLP's).
+    """
+
+    ids: list[int]
+    words: list[int]
+    spans: list[tuple[int, int]] | None
+
+
 class Tokenizer(Protocol):
-    """What an engine asks of a tokenizer."""
+    """What an engine asks of a tokenizer.
+
+    Attributes:
+        max_length: the most tokens of a sequence, special ones included.
+        vocab_size: the ids are below it.
+        lower: whether text is lower-cased.
+        mask: the token that stands for a word to be guessed; None where there is none.
+        mask_id: its id.
+        special_ids: the ids of the tokens that open, close and separate texts.
+    """
 
     max_length: int
+    vocab_size: int
+    lower: bool
+    mask: str | None
+    mask_id: int | None
+    special_ids: frozenset[int]
 
-    def encode(self, batch: Sequence[Text]) -> list[Encoding]:
+    def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """Encode texts, or pairs of texts, each to at most `max_length` tokens.
+
+        Args:
+            batch: texts, or pairs of texts.
+            masks: whether the mask token, where a text spells it out, means the mask. (It does in
+                Hugging Face's rules whatever is said here.)
 
         Raises:
             InvalidInputError: a text, or the first text of a pair, gives no token at all; the
                 message names its index.
         """
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without special tokens and whatever their number."""
+        ...
+
+    def tokenize_words(self, batch: Sequence[Sequence[str]]) -> list[Pieces]:
+        """The tokens of each list of words, likewise; a word may give none."""
+        ...
+
+    def room(self, *, pair: bool) -> int:
+        """How many tokens fit into a sequence beside the special ones."""
+        ...
+
+    def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> Encoding:
+        """The sequence of one or two texts, given as ids that fit."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """A token, as the vocabulary spells it."""
+        ...
+
+    def continues(self, token: str) -> bool:
+        """Whether a token goes on with the word of the token before it."""
         ...
 
 
@@ -186,12 +248,14 @@ class Vocabulary:
         unknown: the token for a word outside the vocabulary.
         cls, sep: the tokens that open a sequence and close a text; RoBERTa's begin and end of a
             sentence.
+        mask: the token for a word to be guessed; None where there is none.
     """
 
     token_to_idx: dict[str, int]
     unknown: str
     cls: str
     sep: str
+    mask: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
@@ -227,11 +291,13 @@ class Vocabulary:
                 )
             return found
 
+        mask = special.get("mask_token")
         return cls(
             token_to_idx=tokens,
             unknown=token("unknown_token"),
             cls=token("cls_token", "bos_token"),
             sep=token("sep_token", "eos_token"),
+            mask=mask if isinstance(mask, str) and mask in tokens else None,
         )
 
 
@@ -340,21 +406,27 @@ class GluonTokenizer(ABC):
         self.vocab_size = len(vocabulary.token_to_idx)
         self._cls = vocabulary.token_to_idx[vocabulary.cls]
         self._sep = vocabulary.token_to_idx[vocabulary.sep]
+        self._tokens = sorted(vocabulary.token_to_idx, key=vocabulary.token_to_idx.__getitem__)
+        self.special_ids = frozenset((self._cls, self._sep))
+        self.mask = vocabulary.mask
+        self.mask_id = None if self.mask is None else vocabulary.token_to_idx[self.mask]
 
-    def encode(self, batch: Sequence[Text]) -> list[Encoding]:
+    def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`. A second text without tokens counts as none, as in GluonNLP."""
+        pieces = self._masked if masks else self.tokenize
         if batch and isinstance(batch[0], tuple):
-            firsts = self._pieces([pair[0] for pair in batch])
-            seconds = self._pieces([pair[1] for pair in batch])
+            firsts = pieces([pair[0] for pair in batch])
+            seconds = pieces([pair[1] for pair in batch])
         else:
-            firsts = self._pieces(batch)
+            firsts = pieces([text for text in batch if isinstance(text, str)])
             seconds = [[]] * len(batch)
         return [
             self._join(i, first, second)
             for i, (first, second) in enumerate(zip(firsts, seconds, strict=True))
         ]
 
-    def _pieces(self, texts: Sequence[Any]) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer.tokenize`."""
         pieces: list[list[int]] = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             pieces.extend(self._some_pieces(texts[start : start + _TEXTS_AT_ONCE]))
@@ -363,6 +435,48 @@ class GluonTokenizer(ABC):
     @abstractmethod
     def _some_pieces(self, texts: Sequence[str]) -> Sequence[list[int]]:
         """The ids of each text, without special tokens."""
+
+    def _masked(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `tokenize`, where the mask token means the mask."""
+        if self.mask is None or self.mask_id is None:
+            return self.tokenize(texts)
+        split = [text.split(self.mask) for text in texts]
+        parts = iter(self.tokenize([part for parts in split for part in parts]))
+        pieces = []
+        for own in split:
+            ids = list(next(parts))
+            for _ in own[1:]:
+                ids += [self.mask_id, *next(parts)]
+            pieces.append(ids)
+        return pieces
+
+    def tokenize_words(self, batch: Sequence[Sequence[str]]) -> list[Pieces]:
+        """See `Tokenizer.tokenize_words`. Every word is a text of its own, as in GluonNLP's
+        scripts."""
+        parts = iter(self.tokenize([word for words in batch for word in words]))
+        found = []
+        for words in batch:
+            own = [next(parts) for _ in words]
+            found.append(
+                Pieces(
+                    [piece for part in own for piece in part],
+                    [index for index, part in enumerate(own) for _ in part],
+                    None,
+                )
+            )
+        return found
+
+    def room(self, *, pair: bool) -> int:
+        """See `Tokenizer.room`."""
+        return self.max_length - (3 if pair else 2)
+
+    def token(self, token_id: int) -> str:
+        """See `Tokenizer.token`."""
+        return self._tokens[token_id]
+
+    @abstractmethod
+    def continues(self, token: str) -> bool:
+        """See `Tokenizer.continues`: what GluonNLP's own tokenizer says, ``is_first_subword``."""
 
     def _join(self, index: int, first: list[int], second: list[int]) -> Encoding:
         if not first:
@@ -373,12 +487,17 @@ class GluonTokenizer(ABC):
         if truncated:
             keep_first, keep_second = _truncate_pair(len(first), len(second), room)
             first, second = first[:keep_first], second[:keep_second]
+        joined = self.join(first, second or None)
+        return Encoding(joined.ids, joined.types, truncated)
+
+    def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> Encoding:
+        """See `Tokenizer.join`."""
         ids = [self._cls, *first, self._sep]
-        types = np.zeros(len(ids) + (len(second) + 1 if second else 0), np.int32)
-        if second:
+        types = np.zeros(len(ids) + (0 if second is None else len(second) + 1), np.int32)
+        if second is not None:
             types[len(ids) :] = 1
             ids += [*second, self._sep]
-        return Encoding(np.array(ids, np.int32), types, truncated)
+        return Encoding(np.array(ids, np.int32), types, False)
 
 
 class WordPieceTokenizer(GluonTokenizer):
@@ -401,6 +520,10 @@ class WordPieceTokenizer(GluonTokenizer):
         words = [basic_tokenize(text, lower=self.lower) for text in texts]
         encodings = self._words.encode_batch(words, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def continues(self, token: str) -> bool:
+        """See `Tokenizer.continues`."""
+        return token.startswith("##")
 
 
 class BytePairTokenizer(GluonTokenizer):
@@ -426,9 +549,14 @@ class BytePairTokenizer(GluonTokenizer):
         encodings = self._texts.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def continues(self, token: str) -> bool:
+        """See `Tokenizer.continues`."""
+        return not token.startswith(_BLANK)
 
-# The characters that stand for the 256 bytes.
+
+# The characters that stand for the 256 bytes, and the one for a blank.
 _BYTES = frozenset(pre_tokenizers.ByteLevel.alphabet())
+_BLANK = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -508,6 +636,10 @@ class SentencePieceTokenizer(GluonTokenizer):
         }
         return [[idx for word in text for idx in ids[word]] for text in words]
 
+    def continues(self, token: str) -> bool:
+        """See `Tokenizer.continues`."""
+        return not token.startswith("\N{LOWER ONE EIGHTH BLOCK}")
+
 
 def _truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
     """The lengths left when one token after the other is taken from the longer text, from the
@@ -531,6 +663,10 @@ def _read_tokenizer(path: Path) -> _RustTokenizer:
         ) from None
 
 
+# Special tokens with their types, then a text by its number, if there is one, and its type
+_Frame = tuple[list[tuple[int, int]], int | None, int]
+
+
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library, which it makes its own: truncated to `max_length`
     the way transformers does it (longest_first), and never padded."""
@@ -544,8 +680,21 @@ class HuggingFaceTokenizer:
             isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
         )
         self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._frames = self._frame(False), self._frame(True)
+        self.special_ids = frozenset(
+            token_id for frame in self._frames for special, _, _ in frame for token_id, _ in special
+        )
+        model = tokenizer.model
+        self._prefix = (
+            model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
+        )
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         self._num_special = self._tokenizer.num_special_tokens_to_add(False)
+        # tokenizer.json has no name for it; these are BERT's and RoBERTa's.
+        known = (mask for mask in ("[MASK]", "<mask>") if tokenizer.token_to_id(mask) is not None)
+        self.mask = next(known, None)
+        self.mask_id = None if self.mask is None else tokenizer.token_to_id(self.mask)
 
     def to_json(self) -> str:
         """The content of a ``tokenizer.json``; the truncation is not part of it."""
@@ -553,7 +702,7 @@ class HuggingFaceTokenizer:
         content["truncation"] = None
         return json.dumps(content, ensure_ascii=False)
 
-    def encode(self, batch: Sequence[Text]) -> list[Encoding]:
+    def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""
         pairs = bool(batch) and isinstance(batch[0], tuple)
         encoded: list[Encoding] = []
@@ -569,6 +718,86 @@ class HuggingFaceTokenizer:
                     )
                 )
         return encoded
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer.tokenize`."""
+        return [[piece for part in parts for piece in part.ids] for parts in self._whole(texts)]
+
+    def tokenize_words(self, batch: Sequence[Sequence[str]]) -> list[Pieces]:
+        """See `Tokenizer.tokenize_words`. The words are one text, so that a tokenizer that keeps
+        white space sees it; a token belongs to the word in which it ends."""
+        texts = [" ".join(words) for words in batch]
+        found = []
+        for text, words, parts in zip(texts, batch, self._whole(texts), strict=True):
+            starts = [0, *itertools.accumulate(len(word) + 1 for word in words[:-1])]
+            ids, owners, spans = [], [], []
+            for part in parts:
+                for token_id, (start, end) in zip(part.ids, part.offsets, strict=True):
+                    start += len(text[start:end]) - len(text[start:end].lstrip())
+                    ids.append(token_id)
+                    owners.append(bisect.bisect_right(starts, max(start, end - 1)) - 1)
+                    spans.append((start, end))
+            found.append(Pieces(ids, owners, spans))
+        return found
+
+    def _whole(self, texts: Sequence[str]) -> Iterator[list[Any]]:
+        """The library's encodings of each text, which together are all of it."""
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            for encoding in self._tokenizer.encode_batch(
+                texts[start : start + _TEXTS_AT_ONCE], add_special_tokens=False
+            ):
+                # What is beyond the maximum length comes in further encodings.
+                yield [encoding, *encoding.overflowing]
+
+    def room(self, *, pair: bool) -> int:
+        """See `Tokenizer.room`."""
+        return self.max_length - self._tokenizer.num_special_tokens_to_add(pair)
+
+    def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> Encoding:
+        """See `Tokenizer.join`."""
+        texts = [first] if second is None else [first, second]
+        ids: list[int] = []
+        types: list[int] = []
+        for special, text, text_type in self._frames[len(texts) - 1]:
+            ids += [token_id for token_id, _ in special]
+            types += [token_type for _, token_type in special]
+            if text is not None:
+                ids += texts[text]
+                types += [text_type] * len(texts[text])
+        return Encoding(np.array(ids, np.int32), np.array(types, np.int32), False)
+
+    def token(self, token_id: int) -> str:
+        """See `Tokenizer.token`."""
+        return str(self._tokenizer.id_to_token(token_id))
+
+    def continues(self, token: str) -> bool:
+        """See `Tokenizer.continues`."""
+        return self._prefix is not None and token.startswith(self._prefix)
+
+    def _frame(self, pair: bool) -> list[_Frame]:
+        """How one text, or a pair, stands among special tokens: for each text the special tokens
+        before it, its number and its token type; then those behind the last.
+
+        The library only shows it by doing it, to a text that gives a token.
+        """
+        for probe in ("a", *itertools.islice(self._tokenizer.get_vocab(), 100)):
+            encoding = self._tokenizer.encode(probe, probe if pair else None)
+            if {0, int(pair)} <= set(encoding.sequence_ids):
+                break
+        else:
+            return []
+        frame: list[_Frame] = []
+        special: list[tuple[int, int]] = []
+        seen = None
+        for token_id, token_type, text in zip(
+            encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True
+        ):
+            if text is None:
+                special.append((token_id, token_type))
+            elif text != seen:
+                frame.append((special, text, token_type))
+                seen, special = text, []
+        return [*frame, (special, None, 0)]
 
 
 def _no_token(index: int) -> InvalidInputError:

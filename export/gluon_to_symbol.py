@@ -16,6 +16,7 @@ import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
 from bertrt.graph.bundle import PARAMS, SYMBOL
+from bertrt.graph.plan import STACKED
 
 __all__ = [
     "import_gluon",
@@ -67,25 +68,21 @@ def input_names(net: Any) -> list[str]:
 def output_names(net: Any) -> list[str]:
     """The names of what `net` returns, in its order.
 
+    They are those of :meth:`bertrt.Engine.run`: what a net returns for each layer is one array.
+
     Args:
         net: a GluonNLP ``BERTModel``, ``RoBERTaModel`` or ``DistilBERTModel``, or a block over one
             that returns logits.
-
-    Raises:
-        InvalidInputError: the net returns attention weights or the encodings of every layer.
     """
     _, gluonnlp = import_gluon()
     if not isinstance(net, gluonnlp.model.BERTModel):
         return ["logits"]
-    for flag, what in (
-        ("_output_attention", "attention weights (output_attention=True)"),
-        ("_output_all_encodings", "the encodings of every layer (output_all_encodings=True)"),
-    ):
-        if getattr(net.encoder, flag, False):
-            raise InvalidInputError(
-                f"the net returns {what}, which cannot be exported; build its encoder without"
-            )
     names = ["sequence_output"]
+    # Of a single layer, all encodings are the sequence output.
+    if net.encoder._output_all_encodings and len(net.encoder.transformer_cells) > 1:
+        names.insert(0, "all_encodings")
+    if net.encoder._output_attention:
+        names.append("attention_weights")
     if net._use_pooler:
         names.append("pooled_output")
         if net._use_classifier:
@@ -143,16 +140,28 @@ def run_gluon(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         mxnet.nd.array(inputs[name], ctx=context, dtype="float32") for name in input_names(net)
     ]
     with _imperative(net):
-        outputs = _call(net, arguments)
-    if len(outputs) != len(names):
+        arrays = [array.asnumpy() for array in _call(net, arguments)]
+    layers = len(net.encoder.transformer_cells) if set(STACKED) & set(names) else 1
+    counts = {name: layers if name in STACKED else 1 for name in names}
+    if "all_encodings" in names:
+        counts["sequence_output"] = 0  # it is the last of them
+    if len(arrays) != sum(counts.values()):
         raise InvalidInputError(
             f"{type(net).__name__} should return {', '.join(names)}, "
-            f"and it returns {len(outputs)} arrays"
+            f"and it returns {len(arrays)} arrays"
         )
-    return {name: out.asnumpy() for name, out in zip(names, outputs, strict=True)}
+    rest = iter(arrays)
+    outputs: dict[str, np.ndarray] = {}
+    for name, count in counts.items():
+        if name in STACKED:
+            outputs[name] = np.stack([next(rest) for _ in range(count)])
+        else:
+            outputs[name] = next(rest) if count else outputs["all_encodings"][-1]
+    return outputs
 
 
 def _call(net: Any, arguments: list[Any]) -> list[Any]:
+    """The arrays, or symbols, that the net returns, in their order."""
     try:
         result = net(*arguments)
     except Exception as error:  # Gluon raises whatever the block's own code runs into
@@ -160,7 +169,16 @@ def _call(net: Any, arguments: list[Any]) -> list[Any]:
             f"{type(net).__name__} cannot be called with {', '.join(input_names(net))} "
             f"as GluonNLP's own models are: {error}"
         ) from error
-    return list(result) if isinstance(result, (list, tuple)) else [result]
+    return list(_flat(result))
+
+
+def _flat(result: Any) -> Iterator[Any]:
+    """What is there for each layer comes in a list of its own."""
+    if isinstance(result, (list, tuple)):
+        for part in result:
+            yield from _flat(part)
+    else:
+        yield result
 
 
 def _context(net: Any) -> Any:

@@ -16,6 +16,7 @@ from bertrt.errors import (
     MissingDependencyError,
     MissingFileError,
     ModelFormatError,
+    UnsupportedModelError,
 )
 from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, writing
 from bertrt.graph.pipeline import compile_graph, compile_onnx
@@ -23,6 +24,7 @@ from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
 from bertrt.model import Model
 from bertrt.paths import check_path
+from bertrt.settings import complete_settings
 
 from .golden import record_golden
 from .model import check_labels, check_pooling, seal, write_plan
@@ -38,8 +40,8 @@ _ALIGNMENT = 64
 def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Make a bundle of a bare graph. It has no tokenizer: ``run`` works, ``predict`` does not.
 
-    A graph with one logit becomes a regression, with several a classification, and any other an
-    embedding.
+    A graph with one logit becomes a regression, with several a classification; with two for each
+    token question answering, with others tagging; and any other an embedding.
 
     Args:
         path: a ``*-symbol.json`` with its ``-0000.params`` beside it, or an ``.onnx`` file.
@@ -77,7 +79,7 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
         write_plan(plan, draft.directory)
         golden, recorder = _record(plan, draft.directory, sources)
         classes = _classes(plan)
-        task = {0: "embedding", 1: "regression"}.get(classes, "classification")
+        task = _task(plan, classes)
         seal(
             draft,
             plan,
@@ -85,10 +87,29 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
             task=task,
             labels=check_labels(None, task, classes),
             pooling=check_pooling(None, task, list(plan.outputs)),
+            settings=complete_settings(None, task, plan.architecture["max_length"]),
             origin={"framework": "graph", "source": source.name, "golden": recorder},
             golden=golden,
         )
     return Path(out)
+
+
+def _task(plan: Plan, classes: int) -> str:
+    """The task that a graph's outputs are for."""
+    if plan.rows.get("logits") == "tokens":
+        return "question-answering" if classes == 2 else "tagging"
+    if classes:
+        return "regression" if classes == 1 else "classification"
+    for output, task in (
+        ("sequence_output", "embedding"),
+        ("masked_lm_outputs", "fill-mask"),
+        ("next_sentence_classifier_output", "next-sentence"),
+    ):
+        if output in plan.outputs:
+            return task
+    raise UnsupportedModelError(
+        f"the graph's outputs, {', '.join(plan.outputs)}, are those of no task"
+    )
 
 
 def _classes(plan: Plan) -> int:

@@ -25,8 +25,6 @@ from bertrt.graph.bundle import (
     GOLDEN,
     ONNX,
     PLAN,
-    POOLING_MODES,
-    TASKS,
     TOKENIZER_FILES,
     BundleDraft,
     GoldenCase,
@@ -37,6 +35,7 @@ from bertrt.graph.pipeline import compile_graph
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
 from bertrt.paths import check_path
+from bertrt.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
 from bertrt.tokenizer import Vocabulary
 from bertrt.verify import verify
 
@@ -101,6 +100,7 @@ def export_model(
     lower: bool = True,
     max_length: int = 128,
     pooling: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Path:
     """Export a Gluon net to a bundle, and check the bundle before it appears.
@@ -109,21 +109,31 @@ def export_model(
 
     Args:
         net: an initialised GluonNLP ``BERTModel``, ``RoBERTaModel`` or ``DistilBERTModel`` for
-            ``task="embedding"``, or a ``BERTClassifier`` or ``RoBERTaClassifier`` (or a block that
-            is called like one and returns logits of shape (batch, classes)) for
-            ``"classification"`` and ``"regression"``. float32.
+            ``task="embedding"``, ``"fill-mask"`` (built with ``use_decoder=True``) and
+            ``"next-sentence"`` (``use_classifier=True``); a ``BERTClassifier`` or
+            ``RoBERTaClassifier`` for ``"classification"`` and ``"regression"``; a ``BertForQA`` for
+            ``"question-answering"`` and a ``BERTTagger`` for ``"tagging"``, as in GluonNLP's
+            scripts. In the place of the last four any block will do that is called like them and
+            returns logits of shape (batch, classes), for the last two (batch, seq, classes).
+            float32.
         out_dir: where the bundle goes; nothing may be there yet.
         vocab: a ``gluonnlp.vocab.BERTVocab``, RoBERTa's ``gluonnlp.Vocab``, or the path of its JSON
             file or of a SentencePiece model.
         tokenizer: GluonNLP's ``BERTTokenizer``, ``GPT2BPETokenizer`` (RoBERTa) or
             ``BERTSPTokenizer`` (KoBERT); if left out, the first, or for the path of a
             SentencePiece model the last, as `lower` describes it.
-        task: ``"embedding"``, ``"classification"`` or ``"regression"``.
-        labels: the names of the classes, in the order of the logits; "0", "1", ... if left out.
+        task: one of `bertrt.settings.TASKS`; or the name of a data set in
+            `bertrt.settings.PRESETS`, such as ``"MRPC"``, which says the task, the labels in
+            GluonNLP's order, and whether texts come in pairs.
+        labels: the names of the classes or tags, in the order of the logits (of a tagger:
+            ``tag_vocab.idx_to_token``); "0", "1", ... if left out.
         lower: whether the model was trained on lower-cased text; a `tokenizer` knows itself.
         max_length: the longest input in tokens, special ones included; longer text is truncated.
-        pooling: for embeddings, how token rows become one vector: ``{"mode": "mean" | "cls" |
-            "pooled", "normalize": bool}``; the plain mean if left out.
+        pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" |
+            "pooled" | "tokens" | "words", "normalize": bool}``, and for words ``"subwords": "avg" |
+            "sum" | "last"``; the plain mean if left out.
+        settings: what can be set for the other tasks, see `bertrt.settings.SETTINGS`; GluonNLP's
+            defaults for what is left out.
         origin: facts to record in the manifest beside the versions of the frameworks.
 
     Returns:
@@ -144,10 +154,10 @@ def export_model(
                      labels=["negative", "positive"], lower=True, max_length=128)
     """
     mxnet, _ = import_gluon()
-    if not isinstance(net, mxnet.gluon.HybridBlock):
+    if not isinstance(net, mxnet.gluon.Block):
         raise InvalidTypeError(
-            f"net should be an initialised GluonNLP BERTModel or BERTClassifier, "
-            f"found {type(net).__name__}"
+            f"net should be an initialised GluonNLP BERTModel or BERTClassifier, or another Gluon "
+            f"block over one, found {type(net).__name__}"
         )
     if not isinstance(lower, bool):
         raise InvalidTypeError(f"lower should be True or False, found {lower!r}")
@@ -159,6 +169,7 @@ def export_model(
         json.dumps(origin)
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"origin should hold what JSON can say: {error}") from error
+    task, labels, settings = apply_preset(task, labels, settings)
     return write_bundle(
         net,
         out_dir,
@@ -166,6 +177,7 @@ def export_model(
         task=task,
         labels=labels,
         pooling=pooling,
+        settings=settings,
         origin={"framework": "gluonnlp", **(origin or {})},
     )
 
@@ -268,12 +280,14 @@ def write_bundle(
     task: str,
     labels: Sequence[str] | None,
     pooling: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any],
 ) -> Path:
     """Write the bundle of `net`; :func:`export_model` says what the arguments are and raise."""
     names = output_names(net)
     check_task(task, names)
     pooling = check_pooling(pooling, task, names)
+    settings = complete_settings(settings, task, tokenizer.max_length)
     with writing(out_dir) as draft:
         # The smallest batch settles shapes that MXNet leaves open until the first call.
         ones = np.ones((1, 1), dtype=np.int64)
@@ -281,12 +295,13 @@ def write_bundle(
         if "masked_lm_outputs" in names:
             smallest["masked_positions"] = 0 * ones
         first = run_gluon(net, smallest)
-        if "logits" in first and first["logits"].ndim != 2:
+        axes = "(batch, seq, classes)" if task in _OVER_TOKENS else "(batch, classes)"
+        if "logits" in first and first["logits"].ndim != 1 + axes.count(","):
             raise InvalidInputError(
                 f"the net returns an array of shape {first['logits'].shape} for one row; "
-                "logits of shape (batch, classes) are expected"
+                f"logits of shape {axes} are expected"
             )
-        labels = check_labels(labels, task, first["logits"].shape[1] if "logits" in first else 0)
+        labels = check_labels(labels, task, first["logits"].shape[-1] if "logits" in first else 0)
         symbol, params = write_symbol_pair(net, draft.directory)
         symbol_to_onnx(symbol, params, draft.directory / ONNX)
         plan, _ = compile_graph(read_mxnet(symbol, params))
@@ -303,6 +318,7 @@ def write_bundle(
             task=task,
             labels=labels,
             pooling=pooling,
+            settings=settings,
             origin=origin,
             golden=golden,
         )
@@ -323,6 +339,7 @@ def seal(
     task: str,
     labels: Sequence[str] | None,
     pooling: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
     origin: Mapping[str, Any],
     golden: Sequence[GoldenCase],
 ) -> None:
@@ -332,10 +349,10 @@ def seal(
         InvalidInputError: the tokenizer does not fit the model.
         BertrtError: a backend gives other numbers than the golden ones.
     """
-    settings = None
+    files = None
     if tokenizer is not None:
         _check_tokenizer(tokenizer, plan.architecture)
-        settings = tokenizer.write(draft.directory)
+        files = tokenizer.write(draft.directory)
     if golden:
         write_golden(draft.directory / GOLDEN, golden)
     draft.seal(
@@ -344,8 +361,9 @@ def seal(
             "labels": None if labels is None else list(labels),
             "architecture": dict(plan.architecture),
             "outputs": list(plan.outputs),
-            "tokenizer": settings,
+            "tokenizer": files,
             "pooling": None if pooling is None else dict(pooling),
+            "settings": dict(settings),
             "origin": {**origin, "versions": _versions()},
         }
     )
@@ -359,28 +377,65 @@ def seal(
         )
 
 
+# The output that each task is made of, and the net that has it
+_NEEDED = {
+    "classification": ("logits", "a BERTClassifier"),
+    "regression": ("logits", "a BERTClassifier"),
+    "question-answering": ("logits", "a BertForQA"),
+    "tagging": ("logits", "a BERTTagger"),
+    "embedding": ("sequence_output", "a BERTModel"),
+    "fill-mask": ("masked_lm_outputs", "a BERTModel built with use_decoder=True"),
+    "next-sentence": (
+        "next_sentence_classifier_output",
+        "a BERTModel built with use_classifier=True",
+    ),
+}
+# The tasks with logits for every token
+_OVER_TOKENS = ("question-answering", "tagging")
+
+
+def apply_preset(
+    task: str, labels: Sequence[str] | None, settings: Mapping[str, Any] | None
+) -> tuple[str, Sequence[str] | None, Mapping[str, Any] | None]:
+    """Task, labels and settings, where `task` may be the name of a preset; what is given goes
+    before what the preset says."""
+    preset = PRESETS.get(task) if isinstance(task, str) else None
+    if preset is None:
+        return task, labels, settings
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InvalidTypeError(f"settings should be a dict of names and values, found {settings!r}")
+    return (
+        preset.task,
+        preset.labels if labels is None else labels,
+        {"pair": preset.pair, **(settings or {})},
+    )
+
+
 def check_task(task: str, outputs: Sequence[str]) -> None:
     """Check that `task` is known and that a model with these outputs can do it."""
     if not isinstance(task, str) or task not in TASKS:
-        raise InvalidInputError(f"task should be one of {', '.join(TASKS)}, found {task!r}")
-    if (task == "embedding") == ("logits" in outputs):
         raise InvalidInputError(
-            f"task {task!r} needs a "
-            + (
-                "BERTModel; this net returns logits"
-                if task == "embedding"
-                else f"net with logits, like BERTClassifier; this one returns {', '.join(outputs)}"
-            )
+            f"task should be one of {', '.join(TASKS)}, or a data set of GluonNLP's "
+            f"({', '.join(PRESETS)}), found {task!r}"
+        )
+    output, net = _NEEDED[task]
+    if output not in outputs:
+        raise InvalidInputError(
+            f"task {task!r} needs the output {output}, as of {net}; this net returns "
+            f"{', '.join(outputs)}"
         )
 
 
 def check_labels(labels: Sequence[str] | None, task: str, outputs: int) -> list[str] | None:
     """The labels of a head with `outputs` logits, numbered where the caller names none."""
-    if task == "regression" and outputs != 1:
-        raise InvalidInputError(f"regression needs a head with one output; it has {outputs}")
-    if task != "classification":
+    for name, wanted in (("regression", 1), ("question-answering", 2)):
+        if task == name and outputs != wanted:
+            raise InvalidInputError(f"{name} needs a head of {wanted}; it has {outputs} outputs")
+    if task not in LABELLED:
         if labels is not None:
-            raise InvalidInputError(f"labels are for classification, and the task is {task!r}")
+            raise InvalidInputError(
+                f"labels are for {' and '.join(LABELLED)}, and the task is {task!r}"
+            )
         return None
     if labels is None:
         return [str(index) for index in range(outputs)]
@@ -405,19 +460,7 @@ def check_pooling(
         if pooling is not None:
             raise InvalidInputError(f"pooling is for embeddings, and the task is {task!r}")
         return None
-    if pooling is not None and not isinstance(pooling, Mapping):
-        raise InvalidTypeError(
-            f'pooling should be {{"mode": ..., "normalize": True or False}}, found {pooling!r}'
-        )
-    pooling = {"mode": "mean", "normalize": False, **(pooling or {})}
-    if pooling.keys() != {"mode", "normalize"} or not isinstance(pooling["normalize"], bool):
-        raise InvalidInputError(
-            f'pooling should be {{"mode": ..., "normalize": True or False}}, found {pooling!r}'
-        )
-    if pooling["mode"] not in POOLING_MODES:
-        raise InvalidInputError(
-            f"pooling mode should be one of {', '.join(POOLING_MODES)}, found {pooling['mode']!r}"
-        )
+    pooling = complete_pooling(pooling)
     if pooling["mode"] == "pooled" and "pooled_output" not in outputs:
         raise InvalidInputError("pooling mode 'pooled' needs a net built with use_pooler=True")
     return pooling

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
-from bertrt.graph.bundle import TASKS
 from bertrt.graph.params import read_params
 from bertrt.paths import check_path
+from bertrt.settings import TASKS
 from bertrt.tokenizer import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters

@@ -57,8 +57,10 @@ class Backend(ABC):
             outputs: the names wanted, out of the model's outputs.
 
         Returns:
-            The outputs asked for, float32: `sequence_output` packed, (tokens, hidden), every other
-            one with a row for each sequence.
+            The outputs asked for, float32, with the rows that the plan says: a row for each token
+            of the batch, packed, (tokens, ...); for each sequence, (seqs, ...); for each masked
+            position, (seqs, num_masked, ...); for each pair of a sequence's tokens, query after
+            query, (pairs, heads).
         """
 
     @abstractmethod

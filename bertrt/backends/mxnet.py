@@ -84,6 +84,7 @@ class MXNetBackend(Backend):
         self._roles = [role for role in INPUTS if names[role] is not None]
         self._mxnet = mxnet
         self._outputs = model.outputs
+        self._rows = model.rows
         self.provider = f"mxnet {mxnet.__version__}"
         self.threads = int(mxnet.base._LIB.omp_get_max_threads())
         with _lock, warnings.catch_warnings():
@@ -117,9 +118,7 @@ class MXNetBackend(Backend):
                 for name, value in zip(self._outputs, found, strict=True)
                 if name in outputs
             }
-        if "sequence_output" in results:
-            results["sequence_output"] = pack_rows(results["sequence_output"], batch)
-        return results
+        return {name: pack_rows(value, batch, self._rows[name]) for name, value in results.items()}
 
     def explain(self) -> str:
         """The inputs; MXNet does not tell its steps."""

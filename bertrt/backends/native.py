@@ -69,6 +69,7 @@ class NativeBackend(Backend):
             batch.cu_seqlens,
             batch.masked_positions,
             list(outputs),
+            batch.attended,
         )
         if "masked_lm_outputs" in results:
             rows = results["masked_lm_outputs"]

@@ -103,6 +103,7 @@ class OnnxRuntimeBackend(Backend):
         self.provider = f"onnxruntime {version}, {session.get_providers()[0]}"
         self._session = session
         self._inputs = _input_roles(session, model)
+        self._rows = model.rows
         found = [output.name for output in session.get_outputs()]
         check_outputs(str(model.onnx_path), found, model.outputs)
         # Our own graphs name their outputs as the model does; others have them in the same order.
@@ -116,9 +117,7 @@ class OnnxRuntimeBackend(Backend):
         feeds = {name: values[role].astype(dtype) for name, (role, dtype) in self._inputs.items()}
         found = self._session.run([self._outputs[name] for name in outputs], feeds)
         results = dict(zip(outputs, found, strict=True))
-        if "sequence_output" in results:
-            results["sequence_output"] = pack_rows(results["sequence_output"], batch)
-        return results
+        return {name: pack_rows(value, batch, self._rows[name]) for name, value in results.items()}
 
     def explain(self) -> str:
         """The graph's inputs and outputs; onnxruntime does not tell its steps."""

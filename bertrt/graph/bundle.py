@@ -41,7 +41,8 @@ from ..errors import (
 )
 from ..paths import check_path
 from ..progress import progress
-from .plan import INPUTS, OUTPUTS, Plan
+from ..settings import LABELLED, TASKS, check_pooling, check_settings
+from .plan import INPUTS, STACKED, Plan, output_kind
 
 __all__ = [
     "FORMAT_VERSION",
@@ -51,7 +52,6 @@ __all__ = [
     "PARAMS",
     "PLAN",
     "SYMBOL",
-    "TASKS",
     "TOKENIZER_FILES",
     "Bundle",
     "BundleDraft",
@@ -78,9 +78,6 @@ TOKENIZER_FILES = {
     "huggingface": ("tokenizer.json",),
 }
 
-TASKS = ("embedding", "classification", "regression")
-POOLING_MODES = ("mean", "cls", "pooled")
-
 # Hashing a file in blocks of this size costs next to nothing beside the hash itself, and memory
 # stays flat however large the weights are.
 _HASH_BLOCK = 1 << 20
@@ -94,7 +91,7 @@ class GoldenCase:
         inputs: integer arrays by name: ``token_ids`` and ``token_types`` of shape (batch, seq),
             ``valid_length`` (batch,), and ``masked_positions`` (batch, masked) where the model has
             a decoder.
-        outputs: float32 arrays by output name, shaped as the Gluon block returns them.
+        outputs: float32 arrays by the names of `Engine.run`, and shaped as it returns them.
     """
 
     inputs: dict[str, np.ndarray]
@@ -348,7 +345,7 @@ def read_golden(path: str | os.PathLike[str]) -> list[GoldenCase]:
         with np.load(path, allow_pickle=False) as archive:
             for key in archive.files:
                 match = re.fullmatch(r"(\d{1,6})/(inputs|outputs)/(\w+)", key)
-                if match is None or match[3] not in (*INPUTS, *OUTPUTS):
+                if match is None or not (match[3] in (*INPUTS, *STACKED) or output_kind(match[3])):
                     raise ModelFormatError(f"{path} holds an array of unknown name: {key!r}")
                 case = cases.setdefault(int(match[1]), GoldenCase({}, {}))
                 getattr(case, match[2])[match[3]] = archive[key]
@@ -377,9 +374,10 @@ def _check_golden_case(case: GoldenCase, where: str) -> None:
                 f"found {array.dtype} {array.shape}"
             )
     for name, array in case.outputs.items():
-        if array.dtype != np.float32 or array.shape[:1] != shape[:1]:
+        batch = array.shape[1:2] if name in STACKED else array.shape[:1]
+        if array.dtype != np.float32 or batch != shape[:1]:
             raise ModelFormatError(
-                f"{where}: {name} should be float32 with {shape[0]} rows, "
+                f"{where}: {name} should be float32 for {shape[0]} sequences, "
                 f"found {array.dtype} {array.shape}"
             )
 
@@ -416,11 +414,12 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "labels": ("a list of distinct names, or null", lambda v: v is None or _distinct(v, _is_text)),
     "architecture": ("an object", lambda v: isinstance(v, dict)),
     "outputs": (
-        f"a list of names out of {', '.join(OUTPUTS)}",
-        lambda v: _distinct(v, lambda name: isinstance(name, str) and name in OUTPUTS),
+        "a list of distinct names of outputs",
+        lambda v: _distinct(v, lambda name: _is_text(name) and output_kind(name) is not None),
     ),
     "tokenizer": ("an object, or null", lambda v: v is None or isinstance(v, dict)),
     "pooling": ("an object, or null", lambda v: v is None or isinstance(v, dict)),
+    "settings": ("an object", lambda v: isinstance(v, dict)),
     "origin": ("an object", lambda v: isinstance(v, dict)),
     "files": ("an object", lambda v: isinstance(v, dict)),
     "manifest_sha256": ("64 hexadecimal digits", _is_digest),
@@ -436,13 +435,6 @@ _TOKENIZER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 _PIECES_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pieces": ("the name of a file", _is_text),
-}
-_POOLING_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "mode": (
-        f"one of {', '.join(POOLING_MODES)}",
-        lambda v: isinstance(v, str) and v in POOLING_MODES,
-    ),
-    "normalize": ("true or false", lambda v: isinstance(v, bool)),
 }
 _ARCHITECTURE_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "vocab_size": ("a whole number from 1", _is_count),
@@ -494,9 +486,9 @@ def _check_manifest(manifest: Any, where: Path) -> None:
     _check_fields(manifest, _FIELDS, str(where))
     _check_fields(manifest["architecture"], _ARCHITECTURE_FIELDS, f"{where}, architecture")
     task, labels = manifest["task"], manifest["labels"]
-    if (labels is not None) != (task == "classification"):
+    if (labels is not None) != (task in LABELLED):
         raise ModelFormatError(
-            f"{where}: classification has labels and no other task has them; "
+            f"{where}: {' and '.join(LABELLED)} have labels and no other task has them; "
             f"found task {task!r} with labels {_short(labels)}"
         )
     if (manifest["pooling"] is not None) != (task == "embedding"):
@@ -505,7 +497,8 @@ def _check_manifest(manifest: Any, where: Path) -> None:
             f"found task {task!r} with pooling {_short(manifest['pooling'])}"
         )
     if manifest["pooling"] is not None:
-        _check_fields(manifest["pooling"], _POOLING_FIELDS, f"{where}, pooling")
+        check_pooling(manifest["pooling"], str(where))
+    check_settings(manifest["settings"], task, str(where))
     for name, entry in manifest["files"].items():
         _check_file_name(name, where)
         if not isinstance(entry, dict):

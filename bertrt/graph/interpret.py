@@ -59,11 +59,14 @@ class _Run:
             operands = [values[name] for name in step.inputs]
             values[step.output] = getattr(self, f"_{step.op}")(step, *operands)
         outputs = {name: values[value] for name, value in self._plan.outputs.items()}
-        if "sequence_output" in outputs:
-            rows = outputs["sequence_output"]
-            padded = np.zeros((*self._valid.shape, rows.shape[1]))
-            padded[self._valid] = rows
-            outputs["sequence_output"] = padded
+        for name, rows in outputs.items():
+            if self._plan.rows[name] == "tokens":
+                padded = np.zeros((*self._valid.shape, rows.shape[1]))
+                padding = self._plan.padding_of(name)
+                if padding is not None:
+                    padded[:] = padding
+                padded[self._valid] = rows
+                outputs[name] = padded
         if "masked_lm_outputs" in outputs:
             rows = outputs["masked_lm_outputs"]
             outputs["masked_lm_outputs"] = rows.reshape(

@@ -24,6 +24,7 @@ from bertrt.graph.passes import (
     Match,
     NoMatchError,
     attention,
+    attention_weights,
     batch_axis,
     elements,
     embed,
@@ -41,7 +42,7 @@ from bertrt.graph.passes import (
     sequence_axis,
     through_views,
 )
-from bertrt.graph.plan import INPUTS, OUTPUTS, STEP_OPS, Plan, Step
+from bertrt.graph.plan import INPUTS, STEP_OPS, Plan, Step, output_kind
 from bertrt.graph.read_onnx import SIZES, read_onnx
 
 __all__ = [
@@ -61,6 +62,7 @@ SPELLINGS: tuple[ModuleType, ...] = (normalization, gelu, reshape)
 # In this order: a pass may build on what those before it have fused.
 PASSES: tuple[ModuleType, ...] = (
     embed,
+    attention_weights,
     attention,
     qkv,
     rows,
@@ -254,6 +256,8 @@ def _names_by_structure(graph: Graph) -> dict[str, str]:
     """
     _join_span(graph)
     names: dict[str, str] = {}
+    encodings: list[str] = []
+    attentions = 0
     rows_of_words = _words(graph)
     for own, value in graph.outputs.items():
         node = _step_behind(graph, value)
@@ -265,14 +269,23 @@ def _names_by_structure(graph: Graph) -> dict[str, str]:
         if tokens and linear_head and graph.shape(value)[-1] == rows_of_words:
             _gather_positions(graph, value)
             name = "masked_lm_outputs"
+        elif tokens and linear_head:
+            name = "logits"
         elif tokens:
-            name = "logits" if linear_head else "sequence_output"
+            # Where a net returns every layer's encoding, the last of them is the encoder's output.
+            for index, earlier in enumerate(encodings):
+                names[earlier] = f"encoding_{index}"
+            name = "sequence_output"
+            encodings.append(value)
+        elif node.op == attention_weights.STEP:
+            name = f"attention_weights_{attentions}"
+            attentions += 1
         elif linear_head and node.attrs["activation"] == "tanh":
             name = "pooled_output"
         elif gather_positions.STEP in {n.op for n in _behind(graph, value)}:
             name = "masked_lm_outputs"
         else:
-            name = own if own in OUTPUTS else "logits"
+            name = own if output_kind(own) else "logits"
             if name == "logits" and own != name and len(graph.outputs) > 1:
                 name = "next_sentence_classifier_output"
         names[value] = name if name not in names.values() else own
@@ -368,6 +381,8 @@ def output_names(graph: Graph) -> dict[str, str]:
     # The other inputs with two axes: positions in the sequence
     counts = {graph.shape(v)[1] for v in graph.inputs if len(graph.shape(v)) == 2} - {length}
     names: dict[str, str] = {}
+    encodings: list[str] = []
+    attentions = 0
     for own, value in graph.outputs.items():
         shape = graph.shape(value)
         maker = graph.producer(value)
@@ -376,7 +391,16 @@ def output_names(graph: Graph) -> dict[str, str]:
             while maker is not None and maker.op in ("Transpose", "Where"):
                 maker = graph.producer(maker.inputs[1 if maker.op == "Where" else 0])
             if maker is not None and maker.op == "LayerNormalization":
+                # The encoder's output; where a net returns every layer's, the last of them.
+                for index, earlier in enumerate(encodings):
+                    names[earlier] = f"encoding_{index}"
                 name = "sequence_output"
+                encodings.append(value)
+            elif len(graph.outputs) == 1:
+                name = "logits"
+        elif len(shape) == 4 and (shape[0], *shape[2:]) == (batch, length, length):
+            name = f"attention_weights_{attentions}"
+            attentions += 1
         elif len(shape) == 2 and shape[0] == batch and isinstance(shape[1], int):
             if maker is not None and maker.op == "Tanh":
                 name = "pooled_output"
@@ -484,6 +508,7 @@ def _input_roles(graph: Graph) -> dict[str, str | None]:
     meanings = {
         embed.STEP: ("token_ids", "token_types"),
         attention.STEP: ("valid_length",),
+        attention_weights.STEP: ("valid_length",),
         rows.STEP: ("valid_length",),
         gather_positions.STEP: ("masked_positions",),
     }
@@ -532,6 +557,8 @@ class _StepNamer:
             if node.op == "linear_add_layer_norm":
                 first = f"{layer}.attention_output"
                 return first if first not in self.taken else f"{layer}.ffn_output"
+            if node.op == "linear" and node.output in self.outputs:
+                return self.outputs[node.output]
             part = {"qkv_linear": "qkv", "linear": "ffn"}.get(node.op, node.op)
             return f"{layer}.{part}"
         if kind == "seqs":

@@ -9,7 +9,7 @@ file, offset, dtype and shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -21,24 +21,54 @@ from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.graph.ir import Constant, Weights
 from bertrt.graph.params import map_file, view
 
-__all__ = ["INPUTS", "OUTPUTS", "STEP_OPS", "VERSION", "Architecture", "Plan", "Step"]
+__all__ = [
+    "INPUTS",
+    "STACKED",
+    "STEP_OPS",
+    "VERSION",
+    "Architecture",
+    "Plan",
+    "Step",
+    "layer_outputs",
+    "output_kind",
+]
 
 VERSION = 1
 # In the order in which GluonNLP's blocks take them.
 INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
 _ACTIVATIONS = ("none", "relu", "gelu_erf", "gelu_tanh", "tanh")
 _LAYOUTS = ("separate", "interleaved")
-# The rows of each output, and the fixed width of it if it has one
+# The kinds of rows that an output may have. `encoding_0`, ... are what a layer before the last one
+# returns, `attention_weights_0`, ... the probabilities of each layer.
 _OUTPUT_ROWS = {
     "sequence_output": ("tokens",),
+    "encoding": ("tokens",),
+    "attention_weights": ("pairs",),
     "pooled_output": ("seqs",),
     "logits": ("seqs", "tokens"),
     "next_sentence_classifier_output": ("seqs",),
     "masked_lm_outputs": ("positions",),
 }
-OUTPUTS = tuple(_OUTPUT_ROWS)
+_OF_LAYERS = ("encoding", "attention_weights")
+# What `Engine.run` makes of them: arrays whose first axis is the layer.
+STACKED = ("all_encodings", "attention_weights")
 _LIMIT = 1 << 31  # extents and counts stay below this
 _LONGEST_NAME = 1024
+
+
+def output_kind(name: str) -> str | None:
+    """What an output is: its name, without the number of a layer; None for a name that no output
+    has."""
+    kind, _, number = name.rpartition("_")
+    if kind in _OF_LAYERS and number.isascii() and number.isdigit():
+        return kind
+    return name if name in _OUTPUT_ROWS and name not in _OF_LAYERS else None
+
+
+def layer_outputs(outputs: Iterable[str], kind: str) -> list[str]:
+    """The outputs of this kind, "encoding" or "attention_weights", by layer."""
+    found = [name for name in outputs if output_kind(name) == kind]
+    return sorted(found, key=lambda name: int(name.rpartition("_")[2]))
 
 
 class Architecture(TypedDict):
@@ -84,6 +114,8 @@ class Plan:
     outputs: output name -> value, in the order of the Gluon model.
     weights: name -> float32 :class:`~bertrt.graph.ir.Constant`.
     architecture: derived from steps and weights when the plan is made.
+    rows: output name -> what its rows are counted by: "tokens", "seqs" (sequences), "positions"
+        (masked ones) or "pairs" (of tokens of a sequence, by head); derived likewise.
 
     Making a plan checks it: ModelFormatError names the step and what does not fit.
     """
@@ -93,9 +125,23 @@ class Plan:
     outputs: dict[str, str]
     weights: dict[str, Constant]
     architecture: Architecture = field(init=False)
+    rows: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "architecture", _check(self))
+        architecture, rows = _check(self)
+        object.__setattr__(self, "architecture", architecture)
+        object.__setattr__(self, "rows", rows)
+
+    def padding_of(self, output: str) -> np.ndarray | None:
+        """What Gluon returns for `output`, which has a row a token, at a padded position: float32,
+        shape (width,). None for zeros.
+
+        The encoder's output is exactly 0 there, so that a head over tokens gives its bias.
+        """
+        (step,) = (step for step in self.steps if step.output == self.outputs[output])
+        if step.op != "linear" or "bias" not in step.weights:
+            return None
+        return self.weights[step.weights["bias"][0]].array
 
     def to_dict(self, directory: str | Path) -> dict[str, Any]:
         """The JSON form, with weights as references to files in ``directory``.
@@ -307,7 +353,8 @@ def _read_step(raw: Any, index: int) -> Step:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a value is: rows of a kind ("tokens", "seqs", "positions", "qkv"), and their width.
+    """What a value is: rows of a kind ("tokens", "seqs", "positions", "pairs", "qkv"),
+    and their width.
 
     "qkv" are token rows that hold query, key and value side by side: only attention reads them.
     """
@@ -333,6 +380,7 @@ _RULES = {
         ("heads", "head_dim", "weight_layout", "bias_layout", "transposed"),
     ),
     "attention": _Rule(1, (), ("heads", "head_dim", "scale", "mask")),
+    "attention_weights": _Rule(1, (), ("heads", "head_dim", "scale", "mask")),
     "linear_add_layer_norm": _Rule(2, ("weight", "bias", "gamma", "beta"), ("eps", "transposed")),
     "linear": _Rule(1, ("weight", "bias?"), ("activation", "transposed")),
     "layer_norm": _Rule(1, ("gamma", "beta"), ("eps",)),
@@ -344,8 +392,9 @@ _RULES = {
 STEP_OPS = frozenset(_RULES)
 
 
-def _check(plan: Plan) -> Architecture:
-    """Check a whole plan and return the facts that its steps and weights state."""
+def _check(plan: Plan) -> tuple[Architecture, dict[str, str]]:
+    """Check a whole plan; returns the facts that its steps and weights state, and the kind of rows
+    of every output."""
     for name, constant in plan.weights.items():
         if constant.array.dtype != np.float32 or not constant.array.flags.c_contiguous:
             raise ModelFormatError(
@@ -361,20 +410,30 @@ def _check(plan: Plan) -> Architecture:
         values[step.output] = checker.rows(step, values)
     if not plan.outputs:
         raise ModelFormatError("the plan has no outputs")
+    rows: dict[str, str] = {}
     for name, value in plan.outputs.items():
-        kinds = _OUTPUT_ROWS.get(name)
-        if kinds is None:
+        kind = output_kind(name)
+        if kind is None:
             raise ModelFormatError(f"unknown output {name!r}, expected one of {list(_OUTPUT_ROWS)}")
         found = values.get(value)
-        if found is None or found.kind not in kinds:
+        if found is None or found.kind not in _OUTPUT_ROWS[kind]:
             raise ModelFormatError(
                 f"output {name!r} is value {value!r} ({found}), expected rows of "
-                f"{' or '.join(kinds)}"
+                f"{' or '.join(_OUTPUT_ROWS[kind])}"
+            )
+        rows[name] = found.kind
+    layers = checker.layers
+    for kind, count in (("encoding", layers - 1), ("attention_weights", layers)):
+        named = layer_outputs(plan.outputs, kind)
+        if named and named != [f"{kind}_{layer}" for layer in range(count)]:
+            raise ModelFormatError(
+                f"the outputs {', '.join(named)} of {layers} layers, expected {kind}_0 up to "
+                f"{kind}_{count - 1}, or none of them"
             )
     unused = set(plan.weights) - checker.used
     if unused:
         raise ModelFormatError(f"no step uses the weights {sorted(unused)[:5]}")
-    return checker.architecture()
+    return checker.architecture(), rows
 
 
 class _Checker:
@@ -519,15 +578,22 @@ class _Checker:
         return _Rows("qkv", 3 * width)
 
     def _attention(self, step: Step, qkv: _Rows) -> _Rows:
+        self.layers += 1
+        return _Rows("tokens", self._attend(step, qkv))
+
+    def _attention_weights(self, step: Step, qkv: _Rows) -> _Rows:
+        self._attend(step, qkv)
+        return _Rows("pairs", step.fields["heads"])
+
+    def _attend(self, step: Step, qkv: _Rows) -> int:
         heads, head_dim = step.fields["heads"], step.fields["head_dim"]
         self._reads(step, qkv, ("qkv",), 3 * heads * head_dim)
         self._fact("heads", heads)
         self._fact("head_dim", head_dim)
-        self.layers += 1
         masked = step.fields["mask"] == "valid_length"
         if masked != (self.plan.inputs["valid_length"] is not None):
             self._fail(step, "a mask of valid_length and an input of that name need each other")
-        return _Rows("tokens", heads * head_dim)
+        return heads * head_dim
 
     def _linear_add_layer_norm(self, step: Step, x: _Rows, residual: _Rows) -> _Rows:
         out, into = self._matrix(step, "weight")

@@ -96,7 +96,7 @@ class PyEngine {
 
   py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
                const std::optional<IntArray>& masked_positions,
-               const std::vector<std::string>& outputs) {
+               const std::vector<std::string>& outputs, const std::optional<IntArray>& attended) {
     PackedBatch batch;
     batch.token_ids = token_ids.data();
     batch.token_types = token_types.data();
@@ -120,6 +120,12 @@ class PyEngine {
       }
       batch.masked_positions = masked_positions->data();
       batch.masked_per_seq = masked_positions->shape(1);
+    }
+    if (attended) {
+      if (attended->ndim() != 1 || attended->size() != batch.seqs) {
+        throw BatchError("attended must have shape (sequences,)");
+      }
+      batch.attended = attended->data();
     }
 
     py::dict results;
@@ -182,10 +188,12 @@ an instruction set that cannot be used.)")
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),
+           py::arg("attended").none(true) = py::none(),
            R"(Runs a packed batch and returns float32 arrays (rows, columns) by output name.
 
 token_ids, token_types: int32 (tokens,). cu_seqlens: int32 (sequences + 1,). masked_positions: int32
-(sequences, positions) or None. Releases the GIL; may be called from several threads.
+(sequences, positions) or None. attended: int32 (sequences,), how many tokens of each are attended
+to, the rest being padding; None: all. Releases the GIL; may be called from several threads.
 Raises bertrt.InvalidInputError if the batch does not fit the plan.)")
       .def_property_readonly("threads", &PyEngine::threads)
       .def_property_readonly("isa", &PyEngine::isa)

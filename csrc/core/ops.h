@@ -100,8 +100,13 @@ class Ops {
                       Rows out, void* scratch) = 0;
   // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim,
   // or, for the queries of first tokens only, a row a sequence (untouched where it is empty).
+  // Queries without keys, in a sequence of padding alone, give zeros.
   virtual void attention(const Attention& attention, const PackedBatch& batch, bool first_only,
                          ConstRows qkv, Rows out, void* scratch) = 0;
+  // The probabilities of the same attention, written down: a row for each pair of a sequence's
+  // tokens, query after query, and a column for each head. Beyond the keys they are 0.
+  virtual void attention_weights(const Attention& attention, const PackedBatch& batch,
+                                 ConstRows qkv, Rows out) = 0;
   // x and out may be the same rows.
   virtual void layer_norm(const LayerNorm& norm, ConstRows x, int64_t rows, Rows out) = 0;
   // Row i of out is row index[i] of x, or zeros where index[i] is negative.

@@ -25,7 +25,12 @@ struct PackedBatch {
   int64_t seqs = 0;
   const int32_t* masked_positions = nullptr;  // (seqs, masked_per_seq), within each sequence
   int64_t masked_per_seq = 0;
+  // How many tokens of each sequence, from the first, are attended to, the rest being padding that
+  // a caller wants to see attend; null: all.
+  const int32_t* attended = nullptr;
 
+  int64_t length(int64_t seq) const { return cu_seqlens[seq + 1] - cu_seqlens[seq]; }
+  int64_t keys(int64_t seq) const { return attended ? attended[seq] : length(seq); }
   int64_t tokens() const { return cu_seqlens[seqs] - cu_seqlens[0]; }
 };
 

@@ -238,8 +238,9 @@ class CpuOps final : public Ops {
       const int64_t cut = piece % cuts;
       const int64_t first = batch.cu_seqlens[seq] - batch.cu_seqlens[0];
       AttentionTask task;
-      task.tokens = batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq];
-      const int64_t queries = first_only ? std::min<int64_t>(1, task.tokens) : task.tokens;
+      task.tokens = batch.keys(seq);
+      const int64_t length = batch.length(seq);
+      const int64_t queries = first_only ? std::min<int64_t>(1, length) : length;
       task.row_begin = queries * cut / cuts;
       task.row_end = queries * (cut + 1) / cuts;
       if (task.row_begin == task.row_end) return;
@@ -252,7 +253,54 @@ class CpuOps final : public Ops {
       task.head_dim = attention.head_dim;
       task.scale = attention.scale;
       task.scratch = static_cast<float*>(scratch) + worker * scratch_size;
+      if (task.tokens == 0) {
+        for (int64_t i = task.row_begin; i < task.row_end; ++i) {
+          std::fill_n(task.out + i * task.out_stride, task.head_dim, 0.0f);
+        }
+        return;
+      }
       kernel.run(task);
+    });
+  }
+
+  // Written to be exact rather than fast: in double precision, and the same on every path.
+  void attention_weights(const Attention& attention, const PackedBatch& batch, ConstRows qkv,
+                         Rows out) override {
+    const int64_t hidden = attention.heads * attention.head_dim;
+    std::vector<int64_t> begins{0};  // first pair of each sequence
+    std::vector<int64_t> seqs;       // of each token
+    for (int64_t s = 0; s < batch.seqs; ++s) {
+      begins.push_back(begins.back() + batch.length(s) * batch.length(s));
+      seqs.insert(seqs.end(), static_cast<size_t>(batch.length(s)), s);
+    }
+    pool_.parallel_for(batch.tokens(), [&](int64_t token, int) {
+      const int64_t seq = seqs[static_cast<size_t>(token)];
+      const int64_t first = batch.cu_seqlens[seq] - batch.cu_seqlens[0];
+      const int64_t length = batch.length(seq);
+      const int64_t keys = batch.keys(seq);
+      float* rows =
+          out.data + (begins[static_cast<size_t>(seq)] + (token - first) * length) * out.stride;
+      std::vector<double> scores(static_cast<size_t>(keys));
+      for (int64_t head = 0; head < attention.heads; ++head) {
+        const float* query = qkv.data + token * qkv.stride + head * attention.head_dim;
+        double largest = -HUGE_VAL;
+        for (int64_t j = 0; j < keys; ++j) {
+          const float* key =
+              qkv.data + (first + j) * qkv.stride + hidden + head * attention.head_dim;
+          double score = 0.0;
+          for (int64_t d = 0; d < attention.head_dim; ++d) {
+            score += static_cast<double>(query[d]) * key[d];
+          }
+          scores[static_cast<size_t>(j)] = score * attention.scale;
+          largest = std::max(largest, score * attention.scale);
+        }
+        double sum = 0.0;
+        for (double& score : scores) sum += score = std::exp(score - largest);
+        for (int64_t j = 0; j < length; ++j) {
+          rows[j * out.stride + head] =
+              j < keys ? static_cast<float>(scores[static_cast<size_t>(j)] / sum) : 0.0f;
+        }
+      }
     });
   }
 

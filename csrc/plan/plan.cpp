@@ -24,6 +24,7 @@ constexpr Named<Op> kOps[] = {
     {"embed_layer_norm", Op::kEmbedLayerNorm},
     {"qkv_linear", Op::kQkvLinear},
     {"attention", Op::kAttention},
+    {"attention_weights", Op::kAttentionWeights},
     {"linear_add_layer_norm", Op::kLinearAddLayerNorm},
     {"linear", Op::kLinear},
     {"layer_norm", Op::kLayerNorm},
@@ -238,7 +239,8 @@ class Validator {
         }
         return {RowKind::kTokens, 3 * projected};
       }
-      case Op::kAttention: {
+      case Op::kAttention:
+      case Op::kAttentionWeights: {
         inputs(1);
         const int64_t projected = heads();
         if (token_input(0).cols != 3 * projected) {
@@ -248,6 +250,7 @@ class Validator {
         if (!std::isfinite(step_->scale) || step_->scale <= 0) {
           fail("scale is not a finite number > 0");
         }
+        if (step_->op == Op::kAttentionWeights) return {RowKind::kPairs, step_->heads};
         return {RowKind::kTokens, projected};
       }
       case Op::kLinearAddLayerNorm: {

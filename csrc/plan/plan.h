@@ -21,6 +21,7 @@ enum class Op {
   kEmbedLayerNorm,
   kQkvLinear,
   kAttention,
+  kAttentionWeights,
   kLinearAddLayerNorm,
   kLinear,
   kLayerNorm,
@@ -65,8 +66,8 @@ struct Plan {
   std::vector<std::pair<std::string, std::string>> outputs;  // name, value
 };
 
-// What the rows of a value are counted by.
-enum class RowKind { kTokens, kSeqs, kPositions };
+// What the rows of a value are counted by; kPairs: a sequence's tokens, each with each.
+enum class RowKind { kTokens, kSeqs, kPositions, kPairs };
 
 struct ValueShape {
   RowKind rows{};

@@ -65,6 +65,11 @@ struct Engine::Part {
         return batch.seqs;
       case plan::RowKind::kPositions:
         return batch.seqs * batch.masked_per_seq;
+      case plan::RowKind::kPairs: {
+        int64_t pairs = 0;
+        for (int64_t s = 0; s < batch.seqs; ++s) pairs += batch.length(s) * batch.length(s);
+        return pairs;
+      }
     }
     return 0;
   }
@@ -206,6 +211,10 @@ Engine::Engine(const plan::Plan& plan, Precision precision, int threads, bool tr
         node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale), here};
         node->kernel = ops_->attention_kernel(here);
         break;
+      case plan::Op::kAttentionWeights:
+        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
+        node->kernel = "attention_weights_f64";
+        break;
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
         const int64_t inputs = values_[node->inputs[0]].cols;
@@ -255,6 +264,11 @@ void Engine::check(const PackedBatch& batch) const {
       throw BatchError("sequence " + std::to_string(s) + " has length " + std::to_string(length) +
                        ", expected 0 to " + std::to_string(max_length_));
     }
+    if (batch.attended && (batch.attended[s] < 0 || batch.attended[s] > length)) {
+      throw BatchError("sequence " + std::to_string(s) + " has " + std::to_string(length) +
+                       " tokens, of which " + std::to_string(batch.attended[s]) +
+                       " cannot be attended to");
+    }
     for (int64_t i = 0; i < batch.masked_per_seq; ++i) {
       const int32_t position = batch.masked_positions[s * batch.masked_per_seq + i];
       if (position < 0 || position >= length) {
@@ -303,6 +317,7 @@ Engine::Demand Engine::demand(const std::vector<int>& outputs) const {
         all_rows[node.output] = 1;  // made for all tokens whoever asks
         break;
       case plan::Op::kAttention:
+      case plan::Op::kAttentionWeights:
       case plan::Op::kGatherPositions:
         break;
     }
@@ -389,7 +404,7 @@ class Engine::PartRun {
     if (node.op != plan::Op::kAttention) return 0;
     int64_t longest = 0;
     for (int64_t s = 0; s < part_.batch.seqs; ++s) {
-      longest = std::max<int64_t>(longest, length(s));
+      longest = std::max(longest, part_.batch.length(s));
     }
     return engine_.ops_->attention_scratch(node.attention, longest);
   }
@@ -397,10 +412,6 @@ class Engine::PartRun {
   // Floats that the first tokens' rows of a value take.
   int64_t gathered_size(int value) const {
     return part_.batch.seqs * padded_stride(engine_.values_[value].cols);
-  }
-
-  int32_t length(int64_t seq) const {
-    return part_.batch.cu_seqlens[seq + 1] - part_.batch.cu_seqlens[seq];
   }
 
   void gather(ConstRows x, int64_t cols, Rows out) const {
@@ -413,7 +424,8 @@ class Engine::PartRun {
     for (int64_t s = 0; s < part_.batch.seqs; ++s) {
       const int64_t row =
           demand_.first_only[value] ? s : part_.batch.cu_seqlens[s] - part_.batch.cu_seqlens[0];
-      index_.push_back(length(s) ? static_cast<int32_t>(row) : -1);
+      // Gluon's encoder returns zeros where nothing is attended to.
+      index_.push_back(part_.batch.keys(s) ? static_cast<int32_t>(row) : -1);
     }
   }
 
@@ -441,6 +453,9 @@ class Engine::PartRun {
       case plan::Op::kAttention:
         ops.attention(node.attention, batch, demand_.first_only[node.output],
                       values_[node.inputs[0]], out, scratch_);
+        return;
+      case plan::Op::kAttentionWeights:
+        ops.attention_weights(node.attention, batch, values_[node.inputs[0]], out);
         return;
       case plan::Op::kQkvLinear:
       case plan::Op::kLinear:
@@ -505,6 +520,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
     part.batch.token_types += batch.cu_seqlens[begin];
     part.batch.cu_seqlens += begin;
     part.batch.seqs = end - begin;
+    if (batch.attended) part.batch.attended += begin;
     if (batch.masked_positions) part.batch.masked_positions += begin * batch.masked_per_seq;
     part.outputs = destinations;
     PartRun(*this, part, demanded, *workspace).run();

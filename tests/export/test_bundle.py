@@ -40,6 +40,7 @@ MANIFEST_FIELDS = {
     "outputs": ["logits"],
     "tokenizer": {"kind": "gluonnlp", "file": "vocab.json", "lower": True, "max_length": 20},
     "pooling": None,
+    "settings": {"pair": None},
     "origin": {"framework": "test"},
 }
 

@@ -120,13 +120,6 @@ def test_nets_that_cannot_be_exported(mxnet, make_bert):
     net.cast("float16")
     with pytest.raises(InvalidInputError, match=r"float16.*cast"):
         gluon_to_symbol.run_gluon(net, sample(4))
-    for flag in ("output_attention", "output_all_encodings"):
-        encoder = BERTEncoder(
-            num_layers=1, units=8, hidden_size=8, max_length=9, num_heads=2, **{flag: True}
-        )
-        net = BERTModel(encoder, 60, 2, 8, 8, use_decoder=False, use_classifier=False)
-        with pytest.raises(InvalidInputError, match=flag):
-            gluon_to_symbol.output_names(net)
 
 
 def test_set_parameters_takes_all_and_nothing_else(make_bert):

@@ -198,7 +198,7 @@ def test_arguments(make_bert, vocab, tmp_path, home):
         ({"model": "gpt2_117m"}, "supported are bert_12_768_12, bert_24_1024_16, roberta"),
         ({"merges": vocab}, "--merges goes with RoBERTa"),
         ({"dataset": "wikipedia"}, "neither cased nor uncased"),
-        ({"task": "tagging"}, "one of embedding"),
+        ({"task": "translation"}, "one of embedding"),
         ({"task": "classification", "params": None}, "--params"),
         ({"dataset": "my_corpus_uncased", "params": None}, "no weights.*my_corpus_uncased"),
         ({"dataset": "my_corpus_uncased", "vocab": None}, "no vocabulary for 'my_corpus_uncased'"),

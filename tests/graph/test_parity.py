@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertrt.graph.interpret import interpret
-from bertrt.graph.pipeline import compile_graph
+from bertrt.graph.pipeline import compile_graph, compile_onnx
 from bertrt.graph.read_mxnet import read_mxnet
 from bertrt.graph.read_onnx import read_onnx
 
@@ -135,12 +135,10 @@ def test_onnx_equals_gluon(gluon, batch, name):
             assert constant.offset == from_symbol.weights[weight].offset
 
 
-def test_attention_outputs_export_and_are_refused_by_the_compiler(gluon, batch):
+def test_what_every_layer_returns(gluon, batch):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
-
-    from bertrt.errors import UnsupportedModelError
 
     exported = gluon(layers=2, output_attention=True, output_all_encodings=True, dropout=0.0)
     path = exported.symbol.parent / "model.onnx"
@@ -152,8 +150,18 @@ def test_attention_outputs_export_and_are_refused_by_the_compiler(gluon, batch):
     assert len(expected) == 5
     for array, reference in zip(session.run(None, feeds), expected, strict=True):
         close(array, reference, 5e-5)
-    with pytest.raises(UnsupportedModelError, match="layer 0 is not fused: pass attention"):
-        compile_graph(read_mxnet(exported.symbol, exported.params))
+    plan, _ = compile_graph(read_mxnet(exported.symbol, exported.params))
+    assert plan.rows == {
+        "encoding_0": "tokens",
+        "sequence_output": "tokens",
+        "attention_weights_0": "pairs",
+        "attention_weights_1": "pairs",
+        "pooled_output": "seqs",
+    }
+    assert [output.name for output in session.get_outputs()] == list(plan.outputs)
+    from_onnx, _ = compile_onnx(path)
+    assert [step.name for step in from_onnx.steps] == [step.name for step in plan.steps]
+    assert (from_onnx.outputs, from_onnx.rows) == (plan.outputs, plan.rows)
 
 
 def test_onnx_file_is_small_and_its_size_does_not_grow_with_the_weights(gluon):

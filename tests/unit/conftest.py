@@ -15,6 +15,7 @@ from bertrt.backends.base import BACKENDS, Backend
 from bertrt.batch import PackedBatch
 from bertrt.engine import Engine
 from bertrt.model import Model
+from bertrt.settings import SETTINGS
 from bertrt.tokenizer import load_tokenizer
 
 SPECIAL = {
@@ -79,6 +80,7 @@ ARCHITECTURE = {
     "activation": "gelu_erf",
     "layer_norm_eps": 1e-12,
 }
+ROWS = {"sequence_output": "tokens", "masked_lm_outputs": "positions"}
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s", "!", "a", "b"]
 
 
@@ -166,6 +168,8 @@ class Tiny:
         plan = SimpleNamespace(
             architecture=chosen["architecture"],
             outputs={name: name for name in chosen["outputs"]},
+            rows={name: ROWS.get(name, "seqs") for name in chosen["outputs"]},
+            padding_of=lambda output: None,
         )
         return Model(
             path=Path(path),
@@ -173,6 +177,7 @@ class Tiny:
             task=chosen["task"],
             labels=chosen["labels"],
             pooling=chosen["pooling"],
+            settings=dict.fromkeys(SETTINGS.get(chosen["task"], {})),
             tokenizer=tokenizer,
             symbol_path=None,
             params_path=None,

@@ -37,6 +37,7 @@ def model_of(path: Path, **changes: object) -> SimpleNamespace:
         "symbol_path": None,
         "params_path": None,
         "outputs": ["sequence_output", "pooled_output"],
+        "rows": {"sequence_output": "tokens", "pooled_output": "seqs"},
         "plan": lambda: SimpleNamespace(inputs=inputs | {"masked_positions": None}),
     }
     return SimpleNamespace(**(fields | changes))
@@ -250,6 +251,7 @@ model = SimpleNamespace(
     symbol_path=Path({str(model.symbol_path)!r}),
     params_path=Path({str(model.params_path)!r}),
     outputs=["sequence_output", "pooled_output"],
+    rows=dict(sequence_output="tokens", pooled_output="seqs"),
     plan=lambda: SimpleNamespace(inputs=inputs),
 )
 before = os.environ.get("OMP_NUM_THREADS")

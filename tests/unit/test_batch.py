@@ -72,7 +72,7 @@ def test_round_trip(rng: np.random.Generator) -> None:
     wide = pad_rows(rows, batch, 9)
     assert wide.shape == (3, 9, 5) and wide.dtype == np.float32
     assert not wide[0, 4:].any() and not wide[1].any() and not wide[2, 2:].any()
-    assert (pack_rows(wide, batch) == rows).all()
+    assert (pack_rows(wide, batch, "tokens") == rows).all()
 
 
 def test_only_empty_sequences() -> None:

@@ -9,9 +9,12 @@ import pytest
 
 from bertrt.batch import PackedBatch
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.tasks import Classification, Embedding, Regression, make_task
+from bertrt.results import Classification, Embedding, Regression
+from bertrt.settings import TASKS, complete_settings
+from bertrt.tasks import Request, make_task
+from bertrt.tokenizer import Encoding
 
-OUTPUTS = ["sequence_output", "pooled_output", "logits"]
+ROWS = {"sequence_output": "tokens", "pooled_output": "seqs", "logits": "seqs"}
 
 
 def batch_of(*lengths: int) -> PackedBatch:
@@ -19,14 +22,19 @@ def batch_of(*lengths: int) -> PackedBatch:
     return PackedBatch.from_sequences(arrays, arrays)
 
 
-def make(task: str, labels=None, pooling=None, outputs=OUTPUTS):
-    return make_task(task, labels=labels, pooling=pooling, outputs=outputs)
+def make(task: str, labels=None, pooling=None, rows=ROWS, **settings):
+    made = complete_settings(settings, task, 128) if task in TASKS else settings
+    return make_task(task, labels=labels, pooling=pooling, settings=made, rows=rows)
+
+
+def requests(*truncated: bool) -> list[Request]:
+    return [Request([Encoding(np.zeros(0), np.zeros(0), cut)], cut) for cut in truncated]
 
 
 def test_classification() -> None:
     task = make("classification", labels=["no", "yes"])
     logits = np.array([[0.0, math.log(3)], [2.0, 2.0]], np.float32)
-    one, tie = task.results({"logits": logits}, batch_of(3, 4), [False, True])
+    one, tie = task.read({"logits": logits}, batch_of(3, 4), requests(False, True))
     assert isinstance(one, Classification)
     assert one.label == "yes" and one.score == one.scores["yes"]
     assert one.scores == pytest.approx({"no": 0.25, "yes": 0.75}, rel=1e-6)
@@ -36,7 +44,9 @@ def test_classification() -> None:
 
 def test_classification_of_large_logits() -> None:
     task = make("classification")
-    (result,) = task.results({"logits": np.array([[3e4, -3e4]], np.float32)}, batch_of(2), [False])
+    (result,) = task.read(
+        {"logits": np.array([[3e4, -3e4]], np.float32)}, batch_of(2), requests(False)
+    )
     assert result == Classification("0", 1.0, {"0": 1.0, "1": 0.0})
     assert type(result.score) is float
 
@@ -44,17 +54,17 @@ def test_classification_of_large_logits() -> None:
 def test_labels_must_match() -> None:
     task = make("classification", labels=["a", "b", "c"])
     with pytest.raises(ModelFormatError, match="2 classes and 3 labels"):
-        task.results({"logits": np.zeros((1, 2), np.float32)}, batch_of(2), [False])
+        task.read({"logits": np.zeros((1, 2), np.float32)}, batch_of(2), requests(False))
 
 
 def test_regression() -> None:
     task = make("regression")
-    found = task.results(
-        {"logits": np.array([[1.5], [-2.0]], np.float32)}, batch_of(1, 2), [True, False]
+    found = task.read(
+        {"logits": np.array([[1.5], [-2.0]], np.float32)}, batch_of(1, 2), requests(True, False)
     )
     assert found == [Regression(1.5, True), Regression(-2.0)]
     with pytest.raises(ModelFormatError, match="not 2"):
-        task.results({"logits": np.zeros((1, 2), np.float32)}, batch_of(1), [False])
+        task.read({"logits": np.zeros((1, 2), np.float32)}, batch_of(1), requests(False))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -65,7 +75,9 @@ def test_embedding(mode: str, normalize: bool, rng: np.random.Generator) -> None
     pooled = rng.standard_normal((3, 8)).astype(np.float32)
     task = make("embedding", pooling={"mode": mode, "normalize": normalize})
     values = {"sequence_output": rows, "pooled_output": pooled}
-    found = task.results({task.outputs[0]: values[task.outputs[0]]}, batch, [False, True, False])
+    found = task.read(
+        {task.outputs[0]: values[task.outputs[0]]}, batch, requests(False, True, False)
+    )
     parts = [rows[:3], rows[3:4], rows[4:]]
     expected = {
         "mean": [part.astype(np.float64).mean(axis=0) for part in parts],
@@ -85,8 +97,8 @@ def test_embedding(mode: str, normalize: bool, rng: np.random.Generator) -> None
 
 def test_zero_vector_stays_zero() -> None:
     task = make("embedding", pooling={"mode": "mean", "normalize": True})
-    (result,) = task.results(
-        {"sequence_output": np.zeros((2, 4), np.float32)}, batch_of(2), [False]
+    (result,) = task.read(
+        {"sequence_output": np.zeros((2, 4), np.float32)}, batch_of(2), requests(False)
     )
     assert result.vector.tolist() == [0, 0, 0, 0]
 
@@ -96,11 +108,11 @@ def test_embedding_bits_do_not_depend_on_the_batch(hidden: int, rng: np.random.G
     task = make("embedding", pooling={"mode": "mean", "normalize": True})
     lengths = [1, 17, 2, 64, 33]
     rows = rng.standard_normal((sum(lengths), hidden)).astype(np.float32)
-    together = task.results({"sequence_output": rows}, batch_of(*lengths), [False] * 5)
+    together = task.read({"sequence_output": rows}, batch_of(*lengths), requests(*[False] * 5))
     start = 0
     for length, result in zip(lengths, together, strict=True):
         own = rows[start : start + length].copy()
-        (alone,) = task.results({"sequence_output": own}, batch_of(length), [False])
+        (alone,) = task.read({"sequence_output": own}, batch_of(length), requests(False))
         assert alone.vector.tobytes() == result.vector.tobytes()
         start += length
 
@@ -113,8 +125,18 @@ def test_results_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"task": "tagging"}, UnsupportedModelError, "'tagging'"),
-        ({"task": "classification", "outputs": ["pooled_output"]}, ModelFormatError, "logits"),
+        ({"task": "translation"}, UnsupportedModelError, "'translation'"),
+        (
+            {"task": "classification", "rows": {"pooled_output": "seqs"}},
+            ModelFormatError,
+            "needs the output logits",
+        ),
+        ({"task": "tagging"}, ModelFormatError, "a row for each token; .* for each sequence"),
+        (
+            {"task": "regression", "rows": {"logits": "tokens"}},
+            ModelFormatError,
+            "a row for each sequence",
+        ),
         ({"task": "embedding"}, ModelFormatError, "pooling"),
         (
             {"task": "embedding", "pooling": {"mode": "max", "normalize": True}},
@@ -130,7 +152,7 @@ def test_results_are_frozen() -> None:
             {
                 "task": "embedding",
                 "pooling": {"mode": "pooled", "normalize": True},
-                "outputs": ["sequence_output"],
+                "rows": {"sequence_output": "tokens"},
             },
             ModelFormatError,
             "pooled_output",

@@ -34,6 +34,9 @@ from bertrt.graph.passes import (
 from bertrt.graph.passes.mask import lengths_to_try, mask_feed, mask_input
 
 STEP = "attention"
+# A step that returns the probabilities; made by the pass of that name, it reads them until this
+# pass lets it read what the attention reads.
+WEIGHTS = "attention_weights"
 # BERT's own mask adds -10,000: in float32 the probability of such a key is exactly 0 unless the
 # score of every other key is lower still by nearly as much.
 _LOWEST = -9999.0
@@ -74,7 +77,13 @@ def match(graph: Graph, node: Node) -> Match | None:
         ),
     }
     inputs = (query_base, key_base, value_base) + (() if mask is None else (mask,))
-    return Match(last, Node(STEP, "", inputs, (), attrs))
+    more: list[tuple[Node, Node]] = []
+    for user in graph.users(node.output) + graph.users(context.inputs[0]):
+        if user.op == WEIGHTS and user not in [weights for weights, _ in more]:
+            if user.inputs != context.inputs[:1]:
+                raise NoMatchError(user, "what is returned are not the probabilities that are used")
+            more.append((user, Node(WEIGHTS, "", inputs, (), attrs)))
+    return Match(last, Node(STEP, "", inputs, (), attrs), tuple(more))
 
 
 def _product_above(graph: Graph, softmax: Node) -> Node:
@@ -170,6 +179,8 @@ def _context(graph: Graph, softmax: Node, mask: str | None) -> Node:
                 softmax, "its result must be read by MatMul alone, and it is also used elsewhere"
             )
         for user in graph.users(value):
+            if user.op == WEIGHTS:
+                continue
             if user.op == "MatMul":
                 if user not in found:
                     found.append(user)

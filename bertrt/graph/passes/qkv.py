@@ -28,6 +28,7 @@ import numpy as np
 from bertrt.graph.ir import Constant, Graph, Node
 from bertrt.graph.passes import Match, NoMatchError, expect, values_of
 from bertrt.graph.passes.attention import STEP as ATTENTION
+from bertrt.graph.passes.attention import WEIGHTS
 from bertrt.graph.types import Type
 
 STEP = "qkv_linear"
@@ -89,8 +90,17 @@ def match(graph: Graph, node: Node) -> Match | None:
     kind = graph.types[first.added.output]
     graph.types[first.added.output] = Type(kind.dtype, (*kind.shape[:-1], 3 * heads * head_dim))
     fused = Node(STEP, "", (first.x,), (), fields, roles)
-    reading = Node(ATTENTION, "", (first.added.output, *node.inputs[3:]), (), attrs)
-    return Match(first.added, fused, more=((node, reading),))
+    inputs = (first.added.output, *node.inputs[3:])
+    readers = (node, *_weights(graph, node))
+    more = tuple((reader, Node(reader.op, "", inputs, (), attrs)) for reader in readers)
+    return Match(first.added, fused, more=more)
+
+
+def _weights(graph: Graph, node: Node) -> list[Node]:
+    """The steps that write down the probabilities of an attention."""
+    users = dict.fromkeys(user.name for user in graph.users(node.inputs[0]))
+    found = [graph.nodes[name] for name in users]
+    return [user for user in found if user.op == WEIGHTS and user.inputs == node.inputs]
 
 
 _LAYOUT = {1: "interleaved", 3: "separate"}
@@ -99,7 +109,7 @@ _LAYOUT = {1: "interleaved", 3: "separate"}
 def _projection(graph: Graph, base: str, node: Node) -> _Projection:
     added = expect(graph, base, "Add", "bias of query, key and value")
     # The step's result is ordered [Q | K | V], the graph's is not: nobody else may look.
-    if set(graph.users(base)) != {node} or base in graph.outputs.values():
+    if set(graph.users(base)) != {node, *_weights(graph, node)} or base in graph.outputs.values():
         raise NoMatchError(added, "the projection is also used outside the attention")
     matmul = expect(graph, added.inputs[0], "MatMul", "projection to query, key and value")
     weight, transposed = matmul.inputs[1], True
