@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from bertrt.cores import MAX_THREADS
 from bertrt.errors import BertrtError, InvalidInputError
+from bertrt.settings import PRESETS, TASKS
 
 __all__ = ["main"]
 
@@ -27,7 +28,6 @@ _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 _EXIT_PIPE_CLOSED = 141
 
-_TASKS = ("classification", "regression", "embedding")
 _BACKENDS = ("native", "onnxruntime", "mxnet")
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", nargs="?", help="a model of the zoo: bert_12_768_12, ..."
     )
     export.add_argument("--dataset", metavar="NAME", help="its data set's name")
-    _add_task(export)
+    _add_task(export, (*TASKS, *PRESETS))
     export.add_argument("--params", metavar="FILE", help="parameters, instead of the zoo's")
     export.add_argument("--vocab", metavar="FILE", help="the vocabulary, instead of the zoo's")
     export.add_argument(
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "import", help="a Hugging Face directory, an ONNX file or a symbol/params pair to a bundle"
     )
     import_.add_argument("path", metavar="PATH", help="the directory, *.onnx or *-symbol.json")
-    _add_task(import_)
+    _add_task(import_, TASKS)
     _add_out(import_)
     import_.set_defaults(command=_import)
 
@@ -180,8 +180,8 @@ def _add_out(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     )
 
 
-def _add_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", choices=_TASKS, help="what the model is for")
+def _add_task(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
+    parser.add_argument("--task", choices=tasks, metavar="TASK", help=", ".join(tasks))
 
 
 def _add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:

@@ -16,11 +16,19 @@ import numpy as np
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.graph.params import read_params
 from bertrt.paths import check_path
-from bertrt.settings import TASKS
+from bertrt.settings import PRESETS, TASKS
 from bertrt.tokenizer import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters
-from .model import TokenizerFile, is_sentencepiece, is_wordpiece, load_vocab, write_bundle
+from .heads import bert_for_qa, bert_tagger
+from .model import (
+    TokenizerFile,
+    apply_preset,
+    is_sentencepiece,
+    is_wordpiece,
+    load_vocab,
+    write_bundle,
+)
 
 __all__ = ["MODELS", "ZooFile", "ZooRow", "export_zoo", "zoo_rows"]
 
@@ -146,10 +154,7 @@ def zoo_rows() -> list[ZooRow]:
                     ),
                     tokenizer=_tokenizer_kind(model, vocab.path),
                     lower=_lower(dataset),
-                    heads=next(
-                        (heads for start, heads in _HEADS.items() if dataset.startswith(start)),
-                        ("next-sentence", "fill-mask"),
-                    ),
+                    heads=_heads(dataset),
                     files=tuple(files),
                 )
             )
@@ -167,6 +172,8 @@ def export_zoo(
     merges: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     max_length: int | None = None,
+    pooling: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Export a model of ``gluonnlp.model.get_model`` to a bundle.
 
@@ -175,15 +182,19 @@ def export_zoo(
         dataset: the zoo's name of the corpus, such as ``"book_corpus_wiki_en_uncased"``. Its
             ending, cased or uncased, says whether text is lower-cased.
         out: where the bundle goes; nothing may be there yet.
-        task: ``"embedding"``, ``"classification"`` or ``"regression"``; an embedding if left out.
-        params: a file of ``save_parameters``: a pretraining checkpoint for embeddings, a
-            fine-tuned ``BERTClassifier`` (``RoBERTaClassifier`` for RoBERTa and DistilBERT) for any
-            task. None for the zoo's pretrained weights.
+        task: one of `bertrt.settings.TASKS`, or a data set of `bertrt.settings.PRESETS`; an
+            embedding if left out. Question answering and tagging are for the models with token
+            types, as GluonNLP's scripts are.
+        params: a file of ``save_parameters``: a pretraining checkpoint for embeddings, masks and
+            next sentences; a fine-tuned ``BERTClassifier`` (``RoBERTaClassifier`` for RoBERTa and
+            DistilBERT), ``BertForQA`` or ``BERTTagger`` for their tasks, and for embeddings. None
+            for the zoo's pretrained weights.
         vocab: a vocabulary as JSON, or a SentencePiece model (``.spiece`` or ``.model``). None for
             the zoo's own.
         merges: for RoBERTa, the merges of byte-level BPE. None for the zoo's own.
-        labels: the names of a classifier's classes; "0", "1", ... if left out.
+        labels: the names of a classifier's classes or a tagger's tags; "0", "1", ... if left out.
         max_length: the longest input in tokens, special ones included; 128 if left out.
+        pooling, settings: see :func:`bertrt.export.export_model`.
 
     Returns:
         The path of the bundle.
@@ -202,15 +213,19 @@ def export_zoo(
         raise InvalidInputError(
             f"the model {model!r} is not supported; supported are {', '.join(MODELS)}"
         )
-    task = "embedding" if task is None else task
+    task, labels, settings = apply_preset("embedding" if task is None else task, labels, settings)
     if task not in TASKS:
-        raise InvalidInputError(f"task should be one of {', '.join(TASKS)}, found {task!r}")
-    lower = _lower(dataset)
-    if params is None and task != "embedding":
         raise InvalidInputError(
-            f"the zoo's weights are pretrained and have no head for {task}; "
-            "give the parameters of a fine-tuned classifier with --params"
+            f"task should be one of {', '.join((*TASKS, *PRESETS))}, found {task!r}"
         )
+    lower = _lower(dataset)
+    if params is None and task not in ("embedding", *_heads(dataset)):
+        raise InvalidInputError(
+            f"the zoo's weights for {dataset} are pretrained and have no head for {task}; "
+            "give the parameters of a fine-tuned net with --params"
+        )
+    if task in _SCRIPTED and _classifier(model) != "BERTClassifier":
+        raise InvalidInputError(f"GluonNLP has no net for {task} over {model}")
     if merges is not None and not _is_roberta(model):
         raise InvalidInputError(f"--merges goes with RoBERTa; {model} has no byte-level BPE")
     wanted: list[ZooFile] = []
@@ -247,7 +262,7 @@ def export_zoo(
         task,
         params_path,
     )
-    net = _build(model, loaded, classes)
+    net = _build(model, loaded, task, classes)
     set_parameters(net, arrays, str(params_path))
     return write_bundle(
         net,
@@ -262,7 +277,8 @@ def export_zoo(
         ),
         task=task,
         labels=labels,
-        pooling=None,
+        pooling=pooling,
+        settings=settings,
         origin={
             "framework": "gluonnlp",
             "model": model,
@@ -270,6 +286,12 @@ def export_zoo(
             "params": params_path.name,
         },
     )
+
+
+def _heads(dataset: str) -> tuple[str, ...]:
+    """The tasks of pretraining that the zoo's weights have a head for."""
+    found = (heads for start, heads in _HEADS.items() if dataset.startswith(start))
+    return next(found, ("next-sentence", "fill-mask"))
 
 
 def _is_roberta(model: str) -> bool:
@@ -297,20 +319,27 @@ def _tokenizer_kind(model: str, vocab: Path) -> str:
     return "gluonnlp-sentencepiece" if is_sentencepiece(vocab) else "gluonnlp"
 
 
-def _build(model: str, vocab: Any, classes: int | None) -> Any:
+def _build(model: str, vocab: Any, task: str, classes: int) -> Any:
     _, gluonnlp = import_gluon()
-    options = {"use_pooler": True, "use_decoder": False, "use_classifier": False}
+    options = {
+        "use_pooler": task not in _SCRIPTED,
+        "use_decoder": task == "fill-mask",
+        "use_classifier": task == "next-sentence",
+    }
     if _is_roberta(model):
-        options = {"use_decoder": False}
+        options = {"use_decoder": task == "fill-mask"}
     elif _is_distilbert(model):
         options = {}
     net, _ = gluonnlp.model.get_model(
         model, dataset_name=None, vocab=vocab, pretrained=False, **options
     )
-    if classes is None:
-        return net
-    classifier = getattr(gluonnlp.model, _classifier(model))
-    return classifier(net, num_classes=classes, dropout=0.0)
+    if task in ("classification", "regression"):
+        return getattr(gluonnlp.model, _classifier(model))(net, num_classes=classes, dropout=0.0)
+    if task == "question-answering":
+        return bert_for_qa(net)
+    if task == "tagging":
+        return bert_tagger(net, classes)
+    return net
 
 
 def _classifier(model: str) -> str:
@@ -320,46 +349,78 @@ def _classifier(model: str) -> str:
     return "BERTClassifier" if pooled else "RoBERTaClassifier"
 
 
+# What GluonNLP's nets call their encoder.
+_ENCODERS = {
+    "BERTClassifier": "bert.",
+    "RoBERTaClassifier": "roberta.",
+    "BertForQA": "bert.",
+    "BERTTagger": "bert_model.",
+}
+# The nets of GluonNLP's scripts, and what they call their head.
+_SCRIPTED = {
+    "question-answering": ("BertForQA", "span_classifier."),
+    "tagging": ("BERTTagger", "tag_classifier."),
+}
+_PRETRAINED = {"fill-mask": "decoder.", "next-sentence": "classifier."}
+_LAYER = re.compile(r"classifier\.(\d)\.weight")
+
+
 def _select(
     arrays: Mapping[str, np.ndarray], model: str, task: str, source: Path
-) -> tuple[dict[str, np.ndarray], int | None]:
-    """The arrays that the task's net takes, and the number of its classes if it has a head."""
-    classifier = _classifier(model)
-    inner = {"BERTClassifier": "bert.", "RoBERTaClassifier": "roberta."}[classifier]
-    if not any(name.startswith(inner) for name in arrays):
-        inner = ""
-    selected = {
-        name.removeprefix(inner): array
-        for name, array in arrays.items()
-        if name.startswith(inner)
-        # Heads of pretraining, which the tasks here have no use for.
-        and not name.startswith((f"{inner}decoder.", f"{inner}classifier."))
+) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays that the task's net takes, by its names, and how many outputs its head has; 0
+    where that is nobody's choice."""
+    found = {prefix for prefix in _ENCODERS.values() if any(n.startswith(prefix) for n in arrays)}
+    inner = min(found, default="")
+    encoder = {
+        name.removeprefix(inner): array for name, array in arrays.items() if name.startswith(inner)
     }
+    heads = {head: _pop(encoder, head) for head in _PRETRAINED.values()}
     if task == "embedding":
-        return selected, None
-    # A dropout before a layer of the head moves the layer's number by one.
-    found = {int(match[1]) for name in arrays if (match := _HEAD.fullmatch(name))}
-    layers = {"BERTClassifier": [{0}, {1}], "RoBERTaClassifier": [{0, 1}, {1, 3}]}[classifier]
-    if not inner or found not in layers:
-        raise ModelFormatError(
-            f"{source} has no head for {task}: the parameters of a fine-tuned {classifier} are "
-            f"wanted, and its names begin with "
-            f"{', '.join(sorted({name.split('.')[0] for name in arrays}))}"
-        )
-    selected = {inner + name: array for name, array in selected.items()}
-    for number, layer in enumerate(sorted(found)):
-        for name in ("weight", "bias"):
-            if f"classifier.{layer}.{name}" in arrays:
-                selected[f"classifier.{number}.{name}"] = arrays[f"classifier.{layer}.{name}"]
-    last = f"classifier.{max(found)}.weight"
+        return encoder, 0
+    if task in _PRETRAINED:
+        wanted = _PRETRAINED[task]
+        if not heads[wanted]:
+            raise _no_head(arrays, task, f"parameters {inner}{wanted}* are wanted", source)
+        return encoder | heads[wanted], 0
+    net, head = _SCRIPTED.get(task, (_classifier(model), "classifier."))
+    layers = {
+        # A dropout before a layer moves the layer's number by one.
+        "BERTClassifier": [{0}, {1}],
+        "RoBERTaClassifier": [{0, 1}, {1, 3}],
+    }.get(net)
+    numbers = sorted(int(match[1]) for name in arrays if (match := _LAYER.fullmatch(name)))
+    last = f"{head}{numbers[-1]}.weight" if layers and numbers else f"{head}weight"
+    if inner != _ENCODERS[net] or last not in arrays or (layers and set(numbers) not in layers):
+        raise _no_head(arrays, task, f"the parameters of a fine-tuned {net} are wanted", source)
     if len(arrays[last].shape) != 2:
         raise ModelFormatError(
             f"{source}: {last} should be a matrix, found shape {arrays[last].shape}"
         )
-    return selected, arrays[last].shape[0]
+    if task in _SCRIPTED:
+        _pop(encoder, "pooler.")  # which a net without one may have been saved with
+        own = {name: array for name, array in arrays.items() if name.startswith(head)}
+    else:
+        own = {
+            name.replace(f"{head}{number}.", f"{head}{index}."): array
+            for index, number in enumerate(numbers)
+            for name, array in arrays.items()
+            if name.startswith(f"{head}{number}.")
+        }
+    return {inner + name: array for name, array in encoder.items()} | own, arrays[last].shape[0]
 
 
-_HEAD = re.compile(r"classifier\.(\d)\.weight")
+def _pop(arrays: dict[str, np.ndarray], start: str) -> dict[str, np.ndarray]:
+    return {name: arrays.pop(name) for name in list(arrays) if name.startswith(start)}
+
+
+def _no_head(
+    arrays: Mapping[str, np.ndarray], task: str, wanted: str, source: Path
+) -> ModelFormatError:
+    names = ", ".join(sorted({name.split(".")[0] for name in arrays}))
+    return ModelFormatError(
+        f"{source} has no head for {task}: {wanted}, and its names begin with {names}"
+    )
 
 
 def _vocab_file(dataset: str) -> ZooFile:

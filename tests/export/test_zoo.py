@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
+from bertrt.cli import main
 from bertrt.errors import (
     InvalidInputError,
     MissingDependencyError,
@@ -20,6 +21,7 @@ pytest.importorskip("mxnet", exc_type=ImportError)
 
 from bertrt.export import export_zoo, zoo
 from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.heads import bert_for_qa, bert_tagger
 
 DATASET = "book_corpus_wiki_en_uncased"
 
@@ -141,6 +143,74 @@ def test_a_fine_tuned_roberta(
         )
 
 
+def test_a_data_set_that_gluonnlp_knows(make_classifier, vocab, tmp_path):
+    params = save(make_classifier(classes=2, max_length=512), tmp_path / "params")
+    out = str(tmp_path / "b")
+    command = ["export", "bert_12_768_12", "--dataset", DATASET, "--task", "RTE", "--out", out]
+    assert main([*command, "--params", str(params), "--vocab", str(vocab)]) == 0
+    manifest = Bundle.open(out).manifest
+    assert manifest["task"] == "classification"
+    assert manifest["labels"] == ["not_entailment", "entailment"]
+    assert manifest["settings"] == {"pair": True}
+
+
+@pytest.mark.parametrize(
+    ("task", "output"),
+    [
+        ("fill-mask", "masked_lm_outputs"),
+        ("next-sentence", "next_sentence_classifier_output"),
+    ],
+)
+def test_heads_of_pretraining(make_bert, vocab, tmp_path, task, output):
+    net = full(make_bert)
+    params = save(net, tmp_path / "params")
+    path = export_zoo(
+        *("bert_12_768_12", DATASET, tmp_path / "b"), task=task, params=params, vocab=vocab
+    )
+    batch = BATCH | {"masked_positions": np.array([[1, 2], [0, 3]])}
+    expected = run_gluon(net, batch)[output]
+    with Engine.load(path) as engine:
+        assert engine.task == task
+        found = engine.run(**(batch if task == "fill-mask" else BATCH))
+    np.testing.assert_allclose(found[output], expected, atol=5e-5)
+    # A file without the head, and rows of the zoo without it.
+    bare = save(make_bert(max_length=512), tmp_path / "bare")
+    with pytest.raises(ModelFormatError, match=f"no head for {task}"):
+        export_zoo(
+            *("bert_12_768_12", DATASET, tmp_path / "c"), task=task, params=bare, vocab=vocab
+        )
+    with pytest.raises(InvalidInputError, match=f"biobert.* no head for {task}"):
+        export_zoo("bert_12_768_12", "biobert_v1.1_pubmed_cased", tmp_path / "c", task=task)
+
+
+@pytest.mark.parametrize("task", ["question-answering", "tagging"])
+def test_nets_of_the_scripts(mxnet, make_bert, vocab, tmp_path, task):
+    bert = make_bert(max_length=512, use_pooler=False)
+    net = bert_for_qa(bert) if task == "question-answering" else bert_tagger(bert, 4)
+    net.collect_params(".*(span|tag|dense).*").initialize(mxnet.init.Normal(0.3))
+    run_gluon(net, BATCH)
+    params = save(net, tmp_path / "params")
+    labels = ["O", "B-a", "I-a", "X"] if task == "tagging" else None
+    common = {"task": task, "vocab": vocab, "labels": labels}
+    path = export_zoo("bert_12_768_12", DATASET, tmp_path / "b", params=params, **common)
+    with Engine.load(path) as engine:
+        found = engine.run(**BATCH)["logits"]
+    expected = run_gluon(net, BATCH)["logits"]
+    rows = np.arange(6) < BATCH["valid_length"][:, None]
+    np.testing.assert_allclose(found[rows], expected[rows], atol=5e-5)
+    with pytest.raises(ModelFormatError, match=f"no head for {task}: the parameters of a fine"):
+        export_zoo(
+            *("bert_12_768_12", DATASET, tmp_path / "c"),
+            params=save(bert, tmp_path / "bare"),
+            **common,
+        )
+    with pytest.raises(InvalidInputError, match=f"no net for {task} over distilbert"):
+        export_zoo("distilbert_6_768_12", DATASET, tmp_path / "c", params=params, **common)
+    # Its encoder alone makes embeddings, but for the pooler that it was trained without.
+    with pytest.raises(ModelFormatError, match="missing: pooler"):
+        export_zoo("bert_12_768_12", DATASET, tmp_path / "c", params=params, vocab=vocab)
+
+
 def test_files_of_roberta_must_fit_together(make_bert, roberta_files, tmp_path):
     vocab, merges = roberta_files
     options = {"max_length": 512, "layer_norm_eps": 1e-5, "vocab_size": 266}
@@ -198,7 +268,9 @@ def test_arguments(make_bert, vocab, tmp_path, home):
         ({"model": "gpt2_117m"}, "supported are bert_12_768_12, bert_24_1024_16, roberta"),
         ({"merges": vocab}, "--merges goes with RoBERTa"),
         ({"dataset": "wikipedia"}, "neither cased nor uncased"),
-        ({"task": "translation"}, "one of embedding"),
+        ({"task": "translation"}, "one of .*embedding.*MRPC"),
+        ({"labels": ["a"]}, "labels are for"),
+        ({"settings": {"top_k": 3}}, "there is no 'top_k'"),
         ({"task": "classification", "params": None}, "--params"),
         ({"dataset": "my_corpus_uncased", "params": None}, "no weights.*my_corpus_uncased"),
         ({"dataset": "my_corpus_uncased", "vocab": None}, "no vocabulary for 'my_corpus_uncased'"),
