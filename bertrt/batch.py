@@ -105,7 +105,8 @@ class PackedBatch:
         Args:
             token_ids: shape (batch, sequence); integers, or floats that hold whole numbers.
             token_types: likewise; None for all 0.
-            valid_length: shape (batch,), 0 to sequence; None where nothing is padding.
+            valid_length: shape (batch,), 0 to sequence; or a mask, shape (batch, sequence), 1 at
+                a sequence's tokens and 0 at the padding behind them; None where nothing is padding.
             masked_positions: shape (batch, num_masked), each below its sequence's valid length;
                 or None.
             limits: what the model can take.
@@ -124,6 +125,8 @@ class PackedBatch:
         if valid_length is None:
             lengths = np.full(seqs, sequence)
         else:
+            if np.ndim(valid_length) == 2:
+                valid_length = _lengths_of_mask(valid_length, ids.shape)
             lengths = _numbers("valid_length", valid_length, ("batch",))
             _same_shape("valid_length", lengths.shape, (seqs,))
             lengths = _whole("valid_length", lengths, 0, sequence + 1, _at)
@@ -383,6 +386,29 @@ def _whole(name: str, values: np.ndarray, low: int, high: int, at: Any) -> np.nd
             f"{name}{at(row)} is {values[row]}; expected a whole number from {low} to {high - 1}"
         )
     return values.astype(np.int32)
+
+
+def _lengths_of_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The lengths that a mask of ones and zeros says, where its zeros are all on the right."""
+    if np.asarray(mask).dtype == bool:
+        mask = np.asarray(mask).astype(np.int32)
+    array = _numbers("valid_length", mask, ("batch", "sequence"))
+    _same_shape("valid_length", array.shape, shape)
+    sequence = shape[1]
+
+    def at(row: int) -> str:
+        return f"[{row // sequence}, {row % sequence}]"
+
+    ones = _whole("valid_length", array.reshape(-1), 0, 2, at).reshape(shape)
+    lengths = ones.sum(axis=1)
+    misplaced = np.argwhere(ones != (np.arange(sequence) < lengths[:, None]))
+    if misplaced.size:
+        seq, position = misplaced[0]
+        raise InvalidInputError(
+            f"valid_length, as a mask, is {ones[seq, position]} at [{seq}, {position}], of a row "
+            f"with {lengths[seq]} ones; expected every 1 before every 0: pad on the right"
+        )
+    return lengths
 
 
 def _check_lengths(lengths: np.ndarray, limits: Limits) -> None:

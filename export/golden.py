@@ -22,6 +22,8 @@ def record_golden(
     architecture: Mapping[str, Any],
     *,
     masked: bool,
+    empty: bool = True,
+    padded: bool = True,
 ) -> list[GoldenCase]:
     """Run random ragged batches at two sequence lengths and keep what comes out.
 
@@ -30,12 +32,18 @@ def record_golden(
         architecture: the model's ``vocab_size``, ``type_vocab_size`` and ``max_length``. A model
             with fewer positions than the batches would have gets shorter ones.
         masked: whether the model takes masked positions.
+        empty: whether the model has an answer to a row without tokens.
+        padded: whether the model knows rows of different lengths.
     """
     limit = architecture["max_length"]
     lengths = _LENGTHS if limit >= max(_LENGTHS) else ((limit + 1) // 2, limit)
     cases = []
     for length in sorted(set(lengths)):
         inputs = sample_batch(architecture, length, masked=masked, seed=_SEED)
+        if not padded:
+            inputs["valid_length"][:] = length
+        elif not empty:
+            np.maximum(inputs["valid_length"], 1, out=inputs["valid_length"])
         outputs = {name: np.asarray(out, np.float32) for name, out in run(inputs).items()}
         cases.append(GoldenCase(inputs, outputs))
     return cases

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,6 +36,13 @@ __all__ = ["import_graph"]
 _ONNX_DATA = "model.onnx.data"
 # Weights begin at a cache line, so that they can be used where they are mapped.
 _ALIGNMENT = 64
+
+
+# The constants of both GELUs, by what half precision makes of them
+_EXACT = {
+    float(np.float16(number)): number
+    for number in (2**0.5, 0.5**0.5, (2 / math.pi) ** 0.5, 0.044715)
+}
 
 
 def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
@@ -127,6 +135,7 @@ def _record(
 ) -> tuple[list[GoldenCase], str | None]:
     """Golden cases by the first of `backends` that is installed, and its name."""
     masked = plan.inputs.get("masked_positions") is not None
+    padded = plan.inputs.get("valid_length") is not None
     for name in backends:
         graph = directory / (SYMBOL if name == "mxnet" else ONNX)
         try:
@@ -135,15 +144,19 @@ def _record(
             continue
         with engine:
             run = lambda inputs, engine=engine: engine.run(**inputs)  # noqa: E731
-            return record_golden(run, plan.architecture, masked=masked), name
+            cases = record_golden(
+                run, plan.architecture, masked=masked, empty=name == "mxnet", padded=padded
+            )
+            return cases, name
     return [], None
 
 
 def _copy_onnx(source: Path, target: Path) -> None:
-    """Copy an ONNX model, its float32 initialisers going to one data file beside the copy.
+    """Copy an ONNX model, its float initialisers going to one data file beside the copy.
 
     The plan refers to that file, so that the weights are stored once. The other initialisers are
-    shapes and indices, which shape inference wants to see in the model itself.
+    shapes and indices, which shape inference wants to see in the model itself. Half precision
+    becomes float32, as in the plan, and scalars in a Concat become vectors, as the standard wants.
     """
     import onnx
     import onnx.numpy_helper
@@ -153,6 +166,11 @@ def _copy_onnx(source: Path, target: Path) -> None:
         model = onnx.load(str(source))
     except Exception as error:  # protobuf's, onnx's and the file system's share no base class
         raise ModelFormatError(f"{source} is not a readable ONNX model: {error}") from error
+    _widen(model.graph, onnx)
+    joined = {v for node in model.graph.node if node.op_type == "Concat" for v in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in joined and not tensor.dims:
+            tensor.dims.append(1)
     with open(target.with_name(_ONNX_DATA), "wb") as data:
         for tensor in model.graph.initializer:
             if tensor.data_type != onnx.TensorProto.FLOAT:
@@ -165,6 +183,33 @@ def _copy_onnx(source: Path, target: Path) -> None:
             set_external_data(tensor, _ONNX_DATA, offset=offset, length=array.nbytes)
             tensor.ClearField("raw_data")
     target.write_bytes(model.SerializeToString())
+
+
+def _widen(graph: Any, onnx: Any) -> None:
+    """Make a graph's half precision float32: tensors, casts, inputs and outputs.
+
+    The constants of a GELU get the digits back that half precision took, since a plan has the GELU
+    itself.
+    """
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                tensors.append(attribute.t)
+            elif attribute.name == "to" and attribute.i == half:
+                attribute.i = single
+    for tensor in tensors:
+        if tensor.data_type == half:
+            array = onnx.numpy_helper.to_array(tensor)
+            exact = _EXACT.get(array.item()) if array.size == 1 else None
+            array = (
+                array.astype(np.float32) if exact is None else np.full(array.shape, exact, "<f4")
+            )
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
 
 
 def _place_weights(plan: Plan, data_path: Path) -> Plan:

@@ -11,6 +11,7 @@ from bertrt.backends.base import Backend, check_outputs
 from bertrt.batch import PackedBatch, pack_rows
 from bertrt.errors import (
     DeviceError,
+    InvalidInputError,
     MissingDependencyError,
     ModelFormatError,
     UnsupportedModelError,
@@ -26,6 +27,7 @@ _DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(float)": np.float32,
+    "tensor(bool)": np.bool_,
 }
 
 
@@ -103,21 +105,78 @@ class OnnxRuntimeBackend(Backend):
         self.provider = f"onnxruntime {version}, {session.get_providers()[0]}"
         self._session = session
         self._inputs = _input_roles(session, model)
+        self._batch, self._sequence = _fixed_axes(session)
+        self._path = model.onnx_path
         self._rows = model.rows
         found = [output.name for output in session.get_outputs()]
-        check_outputs(str(model.onnx_path), found, model.outputs)
         # Our own graphs name their outputs as the model does; others have them in the same order.
-        self._outputs = dict(zip(model.outputs, found, strict=True))
-        if set(found) == set(model.outputs):
-            self._outputs = {name: name for name in found}
+        # The start and the end of an answer may be two outputs there, and are one here.
+        self._outputs: dict[str, tuple[str, ...]]
+        if self._rows == {"logits": "tokens"} and len(found) == 2:
+            self._outputs = {"logits": tuple(found)}
+        elif set(found) == set(model.outputs):
+            self._outputs = {name: (name,) for name in found}
+        else:
+            check_outputs(str(model.onnx_path), found, model.outputs)
+            self._outputs = {a: (b,) for a, b in zip(model.outputs, found, strict=True)}
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        """See `bertrt.backends.base.Backend.run`."""
+        """See `bertrt.backends.base.Backend.run`.
+
+        Raises:
+            InvalidInputError: a sequence is longer than the graph's fixed axis, or empty where the
+                graph takes a mask; or sequences differ in length where it takes neither.
+        """
+        feeds = self._feeds(batch)
+        names = [own for name in outputs for own in self._outputs[name]]
+        size = self._batch or batch.seqs
+        parts = [
+            self._session.run(names, {k: _piece(v, start, size) for k, v in feeds.items()})
+            for start in range(0, batch.seqs, size)
+        ]
+        arrays = {
+            name: np.concatenate(pieces)[: batch.seqs].astype(np.float32, copy=False)
+            for name, pieces in zip(names, zip(*parts, strict=True), strict=True)
+        }
+        results = {}
+        for name in outputs:
+            own = [arrays[part] for part in self._outputs[name]]
+            value = own[0] if len(own) == 1 else np.stack(own, axis=-1)
+            if self._rows[name] == "positions" and batch.masked_positions is not None:
+                if "masked_positions" not in (role for role, *_ in self._inputs.values()):
+                    # The graph gives every token's.
+                    value = np.take_along_axis(value, batch.masked_positions[..., None], axis=1)
+            results[name] = pack_rows(value, batch, self._rows[name])
+        return results
+
+    def _feeds(self, batch: PackedBatch) -> dict[str, np.ndarray]:
+        """The graph's inputs by name, padded to its fixed sequence length where it has one."""
+        roles = {role for role, *_ in self._inputs.values()}
+        if "valid_length" not in roles and len(set(batch.lengths.tolist())) > 1:
+            raise InvalidInputError(
+                f"the sequences have {batch.lengths.min()} to {batch.longest} tokens; {self._path} "
+                "takes neither lengths nor a mask: run sequences of one length at a time"
+            )
         values = batch.padded()
-        feeds = {name: values[role].astype(dtype) for name, (role, dtype) in self._inputs.items()}
-        found = self._session.run([self._outputs[name] for name in outputs], feeds)
-        results = dict(zip(outputs, found, strict=True))
-        return {name: pack_rows(value, batch, self._rows[name]) for name, value in results.items()}
+        sequence = self._sequence or values["token_ids"].shape[1]
+        if values["token_ids"].shape[1] > sequence:
+            raise InvalidInputError(
+                f"a sequence has {batch.longest} tokens; {self._path} is fixed at {sequence}"
+            )
+        feeds = {}
+        for name, (role, dtype, rank) in self._inputs.items():
+            value = values[role]
+            if role in ("token_ids", "token_types"):
+                value = np.pad(value, ((0, 0), (0, sequence - value.shape[1])))
+            elif role == "valid_length" and rank == 2:
+                if not value.all():
+                    raise InvalidInputError(
+                        f"sequence {int(np.argmin(value))} is empty; {self._path} takes a mask, "
+                        "and what it computes for one that hides every token has no meaning"
+                    )
+                value = np.arange(sequence) < value[:, None]
+            feeds[name] = value.astype(dtype)
+        return feeds
 
     def explain(self) -> str:
         """The graph's inputs and outputs; onnxruntime does not tell its steps."""
@@ -134,9 +193,24 @@ class OnnxRuntimeBackend(Backend):
         del self._session
 
 
-def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any]]:
-    """The graph's inputs: name -> (what it is for, dtype)."""
+def _piece(value: np.ndarray, start: int, size: int) -> np.ndarray:
+    """`size` rows from `start` on; the last one again where there are no more."""
+    return value[np.minimum(np.arange(start, start + size), len(value) - 1)]
+
+
+def _fixed_axes(session: Any) -> tuple[int | None, int | None]:
+    """The batch and the sequence length that a graph is fixed at, None where it is not."""
+    for node in session.get_inputs():
+        if len(node.shape) == 2:
+            batch, sequence = (dim if isinstance(dim, int) else None for dim in node.shape)
+            return batch, sequence
+    return None, None
+
+
+def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any, int]]:
+    """The graph's inputs: name -> (what it is for, dtype, number of axes)."""
     inputs = {node.name: node.type for node in session.get_inputs()}
+    ranks = {node.name: len(node.shape) for node in session.get_inputs()}
     if set(inputs) <= set(INPUTS):
         roles = {name: name for name in inputs}
     else:
@@ -148,5 +222,5 @@ def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any]]:
                 f"{model.onnx_path}: the input {name!r} ({dtype}) is none of "
                 f"{', '.join(roles) or ', '.join(INPUTS)}, of int64, int32 or float"
             )
-        found[name] = (roles[name], _DTYPES[dtype])
+        found[name] = (roles[name], _DTYPES[dtype], ranks[name])
     return found

@@ -75,6 +75,7 @@ class Graph:
     nodes: node name -> node, in topological order.
     constants: value name -> :class:`Constant`.
     types: value name -> :class:`~bertrt.graph.types.Type`.
+    fixed_length: the sequence length, where the model takes no other.
     """
 
     def __init__(self, origin: str) -> None:
@@ -85,6 +86,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.constants: dict[str, Constant] = {}
         self.types: dict[str, Type] = {}
+        self.fixed_length: int | None = None
         self._producer: dict[str, Node] = {}
         self._users: dict[str, list[Node]] = {}
         self._known: dict[Any, Node] = {}

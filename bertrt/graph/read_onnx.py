@@ -97,7 +97,7 @@ class _Reader:
             )
         stored = {tensor.name for tensor in source.initializer}
         inputs = [value for value in source.input if value.name not in stored]
-        self.sizes = _sizes(inputs, sizes)
+        self.sizes, self.graph.fixed_length = _sizes(inputs, sizes)
         for value in inputs:
             self._add_input(value)
         for tensor in source.initializer:
@@ -444,9 +444,12 @@ class _Reader:
         return values
 
 
-def _sizes(inputs: Sequence[Any], free: tuple[int, int]) -> tuple[int, int]:
-    """(batch, sequence): as the inputs fix them, and where they leave them free, as given, or
-    something else where that is taken."""
+def _sizes(inputs: Sequence[Any], free: tuple[int, int]) -> tuple[tuple[int, int], int | None]:
+    """(batch, sequence), and the sequence if it is fixed.
+
+    Sizes are as the inputs fix them, and where they leave them free, as given, or something else
+    where that is taken.
+    """
     fixed: list[int | None] = [None, None]
     for value in inputs:
         dims = value.type.tensor_type.shape.dim
@@ -454,10 +457,11 @@ def _sizes(inputs: Sequence[Any], free: tuple[int, int]) -> tuple[int, int]:
             if dims[axis].HasField("dim_value") and fixed[axis] is None:
                 fixed[axis] = dims[axis].dim_value
     batch, length = fixed
-    return (
+    sizes = (
         batch or (free[0] if free[0] != length else free[0] + 1),
         length or (free[1] if free[1] != batch else free[1] + 1),
     )
+    return sizes, length
 
 
 def _single(dtype: str) -> str:

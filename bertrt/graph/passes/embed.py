@@ -184,11 +184,14 @@ def _by_token(graph: Graph, rows: np.ndarray, kind: str, at: Node) -> np.ndarray
 
 
 def _positions(graph: Graph, part: _Summand, same: list[_Summand]) -> str:
-    """The table of positions, from its first row that is used, with what all tokens get added."""
+    """The table of positions, from its first row that is used, with what all tokens get added.
+
+    A model of one sequence length has no more positions than that.
+    """
     whole = graph.constants[part.table]
-    if not same and not part.first and whole.array.ndim == 2:
+    array = whole.array.reshape(-1, whole.array.shape[-1])[part.first :][: graph.fixed_length]
+    if not same and array.shape == whole.array.shape:
         return part.table
-    array = whole.array.reshape(-1, whole.array.shape[-1])[part.first :]
     made = Constant(f"{part.table}.positions", array)
     if not same and whole.file is not None and whole.offset is not None:
         offset = whole.offset + part.first * array.shape[1] * array.itemsize
