@@ -105,6 +105,7 @@ class OnnxRuntimeBackend(Backend):
         self.provider = f"onnxruntime {version}, {session.get_providers()[0]}"
         self._session = session
         self._inputs = _input_roles(session, model)
+        self._roles = {role for role, *_ in self._inputs.values()}
         self._batch, self._sequence = _fixed_axes(session)
         self._path = model.onnx_path
         self._rows = model.rows
@@ -142,17 +143,16 @@ class OnnxRuntimeBackend(Backend):
         for name in outputs:
             own = [arrays[part] for part in self._outputs[name]]
             value = own[0] if len(own) == 1 else np.stack(own, axis=-1)
-            if self._rows[name] == "positions" and batch.masked_positions is not None:
-                if "masked_positions" not in (role for role, *_ in self._inputs.values()):
-                    # The graph gives every token's.
-                    value = np.take_along_axis(value, batch.masked_positions[..., None], axis=1)
+            if self._rows[name] == "positions" and "masked_positions" not in self._roles:
+                # The graph gives every token's.
+                assert batch.masked_positions is not None
+                value = np.take_along_axis(value, batch.masked_positions[..., None], axis=1)
             results[name] = pack_rows(value, batch, self._rows[name])
         return results
 
     def _feeds(self, batch: PackedBatch) -> dict[str, np.ndarray]:
         """The graph's inputs by name, padded to its fixed sequence length where it has one."""
-        roles = {role for role, *_ in self._inputs.values()}
-        if "valid_length" not in roles and len(set(batch.lengths.tolist())) > 1:
+        if "valid_length" not in self._roles and len(set(batch.lengths.tolist())) > 1:
             raise InvalidInputError(
                 f"the sequences have {batch.lengths.min()} to {batch.longest} tokens; {self._path} "
                 "takes neither lengths nor a mask: run sequences of one length at a time"
