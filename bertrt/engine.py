@@ -83,9 +83,9 @@ class Engine:
         """Load a model.
 
         Args:
-            path: a bundle's directory; a Hugging Face directory of a ``BertModel`` or
-                ``BertForSequenceClassification``, or of sentence-transformers, which only the
-                native backend runs; or a bare graph (a ``*-symbol.json`` file with its parameters
+            path: a bundle's directory; a Hugging Face directory of one of the classes that
+                docs/huggingface.md lists, or of sentence-transformers, which only the native
+                backend runs; or a bare graph (a ``*-symbol.json`` file with its parameters
                 beside it, or an ``.onnx`` file), which has no tokenizer: `run` works, `predict`
                 does not.
             backend: "native", "onnxruntime" or "mxnet".

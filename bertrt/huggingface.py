@@ -31,7 +31,7 @@ from bertrt.graph.huggingface_config import Config, read_object
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_huggingface import read_plan
 from bertrt.paths import check_path
-from bertrt.settings import TASKS
+from bertrt.settings import LABELLED, TASKS, complete_settings
 from bertrt.tokenizer import HuggingFaceTokenizer, check_vocabulary
 
 __all__ = ["HuggingFaceModel", "is_huggingface"]
@@ -47,6 +47,7 @@ class HuggingFaceModel:
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
         pooling: ``{"mode": ..., "normalize": ...}`` for embeddings, None otherwise.
+        settings: what is set for the task, see `bertrt.settings`; the defaults.
         tokenizer: the tokenizer, with Hugging Face's rules.
         origin: what is known about where the model comes from.
     """
@@ -56,6 +57,7 @@ class HuggingFaceModel:
     task: str
     labels: list[str] | None
     pooling: dict[str, Any] | None
+    settings: dict[str, Any]
     tokenizer: HuggingFaceTokenizer
     origin: dict[str, Any]
 
@@ -112,13 +114,15 @@ class HuggingFaceModel:
         plan, left_out = read_plan(config, task)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
+        tokenizer = _tokenizer(directory, config)
         return cls(
             config,
             plan,
             task,
-            config.labels if task in ("classification", "tagging") else None,
+            config.labels if task in LABELLED else None,
             pooling,
-            _tokenizer(directory, config),
+            complete_settings(None, task, tokenizer.max_length),
+            tokenizer,
             {
                 "framework": "huggingface",
                 "model": config.content.get("_name_or_path") or root.resolve().name,

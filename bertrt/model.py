@@ -16,7 +16,6 @@ from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.graph.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
 from bertrt.huggingface import HuggingFaceModel, is_huggingface
 from bertrt.paths import check_path
-from bertrt.settings import complete_settings
 from bertrt.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ class Model:
             task=found.task,
             labels=found.labels,
             pooling=found.pooling,
-            settings=complete_settings(None, found.task, found.tokenizer.max_length),
+            settings=found.settings,
             tokenizer=found.tokenizer,
             symbol_path=None,
             params_path=None,

@@ -21,7 +21,6 @@ from bertrt.graph.interpret import interpret
 from bertrt.graph.read_huggingface import WEIGHTS
 from bertrt.graph.safetensors import write_safetensors
 from bertrt.huggingface import HuggingFaceModel
-from bertrt.settings import complete_settings
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .golden import record_golden
@@ -96,6 +95,7 @@ def import_huggingface(
             task=model.task,
             labels=model.labels,
             pooling=model.pooling,
+            settings=model.settings,
             origin=model.origin | {"golden": "mxnet"},
         )
     with writing(out) as draft:
@@ -115,7 +115,7 @@ def import_huggingface(
             task=model.task,
             labels=model.labels,
             pooling=model.pooling,
-            settings=complete_settings(None, model.task, tokenizer.max_length),
+            settings=model.settings,
             origin=model.origin | {"golden": "the plan in double precision"},
             golden=golden,
         )

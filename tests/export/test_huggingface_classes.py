@@ -33,9 +33,7 @@ def write(hugging, architecture: str, **options) -> Path:
     return hugging.write(case["config"], tensors, **options)
 
 
-@pytest.mark.parametrize(
-    "architecture", [name for name in CASES if name.endswith(("Model", "SequenceClassification"))]
-)
+@pytest.mark.parametrize("architecture", CASES)
 def test_bundles(hugging, tmp_path, architecture) -> None:
     path = write(hugging, architecture)
     bundle = import_huggingface(path, tmp_path / "bundle")

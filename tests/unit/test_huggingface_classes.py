@@ -13,8 +13,17 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from bertrt import Engine
+from bertrt import (
+    Answer,
+    Classification,
+    Embedding,
+    Engine,
+    FillMask,
+    NextSentence,
+    Tagging,
+)
 from bertrt.errors import (
     InvalidInputError,
     MissingFileError,
@@ -100,9 +109,7 @@ def answers(recorded: dict[str, np.ndarray], architecture: str) -> dict[str, np.
     }
 
 
-@pytest.mark.parametrize(
-    "architecture", [name for name in CASES if name.endswith(("Model", "SequenceClassification"))]
-)
+@pytest.mark.parametrize("architecture", CASES)
 def test_the_numbers_of_transformers(hugging, recorded, architecture) -> None:
     batch = reference.batch(23)
     expected = answers(recorded, architecture)
@@ -362,8 +369,13 @@ BYTE_PAIRS = (
 )
 
 
-def write_byte_pairs(hugging, merges: str = "h e\nt he\n\u0120 the\n\u0120 t\n", **files) -> Path:
-    path = write(hugging, "RobertaModel", vocab=False, **files)
+def write_byte_pairs(
+    hugging,
+    merges: str = "h e\nt he\n\u0120 the\n\u0120 t\n",
+    architecture: str = "RobertaModel",
+    **files,
+) -> Path:
+    path = write(hugging, architecture, vocab=False, **files)
     vocab = {token: index for index, token in enumerate(BYTE_PAIRS)}
     (path / "vocab.json").write_text(json.dumps(vocab))
     (path / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
@@ -402,6 +414,32 @@ def test_byte_pairs_that_do_not_fit(hugging) -> None:
             Engine.load(path)
 
 
+def test_sentence_pieces_in_a_tokenizer_file(hugging) -> None:
+    """As XLM-RoBERTa and CamemBERT have them."""
+    pieces = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "\u2581the", "\u2581sea", "s", "\u2581")
+    made = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    made.add_special_tokens(["<s>", "<pad>", "</s>", AddedToken("<mask>", lstrip=True)])
+    for family in ("XLMRoberta", "Camembert"):
+        path = write(hugging, f"{family}Model", vocab=False, name=family)
+        made.save(str(path / "tokenizer.json"))
+        with Engine.load(path) as engine:
+            assert engine.tokenize("the seas").ids.tolist() == [0, 5, 6, 7, 2]
+            assert engine.tokenize("the <mask>").ids.tolist() == [0, 5, 4, 2]
+            pair = engine.tokenize(("the", "sea"))
+            assert pair.ids.tolist() == [0, 5, 2, 2, 6, 2]
+            assert not pair.types.any()
+        path = write(hugging, f"{family}ForMaskedLM", vocab=False, name=f"{family} masks")
+        made.save(str(path / "tokenizer.json"))
+        with Engine.load(path) as engine:
+            assert isinstance(engine.predict("the <mask>"), FillMask)
+
+
 def test_tokenizers_that_are_not_complete(hugging) -> None:
     path = write(hugging, "CamembertModel", vocab=False, name="sentencepiece")
     (path / "sentencepiece.bpe.model").write_bytes(b"")
@@ -419,6 +457,93 @@ def test_the_sentence_length_of_a_family(hugging) -> None:
     path = write(hugging, "RobertaModel", sentence_roberta_config={"max_seq_length": 5})
     with Engine.load(path) as engine:
         assert engine.max_length == 5
+
+
+# --- predictions ------------------------------------------------------------------------------
+
+
+def test_masks_are_filled(hugging) -> None:
+    for path, text, ids in (
+        (write(hugging, "BertForMaskedLM", name="bert"), "the [MASK]", [2, 5, 4, 3]),
+        (write(hugging, "DistilBertForMaskedLM", name="distilbert"), "the [MASK]", [2, 5, 4, 3]),
+        (
+            write_byte_pairs(hugging, architecture="RobertaForMaskedLM", name="roberta"),
+            "the <mask>",
+            [0, 10, 8, 4, 2],
+        ),
+    ):
+        with Engine.load(path) as engine:
+            assert engine.task == "fill-mask"
+            assert engine.tokenize(text).ids.tolist() == ids
+            where = [[ids.index(4)]]
+            logits = engine.run([ids], masked_positions=where)["masked_lm_outputs"][0, 0]
+            found = engine.predict(text)
+        assert isinstance(found, FillMask)
+        scores = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum()
+        named = Model.open(path).tokenizer.vocab_size
+        best = int(logits[:named].argmax())
+        assert found.candidates[0].token == Model.open(path).tokenizer.token(best)
+        np.testing.assert_allclose(found.candidates[0].score, scores[best], rtol=1e-6)
+
+
+def test_pairs_without_token_types(hugging) -> None:
+    path = write_byte_pairs(hugging, architecture="RobertaForSequenceClassification")
+    with Engine.load(path) as engine:
+        encoding = engine.tokenize(("the", "the"))
+        assert encoding.ids.tolist() == [0, 10, 2, 2, 10, 2]
+        assert not encoding.types.any()
+        assert isinstance(engine.predict(("the", "the")), Classification)
+    path = write(hugging, "DistilBertForSequenceClassification", name="distilbert")
+    with Engine.load(path) as engine:
+        assert isinstance(engine.predict(("the", "sea")), Classification)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "Electra"])
+def test_questions_are_answered(hugging, family) -> None:
+    architecture, question, context = f"{family}ForQuestionAnswering", "the", "the  the the"
+    if family == "Roberta":
+        path = write_byte_pairs(hugging, architecture=architecture)
+    else:
+        path = write(hugging, architecture)
+    with Engine.load(path) as engine:
+        found = engine.predict((question, context))
+    assert isinstance(found, Answer)
+    assert context[found.start : found.end].split() == found.text.split()
+
+
+def test_token_types_that_the_model_does_not_have(hugging) -> None:
+    """A vocabulary of BERT's beside a RoBERTa: transformers fails on a pair, too."""
+    with Engine.load(write(hugging, "RobertaForSequenceClassification")) as engine:
+        assert isinstance(engine.predict("the sea"), Classification)
+        with pytest.raises(InvalidInputError, match="one token type"):
+            engine.predict(("the", "sea"))
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "Electra"])
+def test_words_are_tagged(hugging, family) -> None:
+    with Engine.load(write(hugging, f"{family}ForTokenClassification")) as engine:
+        found = engine.predict("the boats sea")
+        assert set(found.tags) <= set(engine.labels)
+    assert isinstance(found, Tagging)
+    assert found.words == ("the", "boats", "sea")
+
+
+def test_next_sentences(hugging) -> None:
+    path = write(hugging, "BertForNextSentencePrediction")
+    with Engine.load(path) as engine:
+        found = engine.predict(("the", "sea"))
+        encoding = engine.tokenize(("the", "sea"))
+        (logits,) = engine.run([encoding.ids], [encoding.types])["next_sentence_classifier_output"]
+    assert isinstance(found, NextSentence)
+    # In transformers too, class 0 is that the second text follows.
+    assert found.is_next == (logits[0] >= logits[1])
+
+
+def test_the_discriminator_of_electra(hugging) -> None:
+    with Engine.load(write(hugging, "ElectraForPreTraining")) as engine:
+        assert isinstance(engine.predict("the boats"), Embedding)
+        (rows,) = engine.run([engine.tokenize("the boats").ids])["logits"]
+    assert rows.shape == (5, 1)
 
 
 # --- live -------------------------------------------------------------------------------------
