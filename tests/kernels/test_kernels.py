@@ -149,9 +149,9 @@ def attention_bound(qkv: np.ndarray, heads: int, scale: float, precision: str) -
     """How far attention may be off, for values of magnitude up to m = max |qkv|.
 
     A score that is off by d moves the softmax's weights, and so a result, by at most 2 d m (they
-    sum to 1). In fp32 a score of head_dim products is off by about head_dim roundings. In bf16, with
-    qkv that bfloat16 holds exactly, so is it; a weight is off by 2^-9 of itself. A row of s16 takes
-    sqrt(2^31 / head_dim) steps either way, and is off by half of one; values take
+    sum to 1). In fp32 a score of head_dim products is off by about head_dim roundings. So it is in
+    bf16, with qkv that bfloat16 holds exactly; a weight is off by 2^-9 of itself. A row of s16
+    takes sqrt(2^31 / head_dim) steps either way, and is off by half of one; values take
     2^31 / (8192 tokens), and a weight is off by half a 8192nd of the largest, together no more than
     by tokens / 16384."""
     head_dim = qkv.shape[1] // 3 // heads
