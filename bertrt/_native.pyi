@@ -68,7 +68,6 @@ class kernels:  # noqa: N801  (a submodule, in truth)
         x: FloatArray,
         weight: FloatArray,
         bias: FloatArray | None = None,
-        residual: FloatArray | None = None,
         activation: str = "none",
         threads: int = 1,
         precision: str = "fp32",
@@ -85,7 +84,12 @@ class kernels:  # noqa: N801  (a submodule, in truth)
     ) -> FloatArray: ...
     @staticmethod
     def layer_norm(
-        isa: str, x: FloatArray, gamma: FloatArray, beta: FloatArray, eps: float
+        isa: str,
+        x: FloatArray,
+        gamma: FloatArray,
+        beta: FloatArray,
+        eps: float,
+        residual: FloatArray | None = None,
     ) -> FloatArray: ...
     @staticmethod
     def activation(isa: str, name: str, x: FloatArray) -> FloatArray: ...

@@ -29,33 +29,30 @@ const float* data_or_null(const std::optional<FloatArray>& array) {
 }
 
 FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray& weight,
-                  const std::optional<FloatArray>& bias, const std::optional<FloatArray>& residual,
-                  const std::string& activation_name, int threads, const std::string& precision) {
+                  const std::optional<FloatArray>& bias, const std::string& activation_name,
+                  int threads, const std::string& precision) {
   require(x.ndim() == 2 && weight.ndim() == 2 && x.shape(1) == weight.shape(1),
           "x must be (rows, inputs) and weight (outputs, inputs)");
   const int64_t rows = x.shape(0), inputs = x.shape(1), outputs = weight.shape(0);
   require(!bias || (bias->ndim() == 1 && bias->shape(0) == outputs), "bias must be (outputs,)");
-  require(!residual || (residual->ndim() == 2 && residual->shape(0) == rows &&
-                        residual->shape(1) == outputs),
-          "residual must be (rows, outputs)");
   const Activation activation = plan::parse_activation(activation_name);
   FloatArray out({rows, outputs});
   if (isa == kReference) {
-    reference::linear(x.data(), weight.data(), data_or_null(bias), data_or_null(residual),
-                      activation, rows, inputs, outputs, out.mutable_data());
+    reference::linear(x.data(), weight.data(), data_or_null(bias), activation, rows, inputs,
+                      outputs, out.mutable_data());
     return out;
   }
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const WeightBlock block{weight.data(), outputs, inputs, false, nullptr, 0};
   const auto matrix = ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
-  const AlignedBuffer scratch(static_cast<size_t>(ops->linear_scratch(*matrix, rows)));
+  const AlignedBuffer operand(static_cast<size_t>(ops->operand_bytes(*matrix, rows)));
+  if (operand.data()) ops->to_operand({x.data(), inputs}, rows, {matrix.get(), operand.data()});
   Epilogue epilogue;
   epilogue.bias = data_or_null(bias);
-  if (residual) epilogue.residual = {residual->data(), outputs};
   epilogue.activation = activation;
-  ops->linear(*matrix, epilogue, {x.data(), inputs}, rows, {out.mutable_data(), outputs},
-              scratch.data());
+  ops->linear(*matrix, epilogue, {x.data(), inputs}, operand.data(), rows,
+              {out.mutable_data(), outputs});
   return out;
 }
 
@@ -93,21 +90,27 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
 }
 
 FloatArray layer_norm(const std::string& isa, const FloatArray& x, const FloatArray& gamma,
-                      const FloatArray& beta, double eps) {
+                      const FloatArray& beta, double eps,
+                      const std::optional<FloatArray>& residual) {
   require(x.ndim() == 2 && gamma.ndim() == 1 && beta.ndim() == 1 && gamma.shape(0) == x.shape(1) &&
               beta.shape(0) == x.shape(1),
           "x must be (rows, hidden), gamma and beta (hidden,)");
+  require(!residual || (residual->ndim() == 2 && residual->shape(0) == x.shape(0) &&
+                        residual->shape(1) == x.shape(1)),
+          "residual must have the shape of x");
   const int64_t rows = x.shape(0), hidden = x.shape(1);
   FloatArray out({rows, hidden});
   if (isa == kReference) {
-    reference::layer_norm(x.data(), gamma.data(), beta.data(), eps, rows, hidden,
-                          out.mutable_data());
+    reference::layer_norm(x.data(), data_or_null(residual), gamma.data(), beta.data(), eps, rows,
+                          hidden, out.mutable_data());
     return out;
   }
   const LayerNorm norm{gamma.data(), beta.data(), static_cast<float>(eps), hidden};
   const cpu::KernelTable& table = cpu::table_by_name(isa);
   for (int64_t r = 0; r < rows; ++r) {
-    table.layer_norm_f32(norm, x.data() + r * hidden, out.mutable_data() + r * hidden);
+    table.layer_norm_f32(norm, x.data() + r * hidden,
+                         residual ? residual->data() + r * hidden : nullptr,
+                         out.mutable_data() + r * hidden);
   }
   return out;
 }
@@ -164,14 +167,13 @@ being two; "read": bytes a second from memory. Raises bertrt.DeviceError as Engi
   auto kernels = module.def_submodule(
       "kernels", "Single kernels by instruction set; isa \"reference\" is the double oracle.");
   kernels.def("linear", &linear, py::arg("isa"), py::arg("x"), py::arg("weight"),
-              py::arg("bias") = py::none(), py::arg("residual") = py::none(),
-              py::arg("activation") = "none", py::arg("threads") = 1,
+              py::arg("bias") = py::none(), py::arg("activation") = "none", py::arg("threads") = 1,
               py::arg("precision") = "fp32");
   kernels.def("attention", &attention, py::arg("isa"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("threads") = 1,
               py::arg("precision") = "fp32");
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
-              py::arg("beta"), py::arg("eps"));
+              py::arg("beta"), py::arg("eps"), py::arg("residual") = py::none());
   kernels.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
 }
 

@@ -52,8 +52,14 @@ struct ConstRows {
 
 struct Epilogue {
   const float* bias = nullptr;  // outputs values, or null
-  ConstRows residual;           // rows x outputs, or null
   Activation activation = Activation::kNone;
+};
+
+// Rows in the form in which `reader` multiplies them: Ops::operand_bytes(*reader, rows) bytes. An
+// operation that has a row at hand writes it in this form too, so that nobody reads it once more.
+struct Operand {
+  const Matrix* reader = nullptr;  // null: no such form is wanted
+  void* data = nullptr;
 };
 
 struct LayerNorm {
@@ -89,15 +95,19 @@ class Ops {
   virtual std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
                                        int64_t outputs, Precision precision) const = 0;
 
-  // Bytes of scratch that linear() needs: the rows in the precision of the matrix.
-  virtual int64_t linear_scratch(const Matrix& weight, int64_t rows) const = 0;
+  // Bytes of an Operand; 0 if rows are multiplied as they are.
+  virtual int64_t operand_bytes(const Matrix& reader, int64_t rows) const = 0;
 
   // Bytes of scratch that attention over sequences of at most `longest` tokens needs.
   virtual int64_t attention_scratch(const Attention& attention, int64_t longest) const = 0;
 
-  virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out) = 0;
-  virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows,
-                      Rows out, void* scratch) = 0;
+  virtual void to_operand(ConstRows x, int64_t rows, Operand out) = 0;
+
+  virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
+                     Operand also) = 0;
+  // x: the rows, or where operand_bytes() is not 0, those rows as an operand.
+  virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x,
+                      const void* operand, int64_t rows, Rows out) = 0;
   // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim,
   // or, for the queries of first tokens only, a row a sequence (untouched where it is empty).
   // Queries without keys, in a sequence of padding alone, give zeros.
@@ -107,8 +117,9 @@ class Ops {
   // tokens, query after query, and a column for each head. Beyond the keys they are 0.
   virtual void attention_weights(const Attention& attention, const PackedBatch& batch,
                                  ConstRows qkv, Rows out) = 0;
-  // x and out may be the same rows.
-  virtual void layer_norm(const LayerNorm& norm, ConstRows x, int64_t rows, Rows out) = 0;
+  // LayerNorm of x or, if residual has data, of x + residual. x and out may be the same rows.
+  virtual void layer_norm(const LayerNorm& norm, ConstRows x, ConstRows residual, int64_t rows,
+                          Rows out, Operand also) = 0;
   // Row i of out is row index[i] of x, or zeros where index[i] is negative.
   virtual void gather_rows(ConstRows x, const int32_t* index, int64_t rows, int64_t cols,
                            Rows out) = 0;

@@ -109,12 +109,34 @@ class PanelMatrix final : public Matrix {
   }
 };
 
-// Converted rows are this many bytes apart: a multiple of a cache line, and not of 1,024 (see
-// padded_stride in engine.cpp).
-int64_t converted_stride(const PanelMatrix& matrix) {
-  const int64_t bytes = round_up(round_up(matrix.inputs, 16) * matrix.kernel.row_bytes, 64);
-  return bytes % 1024 ? bytes : bytes + 64;
-}
+// The memory of an Operand: rows as the matrix's kernel converts them, then how each was quantised.
+struct OperandRows {
+  OperandRows(const PanelMatrix& matrix, void* memory, int64_t rows)
+      : reader(matrix),
+        stride(row_bytes(matrix)),
+        data(static_cast<char*>(memory)),
+        steps(reinterpret_cast<RowSteps*>(data + rows * stride)) {}
+
+  static int64_t bytes(const PanelMatrix& matrix, int64_t rows) {
+    return rows * row_bytes(matrix) + round_up(rows * sizeof(RowSteps), 64);
+  }
+
+  void set(int64_t row, const float* x) const {
+    reader.kernel.convert(x, reader.inputs, data + row * stride, steps + row);
+  }
+
+  const PanelMatrix& reader;
+  const int64_t stride;
+  char* const data;
+  RowSteps* const steps;
+
+ private:
+  // A multiple of a cache line, and not of 1,024 (see padded_stride in engine.cpp).
+  static int64_t row_bytes(const PanelMatrix& matrix) {
+    const int64_t bytes = round_up(round_up(matrix.inputs, 16) * matrix.kernel.row_bytes, 64);
+    return bytes % 1024 ? bytes : bytes + 64;
+  }
+};
 
 class CpuOps final : public Ops {
  public:
@@ -149,31 +171,28 @@ class CpuOps final : public Ops {
     return matrix;
   }
 
-  int64_t linear_scratch(const Matrix& weight, int64_t rows) const override {
-    const auto& matrix = static_cast<const PanelMatrix&>(weight);
-    if (!matrix.kernel.convert) return 0;
-    return rows * converted_stride(matrix) + round_up(rows * sizeof(RowSteps), 64);
+  int64_t operand_bytes(const Matrix& reader, int64_t rows) const override {
+    const auto& matrix = static_cast<const PanelMatrix&>(reader);
+    return matrix.kernel.convert ? OperandRows::bytes(matrix, rows) : 0;
   }
 
-  void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, int64_t rows, Rows out,
-              void* scratch) override {
+  void to_operand(ConstRows x, int64_t rows, Operand out) override {
+    const OperandRows operand(static_cast<const PanelMatrix&>(*out.reader), out.data, rows);
+    for_each_row(rows, [&](int64_t i) { operand.set(i, x.data + i * x.stride); });
+  }
+
+  void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, const void* operand,
+              int64_t rows, Rows out) override {
     const auto& matrix = static_cast<const PanelMatrix&>(weight);
     const GemmKernel& kernel = matrix.kernel;
     const char* a = reinterpret_cast<const char*>(x.data);
     int64_t a_stride = x.stride * static_cast<int64_t>(sizeof(float));
-    RowSteps* row_steps = nullptr;
+    const RowSteps* row_steps = nullptr;
     if (kernel.convert) {
-      char* converted = static_cast<char*>(scratch);
-      a = converted;
-      a_stride = converted_stride(matrix);
-      row_steps = reinterpret_cast<RowSteps*>(converted + rows * a_stride);
-      pool_.parallel_for(ceil_div(rows, kRowGroup), [&](int64_t group, int) {
-        const int64_t end = std::min(rows, (group + 1) * kRowGroup);
-        for (int64_t i = group * kRowGroup; i < end; ++i) {
-          kernel.convert(x.data + i * x.stride, matrix.inputs, converted + i * a_stride,
-                         row_steps + i);
-        }
-      });
+      const OperandRows converted(matrix, const_cast<void*>(operand), rows);
+      a = converted.data;
+      a_stride = converted.stride;
+      row_steps = converted.steps;
     }
     // A panel stays in the second-level cache while the rows of a block pass over it, so blocks are
     // as tall as the number of threads allows: about four pieces a thread even out their ends.
@@ -191,7 +210,6 @@ class CpuOps final : public Ops {
       tile.column_scale = matrix.column_scale.data() + column;
       tile.column_sum = matrix.column_sum.data() + column;
       tile.bias = epilogue.bias ? epilogue.bias + column : nullptr;
-      tile.residual_stride = epilogue.residual.stride;
       tile.activation = epilogue.activation;
       tile.out_stride = out.stride;
       tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, matrix.outputs - column));
@@ -202,9 +220,6 @@ class CpuOps final : public Ops {
         tile.rows = static_cast<int>(rows * (i + 1) / tiles - first);
         tile.a = a + first * a_stride;
         tile.row_steps = row_steps + first;
-        tile.residual = epilogue.residual.data
-                            ? epilogue.residual.data + first * epilogue.residual.stride + column
-                            : nullptr;
         tile.out = out.data + first * out.stride + column;
         kernel.run(tile);
       }
@@ -304,23 +319,30 @@ class CpuOps final : public Ops {
     });
   }
 
-  void embed(const Embedding& embedding, const PackedBatch& batch, Rows out) override {
-    pool_.parallel_for(batch.seqs, [&](int64_t seq, int) {
-      const int32_t begin = batch.cu_seqlens[seq];
-      for (int32_t token = begin; token < batch.cu_seqlens[seq + 1]; ++token) {
-        const int32_t i = token - batch.cu_seqlens[0];
-        table_.embed_f32(embedding, batch.token_ids[i], batch.token_types[i], token - begin,
-                         out.data + i * out.stride);
-      }
+  void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
+             Operand also) override {
+    with_operand(also, batch.tokens(), [&](const auto& finish) {
+      pool_.parallel_for(batch.seqs, [&](int64_t seq, int) {
+        const int32_t begin = batch.cu_seqlens[seq];
+        for (int32_t token = begin; token < batch.cu_seqlens[seq + 1]; ++token) {
+          const int32_t i = token - batch.cu_seqlens[0];
+          float* row = out.data + i * out.stride;
+          table_.embed_f32(embedding, batch.token_ids[i], batch.token_types[i], token - begin, row);
+          finish(i, row);
+        }
+      });
     });
   }
 
-  void layer_norm(const LayerNorm& norm, ConstRows x, int64_t rows, Rows out) override {
-    pool_.parallel_for(ceil_div(rows, kRowGroup), [&](int64_t group, int) {
-      const int64_t end = std::min(rows, (group + 1) * kRowGroup);
-      for (int64_t i = group * kRowGroup; i < end; ++i) {
-        table_.layer_norm_f32(norm, x.data + i * x.stride, out.data + i * out.stride);
-      }
+  void layer_norm(const LayerNorm& norm, ConstRows x, ConstRows residual, int64_t rows, Rows out,
+                  Operand also) override {
+    with_operand(also, rows, [&](const auto& finish) {
+      for_each_row(rows, [&](int64_t i) {
+        float* row = out.data + i * out.stride;
+        table_.layer_norm_f32(norm, x.data + i * x.stride,
+                              residual.data ? residual.data + i * residual.stride : nullptr, row);
+        finish(i, row);
+      });
     });
   }
 
@@ -338,6 +360,25 @@ class CpuOps final : public Ops {
   }
 
  private:
+  template <class Body>
+  void for_each_row(int64_t rows, const Body& body) {
+    pool_.parallel_for(ceil_div(rows, kRowGroup), [&](int64_t group, int) {
+      const int64_t end = std::min(rows, (group + 1) * kRowGroup);
+      for (int64_t i = group * kRowGroup; i < end; ++i) body(i);
+    });
+  }
+
+  // Calls body with what is to be done with a row, while it is in the first-level cache.
+  template <class Body>
+  static void with_operand(Operand also, int64_t rows, const Body& body) {
+    if (also.reader) {
+      const OperandRows operand(static_cast<const PanelMatrix&>(*also.reader), also.data, rows);
+      body([&](int64_t i, const float* row) { operand.set(i, row); });
+    } else {
+      body([](int64_t, const float*) {});
+    }
+  }
+
   const GemmKernel& gemm(Precision precision) const {
     switch (precision) {
       case Precision::kBf16:

@@ -28,9 +28,7 @@ struct GemmTile {
   const RowSteps* row_steps;
   const float* column_scale;
   const int32_t* column_sum;
-  const float* bias;      // cols values, or null
-  const float* residual;  // or null
-  int64_t residual_stride;
+  const float* bias;  // cols values, or null
   Activation activation;
   float* out;
   int64_t out_stride;
@@ -92,7 +90,8 @@ struct KernelTable {
   AttentionKernel attention_bf16;  // attention_f32 where there are no bf16 products
   AttentionKernel attention_s16;   // for int8
 
-  void (*layer_norm_f32)(const LayerNorm& norm, const float* x, float* out);
+  // out = LayerNorm(x + residual); residual may be null, x and out the same.
+  void (*layer_norm_f32)(const LayerNorm& norm, const float* x, const float* residual, float* out);
   void (*embed_f32)(const Embedding& embedding, int32_t word, int32_t type, int32_t position,
                     float* out);
   void (*activation_f32)(Activation activation, float* x, int64_t count);

@@ -25,33 +25,37 @@ float activate(Activation activation, float x) {
   return x;
 }
 
-void linear(const float* x, const float* weight, const float* bias, const float* residual,
-            Activation activation, int64_t rows, int64_t inputs, int64_t outputs, float* out) {
+void linear(const float* x, const float* weight, const float* bias, Activation activation,
+            int64_t rows, int64_t inputs, int64_t outputs, float* out) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t o = 0; o < outputs; ++o) {
       double sum = bias ? bias[o] : 0.0;
       for (int64_t k = 0; k < inputs; ++k) {
         sum += static_cast<double>(x[r * inputs + k]) * weight[o * inputs + k];
       }
-      if (residual) sum += residual[r * outputs + o];
       out[r * outputs + o] = activate(activation, static_cast<float>(sum));
     }
   }
 }
 
-void layer_norm(const float* x, const float* gamma, const float* beta, double eps, int64_t rows,
-                int64_t hidden, float* out) {
+void layer_norm(const float* x, const float* residual, const float* gamma, const float* beta,
+                double eps, int64_t rows, int64_t hidden, float* out) {
+  std::vector<double> row(static_cast<size_t>(hidden));
   for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x + r * hidden;
+    for (size_t i = 0; i < row.size(); ++i) {
+      row[i] = x[r * hidden + static_cast<int64_t>(i)];
+      if (residual) row[i] += residual[r * hidden + static_cast<int64_t>(i)];
+    }
     double mean = 0.0;
-    for (int64_t i = 0; i < hidden; ++i) mean += row[i];
+    for (const double v : row) mean += v;
     mean /= static_cast<double>(hidden);
     double variance = 0.0;
-    for (int64_t i = 0; i < hidden; ++i) variance += (row[i] - mean) * (row[i] - mean);
+    for (const double v : row) variance += (v - mean) * (v - mean);
     variance /= static_cast<double>(hidden);
     const double scale = 1.0 / std::sqrt(variance + eps);
     for (int64_t i = 0; i < hidden; ++i) {
-      out[r * hidden + i] = static_cast<float>((row[i] - mean) * scale * gamma[i] + beta[i]);
+      const double deviation = row[static_cast<size_t>(i)] - mean;
+      out[r * hidden + i] = static_cast<float>(deviation * scale * gamma[i] + beta[i]);
     }
   }
 }

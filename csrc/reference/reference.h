@@ -12,14 +12,15 @@ namespace bertrt::reference {
 
 float activate(Activation activation, float x);
 
-// out[rows][outputs] = activation(x[rows][inputs] * weight[outputs][inputs]^T + bias + residual);
-// bias and residual may be null.
-void linear(const float* x, const float* weight, const float* bias, const float* residual,
-            Activation activation, int64_t rows, int64_t inputs, int64_t outputs, float* out);
+// out[rows][outputs] = activation(x[rows][inputs] * weight[outputs][inputs]^T + bias);
+// bias may be null.
+void linear(const float* x, const float* weight, const float* bias, Activation activation,
+            int64_t rows, int64_t inputs, int64_t outputs, float* out);
 
-// out = gamma * (x - mean) / sqrt(variance + eps) + beta, per row.
-void layer_norm(const float* x, const float* gamma, const float* beta, double eps, int64_t rows,
-                int64_t hidden, float* out);
+// out = gamma * (y - mean) / sqrt(variance + eps) + beta with y = x + residual, per row; residual
+// may be null.
+void layer_norm(const float* x, const float* residual, const float* gamma, const float* beta,
+                double eps, int64_t rows, int64_t hidden, float* out);
 
 // qkv: tokens x 3 * heads * head_dim as [query | key | value], each by head. One sequence.
 void attention(const float* qkv, int64_t tokens, int64_t heads, int64_t head_dim, double scale,

@@ -340,17 +340,23 @@ class Engine::PartRun {
         part_(part),
         demand_(demand),
         index_(workspace.index),
-        values_(engine.values_.size()) {
+        values_(engine.values_.size()),
+        operands_(engine.values_.size()) {
     std::vector<int> last_use(values_.size(), -1);
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.nodes[i]) continue;
-      for (const int input : engine_.nodes_[i]->inputs) last_use[input] = i;
+      const Node& node = *engine_.nodes_[i];
+      for (const int input : node.inputs) last_use[input] = i;
+      if (node.matrix && owns_rows(node.inputs[0]) && !gathers(node, 0) &&
+          engine_.ops_->operand_bytes(*node.matrix, 1)) {
+        operands_[node.inputs[0]].reader = node.matrix.get();
+      }
     }
     for (const auto& [value, data] : part.outputs) {
       values_[value] = {data, engine_.values_[value].cols};
     }
     std::vector<Lifetime> lifetimes;
-    std::vector<int> owners;
+    std::vector<std::pair<int, bool>> owners;  // value, whether its operand
     int64_t scratch_bytes = 0;
     int64_t gathered = 0;
     for (int i = 0; i < steps(); ++i) {
@@ -358,11 +364,17 @@ class Engine::PartRun {
       const Node& node = *engine_.nodes_[i];
       scratch_bytes = std::max(scratch_bytes, scratch_of(node));
       for (const int input : node.inputs) gathered = std::max(gathered, gathered_size(input));
+      if (const Matrix* reader = operands_[node.output].reader) {
+        const int64_t bytes = engine_.ops_->operand_bytes(*reader, rows(node.output));
+        lifetimes.push_back(
+            {bytes / static_cast<int64_t>(sizeof(float)), i, last_use[node.output], 0});
+        owners.emplace_back(node.output, true);
+      }
       if (values_[node.output].stride) continue;
       values_[node.output].stride = padded_stride(engine_.values_[node.output].cols);
       lifetimes.push_back(
           {rows(node.output) * values_[node.output].stride, i, last_use[node.output], 0});
-      owners.push_back(node.output);
+      owners.emplace_back(node.output, false);
     }
     // Sizes are multiples of a cache line, and so are the addresses.
     const int64_t arena = assign_offsets(lifetimes);
@@ -370,7 +382,13 @@ class Engine::PartRun {
         workspace.reserve(static_cast<size_t>(arena + 2 * gathered) * sizeof(float) +
                           static_cast<size_t>(scratch_bytes)));
     for (size_t i = 0; i < owners.size(); ++i) {
-      values_[owners[i]].data = memory + lifetimes[i].offset;
+      float* place = memory + lifetimes[i].offset;
+      const auto [value, operand] = owners[i];
+      if (operand) {
+        operands_[value].data = place;
+      } else {
+        values_[value].data = place;
+      }
     }
     gathered_[0] = memory + arena;
     gathered_[1] = gathered_[0] + gathered;
@@ -400,7 +418,10 @@ class Engine::PartRun {
   }
 
   int64_t scratch_of(const Node& node) const {
-    if (node.matrix) return engine_.ops_->linear_scratch(*node.matrix, rows(node.output));
+    if (node.matrix) {
+      if (operands_[node.inputs[0]].reader && !gathers(node, 0)) return 0;
+      return engine_.ops_->operand_bytes(*node.matrix, rows(node.output));
+    }
     if (node.op != plan::Op::kAttention) return 0;
     int64_t longest = 0;
     for (int64_t s = 0; s < part_.batch.seqs; ++s) {
@@ -429,15 +450,46 @@ class Engine::PartRun {
     }
   }
 
+  // Whether an input of a node that works row by row has more rows than the node's output.
+  bool gathers(const Node& node, int which) const {
+    return demand_.first_only[node.inputs[which]] != demand_.first_only[node.output];
+  }
+
   // An input of a node that works row by row: the rows of the node's output.
   ConstRows input(const Node& node, int which) {
     const int value = node.inputs[which];
-    if (demand_.first_only[value] == demand_.first_only[node.output]) return values_[value];
+    if (!gathers(node, which)) return values_[value];
     const int64_t cols = engine_.values_[value].cols;
     const Rows rows{gathered_[which], padded_stride(cols)};
     index_first_tokens(value);
     gather(values_[value], cols, rows);
     return rows;
+  }
+
+  void linear(const Node& node, const Epilogue& epilogue, Rows out) {
+    Ops& ops = *engine_.ops_;
+    const ConstRows x = input(node, 0);
+    const void* operand = operands_[node.inputs[0]].data;
+    if (!operand || gathers(node, 0)) {
+      operand = scratch_;
+      if (ops.operand_bytes(*node.matrix, 1)) {
+        ops.to_operand(x, rows(node.output), {node.matrix.get(), scratch_});
+      }
+    }
+    ops.linear(*node.matrix, epilogue, x, operand, rows(node.output), out);
+  }
+
+  // Where a value's rows are owned whole by the step that makes them, it can write them as the
+  // operand of the product that reads them.
+  bool owns_rows(int value) const {
+    switch (engine_.nodes_[engine_.values_[value].made_by]->op) {
+      case plan::Op::kEmbedLayerNorm:
+      case plan::Op::kLinearAddLayerNorm:
+      case plan::Op::kLayerNorm:
+        return true;
+      default:
+        return false;
+    }
   }
 
   void run(Node& node) {
@@ -448,7 +500,7 @@ class Engine::PartRun {
     epilogue.bias = node.bias.empty() ? nullptr : node.bias.data();
     switch (node.op) {
       case plan::Op::kEmbedLayerNorm:
-        ops.embed(node.embedding, batch, out);
+        ops.embed(node.embedding, batch, out, operands_[node.output]);
         return;
       case plan::Op::kAttention:
         ops.attention(node.attention, batch, demand_.first_only[node.output],
@@ -460,15 +512,16 @@ class Engine::PartRun {
       case plan::Op::kQkvLinear:
       case plan::Op::kLinear:
         epilogue.activation = node.activation;
-        ops.linear(*node.matrix, epilogue, input(node, 0), rows(node.output), out, scratch_);
+        linear(node, epilogue, out);
         return;
       case plan::Op::kLinearAddLayerNorm:
-        epilogue.residual = input(node, 1);
-        ops.linear(*node.matrix, epilogue, input(node, 0), rows(node.output), out, scratch_);
-        ops.layer_norm(node.norm, out, rows(node.output), out);
+        linear(node, epilogue, out);
+        ops.layer_norm(node.norm, out, input(node, 1), rows(node.output), out,
+                       operands_[node.output]);
         return;
       case plan::Op::kLayerNorm:
-        ops.layer_norm(node.norm, input(node, 0), rows(node.output), out);
+        ops.layer_norm(node.norm, input(node, 0), {}, rows(node.output), out,
+                       operands_[node.output]);
         return;
       case plan::Op::kFirstToken:
         index_first_tokens(node.inputs[0]);
@@ -491,7 +544,8 @@ class Engine::PartRun {
   const Demand& demand_;
   std::vector<int32_t>& index_;
   std::vector<Rows> values_;
-  float* gathered_[2];  // a node reads two values at most
+  std::vector<Operand> operands_;  // of values, for those that have one
+  float* gathered_[2];             // a node reads two values at most
   void* scratch_;
 };
 

@@ -179,10 +179,7 @@ void gemm_rows(const GemmTile& t) {
   // The product takes longer than these lines need to arrive.
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kGemmVectors; ++j) {
-      __builtin_prefetch(t.out + i * t.out_stride + 16 * j, 1);
-      if (t.residual) __builtin_prefetch(t.residual + i * t.residual_stride + 16 * j);
-    }
+    for (int j = 0; j < kGemmVectors; ++j) __builtin_prefetch(t.out + i * t.out_stride + 16 * j, 1);
   }
   Accumulators<Format, kRows> acc;
   multiply<Format, kRows>(static_cast<const Input*>(t.a),
@@ -196,11 +193,7 @@ void gemm_rows(const GemmTile& t) {
     if (t.bias) bias = whole ? load(t.bias + 16 * j) : load_first(t.bias + 16 * j, cols);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      F16 value = Format::value(acc.sum[i][j], t, i, 16 * j) + bias;
-      if (t.residual) {
-        const float* r = t.residual + i * t.residual_stride + 16 * j;
-        value = value + (whole ? load(r) : load_first(r, cols));
-      }
+      const F16 value = Format::value(acc.sum[i][j], t, i, 16 * j) + bias;
       float* out = t.out + i * t.out_stride + 16 * j;
       if (whole) {
         store(out, value);

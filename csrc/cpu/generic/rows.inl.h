@@ -6,40 +6,69 @@
 namespace bertrt::cpu::BERTRT_CPU_NAMESPACE {
 namespace {
 
+// Four sums over vectors in turn, so that an addition need not wait for the one before.
+struct Sums {
+  F16 sum[4] = {zero(), zero(), zero(), zero()};
+  float total() const { return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])); }
+};
+
+// Calls body(first, lanes, which) for every vector of n values, `which` going round the four sums.
+template <class Body>
+inline void for_each_of_four(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    body(i, 16, 0);
+    body(i + 16, 16, 1);
+    body(i + 32, 16, 2);
+    body(i + 48, 16, 3);
+  }
+  for (; i + 16 <= n; i += 16) body(i, 16, 0);
+  if (i < n) body(i, static_cast<int>(n - i), 1);
+}
+
+inline F16 load_lanes(const float* p, int lanes) {
+  return lanes == 16 ? load(p) : load_first(p, lanes);
+}
+inline void store_lanes(float* p, F16 v, int lanes) {
+  if (lanes == 16) {
+    store(p, v);
+  } else {
+    store_first(p, v, lanes);
+  }
+}
+
 // Two passes, as Gluon does it: the mean, then the mean of the squared deviations.
-void layer_norm_f32(const LayerNorm& norm, const float* x, float* out) {
+void layer_norm_f32(const LayerNorm& norm, const float* x, const float* residual, float* out) {
   const int64_t n = norm.hidden;
-  const int64_t whole = n / 16 * 16;
-  const int rest = static_cast<int>(n - whole);
-
-  F16 sum = zero();
-  for (int64_t i = 0; i < whole; i += 16) sum = sum + load(x + i);
-  if (rest) sum = sum + load_first(x + whole, rest);
-  const float mean_value = reduce_add(sum) / static_cast<float>(n);
-  const F16 mean = broadcast(mean_value);
-
-  F16 squares = zero();
-  for (int64_t i = 0; i < whole; i += 16) {
-    const F16 d = load(x + i) - mean;
-    squares = fma(d, d, squares);
+  Sums sums;
+  if (residual) {
+    for_each_of_four(n, [&](int64_t i, int lanes, int which) {
+      const F16 v = load_lanes(x + i, lanes) + load_lanes(residual + i, lanes);
+      store_lanes(out + i, v, lanes);
+      sums.sum[which] = sums.sum[which] + v;
+    });
+    x = out;
+  } else {
+    for_each_of_four(n, [&](int64_t i, int lanes, int which) {
+      sums.sum[which] = sums.sum[which] + load_lanes(x + i, lanes);
+    });
   }
-  if (rest) {
-    const F16 d = select_first(rest, load_first(x + whole, rest) - mean, zero());
-    squares = fma(d, d, squares);
-  }
-  const float variance = reduce_add(squares) / static_cast<float>(n);
+  const F16 mean = broadcast(sums.total() / static_cast<float>(n));
+
+  Sums squares;
+  for_each_of_four(n, [&](int64_t i, int lanes, int which) {
+    F16 d = load_lanes(x + i, lanes) - mean;
+    if (lanes < 16) d = select_first(lanes, d, zero());
+    squares.sum[which] = fma(d, d, squares.sum[which]);
+  });
+  const float variance = squares.total() / static_cast<float>(n);
   const F16 scale = broadcast(1.0f / __builtin_sqrtf(variance + norm.eps));
 
-  for (int64_t i = 0; i < whole; i += 16) {
-    const F16 normalised = (load(x + i) - mean) * scale;
-    store(out + i, fma(normalised, load(norm.gamma + i), load(norm.beta + i)));
-  }
-  if (rest) {
-    const F16 normalised = (load_first(x + whole, rest) - mean) * scale;
-    const F16 y =
-        fma(normalised, load_first(norm.gamma + whole, rest), load_first(norm.beta + whole, rest));
-    store_first(out + whole, y, rest);
-  }
+  for_each_of_four(n, [&](int64_t i, int lanes, int) {
+    const F16 normalised = (load_lanes(x + i, lanes) - mean) * scale;
+    const F16 gamma = load_lanes(norm.gamma + i, lanes);
+    store_lanes(out + i, fma(normalised, gamma, load_lanes(norm.beta + i, lanes)), lanes);
+  });
 }
 
 // LayerNorm(word + type + position), summed in Gluon's order.
@@ -59,7 +88,7 @@ void embed_f32(const Embedding& e, int32_t word, int32_t type, int32_t position,
     if (t) sum += t[i];
     out[i] = sum + p[i];
   }
-  layer_norm_f32(e.norm, out, out);
+  layer_norm_f32(e.norm, out, nullptr, out);
 }
 
 }  // namespace
