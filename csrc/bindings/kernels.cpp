@@ -52,7 +52,7 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   epilogue.bias = data_or_null(bias);
   epilogue.activation = activation;
   ops->linear(*matrix, epilogue, {x.data(), inputs}, operand.data(), rows,
-              {out.mutable_data(), outputs});
+              {out.mutable_data(), outputs}, {});
   return out;
 }
 

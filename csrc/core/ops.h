@@ -101,13 +101,17 @@ class Ops {
   // Bytes of scratch that attention over sequences of at most `longest` tokens needs.
   virtual int64_t attention_scratch(const Attention& attention, int64_t longest) const = 0;
 
+  // Whether a product can write its result as this reader's operand: not where a row's form depends
+  // on the whole row.
+  virtual bool makes_operand(const Matrix& reader) const = 0;
   virtual void to_operand(ConstRows x, int64_t rows, Operand out) = 0;
 
   virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
                      Operand also) = 0;
-  // x: the rows, or where operand_bytes() is not 0, those rows as an operand.
+  // x: the rows, or where operand_bytes() is not 0, those rows as an operand. The result goes to
+  // `out` or, if `instead` has a reader (of which makes_operand() holds), there.
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x,
-                      const void* operand, int64_t rows, Rows out) = 0;
+                      const void* operand, int64_t rows, Rows out, Operand instead) = 0;
   // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim,
   // or, for the queries of first tokens only, a row a sequence (untouched where it is empty).
   // Queries without keys, in a sequence of padding alone, give zeros.

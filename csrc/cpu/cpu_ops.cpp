@@ -16,6 +16,10 @@ namespace {
 // Row steps (LayerNorm, embedding) are a few microseconds each: hand them out in groups.
 constexpr int64_t kRowGroup = 16;
 
+// Of any kernel.
+constexpr int kMostTileRows = 16;
+constexpr int kMostPanel = 32;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
@@ -125,6 +129,12 @@ struct OperandRows {
     reader.kernel.convert(x, reader.inputs, data + row * stride, steps + row);
   }
 
+  // Columns from `column` on, if the kernel converts by value.
+  void set_part(int64_t row, int64_t column, const float* x, int64_t count) const {
+    reader.kernel.convert(x, count, data + row * stride + column * reader.kernel.row_bytes,
+                          nullptr);
+  }
+
   const PanelMatrix& reader;
   const int64_t stride;
   char* const data;
@@ -176,13 +186,18 @@ class CpuOps final : public Ops {
     return matrix.kernel.convert ? OperandRows::bytes(matrix, rows) : 0;
   }
 
+  bool makes_operand(const Matrix& reader) const override {
+    const GemmKernel& kernel = static_cast<const PanelMatrix&>(reader).kernel;
+    return kernel.convert && kernel.by_value;
+  }
+
   void to_operand(ConstRows x, int64_t rows, Operand out) override {
     const OperandRows operand(static_cast<const PanelMatrix&>(*out.reader), out.data, rows);
     for_each_row(rows, [&](int64_t i) { operand.set(i, x.data + i * x.stride); });
   }
 
   void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, const void* operand,
-              int64_t rows, Rows out) override {
+              int64_t rows, Rows out, Operand instead) override {
     const auto& matrix = static_cast<const PanelMatrix&>(weight);
     const GemmKernel& kernel = matrix.kernel;
     const char* a = reinterpret_cast<const char*>(x.data);
@@ -219,9 +234,24 @@ class CpuOps final : public Ops {
         const int64_t first = rows * i / tiles;
         tile.rows = static_cast<int>(rows * (i + 1) / tiles - first);
         tile.a = a + first * a_stride;
+        tile.next = i + 1 == end && piece + pool_.threads() < blocks * matrix.panels
+                        ? matrix.panel((piece + pool_.threads()) % matrix.panels)
+                        : nullptr;
         tile.row_steps = row_steps + first;
-        tile.out = out.data + first * out.stride + column;
+        if (!instead.reader) {
+          tile.out = out.data + first * out.stride + column;
+          kernel.run(tile);
+          continue;
+        }
+        alignas(64) float result[kMostTileRows * kMostPanel];
+        tile.out = result;
+        tile.out_stride = kernel.panel;
         kernel.run(tile);
+        const OperandRows next(static_cast<const PanelMatrix&>(*instead.reader), instead.data,
+                               rows);
+        for (int r = 0; r < tile.rows; ++r) {
+          next.set_part(first + r, column, result + r * kernel.panel, tile.cols);
+        }
       }
     });
   }

@@ -23,7 +23,8 @@ struct GemmTile {
   const void* a;     // rows as the kernel's convert() writes them
   int64_t a_stride;  // bytes
   const void* panel;
-  int64_t depth;  // in groups of the kernel's inputs
+  const void* next;  // a panel to fetch into the second-level cache meanwhile, or null
+  int64_t depth;     // in groups of the kernel's inputs
   // int8: how each row was quantised, what a step of a column is worth, and its steps' sum.
   const RowSteps* row_steps;
   const float* column_scale;
@@ -50,6 +51,7 @@ struct GemmKernel {
   // `row_bytes` bytes each) and, for int8, how. Null: rows are read as they are.
   void (*convert)(const float* x, int64_t depth, void* out, RowSteps* steps);
   int row_bytes;
+  bool by_value;  // convert() takes each value for itself: a row may be converted in pieces
   void (*run)(const GemmTile& tile);
   // The ceiling of run(): its instruction on registers alone, for measuring. Returns the operations
   // done; adds what came of them to 16 floats, so that they have to be done. x: any small number.

@@ -342,18 +342,21 @@ class Engine::PartRun {
         index_(workspace.index),
         values_(engine.values_.size()),
         operands_(engine.values_.size()) {
+    std::vector<int> uses(values_.size(), 0);
     std::vector<int> last_use(values_.size(), -1);
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.nodes[i]) continue;
-      const Node& node = *engine_.nodes_[i];
-      for (const int input : node.inputs) last_use[input] = i;
-      if (node.matrix && owns_rows(node.inputs[0]) && !gathers(node, 0) &&
-          engine_.ops_->operand_bytes(*node.matrix, 1)) {
-        operands_[node.inputs[0]].reader = node.matrix.get();
+      for (const int input : engine_.nodes_[i]->inputs) {
+        ++uses[input];
+        last_use[input] = i;
       }
     }
     for (const auto& [value, data] : part.outputs) {
       values_[value] = {data, engine_.values_[value].cols};
+      ++uses[value];
+    }
+    for (int i = 0; i < steps(); ++i) {
+      if (demand_.nodes[i]) want_operand(*engine_.nodes_[i], uses);
     }
     std::vector<Lifetime> lifetimes;
     std::vector<std::pair<int, bool>> owners;  // value, whether its operand
@@ -370,7 +373,7 @@ class Engine::PartRun {
             {bytes / static_cast<int64_t>(sizeof(float)), i, last_use[node.output], 0});
         owners.emplace_back(node.output, true);
       }
-      if (values_[node.output].stride) continue;
+      if (values_[node.output].stride || only_operand(node)) continue;
       values_[node.output].stride = padded_stride(engine_.values_[node.output].cols);
       lifetimes.push_back(
           {rows(node.output) * values_[node.output].stride, i, last_use[node.output], 0});
@@ -476,20 +479,33 @@ class Engine::PartRun {
         ops.to_operand(x, rows(node.output), {node.matrix.get(), scratch_});
       }
     }
-    ops.linear(*node.matrix, epilogue, x, operand, rows(node.output), out);
+    ops.linear(*node.matrix, epilogue, x, operand, rows(node.output), out,
+               only_operand(node) ? operands_[node.output] : Operand{});
   }
 
-  // Where a value's rows are owned whole by the step that makes them, it can write them as the
-  // operand of the product that reads them.
-  bool owns_rows(int value) const {
+  // Has the step before a product write the product's operand, where it can: beside its rows, if it
+  // has whole rows at hand; or instead of them, if it is a product and nobody else reads them.
+  void want_operand(const Node& node, const std::vector<int>& uses) {
+    if (!node.matrix || gathers(node, 0) || !engine_.ops_->operand_bytes(*node.matrix, 1)) return;
+    const int value = node.inputs[0];
+    bool can = false;
     switch (engine_.nodes_[engine_.values_[value].made_by]->op) {
       case plan::Op::kEmbedLayerNorm:
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLayerNorm:
-        return true;
+        can = true;
+        break;
+      case plan::Op::kLinear:
+        can = uses[value] == 1 && engine_.ops_->makes_operand(*node.matrix);
+        break;
       default:
-        return false;
+        break;
     }
+    if (can) operands_[value].reader = node.matrix.get();
+  }
+
+  bool only_operand(const Node& node) const {
+    return node.op == plan::Op::kLinear && operands_[node.output].reader;
   }
 
   void run(Node& node) {

@@ -95,6 +95,7 @@ const GemmKernel kGemmBf16 = {"gemm_bf16.avx512_bf16",
                               BFloat16Pairs::kGroup,
                               convert,
                               sizeof(uint16_t),
+                              true,
                               Gemm<BFloat16Pairs>::run,
                               peak<MultiplyAddPairsOfBFloat16>};
 

@@ -80,6 +80,7 @@ const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni",
                             Int8Vnni::kGroup,
                             convert_u8,
                             sizeof(uint8_t),
+                            false,
                             Gemm<Int8Vnni>::run,
                             peak<MultiplyAddFours>};
 

@@ -118,6 +118,7 @@ struct Rows {
   const typename Format::Input* p[kPointers];
   int64_t stride;
   const char* panel;
+  int64_t ahead;  // bytes from the panel to what is to be fetched meanwhile
 
   inline __attribute__((always_inline)) void multiply(int64_t depth,
                                                       Accumulators<Format, kRows>& acc) {
@@ -131,6 +132,7 @@ struct Rows {
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmVectors; ++j) {
         w[j] = Format::load_weights(panel + j * Format::kVector);
+        __builtin_prefetch(panel + ahead + j * Format::kVector, 0, 2);
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
@@ -149,12 +151,14 @@ template <class Format, int kRows>
 inline __attribute__((always_inline)) void multiply(const typename Format::Input* a,
                                                     int64_t a_stride, const void* weights,
                                                     int64_t depth,
-                                                    Accumulators<Format, kRows>& result) {
+                                                    Accumulators<Format, kRows>& result,
+                                                    const void* next = nullptr) {
   Rows<Format, kRows> rows;
 #pragma GCC unroll 16
   for (int j = 0; j < Rows<Format, kRows>::kPointers; ++j) rows.p[j] = a + 3 * j * a_stride;
   rows.stride = a_stride;
   rows.panel = static_cast<const char*>(weights);
+  rows.ahead = next ? static_cast<const char*>(next) - rows.panel : 0;
   if constexpr (Format::kExact) {
     rows.multiply(depth, result);
     return;
@@ -183,7 +187,8 @@ void gemm_rows(const GemmTile& t) {
   }
   Accumulators<Format, kRows> acc;
   multiply<Format, kRows>(static_cast<const Input*>(t.a),
-                          t.a_stride / static_cast<int64_t>(sizeof(Input)), t.panel, t.depth, acc);
+                          t.a_stride / static_cast<int64_t>(sizeof(Input)), t.panel, t.depth, acc,
+                          t.next);
 #pragma GCC unroll 4
   for (int j = 0; j < kGemmVectors; ++j) {
     const int cols = t.cols - 16 * j;
