@@ -15,11 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from bench_latency import SENTENCES, compare, padded, table
 
 from bertrt import Engine
-from bertrt.backends.base import BACKENDS
-from bertrt.cores import usable_cores
+from bertrt.bench import bench
 
 LIBRARY = [
     "A kitten naps on the couch.",
@@ -79,17 +77,11 @@ def show_neighbours(engine: Engine) -> None:
         print(f"  {question:<42} {scores[best]:.2f}  {LIBRARY[best]}")
 
 
-def show_latency(path: Path, engine: Engine) -> None:
-    threads = usable_cores()
-    heading(f"Latency on {threads} threads, ragged batches of {len(SENTENCES)} sentences")
-    encodings = engine.tokenize(SENTENCES)
-    batches = [padded(encodings), padded(encodings[:1])]
-    result = compare(str(path), batches, backends=list(BACKENDS), threads=threads, repeats=10)
-    print(
-        f"  {result['tokens']} tokens in {result['sequences']} texts; padded, they are "
-        f"{result['padded_tokens']}\n"
-    )
-    print("\n".join(f"  {line}" for line in table(result).splitlines()))
+def show_latency(path: Path) -> None:
+    heading("Time: 32 sentences at once, as long as sentences are")
+    engines = [("native", "fp32"), ("native", "bf16"), ("native", "int8")]
+    peers = [("onnxruntime", "fp32"), ("mxnet", "fp32")]
+    print(bench(path, engines + peers, groups=("ragged",)))
 
 
 def main() -> None:
@@ -101,7 +93,7 @@ def main() -> None:
     show_bundle(path)
     with Engine.load(path) as engine:
         show_neighbours(engine)
-        show_latency(path, engine)
+    show_latency(path)
     heading("Try it")
     print(f"  .venv/bin/bertrt predict {path} --json 'A sentence of your own'")
     print(f"  .venv/bin/bertrt verify {path}")

@@ -163,6 +163,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_bundle(inspect)
     _add_json(inspect, "JSON")
     inspect.set_defaults(command=_inspect)
+
+    bench = commands.add_parser(
+        "bench", help="time it beside the peers that are installed (extra 'bench')"
+    )
+    _add_bundle(bench)
+    bench.add_argument(
+        "--engines",
+        metavar="NAME[:PRECISION]",
+        nargs="+",
+        type=_engines,
+        help="native, onnxruntime, openvino, ctranslate2, torch, mxnet; default: all",
+    )
+    bench.add_argument(
+        "--workloads",
+        metavar="NAME",
+        nargs="+",
+        choices=("latency", "throughput", "ragged", "texts"),
+        help="latency, throughput, ragged, texts; default: all",
+    )
+    bench.add_argument("--texts", metavar="FILE", help="texts to run, too: one a line, UTF-8")
+    bench.add_argument(
+        "--threads", metavar="N", type=_threads, help="default: the cores usable here"
+    )
+    bench.add_argument(
+        "--repeats", metavar="N", type=_positive, default=10, help="turns an engine; default: 10"
+    )
+    bench.add_argument(
+        "--out", metavar="DIR", help="write the table, JSON and a plot there; must not exist"
+    )
+    _add_json(bench, "JSON")
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -211,6 +242,15 @@ def _threads(text: str) -> int:
     if count > MAX_THREADS:
         raise argparse.ArgumentTypeError(f"{text!r} is more than {MAX_THREADS}")
     return count
+
+
+def _engines(text: str) -> list[tuple[str, str]]:
+    from bertrt.bench.engines import parse_engine
+
+    try:
+        return parse_engine(text)
+    except InvalidInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _device(text: str) -> str:
@@ -360,6 +400,26 @@ def _inspect(arguments: argparse.Namespace) -> int:
     print(f"\nplan\n{plan.describe()}")
     if coverage is not None:
         print(f"\ncoverage\n{coverage}")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from bertrt.bench import bench
+    from bertrt.bench.workloads import GROUPS, read_texts
+    from bertrt.bench.write import output_directory, write_report
+
+    with output_directory(arguments.out) as out:
+        report = bench(
+            arguments.bundle,
+            None if arguments.engines is None else list(itertools.chain(*arguments.engines)),
+            groups=arguments.workloads or GROUPS,
+            texts=None if arguments.texts is None else read_texts(arguments.texts),
+            threads=arguments.threads,
+            repeats=arguments.repeats,
+        )
+        print(_json(report.to_dict()) if arguments.json else report)
+        if out is not None:
+            write_report(report, out)
     return 0
 
 

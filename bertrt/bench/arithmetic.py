@@ -1,0 +1,87 @@
+"""How much a batch asks of a machine at least: operations and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertrt.bench.engines import dense
+from bertrt.graph.plan import Plan, Step
+
+__all__ = ["operations", "weight_bytes"]
+
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+_BY_ROW = ("linear", "linear_add_layer_norm", "layer_norm")
+
+
+def operations(plan: Plan, lengths: Sequence[int] | np.ndarray) -> int:
+    """The additions and multiplications of the matrix products that a batch needs.
+
+    Tokens only, no padding; and what the outputs need only: where they read one row a sequence of
+    the last layer (a pooler, a classifier), its keys and values for all tokens and everything else
+    for that row. Masked language model outputs are not counted.
+
+    Args:
+        plan: the model.
+        lengths: the tokens of each sequence.
+    """
+    sizes = np.asarray(lengths, np.int64)
+    tokens, seqs = int(sizes.sum()), int((sizes > 0).sum())
+    all_rows = _read_for_all_tokens(plan)
+    kinds: dict[str, str] = {}
+    total = 0
+    for step in plan.steps:
+        if step.op == "first_token":
+            kinds[step.output] = "seqs"
+        elif step.op == "gather_positions":
+            kinds[step.output] = "positions"
+        else:
+            kinds[step.output] = kinds[step.inputs[0]] if step.inputs else "tokens"
+        kind = kinds[step.output]
+        if kind == "positions":
+            continue
+        one_a_sequence = kind == "seqs" or step.output not in all_rows
+        rows = seqs if one_a_sequence else tokens
+        if step.op == "attention":
+            # Scores, and the sum of the values: a product each.
+            width = step.fields["heads"] * step.fields["head_dim"]
+            pairs = tokens if one_a_sequence else int((sizes * sizes).sum())
+            total += 4 * width * pairs
+        elif step.op == "qkv_linear":
+            queries, others = _extents(plan, step)
+            total += 2 * (rows * queries + tokens * others)
+        elif "weight" in step.weights:
+            total += 2 * rows * dense.matrix(plan, step).size
+    return total
+
+
+def weight_bytes(plan: Plan, precision: str) -> int:
+    """The bytes of the matrices that token rows are multiplied with, in a precision: a batch reads
+    them once at least."""
+    count = 0
+    for step in plan.steps:
+        if step.op == "qkv_linear":
+            count += sum(_extents(plan, step))
+        elif step.op in ("linear", "linear_add_layer_norm"):
+            count += dense.matrix(plan, step).size
+    return count * _BYTES[precision]
+
+
+def _extents(plan: Plan, step: Step) -> tuple[int, int]:
+    """Elements of a projection's weight: the queries', and the keys' and values'."""
+    size = sum(plan.weights[name].array.size for name in step.weights["weight"])
+    return size // 3, size - size // 3
+
+
+def _read_for_all_tokens(plan: Plan) -> set[str]:
+    """The values of which more than the first tokens' rows are read."""
+    found = {value for name, value in plan.outputs.items() if name != "masked_lm_outputs"}
+    for step in reversed(plan.steps):
+        # Attention reads keys and values for all tokens, too; but whether its queries are is what
+        # matters here. A projection's own input is read for all.
+        passes_on = step.op in (*_BY_ROW, "attention")
+        if step.output in found if passes_on else step.op == "qkv_linear":
+            found.update(step.inputs)
+    return found
