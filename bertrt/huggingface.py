@@ -106,7 +106,7 @@ class HuggingFaceModel:
             tasks = ("embedding",)
         if task is not None and task not in tasks:
             raise InvalidInputError(
-                f"{path} holds a model for {' and '.join(tasks)}; "
+                f"{path} holds a model for {', '.join(tasks)}; "
                 f"it cannot be taken for the task {task!r}"
                 + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
             )

@@ -82,6 +82,6 @@ def test_a_task_of_several(hugging, tmp_path, capsys) -> None:
     assert main(["import", path, "--out", out, "--task", "embedding"]) == 0
     assert Bundle.open(out).manifest["task"] == "embedding"
     assert main(["import", path, "--out", f"{out} 2", "--task", "regression"]) == 1
-    assert "a model for fill-mask and embedding" in capsys.readouterr().err
+    assert "a model for fill-mask, embedding" in capsys.readouterr().err
     with pytest.raises(OutputExistsError):
         import_huggingface(path, out, "embedding")

@@ -258,7 +258,7 @@ def test_a_pretrained_model_makes_embeddings_too(hugging, architecture) -> None:
     found = HuggingFaceModel.open(path, "embedding")
     assert (found.task, found.pooling) == ("embedding", {"mode": "mean", "normalize": False})
     assert "cls.predictions.bias" in found.origin["left_out"]
-    with pytest.raises(InvalidInputError, match=r"a model for fill-mask and .*'regression'"):
+    with pytest.raises(InvalidInputError, match=r"a model for fill-mask, .*'regression'"):
         HuggingFaceModel.open(path, "regression")
     # sentence-transformers takes the encoder of whatever there is.
     path = write(hugging, architecture, name="pooled", pooling=hugging.pooling)
