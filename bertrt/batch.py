@@ -30,6 +30,12 @@ __all__ = [
 ]
 
 
+_INT32_MAX = int(np.iinfo(np.int32).max)
+
+# The types of integers that hold every limit.
+_UNSIGNED = {np.dtype(np.int32): np.uint32, np.dtype(np.int64): np.uint64}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a model can take.
@@ -123,36 +129,39 @@ class PackedBatch:
         if seqs == 0 or sequence == 0:
             raise InvalidInputError(f"token_ids has the shape {ids.shape}: the batch is empty")
         if valid_length is None:
-            lengths = np.full(seqs, sequence)
+            lengths = [sequence] * seqs
         else:
-            if np.ndim(valid_length) == 2:
-                valid_length = _lengths_of_mask(valid_length, ids.shape)
-            lengths = _numbers("valid_length", valid_length, ("batch",))
-            _same_shape("valid_length", lengths.shape, (seqs,))
-            lengths = _whole("valid_length", lengths, 0, sequence + 1, _at)
+            given = _array("valid_length", valid_length)
+            if given.ndim == 2:
+                given = _lengths_of_mask(given, ids.shape)
+            given = _numbers("valid_length", given, ("batch",))
+            _same_shape("valid_length", given.shape, (seqs,))
+            lengths = _whole("valid_length", given, sequence + 1, _at).tolist()
         _check_lengths(lengths, limits)
-        mask = np.arange(sequence) < lengths[:, None]
+        cu_seqlens = _cumulative(lengths)
+        # A single sequence seldom has padding, and without any there is nothing to pick out.
+        mask = None
+        if cu_seqlens[-1] != seqs * sequence:
+            mask = np.arange(sequence) < np.array(lengths)[:, None]
 
         def at_padded(row: int) -> str:
-            seq, position = np.argwhere(mask)[row]
+            seq, position = divmod(row, sequence) if mask is None else np.argwhere(mask)[row]
             return f"[{seq}, {position}]"
 
         def pack(name: str, array: np.ndarray, limit: int) -> np.ndarray:
-            return _whole(name, array[mask], 0, limit, at_padded)
+            packed = array.reshape(-1) if mask is None else array[mask]
+            return _whole(name, packed, limit, at_padded)
 
         packed_ids = pack("token_ids", ids, limits.vocab_size)
         if token_types is None:
-            packed_types = np.zeros_like(packed_ids)
+            packed_types = np.zeros(len(packed_ids), np.int32)
         else:
             types = _numbers("token_types", token_types, ("batch", "sequence"))
             _same_shape("token_types", types.shape, ids.shape)
             # A model without token types takes the zeros that everyone passes.
             packed_types = pack("token_types", types, max(1, limits.type_vocab_size))
         return cls(
-            packed_ids,
-            packed_types,
-            _cumulative(lengths),
-            _masked_positions(masked_positions, lengths),
+            packed_ids, packed_types, cu_seqlens, _masked_positions(masked_positions, lengths)
         )
 
     @classmethod
@@ -170,7 +179,7 @@ class PackedBatch:
         if len(token_ids) == 0:
             raise InvalidInputError("token_ids is an empty list: the batch is empty")
         ids = [_numbers(f"token_ids[{i}]", row, ("length",)) for i, row in enumerate(token_ids)]
-        lengths = np.array([len(row) for row in ids])
+        lengths = [len(row) for row in ids]
         _check_lengths(lengths, limits)
         cu_seqlens = _cumulative(lengths)
 
@@ -178,9 +187,9 @@ class PackedBatch:
             seq = int(np.searchsorted(cu_seqlens, row, side="right")) - 1
             return f"[{seq}][{row - cu_seqlens[seq]}]"
 
-        packed_ids = _whole("token_ids", np.concatenate(ids), 0, limits.vocab_size, at_ragged)
+        packed_ids = _whole("token_ids", np.concatenate(ids), limits.vocab_size, at_ragged)
         if token_types is None:
-            packed_types = np.zeros_like(packed_ids)
+            packed_types = np.zeros(len(packed_ids), np.int32)
         else:
             if not isinstance(token_types, list | tuple) or len(token_types) != len(ids):
                 raise InvalidInputError(
@@ -194,7 +203,6 @@ class PackedBatch:
             packed_types = _whole(
                 "token_types",
                 np.concatenate(types),
-                0,
                 max(1, limits.type_vocab_size),
                 at_ragged,
             )
@@ -220,7 +228,7 @@ class PackedBatch:
                 whole[:] = np.clip(np.nan_to_num(np.asarray(given, np.float64)), 0, limit - 1)
             whole[_valid(self, shape[1])] = packed
             clipped.append(whole.reshape(-1))
-        ends = _cumulative(np.full(shape[0], shape[1]))
+        ends = _cumulative([shape[1]] * shape[0])
         return PackedBatch(clipped[0], clipped[1], ends, self.masked_positions, self.lengths)
 
     @property
@@ -320,26 +328,28 @@ def _valid(batch: PackedBatch, sequence: int) -> np.ndarray:
     return np.arange(sequence) < batch.lengths[:, None]
 
 
-def _cumulative(lengths: Any) -> np.ndarray:
-    cumulative = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=cumulative[1:])
-    if cumulative[-1] > np.iinfo(np.int32).max:
+def _cumulative(lengths: Sequence[int]) -> np.ndarray:
+    ends = list(itertools.accumulate(lengths, initial=0))
+    if ends[-1] > _INT32_MAX:
         raise InvalidInputError(
-            f"the batch holds {cumulative[-1]} tokens; at most {np.iinfo(np.int32).max} "
-            "can run at once"
+            f"the batch holds {ends[-1]} tokens; at most {_INT32_MAX} can run at once"
         )
-    return cumulative.astype(np.int32)
+    return np.array(ends, np.int32)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if value is None:
+        raise InvalidTypeError(f"{name} is None; expected an array of integers")
+    try:
+        return np.asarray(value)
+    # numpy refuses rows of different lengths.
+    except ValueError as error:
+        raise InvalidInputError(f"{name}: not an array ({error})") from None
 
 
 def _numbers(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
     """`value` as an array of numbers with these axes."""
-    if value is None:
-        raise InvalidTypeError(f"{name} is None; expected an array of integers")
-    try:
-        array = np.asarray(value)
-    # numpy refuses rows of different lengths.
-    except ValueError as error:
-        raise InvalidInputError(f"{name}: not an array ({error})") from None
+    array = _array(name, value)
     if array.ndim == 1 and array.size == 0:
         # An empty Python list becomes an array of floats.
         array = array.astype(np.int64)
@@ -370,28 +380,34 @@ def _at(row: int) -> str:
     return f"[{row}]"
 
 
-def _whole(name: str, values: np.ndarray, low: int, high: int, at: Any) -> np.ndarray:
-    """1-D `values` as int32, after checking that they are whole numbers in [low, high); `at` turns
+def _whole(name: str, values: np.ndarray, limit: int, at: Any) -> np.ndarray:
+    """1-D `values` as int32, after checking that they are whole numbers in [0, limit); `at` turns
     a flat index into the index to name."""
-    # One pass each for the smallest and the largest; the bad value is looked up only if there is
-    # one. NaN makes both comparisons false.
-    good = values.size == 0 or bool(low <= values.min() and values.max() < high)
-    if good and values.dtype.kind == "f":
-        good = bool((values == np.floor(values)).all())
+    # As few passes as can be; the bad value is looked up only if there is one.
+    if values.size == 0:
+        good = True
+    elif unsigned := _UNSIGNED.get(values.dtype):
+        # Negative numbers, read as unsigned ones, are beyond every limit.
+        good = int(np.maximum.reduce(values.view(unsigned))) < limit
+    else:
+        # NaN makes both comparisons false.
+        good = bool(values.min() >= 0 and values.max() < limit)
+        if good and values.dtype.kind == "f":
+            good = bool((values == np.floor(values)).all())
     if not good:
         with np.errstate(invalid="ignore"):
-            fits = (values >= low) & (values < high) & (values == np.floor(values))
+            fits = (values >= 0) & (values < limit) & (values == np.floor(values))
         row = int(np.flatnonzero(~fits)[0])
         raise InvalidInputError(
-            f"{name}{at(row)} is {values[row]}; expected a whole number from {low} to {high - 1}"
+            f"{name}{at(row)} is {values[row]}; expected a whole number from 0 to {limit - 1}"
         )
     return values.astype(np.int32)
 
 
-def _lengths_of_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _lengths_of_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The lengths that a mask of ones and zeros says, where its zeros are all on the right."""
-    if np.asarray(mask).dtype == bool:
-        mask = np.asarray(mask).astype(np.int32)
+    if mask.dtype == bool:
+        mask = mask.astype(np.int32)
     array = _numbers("valid_length", mask, ("batch", "sequence"))
     _same_shape("valid_length", array.shape, shape)
     sequence = shape[1]
@@ -399,7 +415,7 @@ def _lengths_of_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     def at(row: int) -> str:
         return f"[{row // sequence}, {row % sequence}]"
 
-    ones = _whole("valid_length", array.reshape(-1), 0, 2, at).reshape(shape)
+    ones = _whole("valid_length", array.reshape(-1), 2, at).reshape(shape)
     lengths = ones.sum(axis=1)
     misplaced = np.argwhere(ones != (np.arange(sequence) < lengths[:, None]))
     if misplaced.size:
@@ -411,16 +427,16 @@ def _lengths_of_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     return lengths
 
 
-def _check_lengths(lengths: np.ndarray, limits: Limits) -> None:
-    if lengths.max() > limits.max_length:
-        seq = int(np.argmax(lengths))
+def _check_lengths(lengths: Sequence[int], limits: Limits) -> None:
+    longest = max(lengths)
+    if longest > limits.max_length:
         raise InvalidInputError(
-            f"sequence {seq} has {lengths[seq]} tokens; the model has positions for "
+            f"sequence {lengths.index(longest)} has {longest} tokens; the model has positions for "
             f"{limits.max_length}"
         )
 
 
-def _masked_positions(value: Any, lengths: np.ndarray) -> np.ndarray | None:
+def _masked_positions(value: Any, lengths: Sequence[int]) -> np.ndarray | None:
     if value is None:
         return None
     positions = _numbers("masked_positions", value, ("batch", "num_masked"))
@@ -434,7 +450,7 @@ def _masked_positions(value: Any, lengths: np.ndarray) -> np.ndarray | None:
     def at(row: int) -> str:
         return f"[{row // num_masked}, {row % num_masked}]"
 
-    flat = _whole("masked_positions", positions.reshape(-1), 0, np.iinfo(np.int32).max, at)
+    flat = _whole("masked_positions", positions.reshape(-1), _INT32_MAX, at)
     beyond = np.flatnonzero(flat >= np.repeat(lengths, num_masked))
     if beyond.size:
         row = int(beyond[0])

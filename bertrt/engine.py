@@ -56,6 +56,8 @@ class Engine:
         self._arguments = arguments
         self._limits = model.limits
         self._outputs = tuple(model.outputs)
+        self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
+        self._has_weights = bool(layer_outputs(self._outputs, "attention_weights"))
         self._task: Task | None = None
         if model.task is not None:
             self._task = make_task(
@@ -292,10 +294,8 @@ class Engine:
             InvalidTypeError: no integers.
             BertrtError: the engine is closed.
         """
-        outputs = self._outputs
-        if masked_positions is None:
-            outputs = tuple(name for name in outputs if name != "masked_lm_outputs")
-        elif "masked_lm_outputs" not in outputs:
+        outputs = self._unmasked if masked_positions is None else self._outputs
+        if masked_positions is not None and "masked_lm_outputs" not in outputs:
             raise InvalidInputError(
                 "masked_positions is given, and the model has no masked language model decoder; "
                 f"its outputs are {', '.join(outputs)}"
@@ -316,7 +316,7 @@ class Engine:
             packed = PackedBatch.from_padded(
                 token_ids, token_types, valid_length, masked_positions, self._limits
             )
-        if layer_outputs(outputs, "attention_weights") and not ragged:
+        if self._has_weights and not ragged:
             packed = packed.with_padding(token_ids, token_types, self._limits)
         with self._use() as backend:
             found = backend.run(packed, outputs)
@@ -384,7 +384,8 @@ class Engine:
         finally:
             with self._changed:
                 self._running -= 1
-                self._changed.notify_all()
+                if self._closed:
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Let go of threads and memory, after the runs under way. Closing twice is fine; using a
@@ -445,11 +446,12 @@ def _unpack(
     shaped: dict[str, Any] = {}
     for name, value in found.items():
         if plan.rows[name] == "tokens":
-            shaped[name] = (
-                np.split(value, batch.cu_seqlens[1:-1])
-                if sequence is None
-                else pad_rows(value, batch, sequence, plan.padding_of(name))
-            )
+            if sequence is None:
+                shaped[name] = np.split(value, batch.cu_seqlens[1:-1])
+            elif batch.attended is None and len(value) == batch.seqs * sequence:
+                shaped[name] = value.reshape(batch.seqs, sequence, -1)  # nothing is padding
+            else:
+                shaped[name] = pad_rows(value, batch, sequence, plan.padding_of(name))
         elif plan.rows[name] == "pairs":
             shaped[name] = batch.split_pairs(value)
             if not ragged:

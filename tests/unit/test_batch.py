@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,31 @@ def test_defaults() -> None:
 def test_dtypes(dtype: type) -> None:
     found = padded(IDS.astype(dtype), TYPES.astype(dtype), LENGTHS.astype(dtype))
     assert_same(found, padded())
+
+
+@pytest.mark.parametrize("dtype", ["i1", "<i2", "<i4", "<i8", ">i4", ">i8", "<f4", "<f8"])
+@pytest.mark.parametrize("bad", [-1, -128, 10, 127])
+def test_dtypes_out_of_range(dtype: str, bad: int) -> None:
+    ids = np.array([[1, 2, 3], [4, bad, 6]], dtype)
+    message = rf"token_ids\[1, 1\] is {bad}.*; expected a whole number from 0 to 9"
+    with pytest.raises(InvalidInputError, match=message):
+        padded(ids, None, None)
+    # The same through strides, and through a list.
+    with pytest.raises(InvalidInputError, match=message):
+        padded(np.repeat(ids, 2, axis=1)[:, ::2], None, [3, 3])
+    with pytest.raises(InvalidInputError, match=rf"token_ids\[1\]\[1\] is {bad}"):
+        ragged(list(ids))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_without_padding(order: Literal["C", "F"]) -> None:
+    ids = np.array([[1, 2, 3], [4, 5, 6]], order=order)
+    for lengths in (None, [3, 3], np.ones((2, 3), bool)):
+        found = padded(ids, ids % 2, lengths)
+        assert found.token_ids.tolist() == [1, 2, 3, 4, 5, 6]
+        assert found.token_types.tolist() == [1, 0, 1, 0, 1, 0]
+        assert found.cu_seqlens.tolist() == [0, 3, 6]
+        assert not np.shares_memory(found.token_ids, ids)
 
 
 def test_padding_is_not_looked_at() -> None:
