@@ -11,17 +11,25 @@ IntArray = npt.NDArray[np.int32]
 
 MAX_THREADS: int
 
-class Engine:
-    """A plan with its weights packed for this CPU."""
+class Model:
+    """A plan with its weights packed for this CPU.
+
+    `mapped` names weights that are views of files mapped for reading: their pages are handed back
+    when they have been packed."""
 
     def __init__(
         self,
         plan: Mapping[str, Any],
         weights: Mapping[str, FloatArray],
-        threads: int,
         precision: str = "fp32",
-        trace: bool = False,
+        threads: int = 1,
+        mapped: set[str] = ...,
     ) -> None: ...
+
+class Engine:
+    """Runs a Model on threads of its own. Engines of one Model share its packed weights."""
+
+    def __init__(self, model: Model, threads: int, trace: bool = False) -> None: ...
     def run(
         self,
         token_ids: IntArray,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +17,7 @@ from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
 
 if TYPE_CHECKING:
+    from bertrt.graph.plan import Plan
     from bertrt.model import Model
 
 __all__ = ["NativeBackend", "load"]
@@ -37,13 +42,53 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBa
     if threads > _native.MAX_THREADS:
         raise InvalidInputError(f"threads is {threads}; expected 1 to {_native.MAX_THREADS}")
     plan = model.plan()
-    weights = {
-        name: np.ascontiguousarray(constant.array, np.float32)
-        for name, constant in plan.weights.items()
-    }
+    key = _identity(plan, precision)
+    packed = _packed.get(key)
+    if packed is None:
+        weights = {
+            name: np.ascontiguousarray(constant.array, np.float32)
+            for name, constant in plan.weights.items()
+        }
+        mapped = {name for name, array in weights.items() if _is_mapped(array)}
+        packed = _native.Model(plan.to_engine(), weights, precision, threads, mapped)
+        if key is not None:
+            _packed[key] = packed
     trace = os.environ.get(TRACE, "0") not in ("", "0")
-    engine = _native.Engine(plan.to_engine(), weights, threads, precision, trace)
-    return NativeBackend(engine, precision, trace)
+    return NativeBackend(_native.Engine(packed, threads, trace), precision, trace)
+
+
+# The packed weights that engines of this process hold, by what they were packed from: a second
+# engine of the same files shares them.
+_packed: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
+
+
+def _identity(plan: Plan, precision: str) -> Hashable | None:
+    """What a plan's packed weights depend on; None if some weight has no file of its own."""
+    files: dict[Path, tuple[int, ...]] = {}
+    places = []
+    for name, constant in plan.weights.items():
+        if constant.file is None:
+            return None
+        if constant.file not in files:
+            status = constant.file.stat()
+            files[constant.file] = (
+                status.st_dev,
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+            )
+        array = constant.array
+        places.append((name, files[constant.file], constant.offset, str(array.dtype), array.shape))
+    kernels = os.environ.get("BERTRT_ISA", "")
+    return json.dumps(plan.to_engine()), tuple(places), precision, kernels
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    """Whether an array is a view of a file that is mapped for reading."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap) and not array.flags.writeable
 
 
 class NativeBackend(Backend):

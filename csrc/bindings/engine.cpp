@@ -1,6 +1,7 @@
 #include "runtime/engine.h"
 
 #include <optional>
+#include <set>
 
 #include <pybind11/stl.h>
 
@@ -26,17 +27,26 @@ Value field(const py::dict& dict, const char* name, const std::string& where) {
   }
 }
 
-plan::Weight weight(const py::dict& arrays, const std::string& name) {
+struct Weights {
+  py::dict arrays;
+  std::set<std::string> mapped;
+};
+
+plan::Weight weight(const Weights& weights, const std::string& name) {
+  const py::dict& arrays = weights.arrays;
   if (!arrays.contains(name.c_str())) throw PlanError("plan: weight '" + name + "' was not given");
   const py::object object = arrays[name.c_str()];
   if (!py::isinstance<FloatArray>(object)) {
     throw PlanError("plan: weight '" + name + "' is not a C-contiguous float32 array");
   }
   const auto array = py::reinterpret_borrow<FloatArray>(object);
-  return {name, array.data(), {array.shape(), array.shape() + array.ndim()}};
+  return {name,
+          array.data(),
+          {array.shape(), array.shape() + array.ndim()},
+          weights.mapped.count(name) != 0};
 }
 
-plan::Step step(const py::dict& dict, const py::dict& arrays) {
+plan::Step step(const py::dict& dict, const Weights& weights) {
   plan::Step step;
   step.name = field<std::string>(dict, "name", "a step");
   const std::string where = "step '" + step.name + "'";
@@ -46,7 +56,7 @@ plan::Step step(const py::dict& dict, const py::dict& arrays) {
   using Roles = std::map<std::string, std::vector<std::string>>;
   if (dict.contains("weights")) {
     for (const auto& [role, names] : field<Roles>(dict, "weights", where)) {
-      for (const std::string& name : names) step.weights[role].push_back(weight(arrays, name));
+      for (const std::string& name : names) step.weights[role].push_back(weight(weights, name));
     }
   }
   const auto optional = [&](const char* name, auto& target) {
@@ -70,7 +80,7 @@ plan::Step step(const py::dict& dict, const py::dict& arrays) {
   return step;
 }
 
-plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
+plan::Plan read_plan(const py::dict& dict, const Weights& weights) {
   plan::Plan plan;
   plan.version = field<int64_t>(dict, "version", "the plan");
   const auto architecture = field<py::dict>(dict, "architecture", "the plan");
@@ -79,7 +89,7 @@ plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
   plan.type_vocab_size = field<int64_t>(architecture, "type_vocab_size", "the architecture");
   plan.max_length = field<int64_t>(architecture, "max_length", "the architecture");
   for (const auto& item : field<std::vector<py::dict>>(dict, "steps", "the plan")) {
-    plan.steps.push_back(step(item, arrays));
+    plan.steps.push_back(step(item, weights));
   }
   for (const auto& [name, value] : field<py::dict>(dict, "outputs", "the plan")) {
     plan.outputs.emplace_back(py::str(name), py::str(value));
@@ -87,12 +97,35 @@ plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
   return plan;
 }
 
+// A model, and the arrays that it goes on reading: its embedding tables.
+class PyModel {
+ public:
+  PyModel(const py::dict& plan, const Weights& weights, const std::string& precision, int threads)
+      : model(std::make_shared<Model>(read_plan(plan, weights), plan::parse_precision(precision),
+                                      threads)),
+        tables_(embedding_tables(plan, weights.arrays)) {}
+
+  const std::shared_ptr<const Model> model;
+
+ private:
+  static py::list embedding_tables(const py::dict& plan, const py::dict& arrays) {
+    py::list tables;
+    for (const auto& item : plan["steps"]) {
+      if (item["op"].cast<std::string>() != "embed_layer_norm") continue;
+      for (const char* role : {"word", "type", "position"}) {
+        const py::dict roles = item["weights"];
+        if (roles.contains(role)) tables.append(arrays[roles[role][py::int_(0)]]);
+      }
+    }
+    return tables;
+  }
+
+  py::list tables_;
+};
+
 class PyEngine {
  public:
-  PyEngine(const py::dict& plan, py::dict weights, int threads, const std::string& precision,
-           bool trace)
-      : engine_(read_plan(plan, weights), plan::parse_precision(precision), threads, trace),
-        weights_(embedding_tables(plan, weights)) {}
+  PyEngine(const PyModel& model, int threads, bool trace) : engine_(model.model, threads, trace) {}
 
   py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
                const std::optional<IntArray>& masked_positions,
@@ -155,36 +188,34 @@ class PyEngine {
   }
 
  private:
-  // The engine reads embedding tables where they are, so their arrays must stay alive.
-  static py::list embedding_tables(const py::dict& plan, const py::dict& weights) {
-    py::list tables;
-    for (const auto& item : plan["steps"]) {
-      if (item["op"].cast<std::string>() != "embed_layer_norm") continue;
-      for (const char* role : {"word", "type", "position"}) {
-        const py::dict roles = item["weights"];
-        if (roles.contains(role)) tables.append(weights[roles[role][py::int_(0)]]);
-      }
-    }
-    return tables;
-  }
-
   Engine engine_;
-  py::list weights_;
 };
 
 }  // namespace
 
 void bind_engine(py::module_& module) {
   module.attr("MAX_THREADS") = kMaxThreads;
-  py::class_<PyEngine>(module, "Engine", R"(A plan with its weights packed for this CPU.
+  py::class_<PyModel>(module, "Model", R"(A plan with its weights packed for this CPU.
 
 plan: the dictionary of plan.json. weights: float32 C-contiguous arrays by weight name. precision:
-"fp32", "bf16" or "int8", for the products of token rows.
+"fp32", "bf16" or "int8", for the products of token rows. threads: to pack on. mapped: names of
+weights that are views of files mapped into memory for reading, and nothing else: their pages are
+handed back to the system when they have been packed.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names
 an instruction set that cannot be used.)")
-      .def(py::init<const py::dict&, py::dict, int, const std::string&, bool>(), py::arg("plan"),
-           py::arg("weights"), py::arg("threads"), py::arg("precision") = "fp32",
-           py::arg("trace") = false)
+      .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
+                       int threads, std::set<std::string> mapped) {
+             return std::make_unique<PyModel>(plan, Weights{std::move(weights), std::move(mapped)},
+                                              precision, threads);
+           }),
+           py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
+           py::arg("threads") = 1, py::arg("mapped") = std::set<std::string>());
+  py::class_<PyEngine>(module, "Engine", R"(Runs a Model on threads of its own.
+
+Engines of one Model share its packed weights. Raises bertrt.DeviceError for a number of threads
+that cannot be had.)")
+      .def(py::init<const PyModel&, int, bool>(), py::arg("model"), py::arg("threads"),
+           py::arg("trace") = false, py::keep_alive<1, 2>())
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),

@@ -22,12 +22,11 @@ class AlignedBuffer {
     if (bytes == 0) return;
     constexpr size_t kHugePage = size_t{2} << 20;
     const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    data_ = std::aligned_alloc(alignment, rounded);
-    if (!data_) throw std::bad_alloc();
+    if (posix_memalign(&data_, alignment, bytes) != 0) throw std::bad_alloc();
 #if defined(__linux__)
-    // Advice only: without huge pages everything works, a little slower.
-    if (alignment == kHugePage) (void)madvise(data_, rounded, MADV_HUGEPAGE);
+    // Advice only: without huge pages everything works, a little slower. Whole ones only: the end
+    // of a matrix would take up to 2 MiB more.
+    if (alignment == kHugePage) (void)madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   }
   AlignedBuffer(AlignedBuffer&& other) noexcept { swap(other); }

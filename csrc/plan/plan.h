@@ -38,6 +38,7 @@ struct Weight {
   std::string name;
   const float* data = nullptr;
   std::vector<int64_t> shape;
+  bool mapped = false;  // a file's pages, mapped to be read only
 };
 
 struct Step {

@@ -28,29 +28,7 @@ int64_t padded_stride(int64_t cols) {
   return stride;
 }
 
-std::vector<float> to_vector(const plan::Weight& weight) {
-  return {weight.data, weight.data + weight.shape[0]};
-}
-
 }  // namespace
-
-// A step, ready to run: weights packed, values numbered.
-struct Engine::Node {
-  plan::Op op;
-  std::string name;
-  std::string kernel;
-  std::vector<int> inputs;
-  int output;
-
-  std::unique_ptr<Matrix> matrix;
-  std::vector<float> bias;
-  std::vector<float> gamma, beta;
-  Activation activation = Activation::kNone;
-  LayerNorm norm;
-  Embedding embedding;
-  Attention attention;
-  std::atomic<int64_t> nanoseconds{0};
-};
 
 // Whole sequences of a batch, and where their rows of the wanted outputs go.
 struct Engine::Part {
@@ -128,119 +106,16 @@ class Engine::BorrowedWorkspace {
 
 Engine::~Engine() = default;
 
-Engine::Engine(const plan::Plan& plan, Precision precision, int threads, bool trace)
-    : pool_(threads),
-      ops_(cpu::make_ops(cpu::select_table(), pool_)),
-      vocab_size_(plan.vocab_size),
-      type_vocab_size_(plan.type_vocab_size),
-      max_length_(plan.max_length),
-      trace_(trace) {
-  const auto shapes = plan::validate(plan);
-  std::map<std::string, int> numbers;
-
-  for (const plan::Step& step : plan.steps) {
-    auto node = std::make_unique<Node>();
-    node->op = step.op;
-    node->name = step.name;
-    node->activation = step.activation;
-    for (const std::string& input : step.inputs) node->inputs.push_back(numbers.at(input));
-    node->output = static_cast<int>(values_.size());
-    numbers[step.output] = node->output;
-    const plan::ValueShape shape = shapes.at(step.output);
-    values_.push_back({shape.rows, shape.cols, static_cast<int>(nodes_.size())});
-
-    const auto weight = [&](const char* role) -> const plan::Weight& {
-      return step.weights.at(role).front();
-    };
-    if (step.weights.count("gamma")) {
-      node->gamma = to_vector(weight("gamma"));
-      node->beta = to_vector(weight("beta"));
-      node->norm = {node->gamma.data(), node->beta.data(), static_cast<float>(step.eps),
-                    shape.cols};
-    }
-
-    // A head's few rows cost nothing, and their result is the model's.
-    const Precision here = shape.rows == plan::RowKind::kTokens ? precision : Precision::kFp32;
-    switch (step.op) {
-      case plan::Op::kEmbedLayerNorm:
-        node->kernel = "embed_f32." + ops_->name();
-        node->embedding.word = weight("word").data;
-        node->embedding.position = weight("position").data;
-        if (step.weights.count("type")) node->embedding.type = weight("type").data;
-        node->embedding.norm = node->norm;
-        break;
-      case plan::Op::kQkvLinear: {
-        // Both layouts become [query | key | value], each by head.
-        const int64_t hidden = step.heads * step.head_dim;
-        std::vector<int64_t> columns;
-        for (int64_t head = 0; head < step.heads; ++head) {
-          for (int64_t part = 0; part < 3; ++part) {
-            for (int64_t d = 0; d < step.head_dim; ++d) {
-              columns.push_back(part * hidden + head * step.head_dim + d);
-            }
-          }
-        }
-        const int64_t inputs = values_[node->inputs[0]].cols;
-        std::vector<WeightBlock> blocks;
-        if (step.weight_layout == plan::QkvLayout::kSeparate) {
-          for (const plan::Weight& w : step.weights.at("weight")) {
-            const auto first = static_cast<int64_t>(blocks.size()) * hidden;
-            blocks.push_back({w.data, hidden, inputs, step.transposed, nullptr, first});
-          }
-        } else {
-          blocks.push_back(
-              {weight("weight").data, 3 * hidden, inputs, step.transposed, columns.data(), 0});
-        }
-        node->matrix =
-            ops_->pack(blocks.data(), static_cast<int>(blocks.size()), inputs, 3 * hidden, here);
-        node->bias.resize(static_cast<size_t>(3 * hidden));
-        if (step.bias_layout == plan::QkvLayout::kSeparate) {
-          float* out = node->bias.data();
-          for (const plan::Weight& b : step.weights.at("bias")) {
-            out = std::copy(b.data, b.data + hidden, out);
-          }
-        } else {
-          for (size_t i = 0; i < columns.size(); ++i) {
-            node->bias[static_cast<size_t>(columns[i])] = weight("bias").data[i];
-          }
-        }
-        node->kernel = ops_->linear_kernel(here);
-        break;
-      }
-      case plan::Op::kAttention:
-        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale), here};
-        node->kernel = ops_->attention_kernel(here);
-        break;
-      case plan::Op::kAttentionWeights:
-        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
-        node->kernel = "attention_weights_f64";
-        break;
-      case plan::Op::kLinearAddLayerNorm:
-      case plan::Op::kLinear: {
-        const int64_t inputs = values_[node->inputs[0]].cols;
-        const WeightBlock block{weight("weight").data, shape.cols, inputs,
-                                step.transposed,       nullptr,    0};
-        node->matrix = ops_->pack(&block, 1, inputs, shape.cols, here);
-        if (step.weights.count("bias")) node->bias = to_vector(weight("bias"));
-        node->kernel = ops_->linear_kernel(here);
-        break;
-      }
-      case plan::Op::kLayerNorm:
-        node->kernel = "layer_norm_f32." + ops_->name();
-        break;
-      case plan::Op::kFirstToken:
-      case plan::Op::kGatherPositions:
-        node->kernel = "gather_rows";
-        break;
-    }
-    nodes_.push_back(std::move(node));
-  }
-  for (const auto& [name, value] : plan.outputs) outputs_.emplace_back(name, numbers.at(value));
-}
+Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
+    : model_(std::move(model)),
+      pool_(threads),
+      ops_(cpu::make_ops(cpu::table_by_name(model_->device), pool_)),
+      trace_(trace),
+      nanoseconds_(model_->nodes.size()) {}
 
 int Engine::output_value(const std::string& name) const {
   std::string known;
-  for (const auto& [output, value] : outputs_) {
+  for (const auto& [output, value] : model_->outputs) {
     if (output == name) return value;
     known += known.empty() ? "" : ", ";
     known += output;
@@ -249,20 +124,20 @@ int Engine::output_value(const std::string& name) const {
 }
 
 int64_t Engine::output_rows(const std::string& name, const PackedBatch& batch) const {
-  return Part{batch, {}}.rows(values_[output_value(name)].rows);
+  return Part{batch, {}}.rows(model_->values[output_value(name)].rows);
 }
 
 int64_t Engine::output_cols(const std::string& name) const {
-  return values_[output_value(name)].cols;
+  return model_->values[output_value(name)].cols;
 }
 
 void Engine::check(const PackedBatch& batch) const {
   if (batch.cu_seqlens[0] != 0) throw BatchError("cu_seqlens does not begin with 0");
   for (int64_t s = 0; s < batch.seqs; ++s) {
     const int64_t length = int64_t{batch.cu_seqlens[s + 1]} - batch.cu_seqlens[s];
-    if (length < 0 || length > max_length_) {
+    if (length < 0 || length > model_->max_length) {
       throw BatchError("sequence " + std::to_string(s) + " has length " + std::to_string(length) +
-                       ", expected 0 to " + std::to_string(max_length_));
+                       ", expected 0 to " + std::to_string(model_->max_length));
     }
     if (batch.attended && (batch.attended[s] < 0 || batch.attended[s] > length)) {
       throw BatchError("sequence " + std::to_string(s) + " has " + std::to_string(length) +
@@ -278,13 +153,14 @@ void Engine::check(const PackedBatch& batch) const {
       }
     }
   }
-  const int64_t types = std::max<int64_t>(1, type_vocab_size_);
+  const int64_t types = std::max<int64_t>(1, model_->type_vocab_size);
   for (int64_t i = 0; i < batch.tokens(); ++i) {
-    if (batch.token_ids[i] < 0 || batch.token_ids[i] >= vocab_size_) {
+    if (batch.token_ids[i] < 0 || batch.token_ids[i] >= model_->vocab_size) {
       throw BatchError("token id " + std::to_string(batch.token_ids[i]) + " at token " +
-                       std::to_string(i) + " is outside 0 to " + std::to_string(vocab_size_ - 1));
+                       std::to_string(i) + " is outside 0 to " +
+                       std::to_string(model_->vocab_size - 1));
     }
-    if (type_vocab_size_ && (batch.token_types[i] < 0 || batch.token_types[i] >= types)) {
+    if (model_->type_vocab_size && (batch.token_types[i] < 0 || batch.token_types[i] >= types)) {
       throw BatchError("token type " + std::to_string(batch.token_types[i]) + " at token " +
                        std::to_string(i) + " is outside 0 to " + std::to_string(types - 1));
     }
@@ -293,15 +169,15 @@ void Engine::check(const PackedBatch& batch) const {
 
 Engine::Demand Engine::demand(const std::vector<int>& outputs) const {
   Demand demand;
-  demand.nodes.resize(nodes_.size(), 0);
-  std::vector<char> all_rows(values_.size(), 0);
+  demand.nodes.resize(model_->nodes.size(), 0);
+  std::vector<char> all_rows(model_->values.size(), 0);
   for (const int value : outputs) {
-    demand.nodes[values_[value].made_by] = 1;
+    demand.nodes[model_->values[value].made_by] = 1;
     all_rows[value] = 1;
   }
-  for (size_t i = nodes_.size(); i-- > 0;) {
+  for (size_t i = model_->nodes.size(); i-- > 0;) {
     if (!demand.nodes[i]) continue;
-    const Node& node = *nodes_[i];
+    const Node& node = model_->nodes[i];
     bool all = true;
     switch (node.op) {
       case plan::Op::kFirstToken:
@@ -322,12 +198,12 @@ Engine::Demand Engine::demand(const std::vector<int>& outputs) const {
         break;
     }
     for (const int input : node.inputs) {
-      demand.nodes[values_[input].made_by] = 1;
+      demand.nodes[model_->values[input].made_by] = 1;
       if (all) all_rows[input] = 1;
     }
   }
-  for (size_t v = 0; v < values_.size(); ++v) {
-    demand.first_only.push_back(values_[v].rows == plan::RowKind::kTokens && !all_rows[v]);
+  for (size_t v = 0; v < model_->values.size(); ++v) {
+    demand.first_only.push_back(model_->values[v].rows == plan::RowKind::kTokens && !all_rows[v]);
   }
   return demand;
 }
@@ -340,23 +216,23 @@ class Engine::PartRun {
         part_(part),
         demand_(demand),
         index_(workspace.index),
-        values_(engine.values_.size()),
-        operands_(engine.values_.size()) {
+        values_(engine.model_->values.size()),
+        operands_(engine.model_->values.size()) {
     std::vector<int> uses(values_.size(), 0);
     std::vector<int> last_use(values_.size(), -1);
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.nodes[i]) continue;
-      for (const int input : engine_.nodes_[i]->inputs) {
+      for (const int input : engine_.model_->nodes[i].inputs) {
         ++uses[input];
         last_use[input] = i;
       }
     }
     for (const auto& [value, data] : part.outputs) {
-      values_[value] = {data, engine_.values_[value].cols};
+      values_[value] = {data, engine_.model_->values[value].cols};
       ++uses[value];
     }
     for (int i = 0; i < steps(); ++i) {
-      if (demand_.nodes[i]) want_operand(*engine_.nodes_[i], uses);
+      if (demand_.nodes[i]) want_operand(engine_.model_->nodes[i], uses);
     }
     std::vector<Lifetime> lifetimes;
     std::vector<std::pair<int, bool>> owners;  // value, whether its operand
@@ -364,7 +240,7 @@ class Engine::PartRun {
     int64_t gathered = 0;
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.nodes[i]) continue;
-      const Node& node = *engine_.nodes_[i];
+      const Node& node = engine_.model_->nodes[i];
       scratch_bytes = std::max(scratch_bytes, scratch_of(node));
       for (const int input : node.inputs) gathered = std::max(gathered, gathered_size(input));
       if (const Matrix* reader = operands_[node.output].reader) {
@@ -374,7 +250,7 @@ class Engine::PartRun {
         owners.emplace_back(node.output, true);
       }
       if (values_[node.output].stride || only_operand(node)) continue;
-      values_[node.output].stride = padded_stride(engine_.values_[node.output].cols);
+      values_[node.output].stride = padded_stride(engine_.model_->values[node.output].cols);
       lifetimes.push_back(
           {rows(node.output) * values_[node.output].stride, i, last_use[node.output], 0});
       owners.emplace_back(node.output, false);
@@ -401,7 +277,7 @@ class Engine::PartRun {
   void run() {
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.nodes[i]) continue;
-      Node& node = *engine_.nodes_[i];
+      const Node& node = engine_.model_->nodes[i];
       if (!engine_.trace_) {
         run(node);
         continue;
@@ -409,15 +285,17 @@ class Engine::PartRun {
       const auto start = std::chrono::steady_clock::now();
       run(node);
       const auto spent = std::chrono::steady_clock::now() - start;
-      node.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+      engine_.nanoseconds_[i] +=
+          std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
     }
   }
 
  private:
-  int steps() const { return static_cast<int>(engine_.nodes_.size()); }
+  int steps() const { return static_cast<int>(engine_.model_->nodes.size()); }
 
   int64_t rows(int value) const {
-    return demand_.first_only[value] ? part_.batch.seqs : part_.rows(engine_.values_[value].rows);
+    return demand_.first_only[value] ? part_.batch.seqs
+                                     : part_.rows(engine_.model_->values[value].rows);
   }
 
   int64_t scratch_of(const Node& node) const {
@@ -435,7 +313,7 @@ class Engine::PartRun {
 
   // Floats that the first tokens' rows of a value take.
   int64_t gathered_size(int value) const {
-    return part_.batch.seqs * padded_stride(engine_.values_[value].cols);
+    return part_.batch.seqs * padded_stride(engine_.model_->values[value].cols);
   }
 
   void gather(ConstRows x, int64_t cols, Rows out) const {
@@ -462,7 +340,7 @@ class Engine::PartRun {
   ConstRows input(const Node& node, int which) {
     const int value = node.inputs[which];
     if (!gathers(node, which)) return values_[value];
-    const int64_t cols = engine_.values_[value].cols;
+    const int64_t cols = engine_.model_->values[value].cols;
     const Rows rows{gathered_[which], padded_stride(cols)};
     index_first_tokens(value);
     gather(values_[value], cols, rows);
@@ -489,7 +367,7 @@ class Engine::PartRun {
     if (!node.matrix || gathers(node, 0) || !engine_.ops_->operand_bytes(*node.matrix, 1)) return;
     const int value = node.inputs[0];
     bool can = false;
-    switch (engine_.nodes_[engine_.values_[value].made_by]->op) {
+    switch (engine_.model_->nodes[engine_.model_->values[value].made_by].op) {
       case plan::Op::kEmbedLayerNorm:
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLayerNorm:
@@ -508,7 +386,7 @@ class Engine::PartRun {
     return node.op == plan::Op::kLinear && operands_[node.output].reader;
   }
 
-  void run(Node& node) {
+  void run(const Node& node) {
     Ops& ops = *engine_.ops_;
     const Rows out = values_[node.output];
     const PackedBatch& batch = part_.batch;
@@ -552,7 +430,7 @@ class Engine::PartRun {
         }
         break;
     }
-    gather(values_[node.inputs[0]], engine_.values_[node.output].cols, out);
+    gather(values_[node.inputs[0]], engine_.model_->values[node.output].cols, out);
   }
 
   Engine& engine_;
@@ -571,7 +449,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {
     const int value = output_value(output.name);
-    if (values_[value].rows == plan::RowKind::kPositions && !batch.masked_positions) {
+    if (model_->values[value].rows == plan::RowKind::kPositions && !batch.masked_positions) {
       throw BatchError("output '" + output.name + "' needs masked_positions");
     }
     wanted.push_back(value);
@@ -595,7 +473,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
     part.outputs = destinations;
     PartRun(*this, part, demanded, *workspace).run();
     for (auto& [value, data] : destinations) {
-      data += part.rows(values_[value].rows) * values_[value].cols;
+      data += part.rows(model_->values[value].rows) * model_->values[value].cols;
     }
     begin = end;
   }
@@ -603,8 +481,9 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
 
 std::vector<StepTime> Engine::steps() const {
   std::vector<StepTime> steps;
-  for (const auto& node : nodes_) {
-    steps.push_back({node->name, node->kernel, static_cast<double>(node->nanoseconds) * 1e-9});
+  for (size_t i = 0; i < nanoseconds_.size(); ++i) {
+    const Node& node = model_->nodes[i];
+    steps.push_back({node.name, node.kernel, static_cast<double>(nanoseconds_[i]) * 1e-9});
   }
   return steps;
 }

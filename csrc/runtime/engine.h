@@ -11,6 +11,7 @@
 #include "core/aligned_buffer.h"
 #include "core/ops.h"
 #include "plan/plan.h"
+#include "runtime/model.h"
 #include "runtime/thread_pool.h"
 
 namespace bertrt {
@@ -29,9 +30,8 @@ struct StepTime {
 
 class Engine {
  public:
-  // Packs the plan's matrices; afterwards only embedding tables are read from the weights' memory,
-  // which must outlive the engine. Throws PlanError, DeviceError.
-  Engine(const plan::Plan& plan, Precision precision, int threads, bool trace);
+  // Throws DeviceError.
+  Engine(std::shared_ptr<const Model> model, int threads, bool trace);
   ~Engine();
 
   // Computes the outputs asked for, no step that they do not need, and, where they need no more, of
@@ -49,12 +49,7 @@ class Engine {
   std::vector<StepTime> steps() const;
 
  private:
-  struct Node;
-  struct Value {
-    plan::RowKind rows;
-    int64_t cols;
-    int made_by;
-  };
+  using Node = Model::Node;
   class Workspace;
   class BorrowedWorkspace;
   struct Part;
@@ -65,15 +60,11 @@ class Engine {
   void check(const PackedBatch& batch) const;
   Demand demand(const std::vector<int>& outputs) const;
 
+  const std::shared_ptr<const Model> model_;
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
-  int64_t vocab_size_;
-  int64_t type_vocab_size_;
-  int64_t max_length_;
-  std::vector<std::unique_ptr<Node>> nodes_;
-  std::vector<Value> values_;
-  std::vector<std::pair<std::string, int>> outputs_;
   const bool trace_;
+  std::vector<std::atomic<int64_t>> nanoseconds_;  // spent in each node
 
   std::mutex free_mutex_;
   std::vector<std::unique_ptr<Workspace>> free_;

@@ -236,10 +236,16 @@ def made(rng):
     return make_plan(rng)
 
 
+def new_engine(
+    plan: dict, weights: dict, *, threads: int, precision: str = "fp32", trace: bool = False
+) -> _native.Engine:
+    return _native.Engine(_native.Model(plan, weights, precision, 2), threads, trace)
+
+
 @pytest.fixture
 def engine(made, isa, monkeypatch):
     monkeypatch.setenv("BERTRT_ISA", isa)
-    engine = _native.Engine(*made, threads=2)
+    engine = new_engine(*made, threads=2)
     assert engine.isa == isa
     return engine
 
@@ -267,8 +273,8 @@ def test_numbers(engine, made, rng):
 def test_numbers_in_lower_precision(made, rng, isa, monkeypatch, precision, bound):
     monkeypatch.setenv("BERTRT_ISA", isa)
     batch = batch_of(rng, [1, 5, 64, 17, 33])
-    exact = _native.Engine(*made, threads=2).run(*batch, OUTPUTS)
-    found = _native.Engine(*made, threads=2, precision=precision).run(*batch, OUTPUTS)
+    exact = new_engine(*made, threads=2).run(*batch, OUTPUTS)
+    found = new_engine(*made, threads=2, precision=precision).run(*batch, OUTPUTS)
     for name in OUTPUTS:
         error = np.abs(found[name] - exact[name])
         # Rows of deviation 1 after two layers of products with errors of 2^-9 and 1/254.
@@ -283,7 +289,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch_order_and_thread_count(
     monkeypatch.setenv("BERTRT_ISA", isa)
     lengths = [int(n) for n in rng.integers(1, LENGTH + 1, 70)]
     ids, types, ends, masked = batch_of(rng, lengths)
-    alone = _native.Engine(*made, threads=1, precision=precision)
+    alone = new_engine(*made, threads=1, precision=precision)
     whole = alone.run(ids, types, ends, masked, OUTPUTS)
     rows = {
         "sequence_output": lambda i: slice(ends[i], ends[i + 1]),
@@ -291,7 +297,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch_order_and_thread_count(
         "masked_lm_outputs": lambda i: slice(2 * i, 2 * i + 2),
     }
     for threads in (1, 2, 5):
-        engine = _native.Engine(*made, threads=threads, precision=precision)
+        engine = new_engine(*made, threads=threads, precision=precision)
         order = rng.permutation(len(lengths))
         chosen = [slice(ends[i], ends[i + 1]) for i in order]
         shuffled = engine.run(
@@ -332,7 +338,7 @@ def test_a_pooled_row_has_the_same_bits_when_nothing_else_is_asked_for(
 ):
     # Then the last layer is computed for the first tokens only.
     monkeypatch.setenv("BERTRT_ISA", isa)
-    engine = _native.Engine(*made, threads=2, precision=precision)
+    engine = new_engine(*made, threads=2, precision=precision)
     for lengths in ([1], [64], [5, 1, 33, 17, 64, 2], [3, 0, 4], [0], [1] * 40):
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         ids = rng.integers(0, VOCAB, ends[-1], dtype=np.int32)
@@ -343,7 +349,7 @@ def test_a_pooled_row_has_the_same_bits_when_nothing_else_is_asked_for(
 
 
 def test_only_what_is_asked_for_is_computed(made, rng, monkeypatch):
-    engine = _native.Engine(*made, threads=1, trace=True)
+    engine = new_engine(*made, threads=1, trace=True)
     ids, types, ends, _ = batch_of(rng, [5])
     assert list(engine.run(ids, types, ends, None, ["sequence_output"])) == ["sequence_output"]
     spent = {name: seconds for name, _, seconds in engine.steps()}
@@ -414,19 +420,19 @@ def test_broken_plans(made, path, value, message):
     plan, weights = copy.deepcopy(made[0]), made[1]
     change(path, value)(plan)
     with pytest.raises(ModelFormatError, match=message):
-        _native.Engine(plan, weights, threads=1)
+        new_engine(plan, weights, threads=1)
 
 
 def test_an_unknown_precision(made):
     with pytest.raises(ModelFormatError, match="precision 'fp8' is unknown; expected one of fp32"):
-        _native.Engine(*made, threads=1, precision="fp8")
+        new_engine(*made, threads=1, precision="fp8")
 
 
 def test_weights_must_be_dense_float32(made):
     plan, weights = made
     for broken in (weights["word"].astype(np.float64), weights["word"][:, ::-1], "text"):
         with pytest.raises(ModelFormatError, match="'word' is not a C-contiguous float32 array"):
-            _native.Engine(plan, {**weights, "word": broken}, threads=1)
+            new_engine(plan, {**weights, "word": broken}, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -459,20 +465,20 @@ def test_batches_that_do_not_fit(made, part, value, message):
     if part == "ends":
         arrays[-1] = np.zeros((len(value) - 1, 0), np.int32)
     with pytest.raises(InvalidInputError, match=message):
-        _native.Engine(*made, threads=1).run(*arrays, batch["outputs"])
+        new_engine(*made, threads=1).run(*arrays, batch["outputs"])
 
 
 def test_a_sequence_longer_than_the_model_is_refused(made):
     ids = np.zeros(LENGTH + 1, np.int32)
     ends = np.array([0, LENGTH + 1], np.int32)
     with pytest.raises(InvalidInputError, match="length 65, expected 0 to 64"):
-        _native.Engine(*made, threads=1).run(ids, ids, ends, None, ["sequence_output"])
+        new_engine(*made, threads=1).run(ids, ids, ends, None, ["sequence_output"])
 
 
 def test_masked_outputs_need_positions(made):
     ids = np.zeros(3, np.int32)
     with pytest.raises(InvalidInputError, match="needs masked_positions"):
-        _native.Engine(*made, threads=1).run(
+        new_engine(*made, threads=1).run(
             ids, ids, np.array([0, 3], np.int32), None, ["masked_lm_outputs"]
         )
 
@@ -480,17 +486,17 @@ def test_masked_outputs_need_positions(made):
 def test_an_instruction_set_that_cannot_be_used(made, monkeypatch):
     monkeypatch.setenv("BERTRT_ISA", "sse9")
     with pytest.raises(DeviceError, match=r"'sse9' cannot be used here; usable are: .*BERTRT_ISA"):
-        _native.Engine(*made, threads=1)
+        new_engine(*made, threads=1)
 
 
 @pytest.mark.parametrize("threads", [0, -1, _native.MAX_THREADS + 1])
 def test_a_number_of_threads_that_makes_no_sense(made, threads):
     with pytest.raises(DeviceError, match=rf"threads is {threads}, expected 1 to"):
-        _native.Engine(*made, threads=threads)
+        new_engine(*made, threads=threads)
 
 
 def test_calls_from_several_threads(made, rng):
-    engine = _native.Engine(*made, threads=2)
+    engine = new_engine(*made, threads=2)
     batches = [batch_of(rng, [int(n) for n in rng.integers(1, LENGTH, 9)]) for _ in range(8)]
     alone = [engine.run(*batch, OUTPUTS) for batch in batches]
     failures = []
@@ -512,7 +518,7 @@ def test_calls_from_several_threads(made, rng):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_an_engine_goes_on_after_a_fork(made, rng):
-    engine = _native.Engine(*made, threads=3)
+    engine = new_engine(*made, threads=3)
     batch = batch_of(rng, [30, 20, 10])
     before = engine.run(*batch, OUTPUTS)
     child = os.fork()
@@ -532,7 +538,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_memory_stays_where_it_is(made, rng):
-    engine = _native.Engine(*made, threads=2)
+    engine = new_engine(*made, threads=2)
 
     def some(count: int) -> None:
         for _ in range(count):
@@ -545,3 +551,41 @@ def test_memory_stays_where_it_is(made, rng):
     before = resident_bytes()
     some(2000)
     assert resident_bytes() - before < 1 << 20
+
+
+def test_engines_of_one_model_share_it_and_run_apart(made, rng):
+    model = _native.Model(*made)
+    batch = batch_of(rng, [3, 1, 5])
+    expected = new_engine(*made, threads=1).run(*batch, OUTPUTS)
+    engines = [_native.Engine(model, threads, trace=True) for threads in (1, 2, 3)]
+    del model
+    for engine in engines:
+        found = engine.run(*batch, OUTPUTS)
+        for name in OUTPUTS:
+            np.testing.assert_array_equal(found[name], expected[name])
+    engines[0].run(*batch, OUTPUTS)
+    assert all(seconds > 0 for _, _, seconds in engines[1].steps())
+
+
+def test_mapped_weights_are_read_once_more_after_packing(made, rng, tmp_path):
+    # Their pages are handed back, not lost: embedding tables and a second model read them again.
+    plan, weights = made
+    places = {}
+    with open(tmp_path / "weights", "wb") as file:
+        for name, array in weights.items():
+            places[name] = file.tell()
+            file.write(array.tobytes())
+    mapping = np.memmap(tmp_path / "weights", np.uint8, "r")
+    mapped = {
+        name: mapping[places[name] : places[name] + array.nbytes]
+        .view(np.float32)
+        .reshape(array.shape)
+        for name, array in weights.items()
+    }
+    batch = batch_of(rng, [3, 1, 5])
+    expected = new_engine(plan, weights, threads=1).run(*batch, OUTPUTS)
+    for _ in range(2):
+        model = _native.Model(plan, mapped, mapped=set(mapped))
+        found = _native.Engine(model, 1).run(*batch, OUTPUTS)
+        for name in OUTPUTS:
+            np.testing.assert_array_equal(found[name], expected[name])

@@ -483,3 +483,31 @@ def test_a_directory_of_another_kind_is_named(tmp_path):
     (tmp_path / "bertrt.json").write_text("{}")
     with pytest.raises(MissingFileError, match="is a bundle already"):
         HuggingFaceModel.open(tmp_path)
+
+
+def test_engines_of_the_same_files_share_their_packed_weights(hugging, monkeypatch) -> None:
+    from bertrt import _native
+
+    path = hugging.write(hugging.config, hugging.weights(hugging.config))
+    packed = []
+    pack = _native.Model
+    monkeypatch.setattr(_native, "Model", lambda *args: packed.append(args) or pack(*args))
+    ids = np.array([[2, 3, 1]])
+    with Engine.load(path, threads=1) as first:
+        expected = first.run(ids)
+        assert len(packed) == 1
+        with Engine.load(path, threads=2):
+            assert len(packed) == 1
+            Engine.load(path, precision="int8").close()
+            assert len(packed) == 2
+    with Engine.load(path) as alone:  # the others are gone, and their weights with them
+        assert len(packed) == 3
+        found = alone.run(ids)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    # Other bytes in the same place are another model.
+    with Engine.load(path) as before:
+        os.utime(path / "model.safetensors", ns=(1, 1))
+        with Engine.load(path) as after:
+            assert len(packed) == 5
+            np.testing.assert_array_equal(*(e.run(ids)["sequence_output"] for e in (before, after)))
