@@ -45,8 +45,12 @@ class Engine:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
-    def steps(self) -> list[tuple[str, str, float]]:
-        """(name, kernel, seconds) of every step; seconds are zero unless tracing is on."""
+    def steps(self) -> list[tuple[str, str, float, int, int]]:
+        """(name, kernel, seconds, operations, bytes) of every step.
+
+        What was done since loading; the numbers are zero unless tracing is on. operations:
+        additions and multiplications of matrix products. bytes: what has to move at least, a
+        product's packed weights or the rows that another step reads and writes."""
 
 def supported_isas() -> list[str]:
     """The instruction sets that can run here, best first."""

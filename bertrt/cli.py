@@ -182,6 +182,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=("latency", "throughput", "ragged", "texts"),
         help="latency, throughput, ragged, texts; default: all",
     )
+    bench.add_argument(
+        "--steps",
+        metavar="BATCHxLENGTH",
+        type=_shape,
+        help="instead, where the native engine's time goes on a batch of this shape",
+    )
+    bench.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        help="only the engines in this precision, and native fp32; of --steps, default: fp32",
+    )
     bench.add_argument("--texts", metavar="FILE", help="texts to run, too: one a line, UTF-8")
     bench.add_argument(
         "--threads", metavar="N", type=_threads, help="default: the cores usable here"
@@ -193,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="write the table, JSON and a plot there; must not exist"
     )
     _add_json(bench, "JSON")
-    bench.set_defaults(command=_bench)
+    bench.set_defaults(command=_bench, usage_error=bench.error)
     return parser
 
 
@@ -251,6 +262,13 @@ def _engines(text: str) -> list[tuple[str, str]]:
         return parse_engine(text)
     except InvalidInputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _shape(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not BATCHxLENGTH, such as 8x128")
+    batch, length = map(int, text.split("x"))
+    return batch, length
 
 
 def _device(text: str) -> str:
@@ -405,13 +423,22 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from bertrt.bench import bench
+    from bertrt.bench.steps import steps
     from bertrt.bench.workloads import GROUPS, read_texts
     from bertrt.bench.write import output_directory, write_report
 
+    if arguments.steps is not None:
+        for name in ("engines", "workloads", "texts", "out"):
+            if getattr(arguments, name) is not None:
+                arguments.usage_error(f"--{name} does not go with --steps")
+        batch, length = arguments.steps
+        precision = arguments.precision or "fp32"
+        print(steps(arguments.bundle, batch, length, precision, arguments.threads))
+        return 0
     with output_directory(arguments.out) as out:
         report = bench(
             arguments.bundle,
-            None if arguments.engines is None else list(itertools.chain(*arguments.engines)),
+            _wanted(arguments.engines, arguments.precision),
             groups=arguments.workloads or GROUPS,
             texts=None if arguments.texts is None else read_texts(arguments.texts),
             threads=arguments.threads,
@@ -421,6 +448,16 @@ def _bench(arguments: argparse.Namespace) -> int:
         if out is not None:
             write_report(report, out)
     return 0
+
+
+def _wanted(
+    engines: list[list[tuple[str, str]]] | None, precision: str | None
+) -> list[tuple[str, str]]:
+    """The engines named, or all, in the precision."""
+    from bertrt.bench.engines import ENGINES
+
+    groups = [_engines(name) for name in ENGINES] if engines is None else engines
+    return [name for name in itertools.chain(*groups) if precision in (None, name[1])]
 
 
 def _size(count: float) -> str:

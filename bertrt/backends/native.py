@@ -15,6 +15,8 @@ import numpy as np
 from bertrt.backends.base import Backend, cpu_only
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
+from bertrt.machine import machine_peaks
+from bertrt.roofline import StepTrace, roofline
 
 if TYPE_CHECKING:
     from bertrt.graph.plan import Plan
@@ -28,9 +30,12 @@ PRECISIONS = ("fp32", "bf16", "int8")
 TRACE = "BERTRT_TRACE"
 
 
-def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBackend:
+def load(
+    model: Model, *, device: str, precision: str, threads: int, trace: bool | None = None
+) -> NativeBackend:
     """Load a model's plan. Arguments and errors as for `bertrt.backends.base.load_backend`; a
-    BERTRT_ISA that cannot be used here is a DeviceError."""
+    BERTRT_ISA that cannot be used here is a DeviceError. `trace`: whether steps are measured; None:
+    as BERTRT_TRACE says."""
     cpu_only("native", device, precision, PRECISIONS)
     try:
         from bertrt import _native
@@ -53,8 +58,9 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> NativeBa
         packed = _native.Model(plan.to_engine(), weights, precision, threads, mapped)
         if key is not None:
             _packed[key] = packed
-    trace = os.environ.get(TRACE, "0") not in ("", "0")
-    return NativeBackend(_native.Engine(packed, threads, trace), precision, trace)
+    if trace is None:
+        trace = os.environ.get(TRACE, "0") not in ("", "0")
+    return NativeBackend(_native.Engine(packed, threads, trace), precision)
 
 
 # The packed weights that engines of this process hold, by what they were packed from: a second
@@ -99,12 +105,11 @@ class NativeBackend(Backend):
     # The extension's pool starts threads of the child's own; the weights stay shared.
     survives_fork = True
 
-    def __init__(self, engine: Any, precision: str, trace: bool) -> None:
+    def __init__(self, engine: Any, precision: str) -> None:
         self.precision = precision
         self.threads = engine.threads
         self.provider = engine.isa
         self._engine = engine
-        self._trace = trace
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """See `bertrt.backends.base.Backend.run`."""
@@ -121,18 +126,19 @@ class NativeBackend(Backend):
             results["masked_lm_outputs"] = rows.reshape(batch.seqs, -1, rows.shape[1])
         return results
 
+    def trace(self) -> list[StepTrace]:
+        """What each step has done since loading; zeros unless tracing is on."""
+        return [StepTrace(*step) for step in self._engine.steps()]
+
     def explain(self) -> str:
-        """The steps with their kernels; with BERTRT_TRACE set at load, the time spent in each."""
-        steps = self._engine.steps()
-        width = max(len(name) for name, _, _ in steps)
-        total = sum(seconds for _, _, seconds in steps) or 1.0
-        lines = []
-        for name, kernel, seconds in steps:
-            line = f"{name:{width}}  {kernel}"
-            if self._trace:
-                line = f"{line:{width + 32}}  {seconds * 1e3:9.3f} ms  {seconds / total:6.1%}"
-            lines.append(line)
-        return "\n".join(lines)
+        """The steps with their kernels; with BERTRT_TRACE set at load, after a run, what was spent
+        in each and how near that is to what the machine can do, which is measured the first
+        time."""
+        steps = self.trace()
+        if any(step.seconds for step in steps):
+            return roofline(steps, machine_peaks(self.threads))
+        width = max(len(step.name) for step in steps)
+        return "\n".join(f"{step.name:{width}}  {step.kernel}" for step in steps)
 
     def close(self) -> None:
         """See `bertrt.backends.base.Backend.close`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertrt.bench.engines import dense
+from bertrt.bench import plans
 from bertrt.graph.plan import Plan, Step
 
 __all__ = ["operations", "weight_bytes"]
@@ -21,7 +21,7 @@ def operations(plan: Plan, lengths: Sequence[int] | np.ndarray) -> int:
 
     Tokens only, no padding; and what the outputs need only: where they read one row a sequence of
     the last layer (a pooler, a classifier), its keys and values for all tokens and everything else
-    for that row. Masked language model outputs are not counted.
+    for that row. Outputs of masked positions and attention's probabilities are not counted.
 
     Args:
         plan: the model.
@@ -32,17 +32,12 @@ def operations(plan: Plan, lengths: Sequence[int] | np.ndarray) -> int:
     all_rows = _read_for_all_tokens(plan)
     kinds: dict[str, str] = {}
     total = 0
-    for step in plan.steps:
+    for step in plans.runnable_steps(plan):
         if step.op == "first_token":
             kinds[step.output] = "seqs"
-        elif step.op == "gather_positions":
-            kinds[step.output] = "positions"
         else:
             kinds[step.output] = kinds[step.inputs[0]] if step.inputs else "tokens"
-        kind = kinds[step.output]
-        if kind == "positions":
-            continue
-        one_a_sequence = kind == "seqs" or step.output not in all_rows
+        one_a_sequence = kinds[step.output] == "seqs" or step.output not in all_rows
         rows = seqs if one_a_sequence else tokens
         if step.op == "attention":
             # Scores, and the sum of the values: a product each.
@@ -53,7 +48,7 @@ def operations(plan: Plan, lengths: Sequence[int] | np.ndarray) -> int:
             queries, others = _extents(plan, step)
             total += 2 * (rows * queries + tokens * others)
         elif "weight" in step.weights:
-            total += 2 * rows * dense.matrix(plan, step).size
+            total += 2 * rows * plans.matrix(plan, step).size
     return total
 
 
@@ -61,11 +56,11 @@ def weight_bytes(plan: Plan, precision: str) -> int:
     """The bytes of the matrices that token rows are multiplied with, in a precision: a batch reads
     them once at least."""
     count = 0
-    for step in plan.steps:
+    for step in plans.runnable_steps(plan):
         if step.op == "qkv_linear":
             count += sum(_extents(plan, step))
         elif step.op in ("linear", "linear_add_layer_norm"):
-            count += dense.matrix(plan, step).size
+            count += plans.matrix(plan, step).size
     return count * _BYTES[precision]
 
 
@@ -77,8 +72,8 @@ def _extents(plan: Plan, step: Step) -> tuple[int, int]:
 
 def _read_for_all_tokens(plan: Plan) -> set[str]:
     """The values of which more than the first tokens' rows are read."""
-    found = {value for name, value in plan.outputs.items() if name != "masked_lm_outputs"}
-    for step in reversed(plan.steps):
+    found = {plan.outputs[name] for name in plans.runnable_outputs(plan)}
+    for step in reversed(plans.runnable_steps(plan)):
         # Attention reads keys and values for all tokens, too; but whether its queries are is what
         # matters here. A projection's own input is read for all.
         passes_on = step.op in (*_BY_ROW, "attention")

@@ -181,8 +181,8 @@ class PyEngine {
 
   std::vector<py::tuple> steps() const {
     std::vector<py::tuple> steps;
-    for (const StepTime& s : engine_.steps()) {
-      steps.push_back(py::make_tuple(s.name, s.kernel, s.seconds));
+    for (const StepTrace& s : engine_.steps()) {
+      steps.push_back(py::make_tuple(s.name, s.kernel, s.seconds, s.operations, s.bytes));
     }
     return steps;
   }
@@ -229,7 +229,11 @@ Raises bertrt.InvalidInputError if the batch does not fit the plan.)")
       .def_property_readonly("threads", &PyEngine::threads)
       .def_property_readonly("isa", &PyEngine::isa)
       .def("steps", &PyEngine::steps,
-           "(name, kernel, seconds) of every step; seconds are zero unless tracing is on.");
+           R"((name, kernel, seconds, operations, bytes) of every step.
+
+What was done since loading; the numbers are zero unless tracing is on. operations: additions and
+multiplications of matrix products. bytes: what has to move at least, a product's packed weights or
+the rows that another step reads and writes.)");
 }
 
 }  // namespace bertrt::bindings

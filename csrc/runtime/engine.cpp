@@ -28,6 +28,18 @@ int64_t padded_stride(int64_t cols) {
   return stride;
 }
 
+int64_t bytes_of(Precision precision) {
+  switch (precision) {
+    case Precision::kFp32:
+      return 4;
+    case Precision::kBf16:
+      return 2;
+    case Precision::kInt8:
+      return 1;
+  }
+  return 0;
+}
+
 }  // namespace
 
 // Whole sequences of a batch, and where their rows of the wanted outputs go.
@@ -111,7 +123,7 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
       pool_(threads),
       ops_(cpu::make_ops(cpu::table_by_name(model_->device), pool_)),
       trace_(trace),
-      nanoseconds_(model_->nodes.size()) {}
+      spent_(model_->nodes.size()) {}
 
 int Engine::output_value(const std::string& name) const {
   std::string known;
@@ -285,13 +297,46 @@ class Engine::PartRun {
       const auto start = std::chrono::steady_clock::now();
       run(node);
       const auto spent = std::chrono::steady_clock::now() - start;
-      engine_.nanoseconds_[i] +=
-          std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+      Spent& total = engine_.spent_[i];
+      total.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+      count_work(node, total);
     }
   }
 
  private:
   int steps() const { return static_cast<int>(engine_.model_->nodes.size()); }
+
+  // See StepTrace.
+  void count_work(const Node& node, Spent& total) const {
+    const int64_t count = rows(node.output);
+    const int64_t row_bytes =
+        engine_.model_->values[node.output].cols * static_cast<int64_t>(sizeof(float));
+    if (node.matrix) {
+      const int64_t size = node.matrix->inputs * node.matrix->outputs;
+      total.operations += 2 * count * size;
+      total.bytes += size * bytes_of(node.matrix->precision);
+      return;
+    }
+    switch (node.op) {
+      case plan::Op::kAttention:
+      case plan::Op::kAttentionWeights: {
+        int64_t pairs = 0;
+        for (int64_t s = 0; s < part_.batch.seqs; ++s) {
+          const int64_t length = part_.batch.length(s);
+          pairs += length * (demand_.first_only[node.output] ? 1 : length);
+        }
+        // Scores; and, unless they are what is wanted, the weighted sum of the values.
+        const int64_t products = node.op == plan::Op::kAttention ? 2 : 1;
+        total.operations += 2 * products * pairs * node.attention.heads * node.attention.head_dim;
+        return;
+      }
+      case plan::Op::kEmbedLayerNorm:
+        total.bytes += (node.embedding.type ? 4 : 3) * count * row_bytes;
+        return;
+      default:
+        total.bytes += 2 * count * row_bytes;
+    }
+  }
 
   int64_t rows(int value) const {
     return demand_.first_only[value] ? part_.batch.seqs
@@ -479,11 +524,13 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   }
 }
 
-std::vector<StepTime> Engine::steps() const {
-  std::vector<StepTime> steps;
-  for (size_t i = 0; i < nanoseconds_.size(); ++i) {
+std::vector<StepTrace> Engine::steps() const {
+  std::vector<StepTrace> steps;
+  for (size_t i = 0; i < spent_.size(); ++i) {
     const Node& node = model_->nodes[i];
-    steps.push_back({node.name, node.kernel, static_cast<double>(nanoseconds_[i]) * 1e-9});
+    const Spent& spent = spent_[i];
+    steps.push_back({node.name, node.kernel, static_cast<double>(spent.nanoseconds) * 1e-9,
+                     spent.operations, spent.bytes});
   }
   return steps;
 }

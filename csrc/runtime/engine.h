@@ -22,10 +22,15 @@ struct Output {
   float* data;
 };
 
-struct StepTime {
+// What a step has done since loading, if tracing is on.
+struct StepTrace {
   std::string name;
   std::string kernel;
   double seconds = 0.0;
+  // Additions and multiplications of matrix products; and the bytes that have to move at least:
+  // a product's packed weights, once a part, or the rows that another step reads and writes.
+  int64_t operations = 0;
+  int64_t bytes = 0;
 };
 
 class Engine {
@@ -45,8 +50,7 @@ class Engine {
 
   int threads() const { return pool_.threads(); }
   std::string device_name() const { return ops_->name(); }
-  // Every step with its kernel, and the time spent in it since loading if tracing is on.
-  std::vector<StepTime> steps() const;
+  std::vector<StepTrace> steps() const;
 
  private:
   using Node = Model::Node;
@@ -55,6 +59,9 @@ class Engine {
   struct Part;
   struct Demand;
   class PartRun;
+  struct Spent {
+    std::atomic<int64_t> nanoseconds{0}, operations{0}, bytes{0};
+  };
 
   int output_value(const std::string& name) const;
   void check(const PackedBatch& batch) const;
@@ -64,7 +71,7 @@ class Engine {
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   const bool trace_;
-  std::vector<std::atomic<int64_t>> nanoseconds_;  // spent in each node
+  std::vector<Spent> spent_;  // by node
 
   std::mutex free_mutex_;
   std::vector<std::unique_ptr<Workspace>> free_;

@@ -352,7 +352,7 @@ def test_only_what_is_asked_for_is_computed(made, rng, monkeypatch):
     engine = new_engine(*made, threads=1, trace=True)
     ids, types, ends, _ = batch_of(rng, [5])
     assert list(engine.run(ids, types, ends, None, ["sequence_output"])) == ["sequence_output"]
-    spent = {name: seconds for name, _, seconds in engine.steps()}
+    spent = {name: seconds for name, _, seconds, _, _ in engine.steps()}
     assert spent["layer1.ffn_output"] > 0
     assert spent["pooler"] == 0
     assert spent["decoder"] == 0
@@ -564,7 +564,7 @@ def test_engines_of_one_model_share_it_and_run_apart(made, rng):
         for name in OUTPUTS:
             np.testing.assert_array_equal(found[name], expected[name])
     engines[0].run(*batch, OUTPUTS)
-    assert all(seconds > 0 for _, _, seconds in engines[1].steps())
+    assert all(seconds > 0 for _, _, seconds, _, _ in engines[1].steps())
 
 
 def test_mapped_weights_are_read_once_more_after_packing(made, rng, tmp_path):

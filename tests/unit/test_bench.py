@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from bertrt.backends import native
+from bertrt.batch import PackedBatch
 from bertrt.bench import bench
 from bertrt.bench.arithmetic import operations, weight_bytes
 from bertrt.bench.engines import ENGINES, parse_engine
@@ -19,6 +21,7 @@ from bertrt.bench.workloads import GROUPS, full, make_workloads, read_texts
 from bertrt.cli import main
 from bertrt.errors import InvalidInputError, MissingFileError
 from bertrt.model import Model
+from bertrt.roofline import StepTrace, roofline
 
 # In a module of their own, as the engines' processes import them.
 PEERS = """
@@ -366,12 +369,30 @@ def test_run(hugging, peers) -> None:
     assert "disagrees" in str(report) and "no weights to be found" in str(report)
 
 
+def test_peers_that_are_installed(hugging) -> None:
+    """The same classifier in every library."""
+    config = {**hugging.config, "architectures": ["BertForSequenceClassification"]}
+    path = hugging.write(config, hugging.weights(config, classes=2))
+    report = bench(path, groups=["ragged"], threads=1, repeats=1)
+    (workload,) = report.workloads
+    for name, engine in report.engines.items():
+        if name[0] == "mxnet":
+            assert "no MXNet symbol" in engine.problem or "not installed" in engine.problem
+        elif not engine.problem.startswith("not installed"):
+            assert not engine.problem
+            assert workload.agreements[name].ok(name[1]), (name, workload.agreements[name])
+            assert name in workload.timings
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("--engines", "nobody"),
         ("--engines", "torch:int8"),
         ("--workloads", "all"),
+        ("--steps", "8*128"),
+        ("--steps", "0x16"),
+        ("--steps", "1x16", "--out", "out"),
         ("--repeats", "0"),
         ("--threads", "x"),
     ],
@@ -411,3 +432,63 @@ def test_without_matplotlib(monkeypatch, tmp_path, capsys) -> None:
     assert main(["bench", "bundle", "--out", str(tmp_path / "out")]) == 1
     assert "pip install 'bertrt[bench]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# Step by step
+
+
+def test_roofline_from_given_numbers() -> None:
+    product = StepTrace("layer0.ffn", "gemm_bf16.avx512_bf16.14x32", 0.01, 10**9, 2 * 10**7)
+    other = StepTrace("layer1.ffn", "gemm_bf16.avx512_bf16.14x32", 0.03, 10**9, 2 * 10**7)
+    norm = StepTrace("norm", "layer_norm_f32.avx512", 0.01, 0, 10**8)
+    idle = StepTrace("pooler", "gemm_f32.avx512", 0.0, 0, 0)
+    assert product.share_of_peak(PEAKS) == pytest.approx(0.5)
+    assert product.share_of_memory(PEAKS) == pytest.approx(0.2)
+    assert norm.share_of_peak(PEAKS) is None
+    assert norm.share_of_memory(PEAKS) == pytest.approx(1.0)
+    assert idle.share_of_peak(PEAKS) is idle.share_of_memory(PEAKS) is None
+
+    lines = roofline([product, other, norm, idle], PEAKS).splitlines()
+    rows = {line.split()[0]: line.split() for line in lines if line}
+    assert rows["layer0.ffn"][2:] == ["10.000", "20.0%", "1.000", "50%", "20.000", "20%"]
+    assert rows["norm"][2:] == ["10.000", "20.0%", "100.000", "100%"]
+    # Both layers together.
+    assert rows["ffn"][1:3] == ["(2)", "gemm_bf16.avx512_bf16.14x32"]
+    assert rows["ffn"][3:] == ["40.000", "80.0%", "2.000", "25%", "40.000", "10%"]
+    assert rows["all"][1:] == ["50.000", "100.0%", "2.000"]
+
+
+@pytest.mark.parametrize("classes", [None, 2])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_engine_counts_what_is_needed(hugging, classes, precision) -> None:
+    """Its own count of what it has done, and the least that the plan asks for, are made apart."""
+    config = hugging.config
+    if classes:
+        config = {**config, "architectures": ["BertForSequenceClassification"]}
+    model = Model.open(hugging.write(config, hugging.weights(config, classes=classes)))
+    backend = native.load(model, device="cpu", precision=precision, threads=1, trace=True)
+    assert "ms" not in backend.explain()
+    packed = PackedBatch.from_sequences(
+        [np.ones(n, np.int32) for n in (5, 16)], [np.zeros(n, np.int32) for n in (5, 16)]
+    )
+    backend.run(packed, model.outputs)
+    trace = {step.name: step for step in backend.trace()}
+    least = operations(model.plan(), [5, 16])
+    done = sum(step.operations for step in trace.values())
+    if classes:
+        # Queries, keys and values come from one product, for all tokens.
+        least += 2 * (21 - 2) * config["hidden_size"] ** 2
+    assert done == least
+    size = {"fp32": 4, "int8": 1}[precision]
+    assert trace["layer0.ffn"].bytes == config["hidden_size"] * config["intermediate_size"] * size
+    assert trace["embeddings"].bytes == 4 * 21 * config["hidden_size"] * 4
+    assert "of peak" in backend.explain()
+
+
+def test_steps_command(hugging, capsys) -> None:
+    path = str(hugging.write())
+    assert main(["bench", path, "--steps", "2x8", "--precision", "bf16", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 x 8, bf16, 1 threads, ") and "layer1.ffn_output" in out
+    assert main(["bench", path, "--steps", "1x17"]) == 1
+    assert "expected 1 to the model's 16" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.bench.engines import dense
+from bertrt.bench import plans
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.errors import UnsupportedModelError
 from bertrt.graph.plan import Plan, Step
@@ -32,8 +32,9 @@ def convert(model: Model, precision: str, directory: str, samples: Sequence[Inpu
     plan = model.plan()
     end = 1 + len(_LAYER) * plan.architecture["layers"]
     expected = ("embed_layer_norm", *_LAYER * plan.architecture["layers"])
-    heads = [step for step in plan.steps[end:] if step.op in _HEADS]
-    if tuple(step.op for step in plan.steps[:end]) != expected:
+    heads = [step for step in plans.runnable_steps(plan) if step not in plan.steps[:end]]
+    known = all(step.op in _HEADS for step in heads)
+    if tuple(step.op for step in plan.steps[:end]) != expected or not known:
         raise UnsupportedModelError("CTranslate2 has no encoder of this kind")
     spec = _specification(plan)
     spec.optimize(quantization=_COMPUTE[precision])
@@ -43,13 +44,13 @@ def convert(model: Model, precision: str, directory: str, samples: Sequence[Inpu
     arrays: dict[str, np.ndarray] = {}
     for step in heads:
         if step.op == "linear":
-            arrays[f"{step.name}.weight"] = dense.matrix(plan, step)
-            bias = dense.vector(plan, step, "bias")
+            arrays[f"{step.name}.weight"] = plans.matrix(plan, step)
+            bias = plans.vector(plan, step, "bias")
             arrays[f"{step.name}.bias"] = np.zeros(1, np.float32) if bias is None else bias
     np.savez(Path(directory) / "heads.npz", **arrays)
     content = {
         "encoded": plan.steps[end - 1].output,
-        "outputs": plan.outputs,
+        "outputs": {name: plan.outputs[name] for name in plans.runnable_outputs(plan)},
         "steps": [
             [step.op, step.name, step.inputs[0], step.output, step.fields.get("activation")]
             for step in heads
@@ -77,25 +78,25 @@ def _specification(plan: Plan) -> Any:
 
     def linear(target: Any, step: Step) -> None:
         # Quantising works in place, on what is not mapped from a file.
-        target.weight = np.array(dense.matrix(plan, step))
-        target.bias = dense.vector(plan, step, "bias")
+        target.weight = np.array(plans.matrix(plan, step))
+        target.bias = plans.vector(plan, step, "bias")
 
     def norm(target: Any, step: Step) -> None:
-        target.gamma = dense.vector(plan, step, "gamma")
-        target.beta = dense.vector(plan, step, "beta")
+        target.gamma = plans.vector(plan, step, "gamma")
+        target.beta = plans.vector(plan, step, "beta")
 
     embeddings = (
         encoder.embeddings if isinstance(encoder.embeddings, list) else [encoder.embeddings]
     )
     for table, role in zip(embeddings, tables, strict=True):
-        table.weight = np.array(dense.vector(plan, embedding, role))
-    encoder.position_encodings.encodings = dense.vector(plan, embedding, "position")
+        table.weight = np.array(plans.vector(plan, embedding, role))
+    encoder.position_encodings.encodings = plans.vector(plan, embedding, "position")
     norm(encoder.layernorm_embedding, embedding)
     for index, layer in enumerate(encoder.layer):
         first = 1 + len(_LAYER) * index
         qkv, _, attended, inner, outer = plan.steps[first : first + len(_LAYER)]
         projection = layer.self_attention.linear[0]
-        projection.weight, projection.bias = dense.qkv(plan, qkv)
+        projection.weight, projection.bias = plans.qkv(plan, qkv)
         linear(layer.self_attention.linear[1], attended)
         norm(layer.self_attention.layer_norm, attended)
         linear(layer.ffn.linear_0, inner)

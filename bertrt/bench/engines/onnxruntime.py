@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.bench.engines import dense
+from bertrt.bench import plans
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.errors import UnsupportedModelError
 from bertrt.graph.plan import Plan, Step
@@ -86,22 +86,23 @@ class _Graph:
         self._plan = plan
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
-        for step in plan.steps:
-            if step.op == "gather_positions":
-                break
+        for step in plans.runnable_steps(plan):
             getattr(self, f"_{step.op}")(step)
 
     def model(self) -> Any:
         helper, types = self._onnx.helper, self._onnx.TensorProto
-        made = {name for node in self._nodes for name in node.output}
         used = {name for node in self._nodes for name in node.input}
         inputs = {
             "token_ids": ("batch", "sequence"),
             "token_types": ("batch", "sequence"),
             "valid_length": ("batch",),
         }
-        outputs = {name: value for name, value in self._plan.outputs.items() if value in made}
-        self._nodes += [helper.make_node("Identity", [v], [n]) for n, v in outputs.items()]
+        outputs = {name: self._plan.outputs[name] for name in plans.runnable_outputs(self._plan)}
+        # No Identity: OpenVINO would give the output both names, and forget which is which.
+        names = {value: name for name, value in outputs.items()}
+        for node in self._nodes:
+            node.input[:] = [names.get(value, value) for value in node.input]
+            node.output[:] = [names.get(value, value) for value in node.output]
         graph = helper.make_graph(
             self._nodes,
             "bert",
@@ -123,7 +124,7 @@ class _Graph:
         return name
 
     def _weight(self, step: Step, role: str) -> str:
-        array = dense.vector(self._plan, step, role)
+        array = plans.vector(self._plan, step, role)
         return "" if array is None else self._constant(f"{step.name}.{role}", array)
 
     def _node(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
@@ -146,7 +147,7 @@ class _Graph:
         )
 
     def _qkv_linear(self, step: Step) -> None:
-        weight, bias = dense.qkv(self._plan, step)
+        weight, bias = plans.qkv(self._plan, step)
         # Attention takes the projection in.
         self._projection = [
             step.inputs[0],
@@ -165,7 +166,7 @@ class _Graph:
         )
 
     def _product(self, step: Step) -> str:
-        weight = self._constant(f"{step.name}.weight", dense.matrix(self._plan, step).T)
+        weight = self._constant(f"{step.name}.weight", plans.matrix(self._plan, step).T)
         product = f"{step.output}.product"
         self._node("MatMul", [step.inputs[0], weight], [product])
         return product

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.bench.engines.onnxruntime import fused_graph
-from bertrt.graph.plan import OUTPUTS
+from bertrt.bench.plans import runnable_outputs
 from bertrt.model import Model
 
 METHODS = {
@@ -27,13 +27,13 @@ def convert(model: Model, precision: str, directory: str, samples: Sequence[Inpu
 
     # The bundle's graph is a little faster in bf16, but nncf finds no weights to quantise in it, as
     # they stand behind a transposition.
-    if precision == "int8" or model.onnx_path is None:
+    plan = model.plan()
+    path = model.onnx_path
+    if precision == "int8" or path is None or runnable_outputs(plan) != list(plan.outputs):
         import onnx
 
         path = Path(directory) / "model.onnx"
-        onnx.save(fused_graph(onnx, model.plan()), path)
-    else:
-        path = model.onnx_path
+        onnx.save(fused_graph(onnx, plan), path)
     graph = openvino.Core().read_model(str(path))
     if precision == "int8":
         import nncf
@@ -75,10 +75,7 @@ class _OpenVino(Runner):
         self.provider = f"openvino {version}"
         self._compiled = compiled
         self._request = compiled.create_infer_request()
-        # An output may have further names, of nodes that became one with it.
-        self._outputs = [
-            name for node in compiled.outputs for name in OUTPUTS if name in node.get_names()
-        ]
+        self._outputs = [node.any_name for node in compiled.outputs]
 
     def prepare(self, inputs: Inputs) -> dict[str, np.ndarray]:
         return _feeds(self._compiled, inputs)

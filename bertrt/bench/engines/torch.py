@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.bench.engines import dense
+from bertrt.bench import plans
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.graph.plan import Plan, Step
 from bertrt.model import Model
@@ -30,21 +30,20 @@ class _Torch(Runner):
     def __init__(self, torch: Any, plan: Plan, precision: str) -> None:
         self.provider = f"torch {torch.__version__}"
         self._torch = torch
-        self._plan = plan
+        self._steps = plans.runnable_steps(plan)
+        self._wanted = {name: plan.outputs[name] for name in plans.runnable_outputs(plan)}
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self._weights: dict[str, dict[str, Any]] = {}
-        for step in plan.steps:
-            if step.op == "gather_positions":
-                break
+        for step in self._steps:
             if step.op == "qkv_linear":
-                weight, bias = dense.qkv(plan, step)
+                weight, bias = plans.qkv(plan, step)
                 arrays = {"weight": weight, "bias": bias}
             else:
                 arrays = {
                     role: plan.weights[names[0]].array for role, names in step.weights.items()
                 }
                 if "weight" in arrays:
-                    arrays["weight"] = dense.matrix(plan, step)
+                    arrays["weight"] = plans.matrix(plan, step)
             self._weights[step.name] = {
                 role: torch.tensor(np.ascontiguousarray(array), dtype=self._dtype)
                 for role, array in arrays.items()
@@ -65,20 +64,14 @@ class _Torch(Runner):
     def run(self, prepared: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         with self._torch.inference_mode():
-            for step in self._plan.steps:
-                if step.op == "gather_positions":
-                    break
+            for step in self._steps:
                 operands = [values[name] for name in step.inputs]
                 step_run = getattr(self, f"_{step.op}")
                 values[step.output] = step_run(step, self._weights[step.name], prepared, *operands)
         return values
 
     def outputs(self, answer: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {
-            name: answer[value].float().numpy()
-            for name, value in self._plan.outputs.items()
-            if value in answer
-        }
+        return {name: answer[value].float().numpy() for name, value in self._wanted.items()}
 
     # One method for each kind of step
 

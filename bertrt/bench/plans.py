@@ -1,4 +1,5 @@
-"""A plan's weights as plain arrays, however the plan stores them."""
+"""A plan as other engines need it: the steps that a batch of tokens asks for, and weights as plain
+arrays, however the plan stores them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,28 @@ import numpy as np
 
 from bertrt.graph.plan import Plan, Step
 
-__all__ = ["matrix", "qkv", "vector"]
+__all__ = ["matrix", "qkv", "runnable_outputs", "runnable_steps", "vector"]
+
+
+def runnable_outputs(plan: Plan) -> list[str]:
+    """The outputs that a batch of tokens alone gives: neither those at masked positions, nor
+    attention's probabilities, which read padding."""
+    return [
+        name
+        for name in plan.outputs
+        if name != "masked_lm_outputs" and not name.startswith("attention_weights")
+    ]
+
+
+def runnable_steps(plan: Plan) -> list[Step]:
+    """The steps that `runnable_outputs` need, in their order."""
+    needed = {plan.outputs[name] for name in runnable_outputs(plan)}
+    found = []
+    for step in reversed(plan.steps):
+        if step.output in needed:
+            needed.update(step.inputs)
+            found.append(step)
+    return found[::-1]
 
 
 def vector(plan: Plan, step: Step, role: str) -> np.ndarray | None:
