@@ -57,7 +57,7 @@ class Engine:
         self._limits = model.limits
         self._outputs = tuple(model.outputs)
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
-        self._has_weights = bool(layer_outputs(self._outputs, "attention_weights"))
+        self._layered = any(output_kind(name) != name for name in self._outputs)
         self._task: Task | None = None
         if model.task is not None:
             self._task = make_task(
@@ -70,7 +70,8 @@ class Engine:
         self._backend: Backend | None = load()
         self._closed = False
         self._running = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         _engines.add(self)
 
     @classmethod
@@ -218,8 +219,15 @@ class Engine:
             task, requests, single = self._encode(batch)
             sequences = [(own, encoding) for own in requests for encoding in own.sequences]
             parts: list[Any] = [None] * len(sequences)
-            with progress(len(sequences), "predict", " sequences") as advance:
-                for indices in self._chunks(sequences, pads=backend.pads):
+            chunks = list(self._chunks(sequences, pads=backend.pads))
+            # A bar of one step would say nothing.
+            bar = (
+                progress(len(sequences), "predict", " sequences")
+                if len(chunks) > 1
+                else nullcontext(lambda count: None)
+            )
+            with bar as advance:
+                for indices in chunks:
                     packed = self._pack([sequences[i] for i in indices])
                     values = backend.run(packed, task.outputs)
                     found = task.read(values, packed, [sequences[i][0] for i in indices])
@@ -316,12 +324,13 @@ class Engine:
             packed = PackedBatch.from_padded(
                 token_ids, token_types, valid_length, masked_positions, self._limits
             )
-        if self._has_weights and not ragged:
+        if self._layered and not ragged and layer_outputs(outputs, "attention_weights"):
             packed = packed.with_padding(token_ids, token_types, self._limits)
         with self._use() as backend:
             found = backend.run(packed, outputs)
         sequence = None if ragged else np.shape(token_ids)[1]
-        return _unpack(found, packed, self._model.plan(), sequence)
+        shaped = _unpack(found, packed, self._model.plan(), sequence)
+        return _join_layers(shaped, ragged) if self._layered else shaped
 
     def _encode(self, batch: Any) -> tuple[Task, list[Request], bool]:
         tokenizer = self._model.tokenizer
@@ -372,7 +381,7 @@ class Engine:
     @contextmanager
     def _use(self) -> Iterator[Backend]:
         """The backend, kept open while it is in use."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise BertrtError(f"{self!r} cannot be used any more: load it again")
             if self._backend is None:
@@ -382,7 +391,7 @@ class Engine:
         try:
             yield backend
         finally:
-            with self._changed:
+            with self._lock:
                 self._running -= 1
                 if self._closed:
                     self._changed.notify_all()
@@ -422,7 +431,8 @@ class Engine:
             _abandoned.append(self._backend)
             self._backend = None
         self._running = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
 
 def _check_threads(threads: Any) -> int:
@@ -441,8 +451,7 @@ def _check_threads(threads: Any) -> int:
 def _unpack(
     found: Mapping[str, np.ndarray], batch: PackedBatch, plan: Plan, sequence: int | None
 ) -> dict[str, Any]:
-    """A backend's outputs as `Engine.run` returns them: padded to `sequence`, or ragged."""
-    ragged = sequence is None
+    """A backend's outputs, padded to `sequence`, or ragged."""
     shaped: dict[str, Any] = {}
     for name, value in found.items():
         if plan.rows[name] == "tokens":
@@ -454,10 +463,15 @@ def _unpack(
                 shaped[name] = pad_rows(value, batch, sequence, plan.padding_of(name))
         elif plan.rows[name] == "pairs":
             shaped[name] = batch.split_pairs(value)
-            if not ragged:
+            if sequence is not None:
                 shaped[name] = np.stack(shaped[name])
         else:
             shaped[name] = value
+    return shaped
+
+
+def _join_layers(shaped: Mapping[str, Any], ragged: bool) -> dict[str, Any]:
+    """Outputs as `Engine.run` returns them, those of the layers in one."""
     values: dict[str, Any] = {}
     for name, value in shaped.items():
         kind = output_kind(name)

@@ -235,6 +235,10 @@ class _Regressor(Task):
         ]
 
 
+# An embedding is divided by this where its norm is smaller, as in PyTorch's normalize.
+_LEAST_NORM = np.float32(1e-12)
+
+
 class _Embedder(Task):
     """Modes "tokens" and "words" follow scripts/bert/embedding.py of GluonNLP: the special tokens
     are left out, and a word's vector is made of those of its pieces."""
@@ -290,15 +294,16 @@ class _Embedder(Task):
                 if self._mode == "mean":
                     # A sum for each sequence, and no reduction over the whole batch: the order of
                     # the additions, and so every bit, is the same in any batch.
-                    vector = own.sum(axis=0) / np.float32(len(own))
+                    vector = np.add.reduce(own, axis=0)
+                    vector /= len(own)
                 elif self._mode == "cls":
                     vector = own[0].copy()
                 else:
                     tokens, groups = request.source
                     vector = self._grouped(own, groups)
             if self._normalize:
-                norms = np.sqrt(np.square(vector).sum(axis=-1, keepdims=True))
-                vector /= np.maximum(norms, np.float32(1e-12))
+                squares = np.add.reduce(np.square(vector), axis=-1, keepdims=True)
+                vector /= np.maximum(np.sqrt(squares), _LEAST_NORM)
             embeddings.append(Embedding(vector, request.truncated, tokens))
         return embeddings
 

@@ -518,7 +518,7 @@ class WordPieceTokenizer(GluonTokenizer):
 
     def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         words = [basic_tokenize(text, lower=self.lower) for text in texts]
-        encodings = self._words.encode_batch(words, add_special_tokens=False)
+        encodings = self._words.encode_batch_fast(words, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def continues(self, token: str) -> bool:
@@ -546,7 +546,7 @@ class BytePairTokenizer(GluonTokenizer):
         self._texts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
     def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._texts.encode_batch(texts, add_special_tokens=False)
+        encodings = self._texts.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def continues(self, token: str) -> bool:
@@ -707,7 +707,8 @@ class HuggingFaceTokenizer:
         pairs = bool(batch) and isinstance(batch[0], tuple)
         encoded: list[Encoding] = []
         for start in range(0, len(batch), _TEXTS_AT_ONCE):
-            for encoding in self._tokenizer.encode_batch(batch[start : start + _TEXTS_AT_ONCE]):
+            some = batch[start : start + _TEXTS_AT_ONCE]
+            for encoding in self._tokenizer.encode_batch_fast(some):
                 if 0 not in encoding.sequence_ids if pairs else len(encoding) <= self._num_special:
                     raise _no_token(len(encoded))
                 encoded.append(

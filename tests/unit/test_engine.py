@@ -409,5 +409,6 @@ def test_a_process_without_a_terminal(tiny, monkeypatch, stderr: str) -> None:
     """A daemon has no standard error, or a closed one, or an object that only writes."""
     closed = io.StringIO()
     closed.close()
+    monkeypatch.setattr("bertrt.engine._TOKENS_AT_ONCE", 4)
     monkeypatch.setattr("sys.stderr", {"none": None, "closed": closed, "plain": object()}[stderr])
     assert len(tiny.load().predict(["a", "b"])) == 2
