@@ -84,7 +84,7 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
   batch.cu_seqlens = cu_seqlens.data();
   batch.seqs = seqs;
   const AlignedBuffer scratch(static_cast<size_t>(ops->attention_scratch(shape, qkv.shape(0))));
-  ops->attention(shape, batch, false, {qkv.data(), 3 * hidden}, {out.mutable_data(), hidden},
+  ops->attention(shape, batch, {qkv.data(), 3 * hidden}, {}, {out.mutable_data(), hidden},
                  scratch.data());
   return out;
 }

@@ -53,6 +53,10 @@ struct ConstRows {
 struct Epilogue {
   const float* bias = nullptr;  // outputs values, or null
   Activation activation = Activation::kNone;
+  // The columns that are wanted, from the first to before the last (-1: all); some before them may
+  // be written too.
+  int64_t first_column = 0;
+  int64_t last_column = -1;
 };
 
 // Rows in the form in which `reader` multiplies them: Ops::operand_bytes(*reader, rows) bytes. An
@@ -112,11 +116,12 @@ class Ops {
   // `out` or, if `instead` has a reader (of which makes_operand() holds), there.
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x,
                       const void* operand, int64_t rows, Rows out, Operand instead) = 0;
-  // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim,
-  // or, for the queries of first tokens only, a row a sequence (untouched where it is empty).
+  // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim.
+  // Or, if first_queries has data, for the first tokens only, whose queries those are: both a row a
+  // sequence (out untouched where it is empty).
   // Queries without keys, in a sequence of padding alone, give zeros.
-  virtual void attention(const Attention& attention, const PackedBatch& batch, bool first_only,
-                         ConstRows qkv, Rows out, void* scratch) = 0;
+  virtual void attention(const Attention& attention, const PackedBatch& batch, ConstRows qkv,
+                         ConstRows first_queries, Rows out, void* scratch) = 0;
   // The probabilities of the same attention, written down: a row for each pair of a sequence's
   // tokens, query after query, and a column for each head. Beyond the keys they are 0.
   virtual void attention_weights(const Attention& attention, const PackedBatch& batch,

@@ -212,11 +212,15 @@ class CpuOps final : public Ops {
     // A panel stays in the second-level cache while the rows of a block pass over it, so blocks are
     // as tall as the number of threads allows: about four pieces a thread even out their ends.
     const int64_t tiles = ceil_div(rows, kernel.rows);
-    const int64_t wanted = ceil_div(4 * pool_.threads(), matrix.panels);
+    const int64_t last = epilogue.last_column < 0 ? matrix.outputs : epilogue.last_column;
+    const int64_t first_panel = epilogue.first_column / kernel.panel;
+    const int64_t panels = ceil_div(last, kernel.panel) - first_panel;
+    const int64_t wanted = ceil_div(4 * pool_.threads(), panels);
     const int64_t blocks = std::min(tiles, wanted);
-    pool_.parallel_for(blocks * matrix.panels, [&](int64_t piece, int) {
-      const int64_t block = piece / matrix.panels;
-      const int64_t panel = piece % matrix.panels;
+    const int64_t pieces = blocks * panels;
+    pool_.parallel_for(pieces, [&](int64_t piece, int) {
+      const int64_t block = piece / panels;
+      const int64_t panel = first_panel + piece % panels;
       const int64_t column = panel * kernel.panel;
       GemmTile tile;
       tile.a_stride = a_stride;
@@ -227,15 +231,15 @@ class CpuOps final : public Ops {
       tile.bias = epilogue.bias ? epilogue.bias + column : nullptr;
       tile.activation = epilogue.activation;
       tile.out_stride = out.stride;
-      tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, matrix.outputs - column));
+      tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, last - column));
       const int64_t end = tiles * (block + 1) / blocks;
       for (int64_t i = tiles * block / blocks; i < end; ++i) {
         // Tiles of nearly equal height: sixteen rows go as eight and eight, not fourteen and two.
         const int64_t first = rows * i / tiles;
         tile.rows = static_cast<int>(rows * (i + 1) / tiles - first);
         tile.a = a + first * a_stride;
-        tile.next = i + 1 == end && piece + pool_.threads() < blocks * matrix.panels
-                        ? matrix.panel((piece + pool_.threads()) % matrix.panels)
+        tile.next = i + 1 == end && piece + pool_.threads() < pieces
+                        ? matrix.panel(first_panel + (piece + pool_.threads()) % panels)
                         : nullptr;
         tile.row_steps = row_steps + first;
         if (!instead.reader) {
@@ -262,8 +266,9 @@ class CpuOps final : public Ops {
            static_cast<int64_t>(sizeof(float));
   }
 
-  void attention(const Attention& attention, const PackedBatch& batch, bool first_only,
-                 ConstRows qkv, Rows out, void* scratch) override {
+  void attention(const Attention& attention, const PackedBatch& batch, ConstRows qkv,
+                 ConstRows first_queries, Rows out, void* scratch) override {
+    const bool first_only = first_queries.data != nullptr;
     const AttentionKernel& kernel = this->attention(attention.precision);
     const int64_t hidden = attention.heads * attention.head_dim;
     int64_t longest = 0;
@@ -289,8 +294,12 @@ class CpuOps final : public Ops {
       task.row_begin = queries * cut / cuts;
       task.row_end = queries * (cut + 1) / cuts;
       if (task.row_begin == task.row_end) return;
-      task.query = qkv.data + first * qkv.stride + head * attention.head_dim;
-      task.key = task.query + hidden;
+      const float* token = qkv.data + first * qkv.stride + head * attention.head_dim;
+      task.query = first_only
+                       ? first_queries.data + seq * first_queries.stride + head * attention.head_dim
+                       : token;
+      task.query_stride = first_only ? first_queries.stride : qkv.stride;
+      task.key = token + hidden;
       task.value = task.key + hidden;
       task.stride = qkv.stride;
       task.out = out.data + (first_only ? seq : first) * out.stride + head * attention.head_dim;

@@ -63,7 +63,8 @@ struct AttentionTask {
   const float* query;  // first token of the sequence, this head; likewise key and value
   const float* key;
   const float* value;
-  int64_t stride;  // floats between tokens
+  int64_t query_stride;  // floats between tokens
+  int64_t stride;        // likewise, of key and value
   float* out;      // first token of the sequence, this head
   int64_t out_stride;
   int64_t tokens;

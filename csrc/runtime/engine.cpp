@@ -71,6 +71,8 @@ struct Engine::Demand {
   // Values with a row per token of which only the first tokens' are read: they have a row per
   // sequence instead. (A classifier reads one row of the last layer.)
   std::vector<char> first_only;
+  // Values of which only attention over first tokens reads: of their rows it reads keys and values.
+  std::vector<char> keys_only;
 };
 
 // The memory of one run. It grows to the largest part seen and is used again.
@@ -216,6 +218,15 @@ Engine::Demand Engine::demand(const std::vector<int>& outputs) const {
   }
   for (size_t v = 0; v < model_->values.size(); ++v) {
     demand.first_only.push_back(model_->values[v].rows == plan::RowKind::kTokens && !all_rows[v]);
+    const plan::Op op = model_->nodes[model_->values[v].made_by].op;
+    demand.keys_only.push_back(op == plan::Op::kQkvLinear);
+  }
+  for (const int value : outputs) demand.keys_only[value] = 0;
+  for (size_t i = 0; i < model_->nodes.size(); ++i) {
+    const Node& node = model_->nodes[i];
+    const bool keys = node.op == plan::Op::kAttention && demand.first_only[node.output];
+    if (!demand.nodes[i] || keys) continue;
+    for (const int input : node.inputs) demand.keys_only[input] = 0;
   }
   return demand;
 }
@@ -234,10 +245,13 @@ class Engine::PartRun {
     std::vector<int> last_use(values_.size(), -1);
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.nodes[i]) continue;
-      for (const int input : engine_.model_->nodes[i].inputs) {
-        ++uses[input];
-        last_use[input] = i;
-      }
+      const Node& node = engine_.model_->nodes[i];
+      const auto use = [&](int value) {
+        ++uses[value];
+        last_use[value] = i;
+      };
+      for (const int input : node.inputs) use(input);
+      if (makes_queries(node)) use(qkv_of(node).inputs[0]);
     }
     for (const auto& [value, data] : part.outputs) {
       values_[value] = {data, engine_.model_->values[value].cols};
@@ -349,11 +363,14 @@ class Engine::PartRun {
       return engine_.ops_->operand_bytes(*node.matrix, rows(node.output));
     }
     if (node.op != plan::Op::kAttention) return 0;
+    const int64_t queries =
+        makes_queries(node) ? engine_.ops_->operand_bytes(*qkv_of(node).matrix, part_.batch.seqs)
+                            : 0;
     int64_t longest = 0;
     for (int64_t s = 0; s < part_.batch.seqs; ++s) {
       longest = std::max(longest, part_.batch.length(s));
     }
-    return engine_.ops_->attention_scratch(node.attention, longest);
+    return std::max(queries, engine_.ops_->attention_scratch(node.attention, longest));
   }
 
   // Floats that the first tokens' rows of a value take.
@@ -427,6 +444,44 @@ class Engine::PartRun {
     if (can) operands_[value].reader = node.matrix.get();
   }
 
+  static int64_t query_columns(const Node& qkv) { return qkv.matrix->outputs / 3; }
+
+  // The step that makes an attention's queries, keys and values.
+  const Node& qkv_of(const Node& attention) const {
+    return engine_.model_->nodes[engine_.model_->values[attention.inputs[0]].made_by];
+  }
+
+  // Whether an attention makes the queries that it needs itself.
+  bool makes_queries(const Node& node) const {
+    return node.op == plan::Op::kAttention && demand_.keys_only[node.inputs[0]];
+  }
+
+  // The queries of the sequences' first tokens, a row a sequence.
+  ConstRows first_queries(const Node& attention) {
+    const int value = attention.inputs[0];
+    const Node& qkv = qkv_of(attention);
+    const int64_t hidden = query_columns(qkv);
+    const Rows queries{gathered_[1], padded_stride(hidden)};
+    if (!makes_queries(attention)) {
+      index_first_tokens(value);
+      gather(values_[value], hidden, queries);
+      return queries;
+    }
+    const int input = qkv.inputs[0];
+    const int64_t inputs = engine_.model_->values[input].cols;
+    const Rows x{gathered_[0], padded_stride(inputs)};
+    index_first_tokens(input);
+    gather(values_[input], inputs, x);
+    if (engine_.ops_->operand_bytes(*qkv.matrix, 1)) {
+      engine_.ops_->to_operand(x, part_.batch.seqs, {qkv.matrix.get(), scratch_});
+    }
+    Epilogue epilogue;
+    epilogue.bias = qkv.bias.empty() ? nullptr : qkv.bias.data();
+    epilogue.last_column = hidden;
+    engine_.ops_->linear(*qkv.matrix, epilogue, x, scratch_, part_.batch.seqs, queries, {});
+    return queries;
+  }
+
   bool only_operand(const Node& node) const {
     return node.op == plan::Op::kLinear && operands_[node.output].reader;
   }
@@ -442,13 +497,17 @@ class Engine::PartRun {
         ops.embed(node.embedding, batch, out, operands_[node.output]);
         return;
       case plan::Op::kAttention:
-        ops.attention(node.attention, batch, demand_.first_only[node.output],
-                      values_[node.inputs[0]], out, scratch_);
+        ops.attention(node.attention, batch, values_[node.inputs[0]],
+                      demand_.first_only[node.output] ? first_queries(node) : ConstRows{}, out,
+                      scratch_);
         return;
       case plan::Op::kAttentionWeights:
         ops.attention_weights(node.attention, batch, values_[node.inputs[0]], out);
         return;
       case plan::Op::kQkvLinear:
+        if (demand_.keys_only[node.output]) epilogue.first_column = query_columns(node);
+        linear(node, epilogue, out);
+        return;
       case plan::Op::kLinear:
         epilogue.activation = node.activation;
         linear(node, epilogue, out);

@@ -258,7 +258,7 @@ struct AttentionRows {
       float sum[kRows];
       float scale[kRows];
       for (int i = 0; i < kRows; ++i) {
-        scale[i] = Format::row(t.query + (tile.row + i) * t.stride, t.head_dim,
+        scale[i] = Format::row(t.query + (tile.row + i) * t.query_stride, t.head_dim,
                                t.scratch + s.queries + i * s.query_stride);
       }
 
