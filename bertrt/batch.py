@@ -89,10 +89,12 @@ class PackedBatch:
         token_types: Sequence[np.ndarray],
         masked_positions: np.ndarray | None = None,
     ) -> PackedBatch:
-        """Pack int32 arrays of shape (length,) that are known to be right."""
+        """Pack int32 arrays of shape (length,) that are known to be right; those of a single
+        sequence are taken as they are."""
+        single = len(token_ids) == 1
         return cls(
-            np.concatenate(token_ids),
-            np.concatenate(token_types),
+            token_ids[0] if single else np.concatenate(token_ids),
+            token_types[0] if single else np.concatenate(token_types),
             _cumulative([len(ids) for ids in token_ids]),
             masked_positions,
         )

@@ -354,14 +354,12 @@ class Engine:
 
     def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
         masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]
-        packed = PackedBatch.from_sequences(
+        typed = self._limits.type_vocab_size > 0
+        return PackedBatch.from_sequences(
             [encoding.ids for _, encoding in sequences],
-            [encoding.types for _, encoding in sequences],
+            [encoding.types if typed else encoding.types * 0 for _, encoding in sequences],
             np.stack(masked) if masked else None,
         )
-        if self._limits.type_vocab_size == 0:
-            packed.token_types.fill(0)
-        return packed
 
     def _chunks(
         self, sequences: Sequence[tuple[Request, Encoding]], *, pads: bool
