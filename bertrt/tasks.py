@@ -8,7 +8,7 @@ input's sequences together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def make_task(
     made: Task
     wanted = "seqs"
     if task == "classification":
-        made = _Classifier(labels, settings["pair"])
+        made = _Classifier(labels, settings["pair"], rows)
     elif task == "regression":
         made = _Regressor(settings["pair"])
     elif task == "embedding":
@@ -187,11 +187,14 @@ def check_pairs(texts: Sequence[Text], pair: bool | None, what: str) -> None:
 
 
 class _Classifier(Task):
-    outputs = ("logits",)
-
-    def __init__(self, labels: Sequence[str] | None, pair: bool | None) -> None:
+    def __init__(
+        self, labels: Sequence[str] | None, pair: bool | None, outputs: Iterable[str]
+    ) -> None:
         self._labels = labels
         self._pair = pair
+        # A graph may end in the probabilities themselves.
+        self._ready = "probabilities" in outputs and "logits" not in outputs
+        self.outputs = ("probabilities",) if self._ready else ("logits",)
 
     def check(self, texts: Sequence[Text]) -> None:
         """See `Task.check`."""
@@ -201,12 +204,13 @@ class _Classifier(Task):
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
     ) -> list[Classification]:
         """See `Task.read`."""
-        logits = values["logits"]
-        labels = names_of(self._labels, logits)
-        best = logits.argmax(axis=1)
+        found = values[self.outputs[0]]
+        labels = names_of(self._labels, found)
+        best = found.argmax(axis=1)
+        scores = found if self._ready else softmax(found)
         return [
             Classification(labels[i], row[i], dict(zip(labels, row, strict=True)), own.truncated)
-            for i, row, own in zip(best, softmax(logits).tolist(), requests, strict=True)
+            for i, row, own in zip(best, scores.tolist(), requests, strict=True)
         ]
 
 

@@ -94,7 +94,7 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
             tokenizer=None,
             task=task,
             labels=check_labels(None, task, classes),
-            pooling=check_pooling(None, task, list(plan.outputs)),
+            pooling=check_pooling(_pooling(plan, task), task, list(plan.outputs)),
             settings=complete_settings(None, task, plan.architecture["max_length"]),
             origin={"framework": "graph", "source": source.name, "golden": recorder},
             golden=golden,
@@ -107,9 +107,11 @@ def _task(plan: Plan, classes: int) -> str:
     if plan.rows.get("logits") == "tokens":
         return "question-answering" if classes == 2 else "tagging"
     if classes:
-        return "regression" if classes == 1 else "classification"
+        one = classes == 1 and "logits" in plan.outputs
+        return "regression" if one else "classification"
     for output, task in (
         ("sequence_output", "embedding"),
+        ("pooled_output", "embedding"),
         ("masked_lm_outputs", "fill-mask"),
         ("next_sentence_classifier_output", "next-sentence"),
     ):
@@ -120,9 +122,17 @@ def _task(plan: Plan, classes: int) -> str:
     )
 
 
+def _pooling(plan: Plan, task: str) -> dict[str, Any] | None:
+    """How a graph makes one vector of a text's, where it does; None for the default."""
+    if task != "embedding" or "sequence_output" in plan.outputs:
+        return None
+    return {"mode": "pooled", "normalize": False}
+
+
 def _classes(plan: Plan) -> int:
     """The number of logits; 0 for a graph without any."""
-    value = plan.outputs.get("logits")
+    name = "logits" if "logits" in plan.outputs else "probabilities"
+    value = plan.tail_of(name)[0] if name in plan.outputs else None
     for step in plan.steps:
         if step.output == value:
             shape = plan.weights[step.weights["weight"][0]].array.shape

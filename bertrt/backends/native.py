@@ -15,6 +15,7 @@ import numpy as np
 from bertrt.backends.base import Backend, cpu_only
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
+from bertrt.graph.tail import apply_tail
 from bertrt.machine import machine_peaks
 from bertrt.roofline import StepTrace, roofline
 
@@ -60,7 +61,7 @@ def load(
             _packed[key] = packed
     if trace is None:
         trace = os.environ.get(TRACE, "0") not in ("", "0")
-    return NativeBackend(_native.Engine(packed, threads, trace), precision)
+    return NativeBackend(_native.Engine(packed, threads, trace), plan, precision)
 
 
 # The packed weights that engines of this process hold, by what they were packed from: a second
@@ -105,22 +106,30 @@ class NativeBackend(Backend):
     # The extension's pool starts threads of the child's own; the weights stay shared.
     survives_fork = True
 
-    def __init__(self, engine: Any, precision: str) -> None:
+    def __init__(self, engine: Any, plan: Plan, precision: str) -> None:
         self.precision = precision
         self.threads = engine.threads
         self.provider = engine.isa
         self._engine = engine
+        self._tails = {name: plan.tail_of(name) for name in plan.outputs}
+        self._made = {value: name for name, value in plan.to_engine()["outputs"].items()}
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """See `bertrt.backends.base.Backend.run`."""
-        results = self._engine.run(
+        wanted = [self._made[self._tails[name][0]] for name in outputs]
+        found = self._engine.run(
             batch.token_ids,
             batch.token_types,
             batch.cu_seqlens,
             batch.masked_positions,
-            list(outputs),
+            list(dict.fromkeys(wanted)),
             batch.attended,
         )
+        results = {}
+        for name, source in zip(outputs, wanted, strict=True):
+            results[name] = found[source]
+            for step in self._tails[name][1]:
+                results[name] = apply_tail(step.op, step.fields, results[name], batch.cu_seqlens)
         if "masked_lm_outputs" in results:
             rows = results["masked_lm_outputs"]
             results["masked_lm_outputs"] = rows.reshape(batch.seqs, -1, rows.shape[1])

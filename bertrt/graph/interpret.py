@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from bertrt.graph.plan import Plan, Step
+from bertrt.graph.tail import TAIL_OPS, apply_tail
 
 __all__ = ["interpret"]
 
@@ -57,7 +58,11 @@ class _Run:
         values: dict[str, np.ndarray] = {}
         for step in self._plan.steps:
             operands = [values[name] for name in step.inputs]
-            values[step.output] = getattr(self, f"_{step.op}")(step, *operands)
+            if step.op in TAIL_OPS:
+                found = apply_tail(step.op, step.fields, operands[0], self._starts)
+            else:
+                found = getattr(self, f"_{step.op}")(step, *operands)
+            values[step.output] = found
         outputs = {name: values[value] for name, value in self._plan.outputs.items()}
         for name, rows in outputs.items():
             if self._plan.rows[name] == "tokens":

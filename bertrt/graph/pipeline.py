@@ -40,6 +40,7 @@ from bertrt.graph.passes import (
     row_numbers,
     rows,
     sequence_axis,
+    tail,
     through_views,
 )
 from bertrt.graph.plan import INPUTS, STEP_OPS, Plan, Step, output_kind
@@ -70,6 +71,7 @@ PASSES: tuple[ModuleType, ...] = (
     layer_norm,
     first_token,
     gather_positions,
+    tail,
 )
 
 
@@ -248,6 +250,17 @@ def apply_pass(
             coverage.fused.append(Fused(layer, name, match.fused.op, match.fused.name, count))
 
 
+# What an output is that ends in this step
+_TAIL_OUTPUTS = {
+    "softmax": "probabilities",
+    "sigmoid": "probabilities",
+    "log_softmax": "logits",
+    "affine": "logits",
+    "mean_tokens": "pooled_output",
+    "normalize": "pooled_output",
+}
+
+
 def _names_by_structure(graph: Graph) -> dict[str, str]:
     """The public name of every output of a fused graph, by what computes it: value -> name.
 
@@ -266,6 +279,9 @@ def _names_by_structure(graph: Graph) -> dict[str, str]:
             continue
         tokens = layout(graph, value) is not None
         linear_head = node.op == "linear"
+        if node.op in _TAIL_OUTPUTS:
+            names[value] = _TAIL_OUTPUTS[node.op]
+            continue
         if tokens and linear_head and graph.shape(value)[-1] == rows_of_words:
             _gather_positions(graph, value)
             name = "masked_lm_outputs"
@@ -484,7 +500,10 @@ def _lay_out(graph: Graph, names: dict[str, str]) -> Plan:
         inputs = tuple(step_value(value) for value in node.inputs if value not in graph.inputs)
         name = namer.name(node, inputs)
         step_of[node.output] = name
-        steps.append(Step(node.op, name, inputs, name, dict(node.weights), dict(node.attrs)))
+        fields = dict(node.attrs)
+        if node.op == "mean_tokens":
+            del fields["mask"]  # a packed batch has no tokens to leave out
+        steps.append(Step(node.op, name, inputs, name, dict(node.weights), fields))
     used = dict.fromkeys(v for step in steps for group in step.weights.values() for v in group)
     for value in used:
         if str(graph.types[value].dtype) != "float32":
@@ -511,6 +530,7 @@ def _input_roles(graph: Graph) -> dict[str, str | None]:
         attention_weights.STEP: ("valid_length",),
         rows.STEP: ("valid_length",),
         gather_positions.STEP: ("masked_positions",),
+        "mean_tokens": ("valid_length",),
     }
     roles: dict[str, str | None] = dict.fromkeys(INPUTS)
     for node in graph.nodes.values():
@@ -539,7 +559,8 @@ class _StepNamer:
 
     def name(self, node: Node, inputs: tuple[str, ...]) -> str:
         kind = self.kinds[inputs[0]] if inputs else "tokens"
-        kind = {"first_token": "seqs", "gather_positions": "positions"}.get(node.op, kind)
+        others = {"first_token": "seqs", "mean_tokens": "seqs", "gather_positions": "positions"}
+        kind = others.get(node.op, kind)
         if node.op == "qkv_linear":
             self.layer += 1
         name = self._base(node, kind)

@@ -9,7 +9,7 @@ file, offset, dtype and shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ import numpy as np
 from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.graph.ir import Constant, Weights
 from bertrt.graph.params import map_file, view
+from bertrt.graph.tail import TAIL_OPS
 
 __all__ = [
     "INPUTS",
@@ -48,6 +49,7 @@ _OUTPUT_ROWS = {
     "logits": ("seqs", "tokens"),
     "next_sentence_classifier_output": ("seqs",),
     "masked_lm_outputs": ("positions",),
+    "probabilities": ("seqs",),
 }
 _OF_LAYERS = ("encoding", "attention_weights")
 # What `Engine.run` makes of them: arrays whose first axis is the layer.
@@ -149,10 +151,27 @@ class Plan:
         Raises InvalidInputError if a weight has no file or lies elsewhere.
         """
         references = {name: _reference(c, Path(directory)) for name, c in self.weights.items()}
-        return {**self.to_engine(), "weights": references}
+        return {**self._describe(self.steps, self.outputs), "weights": references}
 
     def to_engine(self) -> dict[str, Any]:
-        """The JSON form without ``weights``: what an engine takes, beside the arrays."""
+        """The JSON form without ``weights`` and tail steps: what an engine takes, beside the
+        arrays. The values that a tail begins at are its outputs, too, by their own names."""
+        steps = [step for step in self.steps if step.op not in TAIL_OPS]
+        outputs = {name: self.tail_of(name)[0] for name in self.outputs}
+        plain = {name: value for name, value in outputs.items() if value == self.outputs[name]}
+        begun = dict.fromkeys(value for value in outputs.values() if value not in plain.values())
+        return self._describe(steps, plain | {value: value for value in begun})
+
+    def tail_of(self, output: str) -> tuple[str, tuple[Step, ...]]:
+        """The value that an engine computes for ``output``, and the tail steps from there on."""
+        made = {step.output: step for step in self.steps}
+        value, tail = self.outputs[output], list[Step]()
+        while made[value].op in TAIL_OPS:
+            tail.insert(0, made[value])
+            (value,) = made[value].inputs
+        return value, tuple(tail)
+
+    def _describe(self, steps: Iterable[Step], outputs: Mapping[str, str]) -> dict[str, Any]:
         return {
             "version": VERSION,
             "architecture": dict(self.architecture),
@@ -166,9 +185,9 @@ class Plan:
                     "weights": {role: list(names) for role, names in step.weights.items()},
                     **step.fields,
                 }
-                for step in self.steps
+                for step in steps
             ],
-            "outputs": dict(self.outputs),
+            "outputs": dict(outputs),
         }
 
     @staticmethod
@@ -389,6 +408,10 @@ _RULES = {
 }
 
 
+_RULES |= {
+    op: _Rule(1, (), {"affine": ("factor", "shift"), "normalize": ("eps",)}.get(op, ()))
+    for op in TAIL_OPS
+}
 STEP_OPS = frozenset(_RULES)
 
 
@@ -403,11 +426,18 @@ def _check(plan: Plan) -> tuple[Architecture, dict[str, str]]:
     checker = _Checker(plan)
     values: dict[str, _Rows] = {}
     names: set[str] = set()
+    tail: set[str] = set()
     for step in plan.steps:
         if step.name in names or step.output in values:
             raise ModelFormatError(f"step {step.name!r}: its name or its output is there twice")
         names.add(step.name)
         values[step.output] = checker.rows(step, values)
+        if step.op in TAIL_OPS:
+            tail.add(step.output)
+        elif tail & set(step.inputs):
+            raise ModelFormatError(
+                f"step {step.name!r} ({step.op}): reads the result of a tail step"
+            )
     if not plan.outputs:
         raise ModelFormatError("the plan has no outputs")
     rows: dict[str, str] = {}
@@ -464,6 +494,8 @@ class _Checker:
             if value not in values:
                 self._fail(step, f"reads {value!r}, which no step before it computes")
         self._check_roles(step, rule)
+        if step.op in TAIL_OPS:
+            return self._tail(step, values[step.inputs[0]])
         return getattr(self, f"_{step.op}")(step, *(values[value] for value in step.inputs))
 
     def architecture(self) -> Architecture:
@@ -503,6 +535,8 @@ class _Checker:
             good = type(value) is int and 1 <= value < _LIMIT
         elif key == "eps":
             good = type(value) is float and 0.0 <= value < 1.0
+        elif key in ("factor", "shift"):
+            good = type(value) is float and math.isfinite(value)
         else:  # scale
             good = type(value) is float and math.isfinite(value) and value > 0.0
         if not good:
@@ -620,6 +654,10 @@ class _Checker:
         self._reads(step, x, ("tokens", "seqs", "positions"), None)
         self._vectors(step, x.width, "gamma", "beta")
         return x
+
+    def _tail(self, step: Step, x: _Rows) -> _Rows:
+        self._reads(step, x, ("tokens",) if step.op == "mean_tokens" else ("seqs",), None)
+        return _Rows("seqs", x.width)
 
     def _first_token(self, step: Step, x: _Rows) -> _Rows:
         self._reads(step, x, ("tokens",), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import struct
 
 import numpy as np
@@ -301,7 +300,7 @@ def test_onnx_damaged_anywhere(gluon, tmp_path):
     data = symbol_to_onnx(exported.symbol, exported.params, directory / "m.onnx").read_bytes()
     path = directory / "damaged.onnx"
     rng = np.random.default_rng(0)
-    for trial in range(600):
+    for trial in range(240):
         place = int(rng.integers(len(data)))
         flipped = bytes([data[place] ^ (1 << int(rng.integers(8)))])
         rest = b"" if trial % 6 == 0 else flipped + data[place + 1 :]
@@ -368,15 +367,3 @@ def test_onnx_refers_to_weights_beside_it_only(gluon, tmp_path):
     exported = gluon()
     with pytest.raises(InvalidInputError, match="must lie beside"):
         symbol_to_onnx(exported.symbol, exported.params, tmp_path / "model.onnx")
-
-
-def test_foreign_onnx_files_are_read_or_refused_clearly(data_directory):
-    """Files of other exporters: no crash, and the message names the file."""
-    pytest.importorskip("onnx")
-    from bertrt.graph.read_onnx import read_onnx
-
-    files = sorted((data_directory / "onnx").glob("*.onnx"))
-    assert files
-    for file in files:
-        with pytest.raises(UnsupportedModelError, match=re.escape(file.name)):
-            compile_graph(read_onnx(file))

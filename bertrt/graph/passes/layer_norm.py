@@ -51,6 +51,6 @@ def match(graph: Graph, node: Node) -> Match | None:
 def _maker(graph: Graph, value: str) -> Node | None:
     """What computes rows, however they are laid out."""
     node = graph.producer(value)
-    while node is not None and node.op == ROWS and node.attrs["mask"] == "none":
+    while node is not None and node.op == ROWS and "mask" not in node.attrs:
         node = graph.producer(node.inputs[0])
     return node

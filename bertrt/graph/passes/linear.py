@@ -40,7 +40,7 @@ def match(graph: Graph, node: Node) -> Match | None:
             last = user
     activation = "none"
     user = graph.only_user(last.output)
-    if user is not None and user.op == "Sigmoid":
+    if user is not None and user.op == "Sigmoid" and user.output not in graph.outputs.values():
         raise NoMatchError(user, "expected the activation Relu, Gelu or Tanh, found Sigmoid")
     if user is not None and (name := _activation(user)) is not None:
         activation, last = name, user

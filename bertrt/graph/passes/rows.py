@@ -47,7 +47,7 @@ def match(graph: Graph, node: Node) -> Match | None:
         raise NoMatchError(node, "the rows of the tokens are not in their order")
     masked = graph.producer(rows)
     inputs: tuple[str, ...] = (rows,)
-    attrs = {"mask": "none"}
+    attrs: dict[str, str] = {}
     if masked is not None and masked.op == "Where":
         condition, kept, zero = masked.inputs
         if graph.scalar(zero) != 0:
