@@ -254,7 +254,7 @@ class PackedBatch:
         lengths = self.lengths.astype(np.int64)
         parts = np.split(rows, np.cumsum(np.square(lengths))[:-1])
         return [
-            np.ascontiguousarray(part.reshape(n, n, -1).transpose(2, 0, 1))
+            np.ascontiguousarray(part.reshape(n, n, rows.shape[1]).transpose(2, 0, 1))
             for part, n in zip(parts, lengths.tolist(), strict=True)
         ]
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -118,7 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--merges", metavar="FILE", help="RoBERTa's byte-level BPE, instead of the zoo's"
     )
-    export.add_argument("--labels", metavar="A,B,...", type=_labels, help="a classifier's labels")
+    export.add_argument(
+        "--labels", metavar="A,B,...", type=_labels, help="a classifier's labels, a tagger's tags"
+    )
+    export.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        dest="settings",
+        help="a setting of the task, such as mode=words or null_answer=true; may be given again",
+    )
     export.add_argument(
         "--max-length", metavar="N", type=_positive, help="tokens of a text at most"
     )
@@ -145,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         "texts",
         metavar="TEXT",
         nargs="*",
-        help="texts; a tab splits a pair; none: the lines of standard input",
+        help="texts; a tab splits a pair, a question from its context; none: the lines of standard "
+        "input",
     )
     _add_engine(predict, backend="native")
     _add_json(predict, "JSON lines")
@@ -277,6 +289,16 @@ def _device(text: str) -> str:
     return text
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _labels(text: str) -> list[str]:
     labels = text.split(",")
     if "" in labels or len(set(labels)) < len(labels):
@@ -299,6 +321,7 @@ def _export(arguments: argparse.Namespace) -> int:
             arguments.parser.error(f"{name} is missing; --list shows what can be exported")
     from bertrt.export.zoo import export_zoo
 
+    settings = dict(arguments.settings) or None
     bundle = export_zoo(
         arguments.model,
         arguments.dataset,
@@ -309,6 +332,8 @@ def _export(arguments: argparse.Namespace) -> int:
         merges=arguments.merges,
         labels=arguments.labels,
         max_length=arguments.max_length,
+        # What can be set for an embedding is its pooling.
+        **{"pooling" if arguments.task in (None, "embedding") else "settings": settings},
     )
     print(bundle)
     return 0
@@ -386,6 +411,18 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else _EXIT_FAILED
 
 
+# What predict takes and gives, by task
+_TAKES = {
+    "classification": "texts or pairs to a Classification",
+    "regression": "texts or pairs to a Regression",
+    "embedding": "texts or pairs to an Embedding",
+    "question-answering": "(question, context) pairs, of any length, to an Answer",
+    "tagging": "texts or lists of words to a Tagging",
+    "fill-mask": "texts with masks to a FillMask",
+    "next-sentence": "pairs to a NextSentence",
+}
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from bertrt.model import Model
 
@@ -398,6 +435,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             "task": model.task,
             "labels": model.labels,
             "pooling": model.pooling,
+            "settings": model.settings,
             "manifest": model.manifest,
             # A bundle's plan says where its weights lie; others need not lie in one place.
             "plan": plan.to_engine() if model.manifest is None else plan.to_dict(model.path),
@@ -406,8 +444,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(_json(content))
         return 0
     print(model.path)
-    for key in ("task", "labels", "pooling") if model.task is not None else ():
-        print(f"  {key:<13}{_json(getattr(model, key))}")
+    if model.task is not None:
+        print(f"  {'task':<13}{model.task}: {_TAKES[model.task]}")
+        for key in ("labels", "pooling", "settings"):
+            if value := getattr(model, key):
+                print(f"  {key:<13}{_json(value)}")
+        print(f"  {'max_length':<13}{model.max_length}")
     if model.manifest is not None:
         for key in ("tokenizer", "origin"):
             print(f"  {key:<13}{_json(model.manifest[key])}")
@@ -481,12 +523,14 @@ def _predict(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         threads=arguments.threads,
     ) as engine:
+        # Words are tagged in one text, whose tabs are white space.
+        read = str if engine.task == "tagging" else _input
         if arguments.texts:
             what = "text"
-            groups = iter([[_input(text) for text in arguments.texts]])
+            groups = iter([[read(text) for text in arguments.texts]])
         else:
             what = "line"
-            groups = _read_lines(sys.stdin.buffer)
+            groups = _read_lines(sys.stdin.buffer, read)
         done = truncated = 0
         try:
             for group in groups:
@@ -505,7 +549,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_lines(stream: BinaryIO) -> Iterator[list[Any]]:
+def _read_lines(stream: BinaryIO, read: Callable[[str], Any]) -> Iterator[list[Any]]:
     """What has arrived, in groups of whole lines: many at once from a file, and each at once from
     a person or program that waits for the answer."""
     number = 0
@@ -514,7 +558,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[list[Any]]:
         for line in lines:
             number += 1
             try:
-                group.append(_input(line.removesuffix(b"\r").decode("utf-8")))
+                group.append(read(line.removesuffix(b"\r").decode("utf-8")))
             except UnicodeDecodeError as error:
                 # The lines before it get their answers.
                 yield group

@@ -172,6 +172,12 @@ WRONG = {
     "unknown output": (lambda c: c["outputs"].update(scores="nsp"), "unknown output 'scores'"),
     "output of wrong rows": (
         lambda c: c["outputs"].update(pooled_output="out"), "expected rows of seqs"),
+    "an output of a layer that is not there": (
+        lambda c: c["outputs"].update(encoding_1="ffn"), "encoding_1 of 1 layers"),
+    "an output of no layer": (
+        lambda c: c["outputs"].update(encoding="ffn"), "unknown output 'encoding'"),
+    "probabilities that are none": (
+        lambda c: c["outputs"].update(attention_weights_0="ffn"), "expected rows of pairs"),
     "no outputs": (lambda c: c["outputs"].clear(), "no outputs"),
     "mask without input": (lambda c: c["inputs"].update(valid_length=None), "valid_length.*need"),
     "types without input": (lambda c: c["inputs"].update(token_types=None), "token types"),

@@ -32,6 +32,7 @@ def export_net(tmp_path_factory, wide):
     """A function: the shape of a net -> :class:`Exported`."""
     gluonnlp = pytest.importorskip("gluonnlp", exc_type=ImportError)
     from bertrt.export import export_model
+    from bertrt.export.heads import bert_tagger
 
     def make(
         *,
@@ -45,6 +46,9 @@ def export_net(tmp_path_factory, wide):
         activation="gelu",
         layer_norm_eps=1e-12,
         classes=None,
+        over_tokens=False,
+        output_attention=False,
+        output_all_encodings=False,
         score_std=2.0,
         **wanted,
     ):
@@ -57,6 +61,8 @@ def export_net(tmp_path_factory, wide):
             dropout=0.1,
             activation=activation,
             layer_norm_eps=layer_norm_eps,
+            output_attention=output_attention,
+            output_all_encodings=output_all_encodings,
         )
         sizes = {"vocab_size": vocab_size, "units": units, "embed_size": units}
         if kind == "RoBERTaModel":
@@ -65,7 +71,11 @@ def export_net(tmp_path_factory, wide):
             sizes |= {"token_type_vocab_size": 2, "use_pooler": True, "use_decoder": False}
             sizes |= {"use_classifier": False}
         net = getattr(gluonnlp.model, kind)(encoder, **sizes | wanted)
-        if classes is not None:
+        task = "embedding" if classes is None else "classification"
+        if over_tokens:
+            task = "tagging"
+            net = bert_tagger(net, classes)
+        elif classes is not None:
             pooled = kind == "BERTModel"
             head = gluonnlp.model.BERTClassifier if pooled else gluonnlp.model.RoBERTaClassifier
             net = head(net, num_classes=classes, dropout=0.1)
@@ -75,7 +85,7 @@ def export_net(tmp_path_factory, wide):
             net,
             tmp_path_factory.mktemp("parity") / "bundle",
             vocab=gluonnlp.vocab.BERTVocab(words),
-            task="embedding" if classes is None else "classification",
+            task=task,
             max_length=min(max_length, 128),
         )
         return Exported(net, path)

@@ -41,6 +41,7 @@ TINY = {
     "every head": {"use_classifier": True, "use_decoder": True},
     "decoder only": {"use_pooler": False, "use_decoder": True},
     "classifier": {"classes": 5},
+    "tagger": {"classes": 7, "over_tokens": True, "use_pooler": False},
     "regressor": {"classes": 1, "activation": "relu"},
     "no token types": {"use_token_type_embed": False},
     "roberta": {"kind": "RoBERTaModel", "layer_norm_eps": 1e-5},
@@ -109,6 +110,63 @@ def test_damaged_weights_are_never_run(export_net, backend, tmp_path):
     weights.write_bytes(content)
     with pytest.raises(ModelFormatError, match=r"model-0000\.params is damaged"):
         Engine.load(path, backend=backend)
+
+
+# What a net returns for each of its layers.
+LAYERS = {
+    "attention": {"output_attention": True},
+    "attention, one head": {"output_attention": True, "heads": 1, "use_pooler": False},
+    "encodings": {"output_all_encodings": True},
+    "encodings alone": {"output_all_encodings": True, "use_pooler": False, "layers": 3},
+    "both, one layer": {"output_attention": True, "output_all_encodings": True, "layers": 1},
+    "both, every head": {
+        "output_attention": True,
+        "output_all_encodings": True,
+        "use_classifier": True,
+        "use_decoder": True,
+        "layers": 3,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def layered(request, export_net):
+    return export_net(**LAYERS[request.param]), LAYERS[request.param].get("layers", 2)
+
+
+@pytest.mark.parametrize(("backend", "source"), ROUTES)
+def test_what_every_layer_returns(layered, backend, source):
+    """All of it, the rows of padded queries too, with ids at padding that the vocabulary lacks."""
+    exported, layers = layered
+    manifest = Bundle.open(exported.path).manifest
+    masked = "masked_lm_outputs" in manifest["outputs"]
+    with load(exported, backend, source) as engine:
+        for length in (1, 2, 31):
+            batch = sample_batch(manifest["architecture"], length, masked=masked, seed=21)
+            padding = np.arange(length) >= batch["valid_length"][:, None]
+            batch["token_ids"][padding] *= 3
+            check(exported, engine, f"layers {length}", batch, layers)
+            found = engine.run(**batch)
+            expected = exported.gluon(f"layers {length}", batch)
+            lengths = batch["valid_length"].tolist()
+            ragged = engine.run(
+                [row[:n] for row, n in zip(batch["token_ids"], lengths, strict=True)],
+                [row[:n] for row, n in zip(batch["token_types"], lengths, strict=True)],
+                masked_positions=batch.get("masked_positions"),
+            )
+            for name, places in (
+                ("all_encodings", lambda i, n: np.s_[:, i, :n]),
+                ("attention_weights", lambda i, n: np.s_[:, i, :, :n, :n]),
+                ("sequence_output", lambda i, n: np.s_[i, :n]),
+            ):
+                for i, n in enumerate(lengths):
+                    if name in found:
+                        array = expected[name][places(i, n)]
+                        assert difference(array, ragged[name][i]) <= bound(name, layers)
+            if "attention_weights" in found:
+                weights = found["attention_weights"]
+                beyond = np.broadcast_to(padding[None, :, None, None], weights.shape)
+                assert not weights[beyond].any()
 
 
 def test_attention_is_not_uniform(export_net):

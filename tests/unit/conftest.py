@@ -93,7 +93,8 @@ class TinyBackend(Backend):
     precision = "fp32"
     provider = "numpy"
 
-    def __init__(self, threads: int, pads: bool) -> None:
+    def __init__(self, threads: int, pads: bool, settings: dict[str, object]) -> None:
+        self.task = settings["task"]
         self.threads = threads
         self.pads = pads
         self.batches: list[PackedBatch] = []
@@ -119,8 +120,16 @@ class TinyBackend(Backend):
             "sequence_output": rows,
             "pooled_output": pooled,
             "logits": pooled[:, 1:3],
+            "next_sentence_classifier_output": pooled[:, 1:3],
             "masked_lm_outputs": batch.masked_positions,
         }
+        if self.task == "tagging":
+            values["logits"] = rows
+        elif self.task == "question-answering":
+            values["logits"] = rows[:, :2]
+        elif self.task == "fill-mask":
+            # Most of all the token whose id is the masked position
+            values["masked_lm_outputs"] = np.eye(len(TOKENS))[batch.masked_positions]
         return {name: values[name] for name in outputs}
 
     def explain(self):
@@ -142,13 +151,15 @@ class Tiny:
             "labels": None,
             "pooling": {"mode": "pooled", "normalize": False},
             "outputs": ["sequence_output", "pooled_output"],
+            "rows": {},
+            "settings": {},
             "tokenizer": True,
             "architecture": ARCHITECTURE,
             "max_length": 8,
         }
 
     def load_backend(self, model, *, device, precision, threads):
-        self.backends.append(TinyBackend(threads, self.pads))
+        self.backends.append(TinyBackend(threads, self.pads, self.settings))
         return self.backends[-1]
 
     def model(self, path) -> Model:
@@ -168,7 +179,7 @@ class Tiny:
         plan = SimpleNamespace(
             architecture=chosen["architecture"],
             outputs={name: name for name in chosen["outputs"]},
-            rows={name: ROWS.get(name, "seqs") for name in chosen["outputs"]},
+            rows={name: ROWS.get(name, "seqs") for name in chosen["outputs"]} | chosen["rows"],
             padding_of=lambda output: None,
         )
         return Model(
@@ -177,7 +188,10 @@ class Tiny:
             task=chosen["task"],
             labels=chosen["labels"],
             pooling=chosen["pooling"],
-            settings=dict.fromkeys(SETTINGS.get(chosen["task"], {})),
+            settings={
+                name: setting.default for name, setting in SETTINGS.get(chosen["task"], {}).items()
+            }
+            | chosen["settings"],
             tokenizer=tokenizer,
             symbol_path=None,
             params_path=None,

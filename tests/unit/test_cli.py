@@ -99,6 +99,69 @@ def test_json_lines(predict) -> None:
     ]
 
 
+def test_answers(predict) -> None:
+    predict.tiny.settings |= {
+        "task": "question-answering",
+        "pooling": None,
+        "outputs": ["logits"],
+        "rows": {"logits": "tokens"},
+        "settings": {"max_query_length": 2},
+    }
+    status, (line,), _ = predict("hello\ta b\ta")  # a question, a tab, a context with another
+    assert status == 0
+    text, score, start, end = line.split("\t")
+    assert "a b a"[int(start) : int(end)] == text and 0 < float(score) <= 1
+    status, (line,), _ = predict("hello\ta b", "--json")
+    result = json.loads(line)
+    assert list(result) == ["text", "score", "start", "end", "nbest", "truncated"]
+    assert list(result["nbest"][0]) == ["text", "score", "start", "end"]
+    status, out, err = predict("hello")
+    assert (status, out) == (1, [])
+    assert err == [
+        "bertrt: error: text 1 is a text; question answering, as (question, context), takes a pair"
+    ]
+
+
+def test_tags(predict) -> None:
+    predict.tiny.settings |= {
+        "task": "tagging",
+        "labels": ["S-a", "O", "I-a", "E-a"],
+        "pooling": None,
+        "outputs": ["logits"],
+        "rows": {"logits": "tokens"},
+    }
+    # A tab is white space among words.
+    status, out, _ = predict("hello worlds", "a\tb")
+    assert (status, out) == (0, ["hello\tS-a", "worlds\tS-a", "", "a\tS-a", "b\tS-a", ""])
+    status, (line,), _ = predict("hello", "--json")
+    (entity,) = json.loads(line)["entities"]
+    assert (entity["label"], entity["text"], entity["start"], entity["end"]) == ("a", "hello", 0, 5)
+
+
+def test_masks_and_next_sentences(predict) -> None:
+    predict.tiny.settings |= {
+        "task": "fill-mask",
+        "pooling": None,
+        "outputs": ["masked_lm_outputs"],
+        "settings": {"top_k": 2},
+    }
+    status, out, _ = predict("a [MASK]")
+    assert status == 0 and [line.split("\t")[0] for line in out] == ["[CLS]", "[PAD]", ""]
+    predict.tiny.settings |= {
+        "task": "next-sentence",
+        "outputs": ["next_sentence_classifier_output"],
+        "settings": {},
+    }
+    assert predict("a\tb")[1] == ["not next\t0.000000"]
+
+
+def test_vectors_of_words(predict) -> None:
+    predict.tiny.settings["pooling"] = {"mode": "words", "normalize": False, "subwords": "avg"}
+    assert predict("hello a")[1] == ["hello\t5 0 1 4", "a\t9 0 2 4", ""]
+    (line,) = predict("hello a", "--json")[1]
+    assert json.loads(line)["tokens"] == ["hello", "a"]
+
+
 def test_classification(predict) -> None:
     predict.tiny.settings |= {
         "task": "classification",
@@ -237,10 +300,12 @@ def exporter(monkeypatch):
 
 def test_export(exporter, capsys) -> None:
     options = ["--task", "classification", "--params", "p", "--vocab", "v", "--labels", "a,b"]
-    options += ["--merges", "m"]
+    options += ["--merges", "m", "--set", "pair=true"]
+    words = ["--set", "mode=words", "--set", "normalize=true"]
     assert main(["export", "bert_12_768_12", "--dataset", "book", "--out", "o"]) == 0
     assert main(["export", "m", "--dataset", "d", "--out", "o", "--max-length", "9", *options]) == 0
-    assert capsys.readouterr().out == "made/bundle\n" * 2
+    assert main(["export", "m", "--dataset", "d", "--out", "o", *words]) == 0
+    assert capsys.readouterr().out == "made/bundle\n" * 3
     names = ["task", "params", "vocab", "merges", "labels", "max_length"]
     nothing = dict.fromkeys(names)
     chosen = {
@@ -250,10 +315,13 @@ def test_export(exporter, capsys) -> None:
         "merges": "m",
         "labels": ["a", "b"],
         "max_length": 9,
+        "settings": {"pair": True},
     }
+    pooling = {"mode": "words", "normalize": True}
     assert exporter.calls == [
-        ("export_zoo", ("bert_12_768_12", "book", "o"), nothing),
+        ("export_zoo", ("bert_12_768_12", "book", "o"), nothing | {"pooling": None}),
         ("export_zoo", ("m", "d", "o"), chosen),
+        ("export_zoo", ("m", "d", "o"), nothing | {"pooling": pooling}),
     ]
 
 
@@ -329,6 +397,7 @@ from bertrt.tasks import Regression
 
 class Fake:
     max_length = 8
+    task = "regression"
     def __enter__(self): return self
     def __exit__(self, *error): pass
     def predict(self, batch):

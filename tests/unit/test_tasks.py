@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from bertrt.batch import PackedBatch
-from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.results import Classification, Embedding, Regression
-from bertrt.settings import TASKS, complete_settings
+from bertrt.errors import (
+    InvalidInputError,
+    InvalidTypeError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+from bertrt.results import Classification, Embedding, NextSentence, Regression
+from bertrt.settings import PRESETS, TASKS, complete_pooling, complete_settings
 from bertrt.tasks import Request, make_task
 from bertrt.tokenizer import Encoding
 
@@ -117,6 +122,125 @@ def test_embedding_bits_do_not_depend_on_the_batch(hidden: int, rng: np.random.G
         start += length
 
 
+@pytest.mark.parametrize(
+    ("subwords", "normalize", "expected"),
+    [
+        # [CLS] hello world ##s ! [SEP]: the third word is made of rows 2 and 3
+        ("avg", False, [[5, 0, 1, 6], [6.5, 0, 2.5, 6], [8, 0, 4, 6]]),
+        ("sum", False, [[5, 0, 1, 6], [13, 0, 5, 12], [8, 0, 4, 6]]),
+        ("last", False, [[5, 0, 1, 6], [7, 0, 3, 6], [8, 0, 4, 6]]),
+        ("last", True, [[5, 0, 1, 6], [7, 0, 3, 6], [8, 0, 4, 6]]),
+    ],
+)
+def test_words(tiny, subwords: str, normalize: bool, expected) -> None:
+    pooling = {"mode": "words", "normalize": normalize, "subwords": subwords}
+    engine = tiny.load(pooling=pooling)
+    result = engine.predict("hello worlds!")
+    assert result.tokens == ("hello", "worlds", "!")
+    expected = np.array(expected, np.float32)
+    if normalize:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(result.vector, expected, rtol=1e-6)
+    # The special tokens between the texts of a pair are nobody's.
+    assert engine.predict(("a worlds", "b")).tokens == ("a", "worlds", "b")
+
+
+def test_tokens(tiny) -> None:
+    engine = tiny.load(pooling={"mode": "tokens", "normalize": False})
+    result = engine.predict("hello worlds")
+    assert result.tokens == ("hello", "world", "##s")
+    assert result.vector[:, 0].tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("pair", "good", "bad"), [(True, ("a", "b"), "a"), (False, "a", ("a", "b"))]
+)
+def test_a_task_on_pairs_takes_pairs(tiny, pair: bool, good, bad) -> None:
+    engine = tiny.load(
+        task="classification",
+        labels=["x", "y"],
+        pooling=None,
+        outputs=["logits"],
+        settings={"pair": pair},
+    )
+    assert engine.predict(good).label in "xy"
+    with pytest.raises(InvalidInputError, match="this classifier takes a"):
+        engine.predict(bad)
+
+
+@pytest.fixture
+def filler(tiny):
+    """A tiny model whose logits are, at each mask, 0 but for 3 at the masked position's number, 2
+    at [PAD] and at [UNK], and 4 at an id that is no token's."""
+    engine = tiny.load(
+        task="fill-mask",
+        pooling=None,
+        outputs=["masked_lm_outputs"],
+        settings={"top_k": 3},
+        max_length=12,
+    )
+    backend = tiny.backends[0]
+
+    def run(batch, outputs):
+        backend.batches.append(batch)
+        assert outputs == ("masked_lm_outputs",)
+        logits = np.zeros((*batch.masked_positions.shape, 13), np.float32)
+        logits[..., [0, 1]], logits[..., 12] = 2, 4
+        np.put_along_axis(logits, batch.masked_positions[..., None], 3, axis=-1)
+        return {"masked_lm_outputs": logits}
+
+    backend.run = run
+    return engine
+
+
+def test_masks(filler, tiny) -> None:
+    one, two, again = filler.predict(["hello [MASK] b", "a[MASK] [MASK]s", "[MASK]"])
+    powers = np.exp([3, 2, 2])
+    total = powers.sum() + math.exp(4) + 9
+    assert [(c.token, c.mask) for c in one.candidates] == [
+        ("[CLS]", 0),  # id 2, the masked position
+        ("[PAD]", 0),
+        ("[UNK]", 0),
+    ]
+    np.testing.assert_allclose([c.score for c in one.candidates], powers / total, rtol=1e-6)
+    assert [(c.token, c.mask) for c in two.candidates] == [
+        *(("[CLS]", 0), ("[PAD]", 0), ("[UNK]", 0)),
+        *(("[SEP]", 1), ("[PAD]", 1), ("[UNK]", 1)),
+    ]
+    assert again.candidates[0].token == "[UNK]"
+    # Texts with as many masks run together: the decoder is asked for nothing else.
+    assert [batch.masked_positions.tolist() for batch in tiny.backends[0].batches] == [
+        [[2], [1]],
+        [[2, 3]],
+    ]
+    assert filler.predict(("a [MASK]", "b [MASK]")).candidates[3].mask == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a b", r"batch\[0\] holds no \[MASK\] to fill"),
+        ("a [mask]", r"holds no \[MASK\]"),
+        ("a " * 12 + "[MASK]", r"longer than 12 tokens, and only 0 of its 1 \[MASK\]"),
+    ],
+)
+def test_texts_without_masks(filler, tiny, text: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        filler.predict(text)
+    assert not tiny.backends[0].batches
+
+
+def test_next_sentence(tiny) -> None:
+    engine = tiny.load(
+        task="next-sentence", pooling=None, outputs=["next_sentence_classifier_output"]
+    )
+    # The logits are the number of tokens and the sum of the ids: 5 and 27.
+    assert engine.predict(("a", "b")) == NextSentence(False, pytest.approx(math.exp(5 - 27)))
+    for bad, message in (("a", "takes a pair"), (("a", " "), "the second text is empty")):
+        with pytest.raises(InvalidInputError, match=message):
+            engine.predict(bad)
+
+
 def test_results_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Regression(1.0).score = 2.0
@@ -162,3 +286,56 @@ def test_results_are_frozen() -> None:
 def test_models_that_do_not_fit(arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         make(**arguments)
+
+
+def test_settings_have_defaults() -> None:
+    assert complete_settings(None, "fill-mask", 128) == {"top_k": 5}
+    assert complete_settings({"n_best": 3}, "question-answering", 384) == {
+        "max_query_length": 64,
+        "doc_stride": 128,
+        "n_best": 3,
+        "max_answer_length": 30,
+        "null_answer": False,
+        "null_threshold": 0.0,
+    }
+    # Where 64 tokens of a question leave no room for a context, it has half of the room.
+    assert complete_settings({}, "question-answering", 67)["max_query_length"] == 32
+    assert complete_settings({}, "question-answering", 68)["max_query_length"] == 64
+    assert complete_pooling(None) == {"mode": "mean", "normalize": False}
+    assert complete_pooling({"mode": "words"}) == {
+        "mode": "words",
+        "normalize": False,
+        "subwords": "avg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "error", "message"),
+    [
+        ("fill-mask", {"k": 3}, InvalidInputError, "there is no 'k'; there is top_k"),
+        ("tagging", {"k": 3}, InvalidInputError, "nothing to set"),
+        ("fill-mask", {"top_k": 0}, InvalidInputError, "top_k should be a whole number from 1"),
+        ("fill-mask", {"top_k": True}, InvalidInputError, "found True"),
+        ("fill-mask", [3], InvalidTypeError, "a dict of names and values"),
+        ("classification", {"pair": 1}, InvalidInputError, "true .* false .* or null"),
+        ("question-answering", {"null_threshold": float("nan")}, InvalidInputError, "a number"),
+        (
+            "question-answering",
+            {"max_query_length": 125},
+            InvalidInputError,
+            "room for less than 125 of a question",
+        ),
+    ],
+)
+def test_settings_that_mean_nothing(task: str, given, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        complete_settings(given, task, 128)
+
+
+def test_presets_are_those_of_gluonnlp() -> None:
+    classification = pytest.importorskip("gluonnlp.data.classification", exc_type=ImportError)
+    for name, preset in PRESETS.items():
+        task = getattr(classification, f"{name.replace('-', '')}Task")()
+        labels = None if preset.labels is None else list(preset.labels)
+        assert (labels, preset.pair) == (task.class_labels, task.is_pair), name
+        assert preset.task == ("regression" if labels is None else "classification")
