@@ -109,7 +109,8 @@ def test_windows_and_their_best(answer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "room", "stride"), itertools.product([1, 7, 8, 9, 30], [1, 3, 8], [1, 3, 8, 128])
+    ("tokens", "room", "stride"),
+    list(itertools.product([1, 7, 8, 9, 30], [1, 3, 8], [1, 3, 8, 128])),
 )
 def test_windows_cover_every_token(tokens: int, room: int, stride: int) -> None:
     windows = _windows(tokens, room, stride)
