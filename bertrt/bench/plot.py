@@ -58,15 +58,14 @@ def plot(report: Report, file: Path) -> bool:
         len(rows),
         len(precisions),
         figsize=(4.2 * len(precisions), 3.7 * len(rows) + 1.0),
-        sharey="row",
         squeeze=False,
         layout="constrained",
     )
     for row, (group, workloads) in zip(grid, rows, strict=True):
         for axes, precision in zip(row, precisions, strict=True):
+            if group == "latency" and axes is not row[0]:
+                axes.sharey(row[0])
             _draw(axes, report, group, workloads, precision)
-        if group == "throughput":
-            row[0].set_ylim(bottom=0)
         row[0].set_ylabel("median latency, ms" if group == "latency" else "tokens a second")
     handles = {
         line.get_label(): line for axes in grid.flat for line in axes.get_legend_handles_labels()[0]
@@ -125,6 +124,7 @@ def _draw(
         else "tokens of one sequence"
     )
     if throughput:
+        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     else:
         axes.set_yscale("log")
