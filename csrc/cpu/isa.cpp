@@ -18,6 +18,14 @@ extern const KernelTable kTable;
 namespace avx2 {
 extern const KernelTable kTable;
 }
+namespace avx_vnni {
+extern const GemmKernel kGemmS8;
+extern const AttentionKernel kAttentionS16;
+}  // namespace avx_vnni
+namespace avx_vnni_evex {
+extern const GemmKernel kGemmS8;
+extern const AttentionKernel kAttentionS16;
+}  // namespace avx_vnni_evex
 namespace avx512 {
 extern const KernelTable kTable;
 }
@@ -34,7 +42,8 @@ extern const AttentionKernel kAttentionBf16;
 namespace {
 
 struct Features {
-  bool avx2 = false;    // AVX2 and FMA
+  bool avx2 = false;  // AVX2 and FMA
+  bool avx_vnni = false;
   bool avx512 = false;  // AVX-512 F, BW, DQ and VL
   bool avx512_vnni = false;
   bool avx512_bf16 = false;  // and VNNI
@@ -65,6 +74,7 @@ Features detect() {
   features.avx512 = features.avx2 && zmm && (ebx & avx512) == avx512;
   features.avx512_vnni = features.avx512 && (ecx & (1u << 11));
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return features;
+  features.avx_vnni = features.avx2 && (eax & (1u << 4));
   features.avx512_bf16 = features.avx512_vnni && (eax & (1u << 5));
   return features;
 }
@@ -82,6 +92,15 @@ std::vector<const KernelTable*> supported_tables() {
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
   // Baseline first, then upward: each is the one before with some kernels replaced.
+  // AVX512-VNNI with VL has the instructions of AVX-VNNI, in another encoding.
+  static const KernelTable vnni_256 = [] {
+    KernelTable table = avx2::kTable;
+    table.isa = "avx_vnni";
+    table.gemm_s8 = features.avx_vnni ? avx_vnni::kGemmS8 : avx_vnni_evex::kGemmS8;
+    table.attention_s16 =
+        features.avx_vnni ? avx_vnni::kAttentionS16 : avx_vnni_evex::kAttentionS16;
+    return table;
+  }();
   static const KernelTable vnni = [] {
     KernelTable table = avx512::kTable;
     table.isa = "avx512_vnni";
@@ -99,6 +118,7 @@ std::vector<const KernelTable*> supported_tables() {
   if (features.avx512_bf16) tables.push_back(&bf16);
   if (features.avx512_vnni) tables.push_back(&vnni);
   if (features.avx512) tables.push_back(&avx512::kTable);
+  if (features.avx_vnni || features.avx512_vnni) tables.push_back(&vnni_256);
   if (features.avx2) tables.push_back(&avx2::kTable);
 #else
   (void)features;

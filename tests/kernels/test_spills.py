@@ -36,6 +36,10 @@ TILES = [
     Tile("bf16, AVX2", "vfmadd...ps ymm", 4, 4, "vpslld $0x10"),
     Tile("int8, AVX2", "vpmaddwd ymm", 4, 2, "vpmovsxbw"),
     Tile("int8's attention, AVX2", "vpmaddwd ymm", 4, 2),
+    Tile("int8, AVX-VNNI", "{vex} vpdpbusd ymm", 6, 2),
+    Tile("int8's attention, AVX-VNNI", "{vex} vpdpwssd ymm", 4, 2),
+    Tile("int8, AVX-VNNI in AVX-512's encoding", "vpdpbusd ymm", 6, 2),
+    Tile("int8's attention, AVX-VNNI in AVX-512's encoding", "vpdpwssd ymm", 4, 2),
     Tile("fp32, AVX-512", "vfmadd...ps zmm", 14, 2),
     Tile("bf16, AVX-512", "vfmadd...ps zmm", 12, 4, "vpslld $0x10"),
     Tile("int8, AVX-512", "vpmaddwd zmm", 12, 2, "vpmovsxbw"),
@@ -103,7 +107,7 @@ def loops() -> list[list[str]]:
 
 @pytest.mark.parametrize("tile", TILES, ids=[tile.name for tile in TILES])
 def test_a_full_tile_keeps_its_sums_in_registers(loops, tile):
-    mnemonic, registers = tile.multiply.split()
+    mnemonic, registers = tile.multiply.rsplit(maxsplit=1)
     multiply = re.compile(rf"{mnemonic}\s.*%{registers}\d+$")
     found: dict[int, list[list[str]]] = {}  # by the number of multiplications
     for loop in loops:
