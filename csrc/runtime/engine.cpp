@@ -325,11 +325,18 @@ class Engine::PartRun {
     const int64_t count = rows(node.output);
     const int64_t row_bytes =
         engine_.model_->values[node.output].cols * static_cast<int64_t>(sizeof(float));
+    const auto count_product = [&](const Matrix& matrix, int64_t rows, int64_t columns) {
+      total.operations += 2 * rows * matrix.inputs * columns;
+      total.bytes += matrix.inputs * columns * bytes_of(matrix.precision);
+    };
     if (node.matrix) {
-      const int64_t size = node.matrix->inputs * node.matrix->outputs;
-      total.operations += 2 * count * size;
-      total.bytes += size * bytes_of(node.matrix->precision);
+      const int64_t left_out = demand_.keys_only[node.output] ? query_columns(node) : 0;
+      count_product(*node.matrix, count, node.matrix->outputs - left_out);
       return;
+    }
+    if (makes_queries(node)) {
+      const Node& qkv = qkv_of(node);
+      count_product(*qkv.matrix, count, query_columns(qkv));
     }
     switch (node.op) {
       case plan::Op::kAttention:
