@@ -10,7 +10,7 @@ namespace bertrt {
 enum class Activation { kNone, kRelu, kGeluErf, kGeluTanh, kTanh };
 
 // How the products of token rows with weight matrices are computed. Everything between them
-// (LayerNorm, softmax, GELU, residuals) and the few rows of pooler and heads stay in float32.
+// (LayerNorm, softmax, GELU, residuals), the pooler and the heads stay in float32.
 //
 // kInt8: weights in 254 steps per output, around zero; rows in 255 steps per token, from its lowest
 // to its highest value; exact integer sums.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
@@ -46,6 +47,8 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads)
   device = ops->name();
   const auto shapes = plan::validate(plan);
   std::map<std::string, int> numbers;
+  std::set<std::string> returned;
+  for (const auto& [name, value] : plan.outputs) returned.insert(value);
   nodes.reserve(plan.steps.size());  // pointers into a node's vectors must stay
 
   for (const plan::Step& step : plan.steps) {
@@ -70,8 +73,10 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads)
                     shape.cols};
     }
 
-    // A head's few rows cost nothing, and their result is the model's.
-    const Precision here = shape.rows == plan::RowKind::kTokens ? precision : Precision::kFp32;
+    // A head costs nothing beside the encoder, and its result is the model's.
+    const bool head = shape.rows != plan::RowKind::kTokens ||
+                      (step.op == plan::Op::kLinear && returned.count(step.output));
+    const Precision here = head ? Precision::kFp32 : precision;
     switch (step.op) {
       case plan::Op::kEmbedLayerNorm:
         node->kernel = "embed_f32." + ops->name();
