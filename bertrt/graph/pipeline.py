@@ -44,7 +44,7 @@ from bertrt.graph.passes import (
     through_views,
 )
 from bertrt.graph.plan import INPUTS, STEP_OPS, Plan, Step, output_kind
-from bertrt.graph.read_onnx import SIZES, read_onnx
+from bertrt.graph.read_onnx import SIZES, open_onnx
 
 __all__ = [
     "Coverage",
@@ -149,9 +149,10 @@ def compile_graph(graph: Graph) -> tuple[Plan, Coverage]:
 def compile_onnx(path: str | Path) -> tuple[Plan, Coverage]:
     """Read an ONNX file and lay out its plan.
 
-    Raises what :func:`~bertrt.graph.read_onnx.read_onnx` and :func:`compile_graph` raise.
+    Raises what :func:`~bertrt.graph.read_onnx.open_onnx` and :func:`compile_graph` raise.
     """
-    return _agreed(lambda batch, length: _compile(read_onnx(path, (batch, length)), None))
+    read = open_onnx(path)
+    return _agreed(lambda batch, length: _compile(read((batch, length)), None))
 
 
 def _agreed(compiled: Callable[[int, int], tuple[Plan, Coverage]]) -> tuple[Plan, Coverage]:

@@ -14,7 +14,7 @@ way, so that the fusion passes see the encoder and not its exporter:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,7 +28,7 @@ from bertrt.graph.onnx_operators import DOMAINS, Call, convert
 from bertrt.graph.params import map_file, view
 from bertrt.graph.types import Type, infer
 
-__all__ = ["SIZES", "read_onnx"]
+__all__ = ["SIZES", "open_onnx", "read_onnx"]
 
 # Before opset 7 operators broadcast by other rules.
 _OPSETS = range(7, 27)
@@ -48,7 +48,15 @@ _COMMUTATIVE = ("Add", "Mul")
 def read_onnx(path: str | Path, sizes: tuple[int, int] = SIZES[0]) -> Graph:
     """Read an ONNX model into the IR, its free axes taken to be ``sizes``, (batch, sequence).
 
-    Raises MissingFileError; MissingDependencyError where onnx is not installed; ModelFormatError
+    Raises what :func:`open_onnx` and the function that it returns raise.
+    """
+    return open_onnx(path)(sizes)
+
+
+def open_onnx(path: str | Path) -> Callable[[tuple[int, int]], Graph]:
+    """Parse an ONNX file, once; the function returned makes its graph at the sizes it is given.
+
+    It and this one raise MissingFileError; MissingDependencyError where onnx is not installed; ModelFormatError
     for a broken file; UnsupportedModelError for an operator, an attribute, an element type or an
     opset that bertrt does not know. Messages name the file and the node.
     """
@@ -66,17 +74,25 @@ def read_onnx(path: str | Path, sizes: tuple[int, int] = SIZES[0]) -> Graph:
         model.ParseFromString(data.tobytes())
     except Exception as error:  # protobuf's errors differ between its implementations
         raise ModelFormatError(f"{path}: not an ONNX file: {error}") from None
-    return _Reader(path, data, model, onnx, sizes).graph
+    stored: dict[str, Constant] = {}
+    return lambda sizes: _Reader(path, data, model, onnx, sizes, stored).graph
 
 
 class _Reader:
     """Turns a parsed model into a graph."""
 
     def __init__(
-        self, path: Path, data: np.ndarray, model: Any, onnx: Any, sizes: tuple[int, int]
+        self,
+        path: Path,
+        data: np.ndarray,
+        model: Any,
+        onnx: Any,
+        sizes: tuple[int, int],
+        stored: dict[str, Constant],
     ) -> None:
         self.path, self.onnx = path, onnx
         self.files = {path: data}
+        self.stored = stored  # constants that were found in the files already, by name
         self.found_at = 0  # where the last inline tensor was found in the file
         self.graph = Graph(str(path))
         self.values: dict[str, str] = {"": ""}  # name in the file -> value in the graph
@@ -168,6 +184,15 @@ class _Reader:
 
     def _add_constant(self, name: str, tensor: Any, few: int) -> None:
         """Floats of more than ``few`` elements are weights."""
+        if name not in self.stored:
+            self.stored[name] = self._constant(name, tensor, few)
+        constant = self.stored[name]
+        self._declare(name, name)
+        self.graph.add_constant(constant)
+        if constant.array.dtype.kind != "f" or constant.array.size <= few:
+            self.known.add(name)
+
+    def _constant(self, name: str, tensor: Any, few: int) -> Constant:
         what = f"tensor {name!r}"
         entries = (text for entry in tensor.external_data for text in (entry.key, entry.value))
         self._check_text(what, name, *entries)
@@ -184,9 +209,12 @@ class _Reader:
                 raise ModelFormatError(
                     f"{self.path}: {what} of shape {shape} has {len(raw)} bytes, expected {size}"
                 )
-            offset = self._find(raw)
-            array = view(self.files[self.path], offset, dtype, shape)
-            constant = Constant(name, array, self.path, offset)
+            if dtype == "float32" and prod(shape) > few:
+                offset = self._find(raw)
+                array = view(self.files[self.path], offset, dtype, shape)
+                constant = Constant(name, array, self.path, offset)
+            else:  # nobody asks where it lies
+                constant = Constant(name, view(np.frombuffer(raw, np.uint8), 0, dtype, shape))
         else:
             constant = Constant(name, self._typed(tensor, what, dtype, shape))
         array = constant.array
@@ -194,10 +222,7 @@ class _Reader:
             array = array.astype(np.float32)
             array.flags.writeable = False
             constant = Constant(name, array)
-        self._declare(name, name)
-        self.graph.add_constant(constant)
-        if array.dtype.kind != "f" or array.size <= few:
-            self.known.add(name)
+        return constant
 
     def _find(self, raw: bytes) -> int:
         """Where these bytes lie in the file: tensors come in order, so this is one pass in all."""
