@@ -119,7 +119,7 @@ def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _gelu(attrs: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     if attrs["approximate"] == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+    return (0.5 * x * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
 
 
 _FUNCTIONS.update(

@@ -56,9 +56,9 @@ def read_onnx(path: str | Path, sizes: tuple[int, int] = SIZES[0]) -> Graph:
 def open_onnx(path: str | Path) -> Callable[[tuple[int, int]], Graph]:
     """Parse an ONNX file, once; the function returned makes its graph at the sizes it is given.
 
-    It and this one raise MissingFileError; MissingDependencyError where onnx is not installed; ModelFormatError
-    for a broken file; UnsupportedModelError for an operator, an attribute, an element type or an
-    opset that bertrt does not know. Messages name the file and the node.
+    It and this one raise MissingFileError; MissingDependencyError where onnx is not installed;
+    ModelFormatError for a broken file; UnsupportedModelError for an operator, an attribute, an
+    element type or an opset that bertrt does not know. Messages name the file and the node.
     """
     try:
         import onnx
@@ -111,8 +111,8 @@ class _Reader:
             raise UnsupportedModelError(
                 f"{path}: local functions, sparse and quantised tensors are not supported"
             )
-        stored = {tensor.name for tensor in source.initializer}
-        inputs = [value for value in source.input if value.name not in stored]
+        initialised = {tensor.name for tensor in source.initializer}
+        inputs = [value for value in source.input if value.name not in initialised]
         self.sizes, self.graph.fixed_length = _sizes(inputs, sizes)
         for value in inputs:
             self._add_input(value)

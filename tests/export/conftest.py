@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import collections
+import os
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def data_directory():
+    """The directory of test corpora."""
+    directory = os.environ.get("BERTRT_TEST_DATA")
+    if not directory:
+        pytest.skip("BERTRT_TEST_DATA names no directory of test data")
+    return Path(directory)
 
 
 def call_once(net):
