@@ -152,13 +152,13 @@ class Report:
     """What `bench` found. ``str(report)`` is tables in Markdown.
 
     Attributes:
-        model: the path, and the architecture.
+        model: the name of its file or directory, and the architecture.
         machine: the CPU's name; threads; peaks, as `machine_peaks` gives them.
         engines: in the order in which they were asked for.
         workloads: in the order in which they ran.
     """
 
-    path: str
+    name: str
     architecture: dict[str, Any]
     cpu: str
     threads: int
@@ -170,7 +170,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON; times in seconds, memory in bytes."""
         return {
-            "model": {"path": self.path, "architecture": self.architecture},
+            "model": {"name": self.name, "architecture": self.architecture},
             "machine": {"cpu": self.cpu, "threads": self.threads, "peaks": self.peaks},
             "versions": self.versions,
             "engines": [vars(engine) for engine in self.engines.values()],
@@ -217,7 +217,7 @@ class Report:
     def __str__(self) -> str:
         facts = self.architecture
         lines = [
-            f"Model {self.path}: {facts['layers']} layers, {facts['hidden']} wide.",
+            f"Model {self.name}: {facts['layers']} layers, {facts['hidden']} wide.",
             f"Machine: {self.cpu}, {self.threads} threads, {self.peaks['isa']}. Measured peaks: "
             f"{self.peaks['fp32'] / 1e9:.0f} Gflop/s fp32, {self.peaks['bf16'] / 1e9:.0f} bf16, "
             f"{self.peaks['int8'] / 1e9:.0f} Gop/s int8; memory reads "

@@ -75,7 +75,7 @@ def bench(
     plan = model.plan()
     first = full(model, 1, min(_FIRST_LENGTH, model.limits.max_length)).batches[0]
     report = Report(
-        path=str(model.path),
+        name=model.path.resolve().name,
         architecture=dict(plan.architecture),
         cpu=cpu_name(),
         threads=threads,
