@@ -191,7 +191,7 @@ def report() -> Report:
         for tokens in (16, 32)
     ]
     return Report(
-        path="/model",
+        name="model",
         architecture={"layers": 2, "hidden": 24},
         cpu="a CPU",
         threads=2,
