@@ -65,7 +65,7 @@ struct AttentionTask {
   const float* value;
   int64_t query_stride;  // floats between tokens
   int64_t stride;        // likewise, of key and value
-  float* out;      // first token of the sequence, this head
+  float* out;            // first token of the sequence, this head
   int64_t out_stride;
   int64_t tokens;
   int64_t row_begin, row_end;
