@@ -8,80 +8,34 @@
 
 namespace bertrt::cpu::avx512_vnni {
 using namespace avx512;
-}
-
-#define BERTRT_CPU_NAMESPACE avx512_vnni
-#include "cpu/generic/attention.inl.h"
-#include "cpu/generic/peak.inl.h"
-
-namespace bertrt::cpu::avx512_vnni {
 namespace {
 
-// VPDPBUSD multiplies unsigned by signed: rows are kept with their zero point, which adds so many
-// times the sum of a column's weights to each of its sums, and that is taken off again.
-struct Int8Vnni {
-  using Input = int32_t;  // four unsigned 8-bit integers
-  using Sum = I16;
-  using Weights = __m512i;
-  static constexpr int kRows = kGemmRows;
-  static constexpr int kGroup = 4;
-  static constexpr bool kExact = true;
-  static constexpr int64_t kVector = 16 * 4;
-  static Sum none() { return zero_int(); }
-  static Weights load_weights(const char* p) { return _mm512_loadu_si512(p); }
-  static Sum step(Sum sum, const Input* x, Weights w) {
-    return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(*x), w)};
-  }
-  static F16 value(Sum sum, const GemmTile& tile, int row, int column) {
-    const __m512i weights = _mm512_loadu_si512(tile.column_sum + column);
-    const __m512i excess = _mm512_mullo_epi32(weights, _mm512_set1_epi32(tile.row_steps[row].zero));
-    return dequantise({_mm512_sub_epi32(sum.v, excess)}, tile, row, column);
-  }
-};
+constexpr int kPairRows = kGemmRows;
 
-struct Int16Vnni : Int16 {
-  static constexpr int kRows = kGemmRows;
-  static Sum step(Sum sum, const Input* x, Weights w) {
-    // In assembly, as add_in_place() of avx512/vec.h.
-    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(*x));
-    return sum;
-  }
+struct Fours {
+  __m512i v;
 };
-
-void convert_u8(const float* x, int64_t depth, void* out, RowSteps* steps) {
-  uint8_t* row = static_cast<uint8_t*>(out);
-  // Narrowing in a register: Zen 4 takes a hundred cycles to do it on the way to memory.
-  *steps = quantise(x, depth, [&](int64_t i, I16 q, I16) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm512_cvtepi32_epi8(q.v));
-  });
+inline Fours load_fours(const char* p) { return {_mm512_loadu_si512(p)}; }
+inline Fours repeat_fours(float x) { return {_mm512_castps_si512(_mm512_set1_ps(x))}; }
+inline I16 add_fours(I16 sum, const int32_t* x, Fours w) {
+  return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(*x), w.v)};
+}
+inline I16 add_same(I16 sum, Fours fours) { return {_mm512_dpbusd_epi32(sum.v, fours.v, fours.v)}; }
+inline I16 add_pairs(I16 sum, const int32_t* x, PairsI16 w) {
+  // In assembly, as add_in_place() of avx512/vec.h.
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(*x));
+  return sum;
+}
+inline I16 multiply_int(const int32_t* p, int32_t by) {
+  return {_mm512_mullo_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(by))};
+}
+// Narrowing in a register: Zen 4 takes a hundred cycles to do it on the way to memory.
+inline void store_u8(uint8_t* p, I16 q) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(q.v));
 }
 
-struct MultiplyAddFours {
-  using Sum = I16;
-  static constexpr int64_t kOperations = 8 * 16;
-  __m512i fours;
-  explicit MultiplyAddFours(float x) : fours(_mm512_castps_si512(_mm512_set1_ps(x))) {}
-  static Sum first(F16 x) { return to_nearest_int(x); }
-  Sum step(Sum sum) const { return {_mm512_dpbusd_epi32(sum.v, fours, fours)}; }
-  static void keep(Sum sum, float* out) { store(out, to_float(sum) + load(out)); }
-};
-
 }  // namespace
-
-extern const AttentionKernel kAttentionS16;
-const AttentionKernel kAttentionS16 = {"attention_s16.avx512_vnni", Int16Vnni::kRows,
-                                       attention_scratch<AttentionS16<Int16Vnni>>,
-                                       attention<AttentionS16<Int16Vnni>>};
-
-extern const GemmKernel kGemmS8;
-const GemmKernel kGemmS8 = {"gemm_s8.avx512_vnni",
-                            Int8Vnni::kRows,
-                            kPanel,
-                            Int8Vnni::kGroup,
-                            convert_u8,
-                            sizeof(uint8_t),
-                            false,
-                            Gemm<Int8Vnni>::run,
-                            peak<MultiplyAddFours>};
-
 }  // namespace bertrt::cpu::avx512_vnni
+
+#define BERTRT_CPU_NAMESPACE avx512_vnni
+#include "cpu/generic/vnni.inl.h"
