@@ -29,6 +29,18 @@ struct PackedBatch {
   // a caller wants to see attend; null: all.
   const int32_t* attended = nullptr;
 
+  // The sequences from `begin` to before `end`.
+  PackedBatch sequences(int64_t begin, int64_t end) const {
+    PackedBatch part = *this;
+    part.token_ids += cu_seqlens[begin];
+    part.token_types += cu_seqlens[begin];
+    part.cu_seqlens += begin;
+    part.seqs = end - begin;
+    if (attended) part.attended += begin;
+    if (masked_positions) part.masked_positions += begin * masked_per_seq;
+    return part;
+  }
+
   int64_t length(int64_t seq) const { return cu_seqlens[seq + 1] - cu_seqlens[seq]; }
   int64_t keys(int64_t seq) const { return attended ? attended[seq] : length(seq); }
   int64_t tokens() const { return cu_seqlens[seqs] - cu_seqlens[0]; }

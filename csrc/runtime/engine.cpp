@@ -46,33 +46,6 @@ int64_t bytes_of(Precision precision) {
 struct Engine::Part {
   PackedBatch batch;
   std::vector<std::pair<int, float*>> outputs;  // value, destination
-
-  int64_t rows(plan::RowKind kind) const {
-    switch (kind) {
-      case plan::RowKind::kTokens:
-        return batch.tokens();
-      case plan::RowKind::kSeqs:
-        return batch.seqs;
-      case plan::RowKind::kPositions:
-        return batch.seqs * batch.masked_per_seq;
-      case plan::RowKind::kPairs: {
-        int64_t pairs = 0;
-        for (int64_t s = 0; s < batch.seqs; ++s) pairs += batch.length(s) * batch.length(s);
-        return pairs;
-      }
-    }
-    return 0;
-  }
-};
-
-// What has to be computed for the outputs asked for.
-struct Engine::Demand {
-  std::vector<char> nodes;
-  // Values with a row per token of which only the first tokens' are read: they have a row per
-  // sequence instead. (A classifier reads one row of the last layer.)
-  std::vector<char> first_only;
-  // Values of which only attention over first tokens reads: of their rows it reads keys and values.
-  std::vector<char> keys_only;
 };
 
 // The memory of one run. It grows to the largest part seen and is used again.
@@ -127,108 +100,12 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
       trace_(trace),
       spent_(model_->nodes.size()) {}
 
-int Engine::output_value(const std::string& name) const {
-  std::string known;
-  for (const auto& [output, value] : model_->outputs) {
-    if (output == name) return value;
-    known += known.empty() ? "" : ", ";
-    known += output;
-  }
-  throw BatchError("output '" + name + "' is not one of the model's: " + known);
-}
-
 int64_t Engine::output_rows(const std::string& name, const PackedBatch& batch) const {
-  return Part{batch, {}}.rows(model_->values[output_value(name)].rows);
+  return model_->rows(model_->output_value(name), batch);
 }
 
 int64_t Engine::output_cols(const std::string& name) const {
-  return model_->values[output_value(name)].cols;
-}
-
-void Engine::check(const PackedBatch& batch) const {
-  if (batch.cu_seqlens[0] != 0) throw BatchError("cu_seqlens does not begin with 0");
-  for (int64_t s = 0; s < batch.seqs; ++s) {
-    const int64_t length = int64_t{batch.cu_seqlens[s + 1]} - batch.cu_seqlens[s];
-    if (length < 0 || length > model_->max_length) {
-      throw BatchError("sequence " + std::to_string(s) + " has length " + std::to_string(length) +
-                       ", expected 0 to " + std::to_string(model_->max_length));
-    }
-    if (batch.attended && (batch.attended[s] < 0 || batch.attended[s] > length)) {
-      throw BatchError("sequence " + std::to_string(s) + " has " + std::to_string(length) +
-                       " tokens, of which " + std::to_string(batch.attended[s]) +
-                       " cannot be attended to");
-    }
-    for (int64_t i = 0; i < batch.masked_per_seq; ++i) {
-      const int32_t position = batch.masked_positions[s * batch.masked_per_seq + i];
-      if (position < 0 || position >= length) {
-        throw BatchError("masked position " + std::to_string(position) + " of sequence " +
-                         std::to_string(s) + " is outside its " + std::to_string(length) +
-                         " tokens");
-      }
-    }
-  }
-  const int64_t types = std::max<int64_t>(1, model_->type_vocab_size);
-  for (int64_t i = 0; i < batch.tokens(); ++i) {
-    if (batch.token_ids[i] < 0 || batch.token_ids[i] >= model_->vocab_size) {
-      throw BatchError("token id " + std::to_string(batch.token_ids[i]) + " at token " +
-                       std::to_string(i) + " is outside 0 to " +
-                       std::to_string(model_->vocab_size - 1));
-    }
-    if (model_->type_vocab_size && (batch.token_types[i] < 0 || batch.token_types[i] >= types)) {
-      throw BatchError("token type " + std::to_string(batch.token_types[i]) + " at token " +
-                       std::to_string(i) + " is outside 0 to " + std::to_string(types - 1));
-    }
-  }
-}
-
-Engine::Demand Engine::demand(const std::vector<int>& outputs) const {
-  Demand demand;
-  demand.nodes.resize(model_->nodes.size(), 0);
-  std::vector<char> all_rows(model_->values.size(), 0);
-  for (const int value : outputs) {
-    demand.nodes[model_->values[value].made_by] = 1;
-    all_rows[value] = 1;
-  }
-  for (size_t i = model_->nodes.size(); i-- > 0;) {
-    if (!demand.nodes[i]) continue;
-    const Node& node = model_->nodes[i];
-    bool all = true;
-    switch (node.op) {
-      case plan::Op::kFirstToken:
-        all = false;
-        break;
-      case plan::Op::kLinear:
-      case plan::Op::kLinearAddLayerNorm:
-      case plan::Op::kLayerNorm:
-        all = all_rows[node.output];
-        break;
-      case plan::Op::kEmbedLayerNorm:
-      case plan::Op::kQkvLinear:
-        all_rows[node.output] = 1;  // made for all tokens whoever asks
-        break;
-      case plan::Op::kAttention:
-      case plan::Op::kAttentionWeights:
-      case plan::Op::kGatherPositions:
-        break;
-    }
-    for (const int input : node.inputs) {
-      demand.nodes[model_->values[input].made_by] = 1;
-      if (all) all_rows[input] = 1;
-    }
-  }
-  for (size_t v = 0; v < model_->values.size(); ++v) {
-    demand.first_only.push_back(model_->values[v].rows == plan::RowKind::kTokens && !all_rows[v]);
-    const plan::Op op = model_->nodes[model_->values[v].made_by].op;
-    demand.keys_only.push_back(op == plan::Op::kQkvLinear);
-  }
-  for (const int value : outputs) demand.keys_only[value] = 0;
-  for (size_t i = 0; i < model_->nodes.size(); ++i) {
-    const Node& node = model_->nodes[i];
-    const bool keys = node.op == plan::Op::kAttention && demand.first_only[node.output];
-    if (!demand.nodes[i] || keys) continue;
-    for (const int input : node.inputs) demand.keys_only[input] = 0;
-  }
-  return demand;
+  return model_->values[model_->output_value(name)].cols;
 }
 
 // One pass of the plan over one part: where its values lie, and the steps.
@@ -244,7 +121,7 @@ class Engine::PartRun {
     std::vector<int> uses(values_.size(), 0);
     std::vector<int> last_use(values_.size(), -1);
     for (int i = 0; i < steps(); ++i) {
-      if (!demand_.nodes[i]) continue;
+      if (!demand_.steps[i]) continue;
       const Node& node = engine_.model_->nodes[i];
       const auto use = [&](int value) {
         ++uses[value];
@@ -258,14 +135,14 @@ class Engine::PartRun {
       ++uses[value];
     }
     for (int i = 0; i < steps(); ++i) {
-      if (demand_.nodes[i]) want_operand(engine_.model_->nodes[i], uses);
+      if (demand_.steps[i]) want_operand(engine_.model_->nodes[i], uses);
     }
     std::vector<Lifetime> lifetimes;
     std::vector<std::pair<int, bool>> owners;  // value, whether its operand
     int64_t scratch_bytes = 0;
     int64_t gathered = 0;
     for (int i = 0; i < steps(); ++i) {
-      if (!demand_.nodes[i]) continue;
+      if (!demand_.steps[i]) continue;
       const Node& node = engine_.model_->nodes[i];
       scratch_bytes = std::max(scratch_bytes, scratch_of(node));
       for (const int input : node.inputs) gathered = std::max(gathered, gathered_size(input));
@@ -302,7 +179,7 @@ class Engine::PartRun {
 
   void run() {
     for (int i = 0; i < steps(); ++i) {
-      if (!demand_.nodes[i]) continue;
+      if (!demand_.steps[i]) continue;
       const Node& node = engine_.model_->nodes[i];
       if (!engine_.trace_) {
         run(node);
@@ -360,8 +237,7 @@ class Engine::PartRun {
   }
 
   int64_t rows(int value) const {
-    return demand_.first_only[value] ? part_.batch.seqs
-                                     : part_.rows(engine_.model_->values[value].rows);
+    return demand_.first_only[value] ? part_.batch.seqs : engine_.model_->rows(value, part_.batch);
   }
 
   int64_t scratch_of(const Node& node) const {
@@ -555,36 +431,23 @@ class Engine::PartRun {
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
-  check(batch);
+  model_->check(batch, outputs);
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {
-    const int value = output_value(output.name);
-    if (model_->values[value].rows == plan::RowKind::kPositions && !batch.masked_positions) {
-      throw BatchError("output '" + output.name + "' needs masked_positions");
-    }
-    wanted.push_back(value);
-    destinations.emplace_back(value, output.data);
+    wanted.push_back(model_->output_value(output.name));
+    destinations.emplace_back(wanted.back(), output.data);
   }
-  const Demand demanded = demand(wanted);
+  const Demand demand(*model_, wanted);
 
   BorrowedWorkspace workspace(*this);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {
-    int64_t end = begin + 1;
-    while (end < batch.seqs && batch.cu_seqlens[end + 1] - batch.cu_seqlens[begin] <= limit) ++end;
-    Part part;
-    part.batch = batch;
-    part.batch.token_ids += batch.cu_seqlens[begin];
-    part.batch.token_types += batch.cu_seqlens[begin];
-    part.batch.cu_seqlens += begin;
-    part.batch.seqs = end - begin;
-    if (batch.attended) part.batch.attended += begin;
-    if (batch.masked_positions) part.batch.masked_positions += begin * batch.masked_per_seq;
-    part.outputs = destinations;
-    PartRun(*this, part, demanded, *workspace).run();
+    const int64_t end = part_end(batch, begin, limit);
+    Part part{batch.sequences(begin, end), destinations};
+    PartRun(*this, part, demand, *workspace).run();
     for (auto& [value, data] : destinations) {
-      data += part.rows(model_->values[value].rows) * model_->values[value].cols;
+      data += model_->rows(value, part.batch) * model_->values[value].cols;
     }
     begin = end;
   }

@@ -10,28 +10,11 @@
 
 #include "core/aligned_buffer.h"
 #include "core/ops.h"
-#include "plan/plan.h"
+#include "runtime/graph.h"
 #include "runtime/model.h"
 #include "runtime/thread_pool.h"
 
 namespace bertrt {
-
-// One output that the caller wants, dense, with the rows that its value has for this batch.
-struct Output {
-  std::string name;
-  float* data;
-};
-
-// What a step has done since loading, if tracing is on.
-struct StepTrace {
-  std::string name;
-  std::string kernel;
-  double seconds = 0.0;
-  // Additions and multiplications of matrix products; and the bytes that have to move at least:
-  // a product's packed weights, once a part, or the rows that another step reads and writes.
-  int64_t operations = 0;
-  int64_t bytes = 0;
-};
 
 class Engine {
  public:
@@ -57,15 +40,10 @@ class Engine {
   class Workspace;
   class BorrowedWorkspace;
   struct Part;
-  struct Demand;
   class PartRun;
   struct Spent {
     std::atomic<int64_t> nanoseconds{0}, operations{0}, bytes{0};
   };
-
-  int output_value(const std::string& name) const;
-  void check(const PackedBatch& batch) const;
-  Demand demand(const std::vector<int>& outputs) const;
 
   const std::shared_ptr<const Model> model_;
   ThreadPool pool_;

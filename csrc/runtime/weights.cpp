@@ -1,0 +1,81 @@
+#include "runtime/weights.h"
+
+#include <algorithm>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace bertrt {
+namespace {
+
+void release(const plan::Weight& weight) {
+#if defined(__linux__)
+  if (!weight.mapped) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  size_t bytes = sizeof(float);
+  for (const int64_t extent : weight.shape) bytes *= static_cast<size_t>(extent);
+  const auto begin = (reinterpret_cast<uintptr_t>(weight.data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(weight.data) + bytes) / page * page;
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#else
+  (void)weight;
+#endif
+}
+
+// Columns of [query | key | value] in the order of rows that go by head first.
+std::vector<int64_t> interleaved_columns(int64_t heads, int64_t head_dim) {
+  std::vector<int64_t> columns;
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t part = 0; part < 3; ++part) {
+      for (int64_t d = 0; d < head_dim; ++d) {
+        columns.push_back((part * heads + head) * head_dim + d);
+      }
+    }
+  }
+  return columns;
+}
+
+}  // namespace
+
+LinearWeights::LinearWeights(const plan::Step& step) {
+  const std::vector<plan::Weight>& matrices = step.weights.at("weight");
+  for (const plan::Weight& weight : matrices) {
+    const int64_t rows = weight.shape[step.transposed ? 1 : 0];
+    inputs = weight.shape[step.transposed ? 0 : 1];
+    blocks.push_back({weight.data, rows, inputs, step.transposed, nullptr, outputs});
+    outputs += rows;
+  }
+  const bool qkv = step.op == plan::Op::kQkvLinear;
+  if (qkv) columns_ = interleaved_columns(step.heads, step.head_dim);
+  if (qkv && step.weight_layout == plan::QkvLayout::kInterleaved) {
+    blocks.front().columns = columns_.data();
+  }
+  const auto found = step.weights.find("bias");
+  if (found == step.weights.end()) return;
+  for (const plan::Weight& b : found->second) {
+    bias.insert(bias.end(), b.data, b.data + b.shape[0]);
+  }
+  if (qkv && step.bias_layout == plan::QkvLayout::kInterleaved) {
+    const std::vector<float> source = bias;
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      bias[static_cast<size_t>(columns_[i])] = source[i];
+    }
+  }
+}
+
+std::vector<float> vector_of(const plan::Step& step, const char* role) {
+  const plan::Weight& weight = step.weights.at(role).front();
+  return {weight.data, weight.data + weight.shape[0]};
+}
+
+void release_matrices(const plan::Step& step) {
+  for (const char* role : {"weight", "bias"}) {
+    const auto weights = step.weights.find(role);
+    if (weights == step.weights.end()) continue;
+    for (const plan::Weight& weight : weights->second) release(weight);
+  }
+}
+
+}  // namespace bertrt

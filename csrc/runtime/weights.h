@@ -1,0 +1,36 @@
+// The weights of a plan as devices take them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/ops.h"
+#include "plan/plan.h"
+
+namespace bertrt {
+
+// The matrix of a linear step: where its columns lie in the model's files, and its bias. Queries,
+// keys and values, however they lie there, become [query | key | value], each by head.
+struct LinearWeights {
+  // A linear step of a validated plan.
+  explicit LinearWeights(const plan::Step& step);
+  LinearWeights(const LinearWeights&) = delete;  // blocks point into it
+  LinearWeights& operator=(const LinearWeights&) = delete;
+
+  std::vector<WeightBlock> blocks;
+  std::vector<float> bias;  // empty: none
+  int64_t inputs = 0;
+  int64_t outputs = 0;
+
+ private:
+  std::vector<int64_t> columns_;
+};
+
+// A vector of a role.
+std::vector<float> vector_of(const plan::Step& step, const char* role);
+
+// Hands back the pages of a step's mapped matrices once they have been packed: they can be read
+// again, and without this a model would be resident twice while it is loaded.
+void release_matrices(const plan::Step& step);
+
+}  // namespace bertrt
