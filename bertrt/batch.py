@@ -22,6 +22,7 @@ __all__ = [
     "Limits",
     "PackedBatch",
     "Words",
+    "check_text",
     "check_texts",
     "check_words",
     "pack_rows",
@@ -494,12 +495,12 @@ def check_texts(batch: Any) -> tuple[list[Any], bool]:
             # type(...) is str first, because it is nearly always true and much the cheapest.
             if type(text) is not str and not isinstance(text, str):
                 raise _bad_item(i, text, pairs)
-            _check_text(f"batch[{i}]", text, may_be_empty=False)
+            check_text(f"batch[{i}]", text, may_be_empty=False)
         else:
             if not _is_pair(text):
                 raise _bad_item(i, text, pairs)
-            _check_text(f"batch[{i}][0]", text[0], may_be_empty=False)
-            _check_text(f"batch[{i}][1]", text[1], may_be_empty=True)
+            check_text(f"batch[{i}][0]", text[0], may_be_empty=False)
+            check_text(f"batch[{i}][1]", text[1], may_be_empty=True)
     return list(batch), single
 
 
@@ -551,11 +552,11 @@ def check_words(batch: Any) -> tuple[list[Words], bool]:
     texts = []
     for i, item in enumerate(batch):
         if isinstance(item, str):
-            _check_text(f"batch[{i}]", item, may_be_empty=False)
+            check_text(f"batch[{i}]", item, may_be_empty=False)
             words = split_words(item)
         elif isinstance(item, list) and all(isinstance(word, str) for word in item):
             for index, word in enumerate(item):
-                _check_text(f"batch[{i}][{index}]", word, may_be_empty=False)
+                check_text(f"batch[{i}][{index}]", word, may_be_empty=False)
             starts = [0, *itertools.accumulate(len(word) + 1 for word in item)]
             spans = [(start, start + len(word)) for start, word in zip(starts, item, strict=False)]
             words = Words(" ".join(item), list(item), spans)
@@ -601,7 +602,13 @@ def _describe(value: Any) -> str:
     return found
 
 
-def _check_text(name: str, text: str, *, may_be_empty: bool) -> None:
+def check_text(name: str, text: str, *, may_be_empty: bool) -> None:
+    """Check a text; `name` is what messages call it.
+
+    Raises:
+        InvalidInputError: it is empty, and may not be; it holds a NUL character, or a lone
+            surrogate.
+    """
     if not text and not may_be_empty:
         raise InvalidInputError(f"{name} is an empty string")
     if "\0" in text:

@@ -94,24 +94,34 @@ TASKS = tuple(SETTINGS)
 
 @dataclass(frozen=True)
 class Preset:
-    """A task on a data set that GluonNLP knows: what it is, and how its classes are numbered."""
+    """A task on a data set that GluonNLP knows: what it is, how its classes are numbered, and how
+    it is scored.
+
+    Attributes:
+        task: one of `TASKS`.
+        labels: a classifier's, in the order of its logits.
+        pair: whether texts come in pairs.
+        metrics: names of `bertrt.metrics.METRICS`; the first is the one that tells models apart.
+    """
 
     task: str
     labels: tuple[str, ...] | None
     pair: bool
+    metrics: tuple[str, ...] = ("accuracy",)
 
 
-# From gluonnlp.data.classification: class_labels, in their order, and is_pair of each task.
+# From gluonnlp.data.classification: class_labels, in their order, is_pair and the metrics of each
+# task. The benchmark GLUE gives Spearman's correlation beside Pearson's.
 _TWO = ("0", "1")
 _ENTAILMENT = ("not_entailment", "entailment")
 _INFERENCE = ("neutral", "entailment", "contradiction")
 PRESETS = {
-    "MRPC": Preset("classification", _TWO, True),
-    "QQP": Preset("classification", _TWO, True),
+    "MRPC": Preset("classification", _TWO, True, ("accuracy", "f1")),
+    "QQP": Preset("classification", _TWO, True, ("accuracy", "f1")),
     "QNLI": Preset("classification", _ENTAILMENT, True),
     "RTE": Preset("classification", _ENTAILMENT, True),
-    "STS-B": Preset("regression", None, True),
-    "CoLA": Preset("classification", _TWO, False),
+    "STS-B": Preset("regression", None, True, ("pearson", "spearman")),
+    "CoLA": Preset("classification", _TWO, False, ("matthews",)),
     "MNLI": Preset("classification", _INFERENCE, True),
     "WNLI": Preset("classification", _TWO, True),
     "SST": Preset("classification", _TWO, False),

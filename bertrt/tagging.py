@@ -20,7 +20,7 @@ from bertrt.results import Entity, Tagging
 from bertrt.tasks import Request, Task, names_of, softmax
 from bertrt.tokenizer import Tokenizer
 
-__all__ = ["Tagger", "merge_entities"]
+__all__ = ["Tagger", "entity_spans", "merge_entities", "to_bioes"]
 
 
 class Tagger(Task):
@@ -75,30 +75,52 @@ class Tagger(Task):
 def merge_entities(
     words: Words, tags: Sequence[str], scores: Sequence[float]
 ) -> tuple[Entity, ...]:
-    """The entities of tags in the schemes BIOES, BIO (both kinds) and IO.
-
-    An entity begins at "B-" or "S-", after one that ended at "E-" or "S-", after a word that is in
-    none, and where the kind changes: what seqeval, with which GluonNLP's script counts, takes for
-    an entity. Tags without such a prefix belong to none ("O", and "X", the tag of GluonNLP for
-    what carries none).
+    """The entities of tags, by the rule of `entity_spans`.
 
     Args:
         words: the words and where they stand.
         tags, scores: one for each word.
     """
     entities = []
-    run: list[int] = []
+    for kind, first, last in entity_spans(tags):
+        start, end = words.spans[first][0], words.spans[last][1]
+        score = sum(scores[first : last + 1]) / (last + 1 - first)
+        entities.append(Entity(kind, words.text[start:end], start, end, score))
+    return tuple(entities)
+
+
+def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities of tags in the schemes BIOES, BIO (both kinds) and IO: each one's kind, and its
+    first and last word.
+
+    An entity begins at "B-" or "S-", after one that ended at "E-" or "S-", after a word that is in
+    none, and where the kind changes: what seqeval, with which GluonNLP's script counts, takes for
+    an entity. Tags without such a prefix belong to none ("O", and "X", the tag of GluonNLP for
+    what carries none).
+    """
+    spans = []
+    first: int | None = None
     kind = last = ""
     # One more word, in no entity, ends the last.
     for index, tag in enumerate(itertools.chain(tags, ["O"])):
         match = re.fullmatch(r"([BIES])-(.+)", tag, re.DOTALL)
         prefix, this = match.groups() if match else ("", "")
-        if run and (prefix in ("", "B", "S") or this != kind or last in ("E", "S")):
-            start, end = words.spans[run[0]][0], words.spans[run[-1]][1]
-            score = sum(scores[i] for i in run) / len(run)
-            entities.append(Entity(kind, words.text[start:end], start, end, score))
-            run = []
-        if prefix:
-            run.append(index)
+        if first is not None and (prefix in ("", "B", "S") or this != kind or last in ("E", "S")):
+            spans.append((kind, first, index - 1))
+            first = None
+        if prefix and first is None:
+            first = index
         kind, last = this, prefix
-    return tuple(entities)
+    return spans
+
+
+def to_bioes(tags: Sequence[str]) -> list[str]:
+    """The same entities in the scheme BIOES, in which GluonNLP's script trains; "O" elsewhere."""
+    converted = ["O"] * len(tags)
+    for kind, first, last in entity_spans(tags):
+        if first == last:
+            converted[first] = f"S-{kind}"
+            continue
+        converted[first + 1 : last] = [f"I-{kind}"] * (last - first - 1)
+        converted[first], converted[last] = f"B-{kind}", f"E-{kind}"
+    return converted
