@@ -100,14 +100,6 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
       trace_(trace),
       spent_(model_->nodes.size()) {}
 
-int64_t Engine::output_rows(const std::string& name, const PackedBatch& batch) const {
-  return model_->rows(model_->output_value(name), batch);
-}
-
-int64_t Engine::output_cols(const std::string& name) const {
-  return model_->values[model_->output_value(name)].cols;
-}
-
 // One pass of the plan over one part: where its values lie, and the steps.
 class Engine::PartRun {
  public:

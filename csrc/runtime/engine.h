@@ -27,10 +27,7 @@ class Engine {
   // BatchError if the batch does not fit the plan.
   void run(const PackedBatch& batch, const std::vector<Output>& outputs);
 
-  // Rows and columns of an output for a batch. Throws BatchError if there is no such output.
-  int64_t output_rows(const std::string& name, const PackedBatch& batch) const;
-  int64_t output_cols(const std::string& name) const;
-
+  const Graph& graph() const { return *model_; }
   int threads() const { return pool_.threads(); }
   std::string device_name() const { return ops_->name(); }
   std::vector<StepTrace> steps() const;

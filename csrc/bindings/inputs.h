@@ -1,0 +1,44 @@
+// What the modules of every device take from Python and give to it in the same way.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "plan/plan.h"
+#include "runtime/graph.h"
+
+namespace bertrt::bindings {
+
+struct Weights {
+  pybind11::dict arrays;
+  std::set<std::string> mapped;
+};
+
+// The dictionary of plan.json with the arrays that it names, which have to outlive the plan. A
+// field that is missing or of another type is a PlanError that names it.
+plan::Plan read_plan(const pybind11::dict& dict, const Weights& weights);
+
+struct BatchArrays {
+  const IntArray& token_ids;
+  const IntArray& token_types;
+  const IntArray& cu_seqlens;
+  const std::optional<IntArray>& masked_positions;
+  const std::optional<IntArray>& attended;
+};
+
+using Runner = std::function<void(const PackedBatch&, const std::vector<Output>&)>;
+
+// Arrays for the outputs by name, written by `run` without the GIL. Throws BatchError.
+pybind11::dict run_packed(const Graph& graph, const BatchArrays& arrays,
+                          const std::vector<std::string>& outputs, const Runner& run);
+
+std::vector<pybind11::tuple> step_tuples(const std::vector<StepTrace>& steps);
+
+// Has the module's errors become the Python exceptions of the same meaning.
+void translate_errors();
+
+}  // namespace bertrt::bindings
