@@ -1,0 +1,112 @@
+// The kernels of the CUDA backend: plain functions that put them into a stream.
+//
+// All pointers are the device's. Nothing is checked here (the plan and the batch have been) and
+// nothing waits; a kernel that cannot be started raises DeviceError. Products, statistics and
+// activations are computed in fp32 whatever the elements are, and a result is rounded once, when it
+// is written. A row has the same bits whatever other rows stand around it: no order of a sum
+// depends on the number of rows, and nothing is added by atomics.
+#pragma once
+
+#include <cstdint>
+
+#include "core/ops.h"
+#include "core/types.h"
+
+struct CUstream_st;
+
+namespace bertrt::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
+
+// What rows are made of.
+enum class Element { kFp32, kFp16, kBf16 };
+
+constexpr int64_t bytes_of(Element element) { return element == Element::kFp32 ? 4 : 2; }
+
+// Rows of a device, `stride` elements apart. They begin at multiples of 16 bytes, unless a function
+// says that it takes any; what stands between a row's end and the next row is never read.
+struct DeviceRows {
+  void* data = nullptr;
+  int64_t stride = 0;
+  Element element = Element::kFp32;
+};
+
+struct ConstDeviceRows {
+  const void* data = nullptr;
+  int64_t stride = 0;
+  Element element = Element::kFp32;
+
+  ConstDeviceRows() = default;
+  ConstDeviceRows(const void* d, int64_t s, Element e) : data(d), stride(s), element(e) {}
+  ConstDeviceRows(DeviceRows rows) : data(rows.data), stride(rows.stride), element(rows.element) {}
+};
+
+// The smallest stride that keeps rows at multiples of 16 bytes.
+constexpr int64_t row_stride(int64_t cols, Element element) {
+  const int64_t vector = 16 / bytes_of(element);
+  return (cols + vector - 1) / vector * vector;
+}
+
+// The tables of an embedding, a row for each id. type: without data where the model has none.
+struct EmbeddingTables {
+  ConstDeviceRows word;
+  ConstDeviceRows type;
+  ConstDeviceRows position;
+};
+
+// out[t] = norm(word[ids[t]] + type[types[t]] + position[positions[t]]), added in this order.
+// Tables and out have one element; norm's arrays are fp32.
+void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, const int32_t* ids,
+                      const int32_t* types, const int32_t* positions, int64_t tokens,
+                      DeviceRows out, Stream stream);
+
+// out = norm(x + residual); residual may be without data, x and out the same rows. One element.
+void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+                DeviceRows out, Stream stream);
+
+// Row i of out is row index[i] of x, or zeros where index[i] is negative; without an index, row i.
+// out has x's element, or fp32 whatever x has, and any stride.
+void gather_rows(ConstDeviceRows x, const int32_t* index, int64_t rows, int64_t cols,
+                 DeviceRows out, Stream stream);
+
+// A matrix product and what follows it.
+struct Linear {
+  ConstDeviceRows weight;  // a row of `inputs` values for each output
+  int64_t inputs = 0;
+  int64_t outputs = 0;
+  const float* bias = nullptr;  // outputs values, or null
+  Activation activation = Activation::kNone;
+};
+
+// out = activation(x * weight^T + bias) + residual; residual may be without data, or be out. One
+// element. out and residual may begin anywhere, so that they can be columns of wider rows.
+void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+            DeviceRows out, Stream stream);
+
+// A batch's sequences, as PackedBatch has them.
+struct Sequences {
+  const int32_t* cu_seqlens = nullptr;  // seqs + 1 values
+  const int32_t* attended = nullptr;    // keys of each sequence, from its first; null: all
+  int64_t seqs = 0;
+  int64_t longest = 0;  // no sequence is longer
+};
+
+// softmax(scale * query * key^T) * value, sequence by sequence and head by head.
+//
+// qkv: a row a token, [query | key | value], each by head. out: a row a token; or, if first_queries
+// has data, a row a sequence, of its first token, whose query that is. One element. Rows of queries
+// without keys, in an empty sequence or one of padding alone, are zeros.
+void attention(const Attention& attention, const Sequences& sequences, ConstDeviceRows qkv,
+               ConstDeviceRows first_queries, DeviceRows out, Stream stream);
+
+// The probabilities of the same attention: a row of fp32 for each pair of a sequence's tokens,
+// query after query, and a column for each head; 0 beyond the keys. Sequence s has the rows from
+// cu_pairs[s]. out may have any stride.
+void attention_weights(const Attention& attention, const Sequences& sequences,
+                       const int64_t* cu_pairs, ConstDeviceRows qkv, DeviceRows out, Stream stream);
+
+// The kernels that these run on, for explain().
+const char* linear_kernel(Element element);
+const char* attention_kernel(Element element, int64_t head_dim);
+
+}  // namespace bertrt::cuda
