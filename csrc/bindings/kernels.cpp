@@ -46,7 +46,7 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const WeightBlock block{weight.data(), outputs, inputs, false, nullptr, 0};
   const auto matrix = ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
-  const AlignedBuffer operand(static_cast<size_t>(ops->operand_bytes(*matrix, rows)));
+  const AlignedBuffer operand(static_cast<size_t>(rows * ops->operand_stride(*matrix)));
   if (operand.data()) ops->to_operand({x.data(), inputs}, rows, {matrix.get(), operand.data()});
   Epilogue epilogue;
   epilogue.bias = data_or_null(bias);

@@ -59,7 +59,7 @@ struct Epilogue {
   int64_t last_column = -1;
 };
 
-// Rows in the form in which `reader` multiplies them: Ops::operand_bytes(*reader, rows) bytes. An
+// Rows in the form in which `reader` multiplies them, Ops::operand_stride(*reader) bytes apart. An
 // operation that has a row at hand writes it in this form too, so that nobody reads it once more.
 struct Operand {
   const Matrix* reader = nullptr;  // null: no such form is wanted
@@ -99,8 +99,8 @@ class Ops {
   virtual std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
                                        int64_t outputs, Precision precision) const = 0;
 
-  // Bytes of an Operand; 0 if rows are multiplied as they are.
-  virtual int64_t operand_bytes(const Matrix& reader, int64_t rows) const = 0;
+  // Bytes of a row of an Operand; 0 if rows are multiplied as they are.
+  virtual int64_t operand_stride(const Matrix& reader) const = 0;
 
   // Bytes of scratch that attention over sequences of at most `longest` tokens needs.
   virtual int64_t attention_scratch(const Attention& attention, int64_t longest) const = 0;
@@ -112,7 +112,7 @@ class Ops {
 
   virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
                      Operand also) = 0;
-  // x: the rows, or where operand_bytes() is not 0, those rows as an operand. The result goes to
+  // x: the rows, or where operand_stride() is not 0, those rows as an operand. The result goes to
   // `out` or, if `instead` has a reader (of which makes_operand() holds), there.
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x,
                       const void* operand, int64_t rows, Rows out, Operand instead) = 0;

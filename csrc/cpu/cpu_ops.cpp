@@ -113,20 +113,27 @@ class PanelMatrix final : public Matrix {
   }
 };
 
-// The memory of an Operand: rows as the matrix's kernel converts them, then how each was quantised.
+// The memory of an Operand: rows as the matrix's kernel converts them, each with how it was
+// quantised at its end.
 struct OperandRows {
-  OperandRows(const PanelMatrix& matrix, void* memory, int64_t rows)
-      : reader(matrix),
-        stride(row_bytes(matrix)),
-        data(static_cast<char*>(memory)),
-        steps(reinterpret_cast<RowSteps*>(data + rows * stride)) {}
+  OperandRows(const PanelMatrix& matrix, void* memory)
+      : reader(matrix), stride(row_stride(matrix)), data(static_cast<char*>(memory)) {}
 
-  static int64_t bytes(const PanelMatrix& matrix, int64_t rows) {
-    return rows * row_bytes(matrix) + round_up(rows * sizeof(RowSteps), 64);
+  // A multiple of a cache line, and not of 1,024 (see padded_stride in engine.cpp).
+  static int64_t row_stride(const PanelMatrix& matrix) {
+    int64_t bytes = round_up(matrix.inputs, 16) * matrix.kernel.row_bytes;
+    if (!matrix.kernel.by_value) bytes += sizeof(RowSteps);
+    bytes = round_up(bytes, 64);
+    return bytes % 1024 ? bytes : bytes + 64;
+  }
+
+  RowSteps* steps(int64_t row) const {
+    return reinterpret_cast<RowSteps*>(data + (row + 1) * stride) - 1;
   }
 
   void set(int64_t row, const float* x) const {
-    reader.kernel.convert(x, reader.inputs, data + row * stride, steps + row);
+    reader.kernel.convert(x, reader.inputs, data + row * stride,
+                          reader.kernel.by_value ? nullptr : steps(row));
   }
 
   // Columns from `column` on, if the kernel converts by value.
@@ -138,14 +145,6 @@ struct OperandRows {
   const PanelMatrix& reader;
   const int64_t stride;
   char* const data;
-  RowSteps* const steps;
-
- private:
-  // A multiple of a cache line, and not of 1,024 (see padded_stride in engine.cpp).
-  static int64_t row_bytes(const PanelMatrix& matrix) {
-    const int64_t bytes = round_up(round_up(matrix.inputs, 16) * matrix.kernel.row_bytes, 64);
-    return bytes % 1024 ? bytes : bytes + 64;
-  }
 };
 
 class CpuOps final : public Ops {
@@ -181,9 +180,9 @@ class CpuOps final : public Ops {
     return matrix;
   }
 
-  int64_t operand_bytes(const Matrix& reader, int64_t rows) const override {
+  int64_t operand_stride(const Matrix& reader) const override {
     const auto& matrix = static_cast<const PanelMatrix&>(reader);
-    return matrix.kernel.convert ? OperandRows::bytes(matrix, rows) : 0;
+    return matrix.kernel.convert ? OperandRows::row_stride(matrix) : 0;
   }
 
   bool makes_operand(const Matrix& reader) const override {
@@ -192,7 +191,7 @@ class CpuOps final : public Ops {
   }
 
   void to_operand(ConstRows x, int64_t rows, Operand out) override {
-    const OperandRows operand(static_cast<const PanelMatrix&>(*out.reader), out.data, rows);
+    const OperandRows operand(static_cast<const PanelMatrix&>(*out.reader), out.data);
     for_each_row(rows, [&](int64_t i) { operand.set(i, x.data + i * x.stride); });
   }
 
@@ -202,12 +201,12 @@ class CpuOps final : public Ops {
     const GemmKernel& kernel = matrix.kernel;
     const char* a = reinterpret_cast<const char*>(x.data);
     int64_t a_stride = x.stride * static_cast<int64_t>(sizeof(float));
-    const RowSteps* row_steps = nullptr;
+    const char* row_steps = nullptr;
     if (kernel.convert) {
-      const OperandRows converted(matrix, const_cast<void*>(operand), rows);
+      const OperandRows converted(matrix, const_cast<void*>(operand));
       a = converted.data;
       a_stride = converted.stride;
-      row_steps = converted.steps;
+      row_steps = reinterpret_cast<const char*>(converted.steps(0));
     }
     // A panel stays in the second-level cache while the rows of a block pass over it, so blocks are
     // as tall as the number of threads allows: about four pieces a thread even out their ends.
@@ -241,7 +240,7 @@ class CpuOps final : public Ops {
         tile.next = i + 1 == end && piece + pool_.threads() < pieces
                         ? matrix.panel(first_panel + (piece + pool_.threads()) % panels)
                         : nullptr;
-        tile.row_steps = row_steps + first;
+        tile.row_steps = row_steps + first * a_stride;
         if (!instead.reader) {
           tile.out = out.data + first * out.stride + column;
           kernel.run(tile);
@@ -251,8 +250,7 @@ class CpuOps final : public Ops {
         tile.out = result;
         tile.out_stride = kernel.panel;
         kernel.run(tile);
-        const OperandRows next(static_cast<const PanelMatrix&>(*instead.reader), instead.data,
-                               rows);
+        const OperandRows next(static_cast<const PanelMatrix&>(*instead.reader), instead.data);
         for (int r = 0; r < tile.rows; ++r) {
           next.set_part(first + r, column, result + r * kernel.panel, tile.cols);
         }
@@ -360,7 +358,7 @@ class CpuOps final : public Ops {
 
   void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
              Operand also) override {
-    with_operand(also, batch.tokens(), [&](const auto& finish) {
+    with_operand(also, [&](const auto& finish) {
       pool_.parallel_for(batch.seqs, [&](int64_t seq, int) {
         const int32_t begin = batch.cu_seqlens[seq];
         for (int32_t token = begin; token < batch.cu_seqlens[seq + 1]; ++token) {
@@ -375,7 +373,7 @@ class CpuOps final : public Ops {
 
   void layer_norm(const LayerNorm& norm, ConstRows x, ConstRows residual, int64_t rows, Rows out,
                   Operand also) override {
-    with_operand(also, rows, [&](const auto& finish) {
+    with_operand(also, [&](const auto& finish) {
       for_each_row(rows, [&](int64_t i) {
         float* row = out.data + i * out.stride;
         table_.layer_norm_f32(norm, x.data + i * x.stride,
@@ -409,9 +407,9 @@ class CpuOps final : public Ops {
 
   // Calls body with what is to be done with a row, while it is in the first-level cache.
   template <class Body>
-  static void with_operand(Operand also, int64_t rows, const Body& body) {
+  static void with_operand(Operand also, const Body& body) {
     if (also.reader) {
-      const OperandRows operand(static_cast<const PanelMatrix&>(*also.reader), also.data, rows);
+      const OperandRows operand(static_cast<const PanelMatrix&>(*also.reader), also.data);
       body([&](int64_t i, const float* row) { operand.set(i, row); });
     } else {
       body([](int64_t, const float*) {});

@@ -25,8 +25,9 @@ struct GemmTile {
   const void* panel;
   const void* next;  // a panel to fetch into the second-level cache meanwhile, or null
   int64_t depth;     // in groups of the kernel's inputs
-  // int8: how each row was quantised, what a step of a column is worth, and its steps' sum.
-  const RowSteps* row_steps;
+  // int8: how each row was quantised (RowSteps, a_stride apart), what a step of a column is worth,
+  // and its steps' sum.
+  const char* row_steps;
   const float* column_scale;
   const int32_t* column_sum;
   const float* bias;  // cols values, or null
@@ -35,6 +36,10 @@ struct GemmTile {
   int64_t out_stride;
   int rows;  // 1 to the kernel's tile rows
   int cols;  // 1 to the panel width
+
+  const RowSteps& steps(int row) const {
+    return *reinterpret_cast<const RowSteps*>(row_steps + row * a_stride);
+  }
 };
 
 // A matrix product in one precision: the kernel and the layouts that it reads stand together, so

@@ -44,7 +44,9 @@ class Engine {
 
   const std::shared_ptr<const Model> model_;
   ThreadPool pool_;
-  std::unique_ptr<Ops> ops_;
+  ThreadPool alone_;
+  std::unique_ptr<Ops> ops_;        // on the pool
+  std::unique_ptr<Ops> ops_alone_;  // on the calling thread
   const bool trace_;
   std::vector<Spent> spent_;  // by node
 

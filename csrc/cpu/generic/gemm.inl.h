@@ -64,7 +64,7 @@ struct BFloat16 {
 
 // What an integer sum is worth: the same operations in the same order on every path.
 inline F16 dequantise(I16 sum, const GemmTile& tile, int row, int column) {
-  const F16 scale = broadcast(tile.row_steps[row].scale) * load(tile.column_scale + column);
+  const F16 scale = broadcast(tile.steps(row).scale) * load(tile.column_scale + column);
   return to_float(sum) * scale;
 }
 

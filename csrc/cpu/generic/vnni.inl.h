@@ -31,7 +31,7 @@ struct Int8Vnni {
   static Weights load_weights(const char* p) { return load_fours(p); }
   static Sum step(Sum sum, const Input* x, Weights w) { return add_fours(sum, x, w); }
   static F16 value(Sum sum, const GemmTile& tile, int row, int column) {
-    const I16 excess = multiply_int(tile.column_sum + column, tile.row_steps[row].zero);
+    const I16 excess = multiply_int(tile.column_sum + column, tile.steps(row).zero);
     return dequantise(sum - excess, tile, row, column);
   }
 };
