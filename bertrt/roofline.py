@@ -46,12 +46,13 @@ class StepTrace:
         return self.bytes / self.seconds / peaks["read"]
 
 
-def roofline(steps: Sequence[StepTrace], peaks: Mapping[str, Any]) -> str:
+def roofline(steps: Sequence[StepTrace], peaks: Mapping[str, Any] | None) -> str:
     """A table for people: steps in their order, then the same kinds of all layers together.
 
     Args:
         steps: at least one of which took time.
-        peaks: as `bertrt.machine.machine_peaks` gives them.
+        peaks: as `bertrt.machine.machine_peaks` gives them; None: unknown, and rates stand where
+            shares of them would.
     """
     total = sum(step.seconds for step in steps)
     rows = [_row(step, total, peaks) for step in steps]
@@ -71,6 +72,8 @@ def roofline(steps: Sequence[StepTrace], peaks: Mapping[str, Any]) -> str:
     whole = StepTrace("all", "", total, sum(s.operations for s in steps), 0)
     sums = [_row(step, total, peaks) for step in (*together, whole)]
     header = ("step", "kernel", "ms", "of time", "Gop", "of peak", "MB", "of memory")
+    if peaks is None:
+        header = ("step", "kernel", "ms", "of time", "Gop", "Gop/s", "MB", "GB/s")
     widths = [max(map(len, column)) for column in zip(header, *rows, *sums, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -82,15 +85,22 @@ def roofline(steps: Sequence[StepTrace], peaks: Mapping[str, Any]) -> str:
     return "\n".join([line(header), *map(line, rows), "", line(header), *map(line, sums)])
 
 
-def _row(step: StepTrace, total: float, peaks: Mapping[str, Any]) -> tuple[str, ...]:
-    peak, memory = step.share_of_peak(peaks), step.share_of_memory(peaks)
+def _row(step: StepTrace, total: float, peaks: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if peaks is None:
+        seconds = step.seconds or float("inf")
+        arithmetic = f"{step.operations / seconds / 1e9:.0f}" if step.operations else ""
+        memory = f"{step.bytes / seconds / 1e9:.0f}" if step.bytes else ""
+    else:
+        share, share_of_memory = step.share_of_peak(peaks), step.share_of_memory(peaks)
+        arithmetic = "" if share is None else f"{share:.0%}"
+        memory = "" if share_of_memory is None else f"{share_of_memory:.0%}"
     return (
         step.name,
         step.kernel,
         f"{step.seconds * 1e3:.3f}",
         f"{step.seconds / total:.1%}",
         f"{step.operations / 1e9:.3f}" if step.operations else "",
-        "" if peak is None else f"{peak:.0%}",
+        arithmetic,
         f"{step.bytes / 1e6:.3f}" if step.bytes else "",
-        "" if memory is None else f"{memory:.0%}",
+        memory,
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bertrt.batch import PackedBatch
     from bertrt.model import Model
 
-__all__ = ["BACKENDS", "Backend", "check_outputs", "cpu_only", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "check_outputs", "check_precision", "cpu_only", "load_backend"]
 
 # Name -> module with a function load(model, *, device, precision, threads) -> Backend. A backend's
 # module, and what it needs, is imported when the backend is asked for.
@@ -91,21 +91,30 @@ def load_backend(model: Model, name: str, *, device: str, precision: str, thread
     )
 
 
-def cpu_only(name: str, device: str, precision: str, precisions: Sequence[str]) -> None:
-    """Refuse what a backend that runs on the CPU, in these precisions, cannot do.
+def cpu_only(name: str, device: str) -> None:
+    """Refuse another device than the CPU.
 
     Raises:
-        DeviceError: another device or precision was asked for.
+        DeviceError: another device was asked for.
     """
     if device != "cpu":
         raise DeviceError(
-            f"backend {name} cannot run on {device!r}: it has no CUDA kernels in this version; "
-            "use device='cpu'"
+            f"backend {name} cannot run on {device!r}: it has no CUDA kernels; use device='cpu'"
         )
+
+
+def check_precision(
+    name: str, precision: str, precisions: Sequence[str], device: str = "cpu"
+) -> None:
+    """Refuse a precision that a backend does not have on a device.
+
+    Raises:
+        DeviceError: another precision was asked for.
+    """
     if precision not in precisions:
         raise DeviceError(
-            f"backend {name} cannot run in {precision!r}: it has no {precision} kernels in this "
-            f"version; it has {', '.join(precisions)}"
+            f"backend {name} cannot run in {precision!r} on {device!r}: it has no {precision} "
+            f"kernels there; it has {', '.join(precisions)}"
         )
 
 

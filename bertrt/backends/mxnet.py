@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertrt.backends.base import Backend, check_outputs, cpu_only
+from bertrt.backends.base import Backend, check_outputs, check_precision, cpu_only
 from bertrt.batch import PackedBatch, pack_rows
 from bertrt.errors import MissingDependencyError, ModelFormatError
 from bertrt.graph.plan import INPUTS
@@ -32,7 +32,8 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> MXNetBac
     MXNet has one number of threads for the whole process, fixed when it is first imported: the
     first engine's, or what OMP_NUM_THREADS says. `Backend.threads` is that number.
     """
-    cpu_only("mxnet", device, precision, ("fp32",))
+    cpu_only("mxnet", device)
+    check_precision("mxnet", precision, ("fp32",))
     mxnet = _import_mxnet(threads)
     if model.symbol_path is None or model.params_path is None:
         raise ModelFormatError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import os
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertrt.backends.base import Backend, cpu_only
+from bertrt.backends.base import Backend, check_precision
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
 from bertrt.graph.tail import apply_tail
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["NativeBackend", "load"]
 
 PRECISIONS = ("fp32", "bf16", "int8")
+CUDA_PRECISIONS = ("fp32", "fp16", "bf16")
+
+# What explain() says of the CUDA kernels until a GPU has run their tests.
+UNPROVEN = (
+    "The CUDA kernels of this version were tested on an emulator; no GPU has run them yet. "
+    "make gpu-check does."
+)
 
 # With this variable set to anything but 0, an engine measures each step and explain() tells.
 TRACE = "BERTRT_TRACE"
@@ -37,7 +45,11 @@ def load(
     """Load a model's plan. Arguments and errors as for `bertrt.backends.base.load_backend`; a
     BERTRT_ISA that cannot be used here is a DeviceError. `trace`: whether steps are measured; None:
     as BERTRT_TRACE says."""
-    cpu_only("native", device, precision, PRECISIONS)
+    if trace is None:
+        trace = os.environ.get(TRACE, "0") not in ("", "0")
+    if device != "cpu":
+        return _load_cuda(model, device, precision, trace)
+    check_precision("native", precision, PRECISIONS)
     try:
         from bertrt import _native
     except ImportError as error:
@@ -48,20 +60,41 @@ def load(
     if threads > _native.MAX_THREADS:
         raise InvalidInputError(f"threads is {threads}; expected 1 to {_native.MAX_THREADS}")
     plan = model.plan()
-    key = _identity(plan, precision)
-    packed = _packed.get(key)
-    if packed is None:
-        weights = {
-            name: np.ascontiguousarray(constant.array, np.float32)
-            for name, constant in plan.weights.items()
-        }
-        mapped = {name for name, array in weights.items() if _is_mapped(array)}
-        packed = _native.Model(plan.to_engine(), weights, precision, threads, mapped)
-        if key is not None:
-            _packed[key] = packed
-    if trace is None:
-        trace = os.environ.get(TRACE, "0") not in ("", "0")
-    return NativeBackend(_native.Engine(packed, threads, trace), plan, precision)
+    packed = _shared(
+        plan,
+        (precision, "cpu", os.environ.get("BERTRT_ISA", "")),
+        lambda weights, mapped: _native.Model(
+            plan.to_engine(), weights, precision, threads, mapped
+        ),
+    )
+    engine = _native.Engine(packed, threads, trace)
+    return NativeBackend(engine, plan, precision, threads=engine.threads, provider=engine.isa)
+
+
+def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBackend:
+    try:
+        module = importlib.import_module("bertrt._cuda")
+    except ImportError as error:
+        raise DeviceError(
+            f"backend native cannot run on {device!r}: this bertrt was built without CUDA "
+            f"({error}); build it with BERTRT_CUDA=1 pip install ., or use device='cpu'"
+        ) from error
+    check_precision("native", precision, CUDA_PRECISIONS, device)
+    plan = model.plan()
+    number = int(device.partition(":")[2] or 0)
+    try:
+        # A child that was forked has the parent's objects, and nothing on the GPU.
+        packed = _shared(
+            plan,
+            (precision, f"cuda:{number}", os.getpid()),
+            lambda weights, mapped: module.Model(
+                plan.to_engine(), weights, precision, number, mapped
+            ),
+        )
+        engine = module.Engine(packed, trace)
+    except DeviceError as error:
+        raise DeviceError(f"backend native cannot run on {device!r}: {error}") from error
+    return CudaBackend(engine, plan, precision)
 
 
 # The packed weights that engines of this process hold, by what they were packed from: a second
@@ -69,8 +102,31 @@ def load(
 _packed: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
 
-def _identity(plan: Plan, precision: str) -> Hashable | None:
-    """What a plan's packed weights depend on; None if some weight has no file of its own."""
+def _shared(
+    plan: Plan,
+    kind: tuple[Hashable, ...],
+    pack: Callable[[dict[str, np.ndarray], set[str]], Any],
+) -> Any:
+    """A plan's weights, packed: those that an engine of this process holds already, or new ones.
+
+    `kind`: what they depend on besides the plan and its files. `pack`: makes them of float32 arrays
+    and the names of those that are views of mapped files.
+    """
+    identity = _identity(plan)
+    packed = None if identity is None else _packed.get((identity, kind))
+    if packed is None:
+        weights = {
+            name: np.ascontiguousarray(constant.array, np.float32)
+            for name, constant in plan.weights.items()
+        }
+        packed = pack(weights, {name for name, array in weights.items() if _is_mapped(array)})
+        if identity is not None:
+            _packed[identity, kind] = packed
+    return packed
+
+
+def _identity(plan: Plan) -> Hashable | None:
+    """A plan and the bytes of its weights; None if some weight has no file of its own."""
     files: dict[Path, tuple[int, ...]] = {}
     places = []
     for name, constant in plan.weights.items():
@@ -86,8 +142,7 @@ def _identity(plan: Plan, precision: str) -> Hashable | None:
             )
         array = constant.array
         places.append((name, files[constant.file], constant.offset, str(array.dtype), array.shape))
-    kernels = os.environ.get("BERTRT_ISA", "")
-    return json.dumps(plan.to_engine()), tuple(places), precision, kernels
+    return json.dumps(plan.to_engine()), tuple(places)
 
 
 def _is_mapped(array: np.ndarray) -> bool:
@@ -106,10 +161,12 @@ class NativeBackend(Backend):
     # The extension's pool starts threads of the child's own; the weights stay shared.
     survives_fork = True
 
-    def __init__(self, engine: Any, plan: Plan, precision: str) -> None:
+    def __init__(
+        self, engine: Any, plan: Plan, precision: str, *, threads: int, provider: str
+    ) -> None:
         self.precision = precision
-        self.threads = engine.threads
-        self.provider = engine.isa
+        self.threads = threads
+        self.provider = provider
         self._engine = engine
         self._tails = {name: plan.tail_of(name) for name in plan.outputs}
         self._made = {value: name for name, value in plan.to_engine()["outputs"].items()}
@@ -145,10 +202,31 @@ class NativeBackend(Backend):
         time."""
         steps = self.trace()
         if any(step.seconds for step in steps):
-            return roofline(steps, machine_peaks(self.threads))
+            return roofline(steps, self._peaks())
         width = max(len(step.name) for step in steps)
         return "\n".join(f"{step.name:{width}}  {step.kernel}" for step in steps)
+
+    def _peaks(self) -> Mapping[str, Any] | None:
+        return machine_peaks(self.threads)
 
     def close(self) -> None:
         """See `bertrt.backends.base.Backend.close`."""
         del self._engine
+
+
+class CudaBackend(NativeBackend):
+    """The same plan on a GPU."""
+
+    survives_fork = False
+
+    def __init__(self, engine: Any, plan: Plan, precision: str) -> None:
+        gpu = engine.device
+        super().__init__(engine, plan, precision, threads=1, provider=f"{gpu.name}, {gpu.arch}")
+        self.device = f"cuda:{gpu.number}"
+
+    def explain(self) -> str:
+        """As on the CPU; times are the GPU's, and stand beside rates, not beside peaks."""
+        return f"{UNPROVEN}\n\n{super().explain()}"
+
+    def _peaks(self) -> None:
+        return None

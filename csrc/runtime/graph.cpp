@@ -13,8 +13,9 @@ Graph::Graph(const plan::Plan& plan)
       type_vocab_size(plan.type_vocab_size),
       max_length(plan.max_length) {
   const auto shapes = plan::validate(plan);
-  std::set<std::string> returned;
+  std::set<std::string> returned, read;
   for (const auto& [name, value] : plan.outputs) returned.insert(value);
+  for (const plan::Step& step : plan.steps) read.insert(step.inputs.begin(), step.inputs.end());
   std::map<std::string, int> numbers;
   for (const plan::Step& step : plan.steps) {
     const plan::ValueShape shape = shapes.at(step.output);
@@ -24,7 +25,7 @@ Graph::Graph(const plan::Plan& plan)
     std::vector<int> inputs;
     for (const std::string& input : step.inputs) inputs.push_back(numbers.at(input));
     const bool head = shape.rows != plan::RowKind::kTokens ||
-                      (step.op == plan::Op::kLinear && returned.count(step.output));
+                      (step.op == plan::Op::kLinear && returned.count(step.output) && !read.count(step.output));
     steps.push_back({step.op, step.name, std::move(inputs), output, head});
   }
   for (const auto& [name, value] : plan.outputs) outputs.emplace_back(name, numbers.at(value));

@@ -35,7 +35,8 @@ struct Graph {
     std::string name;
     std::vector<int> inputs;  // values
     int output;
-    // Its result is the model's, or one row a sequence: it costs nothing beside the encoder.
+    // Its result is the model's alone, or has fewer rows than tokens: it costs nothing beside the
+    // encoder.
     bool head;
   };
 

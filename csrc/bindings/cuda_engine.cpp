@@ -1,0 +1,82 @@
+#include "cuda/engine.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/cuda_bindings.h"
+#include "bindings/inputs.h"
+
+namespace py = pybind11;
+
+namespace bertrt::bindings {
+namespace {
+
+// pybind11 holds what engines share.
+struct PyModel {
+  std::shared_ptr<const cuda::Model> model;
+};
+
+class PyEngine {
+ public:
+  PyEngine(const PyModel& model, bool trace) : engine_(model.model, trace) {}
+
+  py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
+               const std::optional<IntArray>& masked_positions,
+               const std::vector<std::string>& outputs, const std::optional<IntArray>& attended) {
+    return run_packed(engine_.graph(),
+                      {token_ids, token_types, cu_seqlens, masked_positions, attended}, outputs,
+                      [this](const PackedBatch& batch, const std::vector<Output>& wanted) {
+                        engine_.run(batch, wanted);
+                      });
+  }
+
+  const cuda::Device& device() const { return engine_.device(); }
+  std::vector<py::tuple> steps() const { return step_tuples(engine_.steps()); }
+
+ private:
+  cuda::Engine engine_;
+};
+
+}  // namespace
+
+void bind_cuda_engine(py::module_& module) {
+  py::class_<cuda::Device>(module, "Device", "A GPU: what it is, and what it has.")
+      .def_readonly("number", &cuda::Device::number)
+      .def_readonly("name", &cuda::Device::name)
+      .def_property_readonly("arch", &cuda::Device::arch)
+      .def_readonly("multiprocessors", &cuda::Device::multiprocessors)
+      .def_readonly("memory", &cuda::Device::memory, "Bytes.");
+  module.def("devices", &cuda::devices, R"(The GPUs of this machine.
+
+Raises bertrt.DeviceError that says which of driver and device is missing.)");
+  py::class_<PyModel>(module, "Model", R"(A plan with its weights on a GPU.
+
+plan, weights, mapped: as for bertrt._native.Model; the weights are copied. precision: "fp32",
+"fp16" or "bf16". device: the GPU's number.
+Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if the GPU cannot be
+used or has too little memory.)")
+      .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
+                       int device, std::set<std::string> mapped) {
+             const Weights held{std::move(weights), std::move(mapped)};
+             const plan::Plan read = read_plan(plan, held);
+             const cuda::Element element = cuda::Model::parse_element(precision);
+             py::gil_scoped_release release;
+             return PyModel{std::make_shared<cuda::Model>(read, element, device)};
+           }),
+           py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
+           py::arg("device") = 0, py::arg("mapped") = std::set<std::string>());
+  py::class_<PyEngine>(module, "Engine", R"(Runs a Model on its GPU.
+
+Engines of one Model share its weights.)")
+      .def(py::init<const PyModel&, bool>(), py::arg("model"), py::arg("trace") = false,
+           py::keep_alive<1, 2>())
+      .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
+           py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
+           py::arg("masked_positions").none(true), py::arg("outputs"),
+           py::arg("attended").none(true) = py::none(),
+           R"(As bertrt._native.Engine.run; bertrt.DeviceError where memory does not suffice, after
+which the engine runs what does fit.)")
+      .def_property_readonly("device", &PyEngine::device)
+      .def("steps", &PyEngine::steps, "As bertrt._native.Engine.steps; the seconds are the GPU's.");
+}
+
+}  // namespace bertrt::bindings

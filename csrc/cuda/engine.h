@@ -1,0 +1,48 @@
+// Walks a plan over packed batches on one device.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cuda/model.h"
+
+namespace bertrt::cuda {
+
+class Engine {
+ public:
+  Engine(std::shared_ptr<const Model> model, bool trace);
+  ~Engine();
+
+  // Computes the outputs asked for, and nothing that they do not need: see Demand. Safe to call
+  // from several threads, each of which gets a stream and memory of its own; they are used again by
+  // later runs. Throws BatchError if the batch does not fit the plan, and DeviceError, also where
+  // the device's memory does not suffice: the engine lives on, and runs what does fit.
+  void run(const PackedBatch& batch, const std::vector<Output>& outputs);
+
+  const Graph& graph() const { return *model_; }
+  const Device& device() const { return model_->device; }
+  // Seconds are the device's.
+  std::vector<StepTrace> steps() const;
+
+ private:
+  using Node = Model::Node;
+  class Workspace;
+  class BorrowedWorkspace;
+  class Inputs;
+  class PartRun;
+  struct Spent {
+    std::atomic<int64_t> nanoseconds{0}, operations{0}, bytes{0};
+  };
+
+  const std::shared_ptr<const Model> model_;
+  const bool trace_;
+  std::vector<Spent> spent_;  // by node
+
+  std::mutex free_mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_;
+};
+
+}  // namespace bertrt::cuda

@@ -1,0 +1,193 @@
+#include "cuda/model.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "runtime/weights.h"
+
+namespace bertrt::cuda {
+namespace {
+
+// Round to nearest, ties to even; what is out of range becomes infinity.
+uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // NaN
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+uint16_t to_fp16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return sign | 0x7e00u;   // NaN
+  if (bits >= 0x477ff000u) return sign | 0x7c00u;  // 65,520 and more round to infinity
+  if (bits < 0x38800000u) {
+    // Below 2^-14 steps are of 2^-24: adding 0.5 leaves them in the last bits of the sum, rounded.
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof(magnitude));
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, sizeof(bits));
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  // The exponent's bias goes from 127 to 15, 13 bits of the fraction go.
+  bits += 0xc8000000u + 0xfffu + (bits >> 13 & 1u);
+  return static_cast<uint16_t>(sign | bits >> 13);
+}
+
+// Writes rows for a device through pinned memory, so that no second copy of the weights is made.
+class Uploader {
+ public:
+  explicit Uploader(std::vector<DeviceMemory>& memory) : memory_(memory) {}
+
+  // A block after the other fills the rows that its outputs become.
+  ConstDeviceRows matrix(const std::vector<WeightBlock>& blocks, int64_t inputs, int64_t outputs,
+                         Element element) {
+    const int64_t stride = row_stride(inputs, element);
+    auto* staged = static_cast<char*>(stage(outputs * stride * bytes_of(element)));
+    for (const WeightBlock& block : blocks) {
+      for (int64_t r = 0; r < block.outputs; ++r) {
+        const int64_t row = block.columns ? block.columns[r] : block.first_column + r;
+        const float* source = block.data + (block.transposed ? r : r * inputs);
+        write(source, block.transposed ? block.outputs : 1, inputs, stride,
+              staged + row * stride * bytes_of(element), element);
+      }
+    }
+    return {send(outputs * stride * bytes_of(element)), stride, element};
+  }
+
+  ConstDeviceRows table(const plan::Weight& weight, Element element) {
+    const int64_t rows = weight.shape[0], cols = weight.shape[1];
+    return matrix({{weight.data, rows, cols, false, nullptr, 0}}, cols, rows, element);
+  }
+
+  const float* vector(const std::vector<float>& values) {
+    const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
+    std::memcpy(stage(bytes), values.data(), values.size() * sizeof(float));
+    return static_cast<const float*>(send(bytes));
+  }
+
+ private:
+  void* stage(int64_t bytes) {
+    if (static_cast<size_t>(bytes) > staging_.bytes()) {
+      staging_ = PinnedMemory();
+      staging_ = PinnedMemory(static_cast<size_t>(bytes));
+    }
+    return staging_.data();
+  }
+
+  const void* send(int64_t bytes) {
+    memory_.emplace_back(static_cast<size_t>(bytes));
+    void* data = memory_.back().data();
+    check(cudaMemcpyAsync(data, staging_.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                          stream_),
+          "the copy of a weight");
+    stream_.wait();
+    return data;
+  }
+
+  // A row, and zeros up to the next.
+  static void write(const float* source, int64_t step, int64_t count, int64_t stride, char* out,
+                    Element element) {
+    const auto fill = [&](auto* row, auto convert) {
+      for (int64_t i = 0; i < count; ++i) row[i] = convert(source[i * step]);
+      for (int64_t i = count; i < stride; ++i) row[i] = convert(0.0f);
+    };
+    switch (element) {
+      case Element::kFp32:
+        return fill(reinterpret_cast<float*>(out), [](float value) { return value; });
+      case Element::kFp16:
+        return fill(reinterpret_cast<uint16_t*>(out), to_fp16);
+      case Element::kBf16:
+        return fill(reinterpret_cast<uint16_t*>(out), to_bf16);
+    }
+  }
+
+  std::vector<DeviceMemory>& memory_;
+  PinnedMemory staging_;
+  OwnedStream stream_;
+};
+
+// The arithmetic as kernels' names end: "f32".
+const char* suffix(Element element) {
+  switch (element) {
+    case Element::kFp32:
+      return "f32";
+    case Element::kFp16:
+      return "f16";
+    case Element::kBf16:
+      return "bf16";
+  }
+  return "";
+}
+
+}  // namespace
+
+Element Model::parse_element(const std::string& precision) {
+  if (precision == "fp32") return Element::kFp32;
+  if (precision == "fp16") return Element::kFp16;
+  if (precision == "bf16") return Element::kBf16;
+  throw PlanError("plan: precision '" + precision +
+                  "' is unknown on CUDA; expected fp32, fp16 or "
+                  "bf16");
+}
+
+Model::Model(const plan::Plan& plan, Element element_, int device_number)
+    : Graph(plan), device(open_device(device_number)), element(element_) {
+  Uploader uploader(weights_);
+  nodes.reserve(steps.size());
+  for (const plan::Step& step : plan.steps) {
+    nodes.emplace_back(steps[nodes.size()]);
+    Node& node = nodes.back();
+    node.element = node.head ? Element::kFp32 : element;
+    if (step.weights.count("gamma")) {
+      node.norm = {uploader.vector(vector_of(step, "gamma")),
+                   uploader.vector(vector_of(step, "beta")), static_cast<float>(step.eps),
+                   values[static_cast<size_t>(node.output)].cols};
+    }
+    switch (step.op) {
+      case plan::Op::kEmbedLayerNorm: {
+        const auto table = [&](const char* role) {
+          return uploader.table(step.weights.at(role).front(), node.element);
+        };
+        node.embedding.word = table("word");
+        if (step.weights.count("type")) node.embedding.type = table("type");
+        node.embedding.position = table("position");
+        node.kernel = std::string("embed_layer_norm_") + suffix(node.element);
+        break;
+      }
+      case plan::Op::kQkvLinear:
+      case plan::Op::kLinearAddLayerNorm:
+      case plan::Op::kLinear: {
+        const LinearWeights weights(step);
+        node.linear.weight =
+            uploader.matrix(weights.blocks, weights.inputs, weights.outputs, node.element);
+        node.linear.inputs = weights.inputs;
+        node.linear.outputs = weights.outputs;
+        if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
+        node.linear.activation = step.activation;
+        node.kernel = linear_kernel(node.element);
+        break;
+      }
+      case plan::Op::kAttention:
+      case plan::Op::kAttentionWeights:
+        node.element = element;
+        node.attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
+        node.kernel = step.op == plan::Op::kAttention
+                          ? attention_kernel(element, step.head_dim)
+                          : std::string("attention_weights_") + suffix(element);
+        break;
+      case plan::Op::kLayerNorm:
+        node.kernel = std::string("layer_norm_") + suffix(node.element);
+        break;
+      case plan::Op::kFirstToken:
+      case plan::Op::kGatherPositions:
+        node.kernel = "gather_rows";
+        break;
+    }
+    release_matrices(step);
+  }
+}
+
+}  // namespace bertrt::cuda

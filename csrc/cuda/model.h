@@ -1,0 +1,43 @@
+// A plan with its weights on a device: what engines of one model share.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/kernels.h"
+#include "cuda/runtime.h"
+#include "plan/plan.h"
+#include "runtime/graph.h"
+
+namespace bertrt::cuda {
+
+struct Model : Graph {
+  // A step, ready to run: all pointers are the device's.
+  struct Node : Step {
+    explicit Node(const Step& step) : Step(step) {}
+
+    std::string kernel;
+    Element element = Element::kFp32;  // of what it reads and makes
+    Linear linear;
+    LayerNorm norm;
+    EmbeddingTables embedding;
+    Attention attention;
+  };
+
+  // Copies the weights to a device, matrices and tables as `element`; heads, vectors and biases in
+  // fp32. Afterwards the weights' own memory is not read any more. Throws PlanError, DeviceError.
+  Model(const plan::Plan& plan, Element element, int device_number);
+
+  // "fp32", "fp16", "bf16"; throws PlanError for others.
+  static Element parse_element(const std::string& precision);
+
+  Device device;
+  Element element;
+  std::vector<Node> nodes;  // by step
+
+ private:
+  std::vector<DeviceMemory> weights_;
+};
+
+}  // namespace bertrt::cuda
