@@ -1,0 +1,91 @@
+// The module _cuda_emulated: the CUDA kernels on the emulator, for tests. It is never installed.
+#include <pybind11/stl.h>
+
+#include "bindings/cuda_kernels.h"
+#include "bindings/inputs.h"
+#include "cuda/emulator/emulator.h"
+#include "probes.h"
+
+namespace py = pybind11;
+
+namespace bertrt::bindings {
+namespace {
+
+FloatArray probe(const std::string& name, const FloatArray& x) {
+  const DeviceArray in(x);
+  const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
+  cuda::probes::run(name, in.as<float>(), static_cast<float*>(out.rows().data), nullptr);
+  return out.download().attr("ravel")();
+}
+
+// A probe that is given the host's memory, or another device's.
+void probe_of_foreign(const std::string& name, const FloatArray& x, bool host) {
+  const DeviceArray in(x);
+  const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
+  auto* to = static_cast<float*>(out.rows().data);
+  if (!host) check(cudaSetDevice(1));
+  try {
+    cuda::probes::run(name, host ? x.data() : in.as<float>(), to, nullptr);
+  } catch (...) {
+    check(cudaSetDevice(0));
+    throw;
+  }
+  check(cudaSetDevice(0));
+}
+
+FloatArray product(const std::string& element, const py::array& a, const py::array& b,
+                   const FloatArray& sums) {
+  const DeviceArray on_a(a), on_b(b);
+  const DeviceMatrix out(sums, cuda::Element::kFp32);
+  cuda::probes::product(parse_element(element), on_a.as<uint16_t>(), on_b.as<uint16_t>(),
+                        b.shape(0) == 16, static_cast<float*>(out.rows().data), nullptr);
+  return out.download();
+}
+
+py::array narrow(const std::string& name, const FloatArray& x) {
+  const cuda::Element element = parse_element(name);
+  const DeviceArray in(x);
+  const DeviceMatrix out(1, x.size(), element);
+  cuda::probes::narrow(element, in.as<float>(), x.size(), static_cast<uint16_t*>(out.rows().data),
+                       nullptr);
+  return out.download();
+}
+
+py::array widen(const std::string& name, const py::array_t<uint16_t>& x) {
+  const DeviceArray in(x);
+  const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
+  cuda::probes::widen(parse_element(name), in.as<uint16_t>(), x.size(),
+                      static_cast<float*>(out.rows().data), nullptr);
+  return out.download();
+}
+
+}  // namespace
+}  // namespace bertrt::bindings
+
+PYBIND11_MODULE(_cuda_emulated, module) {
+  using namespace bertrt;
+  module.doc() = "CUDA kernels on the emulator of csrc/cuda/emulator.";
+  bindings::translate_errors();
+  bindings::bind_cuda_kernels(module);
+
+  auto emulator = module.def_submodule("emulator");
+  emulator.def(
+      "reset",
+      [](int devices, size_t memory_bytes, bool backwards) {
+        cuda::emulator::reset({devices, memory_bytes, backwards});
+      },
+      py::arg("devices") = cuda::emulator::Settings().devices,
+      py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
+      py::arg("backwards") = false);
+  emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
+
+  auto probes = module.def_submodule("probes");
+  probes.def("names", &cuda::probes::names);
+  probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
+  probes.def("run_of_foreign", &bindings::probe_of_foreign, py::arg("name"), py::arg("x"),
+             py::arg("host"));
+  probes.def("product", &bindings::product, py::arg("element"), py::arg("a"), py::arg("b"),
+             py::arg("sums"));
+  probes.def("narrow", &bindings::narrow, py::arg("element"), py::arg("x"));
+  probes.def("widen", &bindings::widen, py::arg("element"), py::arg("x"));
+}

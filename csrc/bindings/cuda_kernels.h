@@ -1,0 +1,129 @@
+// What the bindings of single CUDA kernels share: arrays on the device.
+//
+// Arrays carry elements by their bits: float32 is fp32, uint16 is fp16 or bf16.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+#include <utility>
+
+#include "bindings/bindings.h"
+#include "core/error.h"
+#include "cuda/kernels.h"
+
+namespace bertrt::bindings {
+
+void bind_cuda_kernels(pybind11::module_& module);
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw DeviceError(cudaGetErrorString(error));
+}
+
+inline cuda::Element parse_element(const std::string& name) {
+  if (name == "fp32") return cuda::Element::kFp32;
+  if (name == "fp16") return cuda::Element::kFp16;
+  if (name == "bf16") return cuda::Element::kBf16;
+  throw BatchError("element must be fp32, fp16 or bf16, not " + name);
+}
+
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(size_t bytes) : bytes_(bytes) {
+    check(cudaMalloc(&data_, bytes));
+    check(cudaMemset(data_, 0xff, bytes));  // NaN
+  }
+  DeviceMemory(DeviceMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  DeviceMemory& operator=(DeviceMemory&&) = delete;
+  ~DeviceMemory() { cudaFree(data_); }
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_;
+};
+
+// A dense array of any type.
+class DeviceArray {
+ public:
+  explicit DeviceArray(const pybind11::array& array)
+      : memory_(static_cast<size_t>(array.nbytes())) {
+    check(cudaMemcpy(memory_.as<void>(), array.data(), memory_.bytes(), cudaMemcpyHostToDevice));
+  }
+  template <class T>
+  const T* as() const {
+    return memory_.as<T>();
+  }
+
+ private:
+  DeviceMemory memory_;
+};
+
+// Rows with NaN between them, at which nobody may look, and which nobody may change.
+class DeviceMatrix {
+ public:
+  DeviceMatrix(int64_t rows, int64_t cols, cuda::Element element, int64_t stride)
+      : count_(rows),
+        cols_(cols),
+        memory_(static_cast<size_t>(rows * stride * cuda::bytes_of(element))) {
+    rows_ = {memory_.as<void>(), stride, element};
+  }
+  DeviceMatrix(int64_t rows, int64_t cols, cuda::Element element)
+      : DeviceMatrix(rows, cols, element, cuda::row_stride(cols, element)) {}
+  DeviceMatrix(const pybind11::array& array, cuda::Element element)
+      : DeviceMatrix(shape(array, 0), shape(array, 1), element) {
+    if (array.itemsize() != cuda::bytes_of(element)) {
+      throw BatchError("an array must have float32 for fp32, uint16 for fp16 and bf16");
+    }
+    if (array.size() == 0) return;
+    check(cudaMemcpy2DAsync(rows_.data, pitch(), array.data(), width(), width(),
+                            static_cast<size_t>(count_), cudaMemcpyHostToDevice));
+    check(cudaDeviceSynchronize());
+  }
+
+  const cuda::DeviceRows& rows() const { return rows_; }
+  int64_t count() const { return count_; }
+  int64_t cols() const { return cols_; }
+
+  // After a wait for whatever the device does.
+  pybind11::array download() const {
+    check(cudaDeviceSynchronize());
+    pybind11::array_t<uint8_t> bytes({count_, static_cast<int64_t>(pitch())});
+    check(cudaMemcpy(bytes.mutable_data(), rows_.data, static_cast<size_t>(bytes.nbytes()),
+                     cudaMemcpyDeviceToHost));
+    for (int64_t r = 0; r < count_; ++r) {
+      for (auto i = static_cast<int64_t>(width()); i < static_cast<int64_t>(pitch()); ++i) {
+        if (*bytes.data(r, i) != 0xff) throw DeviceError("a kernel has written between two rows");
+      }
+    }
+    const bool wide = rows_.element == cuda::Element::kFp32;
+    return bytes[pybind11::make_tuple(
+                     pybind11::ellipsis(),
+                     pybind11::slice(0, static_cast<pybind11::ssize_t>(width()), 1))]
+        .attr("copy")()
+        .attr("view")(wide ? "float32" : "uint16");
+  }
+
+ private:
+  static int64_t shape(const pybind11::array& array, int axis) {
+    if (array.ndim() != 2 || !(array.flags() & pybind11::array::c_style)) {
+      throw BatchError("an array must be dense and have two axes");
+    }
+    return array.shape(axis);
+  }
+  size_t width() const { return static_cast<size_t>(cols_ * cuda::bytes_of(rows_.element)); }
+  size_t pitch() const { return static_cast<size_t>(rows_.stride * cuda::bytes_of(rows_.element)); }
+
+  int64_t count_;
+  int64_t cols_;
+  DeviceMemory memory_;
+  cuda::DeviceRows rows_;
+};
+
+}  // namespace bertrt::bindings

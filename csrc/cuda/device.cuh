@@ -1,0 +1,235 @@
+// What kernels use of the GPU beyond plain CUDA C++, each primitive in one place: inline PTX under
+// nvcc, the emulator under a host compiler (BERTRT_CUDA_EMULATOR).
+//
+// Everything that is collective over a warp is called by all its 32 lanes together, from one place
+// in the source; helpers hand the `Site` of their caller on, so that the emulator can tell.
+// Shared memory is dynamic only: `launch` is told its size, `shared_memory` is where it begins.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/element.h"
+
+#ifdef BERTRT_CUDA_EMULATOR
+#include "cuda/emulator/device.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "core/error.h"
+
+namespace bertrt::cuda {
+
+// Where a collective was called from: of use to the emulator only.
+struct Site {
+  static constexpr __host__ __device__ Site current() { return {}; }
+};
+
+// Runs kernel(args...) in `grid` blocks of `threads` threads (a multiple of 32) with so many bytes
+// of shared memory each. Raises DeviceError if it cannot be started.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  constexpr size_t kWithoutAsking = 48 << 10;
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kWithoutAsking) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    kernel<<<grid, threads, shared_bytes, stream> > >(args...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) {
+    throw DeviceError(std::string("a kernel cannot be started: ") + cudaGetErrorString(error));
+  }
+}
+
+// The block's shared memory, at a multiple of 16 bytes.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+}
+
+__device__ __forceinline__ void syncthreads(Site = Site::current()) { __syncthreads(); }
+__device__ __forceinline__ void syncwarp(Site = Site::current()) { __syncwarp(); }
+
+// T: 4 bytes.
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane, Site = Site::current()) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask, Site = Site::current()) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+__device__ __forceinline__ uint32_t ballot(bool predicate, Site = Site::current()) {
+  return __ballot_sync(0xffffffffu, predicate);
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Starts a copy of 16 bytes from global to shared memory, past the L1 cache. Only the first `bytes`
+// are read, the rest become zeros. Both addresses are multiples of 16.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, int bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
+               "l"(global), "r"(bytes)
+               : "memory");
+}
+// Ends a group of this thread's copies.
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+// Waits until at most the last kGroups groups of this thread are still under way. The other
+// threads' copies are theirs to wait for: a barrier follows.
+template <int kGroups>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory. Lane l names row l % 8 of matrix
+// l / 8, 16 bytes at a multiple of 16; out[m] gets of matrix m the elements 2 * (l % 4) and the one
+// behind it of row l / 4. Transposed: of column l / 4.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&out)[4], const void* row,
+                                            Site = Site::current()) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&out)[4], const void* row,
+                                                  Site = Site::current()) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// sums[16 x 8] += a[16 x 16] * b[16 x 8] on tensor cores, in the fragments of mma.m16n8k16.
+// T: Fp16 or Bf16.
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2], Site = Site::current());
+template <>
+__device__ __forceinline__ void mma_m16n8k16<Fp16>(float (&sums)[4], const uint32_t (&a)[4],
+                                                   const uint32_t (&b)[2], Site) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ __forceinline__ void mma_m16n8k16<Bf16>(float (&sums)[4], const uint32_t (&a)[4],
+                                                   const uint32_t (&b)[2], Site) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Two values rounded to nearest even, `low` in the lower half.
+template <class T>
+__device__ __forceinline__ uint32_t pack2(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack2<Fp16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <>
+__device__ __forceinline__ uint32_t pack2<Bf16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+__device__ __forceinline__ float to_float(Fp16 value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;\n" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+
+// 2^x with an error of about 2^-22, results below the normal numbers becoming zero.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(x));
+  return power;
+}
+
+__device__ __forceinline__ void require_alignment(const void*, int) {}
+
+}  // namespace bertrt::cuda
+
+#endif
+
+namespace bertrt::cuda {
+
+constexpr int kWarp = 32;
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(Bf16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+
+// The nearest T, ties to even; out of range, infinity.
+template <class T>
+__device__ __forceinline__ T from_float(float value) {
+  return {static_cast<uint16_t>(pack2<T>(value, 0.0f))};
+}
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+
+// The values of a pair, as pack2 made it.
+template <class T>
+__device__ __forceinline__ float low_of(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair)});
+}
+template <class T>
+__device__ __forceinline__ float high_of(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair >> 16)});
+}
+
+// 16 bytes of elements, read and written at once; their address is a multiple of 16.
+template <class T>
+struct alignas(16) Vector {
+  static constexpr int kSize = 16 / sizeof(T);
+  T values[kSize];
+};
+
+template <class T>
+__device__ __forceinline__ Vector<T> load_vector(const T* p) {
+  require_alignment(p, 16);
+  return *reinterpret_cast<const Vector<T>*>(p);
+}
+template <class T>
+__device__ __forceinline__ void store_vector(T* p, const Vector<T>& vector) {
+  require_alignment(p, 16);
+  *reinterpret_cast<Vector<T>*>(p) = vector;
+}
+
+// Over the lanes of a warp, in the order 16, 8, 4, 2, 1 of a butterfly: every lane gets the same
+// bits.
+__device__ __forceinline__ float warp_sum(float value, Site site = Site::current()) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask, site);
+  return value;
+}
+__device__ __forceinline__ float warp_max(float value, Site site = Site::current()) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    value = fmaxf(value, shuffle_xor(value, mask, site));
+  }
+  return value;
+}
+
+}  // namespace bertrt::cuda

@@ -1,0 +1,154 @@
+// The face of device.cuh, made by the emulator.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <type_traits>
+
+#include "core/error.h"
+#include "cuda/element.h"
+#include "cuda/emulator/emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+// Of the thread that runs.
+extern uint3 threadIdx;
+extern uint3 blockIdx;
+extern dim3 blockDim;
+extern dim3 gridDim;
+
+namespace bertrt::cuda {
+
+// Where a collective was called from.
+struct Site {
+  const char* file;
+  int line;
+  static Site current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+namespace emulator {
+
+// The lanes of a warp meet; the last one to come runs work(what each lane brought).
+using WarpWork = void (*)(void* const* lanes);
+void warp_collective(const char* name, Site site, void* lane, WarpWork work);
+void syncthreads(Site site);
+void syncwarp(Site site);
+void cp_async16(void* shared, const void* global, int bytes);
+void cp_async_commit();
+void cp_async_wait(int groups);
+void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site);
+void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
+                  Site site);
+void require_alignment(const void* p, int bytes);
+void* shared_memory();
+
+float fp16_to_float(uint16_t bits);
+float bf16_to_float(uint16_t bits);
+uint16_t float_to_fp16(float value);
+uint16_t float_to_bf16(float value);
+
+template <class T>
+float (*widening())(uint16_t) {
+  return std::is_same_v<T, Fp16> ? fp16_to_float : bf16_to_float;
+}
+
+}  // namespace emulator
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  const auto call = [=] { kernel(args...); };
+  using Call = decltype(call);
+  const cudaError_t error = emulator::enqueue(
+      {std::make_shared<Call>(call), sizeof(Call),
+       [](const void* call) { (*static_cast<const Call*>(call))(); }, grid, threads, shared_bytes},
+      stream);
+  if (error != cudaSuccess) {
+    throw DeviceError(std::string("a kernel cannot be started: ") + cudaGetErrorString(error));
+  }
+}
+
+template <class T>
+T* shared_memory() {
+  return static_cast<T*>(emulator::shared_memory());
+}
+
+inline void syncthreads(Site site = Site::current()) { emulator::syncthreads(site); }
+inline void syncwarp(Site site = Site::current()) { emulator::syncwarp(site); }
+
+template <class T>
+T shuffle(T value, int lane, Site site = Site::current()) {
+  struct Lane {
+    T value;
+    int from;
+    T result;
+  } mine{value, lane, {}};
+  emulator::warp_collective("shuffle", site, &mine, [](void* const* lanes) {
+    for (int l = 0; l < 32; ++l) {
+      Lane& reader = *static_cast<Lane*>(lanes[l]);
+      reader.result = static_cast<Lane*>(lanes[reader.from & 31])->value;
+    }
+  });
+  return mine.result;
+}
+template <class T>
+T shuffle_xor(T value, int mask, Site site = Site::current()) {
+  return shuffle(value, static_cast<int>(threadIdx.x % 32) ^ mask, site);
+}
+inline uint32_t ballot(bool predicate, Site site = Site::current()) {
+  struct Lane {
+    bool predicate;
+    uint32_t result;
+  } mine{predicate, 0};
+  emulator::warp_collective("ballot", site, &mine, [](void* const* lanes) {
+    uint32_t votes = 0;
+    for (int l = 0; l < 32; ++l) {
+      votes |= static_cast<uint32_t>(static_cast<Lane*>(lanes[l])->predicate) << l;
+    }
+    for (int l = 0; l < 32; ++l) static_cast<Lane*>(lanes[l])->result = votes;
+  });
+  return mine.result;
+}
+
+inline void cp_async16(void* shared, const void* global, int bytes = 16) {
+  emulator::cp_async16(shared, global, bytes);
+}
+inline void cp_async_commit() { emulator::cp_async_commit(); }
+template <int kGroups>
+void cp_async_wait() {
+  emulator::cp_async_wait(kGroups);
+}
+
+inline void ldmatrix_x4(uint32_t (&out)[4], const void* row, Site site = Site::current()) {
+  emulator::ldmatrix_x4(out, row, false, site);
+}
+inline void ldmatrix_x4_trans(uint32_t (&out)[4], const void* row, Site site = Site::current()) {
+  emulator::ldmatrix_x4(out, row, true, site);
+}
+
+template <class T>
+void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  Site site = Site::current()) {
+  emulator::mma_m16n8k16(sums, a, b, emulator::widening<T>(), site);
+}
+
+template <class T>
+uint32_t pack2(float low, float high) {
+  const auto narrow = std::is_same_v<T, Fp16> ? emulator::float_to_fp16 : emulator::float_to_bf16;
+  return narrow(low) | static_cast<uint32_t>(narrow(high)) << 16;
+}
+inline float to_float(Fp16 value) { return emulator::fp16_to_float(value.bits); }
+
+inline float fast_exp2(float x) { return std::exp2(x); }
+
+inline void require_alignment(const void* p, int bytes) { emulator::require_alignment(p, bytes); }
+
+}  // namespace bertrt::cuda

@@ -1,0 +1,83 @@
+// A GPU on the CPU, for tests where there is none: it runs the sources of the kernels, compiled by
+// the host compiler, and holds them to the rules of the device.
+//
+// The threads of a block are fibers of one thread of the CPU. Each runs until it waits for others,
+// in a fixed order, forwards or backwards; blocks run one after the other. Kernels are compiled
+// with -fsanitize=thread, not for its runtime but for the call that it puts before each access to
+// memory: the emulator is what it calls. Faults that it finds:
+//
+//   - lanes of a warp, or threads of a block, that are not all at the same barrier, shuffle or
+//     other collective (or have ended, or have waited for another one);
+//   - an access outside what cudaMalloc and the launch gave, to freed memory, to the host's, to
+//     another device's, or one that is not aligned to its size;
+//   - shared memory read before anything was written there in this block;
+//   - shared memory that two threads touch, one of them writing, with no barrier between;
+//   - shared memory touched while a cp.async is on its way there: its data land in the wait, and
+//     not before; a cp.async that nobody has waited for at the kernel's end;
+//   - what the hardware would refuse: too many threads, too much shared memory, too large a grid.
+//
+// What is not found: races in global memory. They show as results that differ between the two
+// orders. Global memory begins as NaN.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "cuda_runtime_api.h"
+
+namespace bertrt::cuda::emulator {
+
+// Of the smallest device that the kernels are made for, compute capability 8.0: "CUDA C++
+// Programming Guide", table "Technical Specifications per Compute Capability".
+constexpr int kMaxThreads = 1024;
+constexpr size_t kMaxSharedBytes = 163 << 10;
+
+// What a kernel did wrong.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Launch {
+  // The kernel with its arguments, which is all of the host's memory that a thread may read.
+  std::shared_ptr<const void> call;
+  size_t call_bytes;
+  void (*run_thread)(const void* call);
+  dim3 grid;
+  int threads;
+  size_t shared_bytes;
+  int device = 0;
+};
+
+// Runs every block. Raises Fault.
+void run(const Launch& launch);
+
+// Puts a kernel into a stream.
+cudaError_t enqueue(Launch launch, cudaStream_t stream);
+
+// Memory of a device, from `begin` to before `end`.
+struct Allocation {
+  uintptr_t begin = 0;
+  uintptr_t end = 0;
+  int device = 0;
+};
+// The allocation that holds an address, or null.
+const Allocation* find_allocation(uintptr_t address);
+
+// Devices as they come: two, with 1 GiB each, whose threads run forwards. Waits for and forgets
+// whatever the devices were doing, and the fault of a kernel, after which a device does nothing
+// more. Memory in use stays.
+struct Settings {
+  int devices = 2;
+  size_t memory_bytes = size_t{1} << 30;  // of each
+  bool backwards = false;
+};
+void reset(const Settings& settings);
+const Settings& settings();
+
+// Bytes that are allocated on a device.
+size_t bytes_in_use(int device);
+
+}  // namespace bertrt::cuda::emulator

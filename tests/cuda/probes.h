@@ -1,0 +1,26 @@
+// Small kernels that try the emulator: primitives on their own, and every rule broken once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda/kernels.h"
+
+namespace bertrt::cuda::probes {
+
+// out[i] = probe(x), with 64 threads: x and out have 64 floats. Raises std::out_of_range if there
+// is no such probe.
+void run(const std::string& name, const float* x, float* out, Stream stream);
+std::vector<std::string> names();
+
+// One warp: sums += a * b^T with a of 16 x 16, b of 8 x 16 and sums of 16 x 8, by way of ldmatrix.
+// If transposed, b is given as 16 x 8 (8 and no pad) and read by ldmatrix.trans.
+void product(Element element, const uint16_t* a, const uint16_t* b, bool transposed, float* sums,
+             Stream stream);
+
+// The conversions, element by element.
+void narrow(Element element, const float* x, int64_t count, uint16_t* out, Stream stream);
+void widen(Element element, const uint16_t* x, int64_t count, float* out, Stream stream);
+
+}  // namespace bertrt::cuda::probes
