@@ -39,7 +39,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, threads, shared_bytes, stream> > >(args...);
+    kernel<<<grid, threads, shared_bytes, stream>>>(args...);
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
