@@ -1,4 +1,4 @@
-"""The command line: ``bertrt export | import | predict | verify | inspect``.
+"""The command line: ``bertrt export | import | predict | verify | evaluate | inspect | bench``.
 
 Exit status: 0 done; 1 the task failed, with one line on stderr; 2 wrong use, with one line too.
 """
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from bertrt.cores import MAX_THREADS
 from bertrt.errors import BertrtError, InvalidInputError
-from bertrt.settings import PRESETS, TASKS
+from bertrt.settings import PRESETS, SCORED, TASKS
 
 __all__ = ["main"]
 
@@ -171,6 +171,31 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(verify, "JSON")
     verify.set_defaults(command=_verify)
 
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="the task's metric on labelled data, by backend and precision (extra 'evaluate')",
+    )
+    _add_bundle(evaluate)
+    _add_task(evaluate, (*SCORED, *PRESETS))
+    _add_data(evaluate)
+    evaluate.add_argument(
+        "--backend",
+        nargs="+",
+        choices=_BACKENDS,
+        metavar="NAME",
+        help=f"{', '.join(_BACKENDS)}; default: all that are installed",
+    )
+    evaluate.add_argument(
+        "--precision",
+        nargs="+",
+        choices=_PRECISIONS,
+        metavar="NAME",
+        help=f"{', '.join(_PRECISIONS)}; default: all that each backend has",
+    )
+    _add_device(evaluate)
+    _add_json(evaluate, "JSON")
+    evaluate.set_defaults(command=_evaluate)
+
     inspect = commands.add_parser("inspect", help="what a bundle holds and the plan it becomes")
     _add_bundle(inspect)
     _add_json(inspect, "JSON")
@@ -241,12 +266,32 @@ def _add_task(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
 def _add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:
     default = backend or "all that are installed"
     parser.add_argument("--backend", choices=_BACKENDS, default=backend, help=f"default: {default}")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: fp32")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N; default: cpu"
     )
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument(
         "--threads", metavar="N", type=_threads, help="default: the cores usable here"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="labelled data: the task's TSV or JSON lines, SQuAD's JSON, CoNLL's columns",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="A,B,...",
+        type=_columns,
+        help="the columns of the text, or of both, and of the label: names, or numbers from 1 of "
+        "a file without a header; default: the task's",
     )
 
 
@@ -304,6 +349,13 @@ def _labels(text: str) -> list[str]:
     if "" in labels or len(set(labels)) < len(labels):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of different labels")
     return labels
+
+
+def _columns(text: str) -> list[str]:
+    columns = text.split(",")
+    if "" in columns or len(set(columns)) < len(columns):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different columns")
+    return columns
 
 
 # --- commands ---------------------------------------------------------------------------------
@@ -409,6 +461,23 @@ def _verify(arguments: argparse.Namespace) -> int:
     )
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else _EXIT_FAILED
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from bertrt.evaluation import evaluate
+
+    report = evaluate(
+        arguments.bundle,
+        arguments.data,
+        task=arguments.task,
+        columns=arguments.columns,
+        backends=arguments.backend,
+        precisions=arguments.precision,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    print(_json(report.to_dict()) if arguments.json else report)
+    return 0
 
 
 # What predict takes and gives, by task

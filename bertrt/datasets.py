@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from bertrt.batch import check_text
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
 from bertrt.paths import check_path
-from bertrt.settings import PRESETS, TASKS
+from bertrt.settings import PRESETS, SCORED, TASKS
 from bertrt.tagging import to_bioes
 
 __all__ = ["Examples", "GoldAnswer", "find_files", "read_examples"]
@@ -226,11 +226,11 @@ def read_examples(
     """
     found = check_path("path", path)
     kind = PRESETS[task].task if task in PRESETS else task
-    if kind not in ("classification", "regression", "question-answering", "tagging"):
+    if kind not in SCORED:
         known = "" if kind in TASKS else "there is no such task; "
         raise InvalidInputError(
-            f"task {task!r}: {known}labelled data are read for classification, regression, "
-            f"question-answering, tagging, {', '.join(PRESETS)}"
+            f"task {task!r}: {known}labelled data are read for {', '.join(SCORED)}, "
+            f"{', '.join(PRESETS)}"
         )
     if columns is not None and (
         isinstance(columns, str) or not all(isinstance(name, str) for name in columns)

@@ -167,6 +167,12 @@ class Engine:
             return backend.precision
 
     @property
+    def provider(self) -> str:
+        """What executes the kernels: an instruction set, an execution provider, a library."""
+        with self._use() as backend:
+            return backend.provider
+
+    @property
     def threads(self) -> int:
         """The threads that the backend really uses."""
         with self._use() as backend:
@@ -217,28 +223,68 @@ class Engine:
         """
         with self._use() as backend:
             task, requests, single = self._encode(batch)
-            sequences = [(own, encoding) for own in requests for encoding in own.sequences]
-            parts: list[Any] = [None] * len(sequences)
-            chunks = list(self._chunks(sequences, pads=backend.pads))
-            # A bar of one step would say nothing.
-            bar = (
-                progress(len(sequences), "predict", " sequences")
-                if len(chunks) > 1
-                else nullcontext(lambda count: None)
-            )
-            with bar as advance:
-                for indices in chunks:
-                    packed = self._pack([sequences[i] for i in indices])
-                    values = backend.run(packed, task.outputs)
-                    found = task.read(values, packed, [sequences[i][0] for i in indices])
-                    for i, part in zip(indices, found, strict=True):
-                        parts[i] = part
-                    advance(len(indices))
-            read = iter(parts)
-            results: list[Result] = [
-                task.answer(own, [next(read) for _ in own.sequences]) for own in requests
-            ]
+            results, _ = self._answer(backend, task, requests, bar=True)
         return results[0] if single else results
+
+    def predict_with_outputs(self, batch: Any) -> tuple[list[Result], list[list[np.ndarray]]]:
+        """As `predict`, with the numbers that the results are made of.
+
+        Args:
+            batch: as for `predict`; a single input counts as a list of it.
+
+        Returns:
+            The results, as a list. And for each input a list with an array, float32, for each of
+            its sequences (one, but for the windows of question answering): the rows of the output
+            that the task reads. That are a classifier's logits (classes,), a regression's (1,),
+            those of tagging and question answering (tokens, tags) and (tokens, 2).
+
+        Raises:
+            What `predict` raises.
+        """
+        with self._use() as backend:
+            task, requests, _ = self._encode(batch)
+            return self._answer(backend, task, requests, keep=True)
+
+    def _answer(
+        self,
+        backend: Backend,
+        task: Task,
+        requests: Sequence[Request],
+        *,
+        keep: bool = False,
+        bar: bool = False,
+    ) -> tuple[list[Result], list[list[np.ndarray]]]:
+        """The results of requests; with `keep` also each one's rows of the output that the task
+        reads, a copy for each sequence."""
+        sequences = [(own, encoding) for own in requests for encoding in own.sequences]
+        parts: list[Any] = [None] * len(sequences)
+        kept: list[Any] = [None] * len(sequences)
+        chunks = list(self._chunks(sequences, pads=backend.pads))
+        # A bar of one step would say nothing.
+        shown = (
+            progress(len(sequences), "predict", " sequences")
+            if bar and len(chunks) > 1
+            else nullcontext(lambda count: None)
+        )
+        with shown as advance:
+            for indices in chunks:
+                packed = self._pack([sequences[i] for i in indices])
+                values = backend.run(packed, task.outputs)
+                found = task.read(values, packed, [sequences[i][0] for i in indices])
+                for i, part in zip(indices, found, strict=True):
+                    parts[i] = part
+                if keep:
+                    name = task.outputs[0]
+                    tokens = self._model.rows[name] == "tokens"
+                    rows = np.split(values[name], packed.cu_seqlens[1:-1] if tokens else len(found))
+                    for i, own_rows in zip(indices, rows, strict=True):
+                        kept[i] = own_rows.copy() if tokens else own_rows[0].copy()
+                advance(len(indices))
+        read, outputs = iter(parts), iter(kept)
+        return (
+            [task.answer(own, [next(read) for _ in own.sequences]) for own in requests],
+            [[next(outputs) for _ in own.sequences] for own in requests] if keep else [],
+        )
 
     def tokenize(self, batch: Any) -> Any:
         """The ids that `predict` would use.

@@ -13,6 +13,7 @@ __all__ = [
     "LABELLED",
     "POOLED_FROM",
     "PRESETS",
+    "SCORED",
     "SETTINGS",
     "TASKS",
     "Preset",
@@ -24,6 +25,9 @@ __all__ = [
 
 # The tasks whose logits have names
 LABELLED = ("classification", "tagging")
+
+# The tasks that labelled data are read for
+SCORED = ("classification", "regression", "question-answering", "tagging")
 
 # An embedding's mode, and the output that it reads
 POOLED_FROM = {
