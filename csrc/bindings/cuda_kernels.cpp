@@ -105,6 +105,7 @@ void bind_cuda_kernels(py::module_& module) {
   kernels.def("gather_rows", &gather_rows, py::arg("element"), py::arg("x"),
               py::arg("index") = py::none(), py::arg("out_element") = "fp32",
               py::arg("stride") = py::none());
+  bind_cuda_products(kernels);
 }
 
 }  // namespace bertrt::bindings

@@ -15,6 +15,7 @@
 namespace bertrt::bindings {
 
 void bind_cuda_kernels(pybind11::module_& module);
+void bind_cuda_products(pybind11::module_& kernels);
 
 inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw DeviceError(cudaGetErrorString(error));

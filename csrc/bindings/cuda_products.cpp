@@ -1,0 +1,160 @@
+// Matrix products and attention on a CUDA device, or on the emulator, one by one, for tests.
+#include <optional>
+
+#include <pybind11/stl.h>
+
+#include "bindings/cuda_kernels.h"
+#include "cuda/linear_tiles.h"
+#include "plan/plan.h"
+
+namespace py = pybind11;
+
+namespace bertrt::bindings {
+namespace {
+
+void require(bool condition, const char* message) {
+  if (!condition) throw BatchError(message);
+}
+
+cuda::Tiles parse_tiles(const std::string& name) {
+  if (name == "small") return cuda::Tiles::kSmall;
+  if (name == "medium") return cuda::Tiles::kMedium;
+  if (name == "large") return cuda::Tiles::kLarge;
+  throw BatchError("tiles must be small, medium or large, not " + name);
+}
+
+// `into`: wider rows, of which the result becomes the columns from first_column on.
+py::array linear(const std::string& element_name, const py::array& x, const py::array& weight,
+                 const std::optional<FloatArray>& bias, const std::string& activation,
+                 const std::optional<py::array>& residual, const std::optional<py::array>& into,
+                 int64_t first_column, bool residual_in_place,
+                 const std::optional<std::string>& tiles) {
+  const cuda::Element element = parse_element(element_name);
+  const DeviceMatrix rows(x, element), weights(weight, element);
+  require(rows.cols() == weights.cols(), "x must be (rows, inputs), weight (outputs, inputs)");
+  require(!bias || (bias->ndim() == 1 && bias->size() == weights.count()),
+          "bias must be (outputs,)");
+  std::optional<DeviceArray> on_bias;
+  if (bias) on_bias.emplace(*bias);
+  const DeviceMatrix out =
+      into ? DeviceMatrix(*into, element) : DeviceMatrix(rows.count(), weights.count(), element);
+  require(out.count() == rows.count() && first_column >= 0 &&
+              first_column + weights.count() <= out.cols(),
+          "into must have the result's rows, and its columns from first_column on");
+  cuda::DeviceRows result = out.rows();
+  result.data = static_cast<char*>(result.data) + first_column * cuda::bytes_of(element);
+  std::optional<DeviceMatrix> added;
+  cuda::ConstDeviceRows more;
+  if (residual) {
+    added.emplace(*residual, element);
+    require(added->count() == rows.count() && added->cols() == weights.count(),
+            "residual must be (rows, outputs)");
+    more = added->rows();
+  } else if (residual_in_place) {
+    more = result;
+  }
+  const cuda::Linear product{weights.rows(), weights.cols(), weights.count(),
+                             on_bias ? on_bias->as<float>() : nullptr,
+                             plan::parse_activation(activation)};
+  if (tiles) {
+    cuda::linear_in_tiles(parse_tiles(*tiles), product, rows.rows(), more, rows.count(), result,
+                          nullptr);
+  } else {
+    cuda::linear(product, rows.rows(), more, rows.count(), result, nullptr);
+  }
+  return out.download();
+}
+
+// cu_seqlens and the like on the device.
+class DeviceSequences {
+ public:
+  DeviceSequences(const IntArray& cu_seqlens, const std::optional<IntArray>& attended,
+                  int64_t tokens)
+      : cu_seqlens_(cu_seqlens) {
+    const int64_t seqs = cu_seqlens.size() - 1;
+    require(seqs >= 0 && cu_seqlens.data()[0] == 0 && cu_seqlens.data()[seqs] == tokens,
+            "cu_seqlens must run from 0 to tokens");
+    require(!attended || attended->size() == seqs, "attended must be (seqs,)");
+    sequences_.seqs = seqs;
+    for (int64_t s = 0; s < seqs; ++s) {
+      const int64_t length = cu_seqlens.data()[s + 1] - cu_seqlens.data()[s];
+      require(length >= 0, "cu_seqlens must not fall");
+      require(!attended || (attended->data()[s] >= 0 && attended->data()[s] <= length),
+              "attended must be from 0 to the sequence's length");
+      sequences_.longest = std::max(sequences_.longest, length);
+    }
+    if (attended) attended_.emplace(*attended);
+    sequences_.cu_seqlens = cu_seqlens_.as<int32_t>();
+    sequences_.attended = attended_ ? attended_->as<int32_t>() : nullptr;
+  }
+  const cuda::Sequences& get() const { return sequences_; }
+
+ private:
+  DeviceArray cu_seqlens_;
+  std::optional<DeviceArray> attended_;
+  cuda::Sequences sequences_;
+};
+
+Attention shape_of(const DeviceMatrix& qkv, int64_t heads, double scale) {
+  require(heads > 0 && qkv.cols() % (3 * heads) == 0, "qkv must be (tokens, 3 * heads * head_dim)");
+  return {heads, qkv.cols() / 3 / heads, static_cast<float>(scale)};
+}
+
+py::array attention(const std::string& element_name, const py::array& qkv,
+                    const IntArray& cu_seqlens, int64_t heads, double scale,
+                    const std::optional<IntArray>& attended,
+                    const std::optional<py::array>& first_queries) {
+  const cuda::Element element = parse_element(element_name);
+  const DeviceMatrix rows(qkv, element);
+  const Attention shape = shape_of(rows, heads, scale);
+  const DeviceSequences sequences(cu_seqlens, attended, rows.count());
+  std::optional<DeviceMatrix> queries;
+  if (first_queries) {
+    queries.emplace(*first_queries, element);
+    require(queries->count() == sequences.get().seqs && queries->cols() == rows.cols() / 3,
+            "first_queries must be (seqs, heads * head_dim)");
+  }
+  const DeviceMatrix out(queries ? sequences.get().seqs : rows.count(), rows.cols() / 3, element);
+  cuda::attention(shape, sequences.get(), rows.rows(),
+                  queries ? cuda::ConstDeviceRows(queries->rows()) : cuda::ConstDeviceRows(),
+                  out.rows(), nullptr);
+  return out.download();
+}
+
+py::array attention_weights(const std::string& element_name, const py::array& qkv,
+                            const IntArray& cu_seqlens, int64_t heads, double scale,
+                            const std::optional<IntArray>& attended) {
+  const DeviceMatrix rows(qkv, parse_element(element_name));
+  const Attention shape = shape_of(rows, heads, scale);
+  const DeviceSequences sequences(cu_seqlens, attended, rows.count());
+  const int64_t seqs = sequences.get().seqs;
+  py::array_t<int64_t> cu_pairs(seqs + 1);
+  cu_pairs.mutable_data()[0] = 0;
+  for (int64_t s = 0; s < seqs; ++s) {
+    const int64_t length = cu_seqlens.data()[s + 1] - cu_seqlens.data()[s];
+    cu_pairs.mutable_data()[s + 1] = cu_pairs.data()[s] + length * length;
+  }
+  const DeviceArray on_cu_pairs(cu_pairs);
+  const DeviceMatrix out(cu_pairs.data()[seqs], heads, cuda::Element::kFp32);
+  cuda::attention_weights(shape, sequences.get(), on_cu_pairs.as<int64_t>(), rows.rows(),
+                          out.rows(), nullptr);
+  return out.download();
+}
+
+}  // namespace
+
+void bind_cuda_products(py::module_& kernels) {
+  kernels.def("linear", &linear, py::arg("element"), py::arg("x"), py::arg("weight"),
+              py::arg("bias") = py::none(), py::arg("activation") = "none",
+              py::arg("residual") = py::none(), py::arg("into") = py::none(),
+              py::arg("first_column") = 0, py::arg("residual_in_place") = false,
+              py::arg("tiles") = py::none());
+  kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
+              py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
+              py::arg("first_queries") = py::none());
+  kernels.def("attention_weights", &attention_weights, py::arg("element"), py::arg("qkv"),
+              py::arg("cu_seqlens"), py::arg("heads"), py::arg("scale"),
+              py::arg("attended") = py::none());
+}
+
+}  // namespace bertrt::bindings

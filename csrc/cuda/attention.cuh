@@ -1,0 +1,76 @@
+// What the attention kernels share.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/kernels.h"
+
+namespace bertrt::cuda {
+
+template <class T>
+struct AttentionTask {
+  const T* query;  // of the first token (or sequence, if first_only), first head; so key, value
+  const T* key;
+  const T* value;
+  int64_t query_stride;
+  int64_t stride;  // of key and value
+  T* out;
+  int64_t out_stride;
+  const int32_t* cu_seqlens;
+  const int32_t* attended;
+  int query_blocks;  // of the longest sequence
+  int head_dim;
+  float scale;
+  bool first_only;  // query and out have a row a sequence, of its first token
+};
+
+// The queries of one block: some of one sequence, one head.
+template <class T>
+struct AttentionBlock {
+  const T* query;  // of its first query; likewise out
+  const T* key;    // of the sequence's first token
+  const T* value;
+  T* out;
+  int queries;  // 0: none are left
+  int keys;
+};
+
+// Blocks are numbered by sequence, then by query, in x, and by head in y.
+template <int kQueries, class T>
+__device__ __forceinline__ AttentionBlock<T> attention_block(const AttentionTask<T>& task) {
+  const int seq = static_cast<int>(blockIdx.x) / task.query_blocks;
+  const int first = static_cast<int>(blockIdx.x) % task.query_blocks * kQueries;
+  const int64_t begin = task.cu_seqlens[seq];
+  const int length = static_cast<int>(task.cu_seqlens[seq + 1] - begin);
+  const int64_t row = task.first_only ? seq : begin + first;
+  const int64_t column = static_cast<int64_t>(blockIdx.y) * task.head_dim;
+  const int left = (task.first_only ? 1 : length) - first;
+  AttentionBlock<T> block;
+  block.query = task.query + row * task.query_stride + column;
+  block.key = task.key + begin * task.stride + column;
+  block.value = task.value + begin * task.stride + column;
+  block.out = task.out + row * task.out_stride + column;
+  block.queries = left < 0 ? 0 : left < kQueries ? left : kQueries;
+  block.keys = task.attended ? task.attended[seq] : length;
+  return block;
+}
+
+// What queries without keys give.
+template <class T>
+__device__ __forceinline__ void write_zeros(const AttentionTask<T>& task,
+                                            const AttentionBlock<T>& block) {
+  for (int i = static_cast<int>(threadIdx.x); i < block.queries * task.head_dim;
+       i += static_cast<int>(blockDim.x)) {
+    block.out[i / task.head_dim * task.out_stride + i % task.head_dim] = from_float<T>(0.0f);
+  }
+}
+
+constexpr float kLog2E = 1.44269504f;
+constexpr float kNothing = -HUGE_VALF;  // the score of a key that is not there
+
+// Attention on tensor cores, for the head sizes that it is made for. Whether head_dim is one.
+bool has_attention_mma(int64_t head_dim);
+template <class T>
+void attention_mma(const AttentionTask<T>& task, int64_t seqs, int64_t longest, int64_t heads,
+                   Stream stream);
+
+}  // namespace bertrt::cuda

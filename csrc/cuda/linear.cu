@@ -1,0 +1,449 @@
+// Matrix products: fp16 and bf16 on tensor cores, fp32 by fused multiply-adds (never in TF32, which
+// rounds to 10 bits).
+//
+// A block computes one tile of the result over the whole depth, kDepth inputs at a time, while
+// later ones are on their way to shared memory. A sum's order is the depth's whatever the tile, so
+// that tiles can be chosen by shape.
+#include "cuda/kernels.h"
+#include "cuda/linear_tiles.h"
+#include "cuda/tile.cuh"
+
+namespace bertrt::cuda {
+namespace {
+
+constexpr int kDepth = 32;
+
+template <class T>
+struct Product {
+  const T* x;
+  int64_t x_stride;
+  const T* weight;
+  int64_t weight_stride;
+  const float* bias;
+  Activation activation;
+  const T* residual;
+  int64_t residual_stride;
+  T* out;
+  int64_t out_stride;
+  int64_t rows;
+  int inputs;
+  int outputs;
+  int tiles_across;  // of a row of the result
+  bool vectors;      // whether rows of out and residual are at multiples of 16 bytes
+};
+
+__device__ __forceinline__ float gelu_erf(float x) {
+  return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+}
+
+__device__ __forceinline__ float gelu_tanh(float x) {
+  return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+}
+
+template <int kCount>
+__device__ __forceinline__ void activate(Activation activation, float (&values)[kCount]) {
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kRelu:
+#pragma unroll
+      for (float& v : values) v = v <= 0.0f ? 0.0f : v;  // what is no number stays
+      break;
+    case Activation::kGeluErf:
+#pragma unroll
+      for (float& v : values) v = gelu_erf(v);
+      break;
+    case Activation::kGeluTanh:
+#pragma unroll
+      for (float& v : values) v = gelu_tanh(v);
+      break;
+    case Activation::kTanh:
+#pragma unroll
+      for (float& v : values) v = tanhf(v);
+      break;
+  }
+}
+
+// The tiles of a result are numbered along its rows; where the block's begins.
+struct Corner {
+  int64_t row;
+  int column;
+};
+
+template <int kRows, int kColumns, class T>
+__device__ __forceinline__ Corner corner_of_block(const Product<T>& p) {
+  const int tile = static_cast<int>(blockIdx.x);
+  return {static_cast<int64_t>(tile / p.tiles_across) * kRows, tile % p.tiles_across * kColumns};
+}
+
+// Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
+// kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
+// barrier is needed.
+template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
+__device__ __forceinline__ void walk_depth(const Product<T>& p, const Corner& corner,
+                                           unsigned char* shared, Compute compute) {
+  constexpr int kChunks = kDepth * sizeof(T) / 16;
+  constexpr int kRowsBytes = kRows * kChunks * 16;
+  constexpr int kStageBytes = kRowsBytes + kColumns * kChunks * 16;
+  const T* x = p.x + corner.row * p.x_stride;
+  const T* weight = p.weight + corner.column * p.weight_stride;
+  const int64_t rows_left = p.rows - corner.row;
+  const int valid_rows = rows_left < kRows ? static_cast<int>(rows_left) : kRows;
+  const int valid_columns = p.outputs - corner.column;
+  const auto load = [&](int step) {
+    const int k = step * kDepth;
+    if (k < p.inputs) {
+      unsigned char* stage = shared + step % kStages * kStageBytes;
+      load_tile<kRows, kChunks, kThreads>(stage, x + k, p.x_stride, valid_rows, p.inputs - k);
+      load_tile<kColumns, kChunks, kThreads>(stage + kRowsBytes, weight + k, p.weight_stride,
+                                             valid_columns, p.inputs - k);
+    }
+    cp_async_commit();  // an empty group keeps the count of those under way
+  };
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) load(step);
+  const int steps = (p.inputs + kDepth - 1) / kDepth;
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<kStages - 2>();
+    syncthreads();  // everybody's copies are here, and everybody has read the stage before
+    load(step + kStages - 1);
+    const unsigned char* stage = shared + step % kStages * kStageBytes;
+    compute(stage, stage + kRowsBytes);
+  }
+}
+
+// A block's tile of kWarpsDown x kWarpsAcross warps, with kWarpRows x kWarpColumns each.
+template <int kWarpsDown_, int kWarpsAcross_, int kWarpRows_, int kWarpColumns_>
+struct MmaTile {
+  static constexpr int kWarpsAcross = kWarpsAcross_;
+  static constexpr int kWarpRows = kWarpRows_;
+  static constexpr int kWarpColumns = kWarpColumns_;
+  static constexpr int kRows = kWarpsDown_ * kWarpRows;
+  static constexpr int kColumns = kWarpsAcross * kWarpColumns;
+  static constexpr int kThreads = kWarpsDown_ * kWarpsAcross * kWarp;
+  static constexpr int kBlocks = 2;  // that share a multiprocessor, and its registers
+  static constexpr int kStages = 4;
+  static constexpr int kSharedBytes = kStages * (kRows + kColumns) * kDepth * 2;
+  // In the end each warp lays its sums out anew, 16 rows at a time. Eight floats beyond the rows'
+  // ends spread the pairs that lanes write over all banks.
+  static constexpr int kSlabStride = kWarpColumns + 8;
+  static constexpr int kSlabFloats = 16 * kSlabStride;
+  static_assert(kThreads / kWarp * kSlabFloats * 4 <= kSharedBytes);
+};
+
+// Eight neighbouring values of a row of the result, from their sums on.
+template <class T>
+__device__ __forceinline__ void finish8(const Product<T>& p, int64_t row, int column,
+                                        const float (&bias)[8], float (&values)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] += bias[i];
+  activate(p.activation, values);
+  T* out = p.out + row * p.out_stride + column;
+  const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
+  if (p.vectors && column + 8 <= p.outputs) {
+    if (residual) {
+      const Vector<T> more = load_vector(residual);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] += to_float(more.values[i]);
+    }
+    Vector<T> rounded;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) rounded.values[i] = from_float<T>(values[i]);
+    store_vector(out, rounded);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (column + i >= p.outputs) break;
+    if (residual) values[i] += to_float(residual[i]);
+    out[i] = from_float<T>(values[i]);
+  }
+}
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Product<T> p) {
+  constexpr int kChunks = kDepth / 8;
+  constexpr int kDown = Tile::kWarpRows / 16;
+  constexpr int kAcross = Tile::kWarpColumns / 8;
+  const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
+  const unsigned warp = threadIdx.x / kWarp;
+  const unsigned lane = lane_index();
+  const unsigned warp_row = warp / Tile::kWarpsAcross * Tile::kWarpRows;
+  const unsigned warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
+  unsigned char* shared = shared_memory<unsigned char>();
+
+  float sums[kDown][kAcross][4] = {};
+  walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+      p, corner, shared, [&](const unsigned char* x, const unsigned char* weight) {
+#pragma unroll
+        for (unsigned chunk = 0; chunk < kChunks; chunk += 2) {
+          uint32_t a[kDown][4];
+          uint32_t b[kAcross / 2][4];
+#pragma unroll
+          for (int i = 0; i < kDown; ++i) {
+            ldmatrix_x4(a[i], left_row<kChunks>(x, warp_row + 16 * i, chunk));
+          }
+#pragma unroll
+          for (int j = 0; j < kAcross / 2; ++j) {
+            ldmatrix_x4(b[j], right_row<kChunks>(weight, warp_column + 16 * j, chunk));
+          }
+#pragma unroll
+          for (int i = 0; i < kDown; ++i) {
+#pragma unroll
+            for (int j = 0; j < kAcross / 2; ++j) {
+              mma_pair<T>(sums[i][2 * j], sums[i][2 * j + 1], a[i], b[j]);
+            }
+          }
+        }
+      });
+  syncthreads();
+
+  // Of the sums, lanes have two neighbours each; of the result they write eight.
+  constexpr int kLanesAcross = Tile::kWarpColumns / 8;
+  constexpr int kRowsAtOnce = kWarp / kLanesAcross;
+  float* slab = reinterpret_cast<float*>(shared) + warp * Tile::kSlabFloats;
+  const unsigned slab_column = lane % kLanesAcross * 8;
+  const int column = corner.column + static_cast<int>(warp_column + slab_column);
+  float bias[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    bias[i] = p.bias && column + i < p.outputs ? p.bias[column + i] : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kDown; ++i) {
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) {
+      float* place = slab + lane / 4 * Tile::kSlabStride + 8 * j + lane % 4 * 2;
+      place[0] = sums[i][j][0];
+      place[1] = sums[i][j][1];
+      place[8 * Tile::kSlabStride] = sums[i][j][2];
+      place[8 * Tile::kSlabStride + 1] = sums[i][j][3];
+    }
+    syncwarp();
+#pragma unroll
+    for (unsigned first = 0; first < 16; first += kRowsAtOnce) {
+      const unsigned slab_row = first + lane / kLanesAcross;
+      const int64_t row = corner.row + warp_row + 16 * i + slab_row;
+      if (row < p.rows && column < p.outputs) {
+        const float* place = slab + slab_row * Tile::kSlabStride + slab_column;
+        const Vector<float> low = load_vector(place);
+        const Vector<float> high = load_vector(place + 4);
+        float values[8];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          values[e] = low.values[e];
+          values[4 + e] = high.values[e];
+        }
+        finish8(p, row, column, bias, values);
+      }
+    }
+    syncwarp();
+  }
+}
+
+// A block's tile of kThreadsDown x kThreadsAcross threads, with kDown x kAcross values each. A
+// thread's rows are kThreadsDown apart, and its columns likewise: neighbouring threads read
+// neighbouring rows of the tiles, and write neighbouring values.
+template <int kThreadsDown_, int kThreadsAcross_, int kDown_, int kAcross_>
+struct FmaTile {
+  static constexpr unsigned kThreadsDown = kThreadsDown_;
+  static constexpr unsigned kThreadsAcross = kThreadsAcross_;
+  static constexpr int kDown = kDown_;
+  static constexpr int kAcross = kAcross_;
+  static constexpr int kRows = kThreadsDown * kDown;
+  static constexpr int kColumns = kThreadsAcross * kAcross;
+  static constexpr int kThreads = kThreadsDown * kThreadsAcross;
+  static constexpr int kBlocks = 2;
+  static constexpr int kStages = 3;
+  static constexpr int kSharedBytes = kStages * (kRows + kColumns) * kDepth * 4;
+};
+
+// A sum is that of kDepth products each: shorter sums round less.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Product<float> p) {
+  constexpr int kChunks = kDepth / 4;
+  constexpr int kDown = Tile::kDown;
+  constexpr int kAcross = Tile::kAcross;
+  const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
+  const unsigned down = threadIdx.x / Tile::kThreadsAcross;
+  const unsigned across = threadIdx.x % Tile::kThreadsAcross;
+
+  float sums[kDown][kAcross] = {};
+  walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+      p, corner, shared_memory<unsigned char>(),
+      [&](const unsigned char* x, const unsigned char* weight) {
+        const auto four = [](const unsigned char* tile, unsigned row, unsigned chunk) {
+          return load_vector(
+              reinterpret_cast<const float*>(tile + chunk_offset<kChunks>(row, chunk)));
+        };
+        float part[kDown][kAcross] = {};
+#pragma unroll 1
+        for (unsigned chunk = 0; chunk < kChunks; ++chunk) {
+          Vector<float> b[kAcross];
+#pragma unroll
+          for (int j = 0; j < kAcross; ++j) {
+            b[j] = four(weight, across + Tile::kThreadsAcross * j, chunk);
+          }
+#pragma unroll
+          for (int i = 0; i < kDown; ++i) {
+            const Vector<float> a = four(x, down + Tile::kThreadsDown * i, chunk);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+#pragma unroll
+              for (int j = 0; j < kAcross; ++j) {
+                part[i][j] = fmaf(a.values[e], b[j].values[e], part[i][j]);
+              }
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kDown; ++i) {
+#pragma unroll
+          for (int j = 0; j < kAcross; ++j) sums[i][j] += part[i][j];
+        }
+      });
+
+  float bias[kAcross];
+#pragma unroll
+  for (int j = 0; j < kAcross; ++j) {
+    const int column = corner.column + static_cast<int>(across + Tile::kThreadsAcross * j);
+    bias[j] = p.bias && column < p.outputs ? p.bias[column] : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kDown; ++i) {
+    const int64_t row = corner.row + down + Tile::kThreadsDown * i;
+    if (row >= p.rows) break;
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) sums[i][j] += bias[j];
+    activate(p.activation, sums[i]);
+#pragma unroll
+    for (int j = 0; j < kAcross; ++j) {
+      const int column = corner.column + static_cast<int>(across + Tile::kThreadsAcross * j);
+      if (column >= p.outputs) break;
+      const float more = p.residual ? p.residual[row * p.residual_stride + column] : 0.0f;
+      p.out[row * p.out_stride + column] = sums[i][j] + more;
+    }
+  }
+}
+
+// 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 64 KiB
+// of shared memory, so that two blocks share a multiprocessor.
+using LargeMma = MmaTile<2, 4, 64, 32>;
+using MediumMma = MmaTile<2, 2, 32, 32>;
+using SmallMma = MmaTile<2, 2, 16, 16>;
+
+// 128 x 64: 12 reads of 16 bytes for 128 multiply-adds; with the sums of kDepth products beside
+// those of all, a thread has 64 of them.
+using LargeFma = FmaTile<16, 16, 8, 4>;
+using MediumFma = FmaTile<16, 16, 4, 4>;
+using SmallFma = FmaTile<8, 8, 4, 4>;
+
+template <class Tile, class T>
+void run(void (*kernel)(Product<T>), Product<T> p, Stream stream) {
+  const int64_t down = (p.rows + Tile::kRows - 1) / Tile::kRows;
+  p.tiles_across = (p.outputs + Tile::kColumns - 1) / Tile::kColumns;
+  launch(kernel, dim3(static_cast<unsigned>(down * p.tiles_across)), Tile::kThreads,
+         Tile::kSharedBytes, stream, p);
+}
+
+template <class T>
+void run(Tiles tiles, const Product<T>& p, Stream stream) {
+  switch (tiles) {
+    case Tiles::kSmall:
+      return run<SmallMma>(linear_mma<T, SmallMma>, p, stream);
+    case Tiles::kMedium:
+      return run<MediumMma>(linear_mma<T, MediumMma>, p, stream);
+    case Tiles::kLarge:
+      return run<LargeMma>(linear_mma<T, LargeMma>, p, stream);
+  }
+}
+
+template <>
+void run<float>(Tiles tiles, const Product<float>& p, Stream stream) {
+  switch (tiles) {
+    case Tiles::kSmall:
+      return run<SmallFma>(linear_fma<SmallFma>, p, stream);
+    case Tiles::kMedium:
+      return run<MediumFma>(linear_fma<MediumFma>, p, stream);
+    case Tiles::kLarge:
+      return run<LargeFma>(linear_fma<LargeFma>, p, stream);
+  }
+}
+
+template <class T>
+void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
+                int64_t rows, DeviceRows out, Stream stream) {
+  const auto at_16_bytes = [](const ConstDeviceRows& r) {
+    return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.stride * sizeof(T) % 16 == 0;
+  };
+  Product<T> p;
+  p.x = static_cast<const T*>(x.data);
+  p.x_stride = x.stride;
+  p.weight = static_cast<const T*>(linear.weight.data);
+  p.weight_stride = linear.weight.stride;
+  p.bias = linear.bias;
+  p.activation = linear.activation;
+  p.residual = static_cast<const T*>(residual.data);
+  p.residual_stride = residual.stride;
+  p.out = static_cast<T*>(out.data);
+  p.out_stride = out.stride;
+  p.rows = rows;
+  p.inputs = static_cast<int>(linear.inputs);
+  p.outputs = static_cast<int>(linear.outputs);
+  p.vectors = at_16_bytes(out) && at_16_bytes(residual);
+  run(tiles, p, stream);
+}
+
+// Larger tiles read less for each product; but where they leave multiprocessors (108 on A100, 132
+// on H100) without any, smaller ones are done sooner.
+constexpr int64_t kEnoughTiles = 108;
+
+template <class Large, class Medium>
+Tiles choose(int64_t rows, int64_t outputs) {
+  const auto enough = [&](int64_t tile_rows, int64_t tile_columns) {
+    const int64_t down = (rows + tile_rows - 1) / tile_rows;
+    return down * ((outputs + tile_columns - 1) / tile_columns) >= kEnoughTiles;
+  };
+  if (enough(Large::kRows, Large::kColumns)) return Tiles::kLarge;
+  return enough(Medium::kRows, Medium::kColumns) ? Tiles::kMedium : Tiles::kSmall;
+}
+
+}  // namespace
+
+Tiles choose_tiles(Element element, int64_t rows, int64_t outputs) {
+  return element == Element::kFp32 ? choose<LargeFma, MediumFma>(rows, outputs)
+                                   : choose<LargeMma, MediumMma>(rows, outputs);
+}
+
+void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
+                     int64_t rows, DeviceRows out, Stream stream) {
+  if (rows == 0) return;
+  switch (out.element) {
+    case Element::kFp32:
+      return run_linear<float>(tiles, linear, x, residual, rows, out, stream);
+    case Element::kFp16:
+      return run_linear<Fp16>(tiles, linear, x, residual, rows, out, stream);
+    case Element::kBf16:
+      return run_linear<Bf16>(tiles, linear, x, residual, rows, out, stream);
+  }
+}
+
+void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+            DeviceRows out, Stream stream) {
+  linear_in_tiles(choose_tiles(out.element, rows, linear.outputs), linear, x, residual, rows, out,
+                  stream);
+}
+
+const char* linear_kernel(Element element) {
+  switch (element) {
+    case Element::kFp32:
+      return "linear_fp32.fma";
+    case Element::kFp16:
+      return "linear_fp16.mma";
+    case Element::kBf16:
+      return "linear_bf16.mma";
+  }
+  return "";
+}
+
+}  // namespace bertrt::cuda
