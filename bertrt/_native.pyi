@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+# A plan's weights; bfloat16 as uint16.
+WeightArray = npt.NDArray[np.float32 | np.uint16 | np.int8]
 IntArray = npt.NDArray[np.int32]
 
 MAX_THREADS: int
@@ -14,13 +16,14 @@ MAX_THREADS: int
 class Model:
     """A plan with its weights packed for this CPU.
 
-    `mapped` names weights that are views of files mapped for reading: their pages are handed back
-    when they have been packed."""
+    `precision` is that of the encoder's steps that state none themselves. `mapped` names weights
+    that are views of files mapped for reading: their pages are handed back when they have been
+    packed."""
 
     def __init__(
         self,
         plan: Mapping[str, Any],
-        weights: Mapping[str, FloatArray],
+        weights: Mapping[str, WeightArray],
         precision: str = "fp32",
         threads: int = 1,
         mapped: set[str] = ...,

@@ -266,7 +266,11 @@ def _add_task(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
 def _add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:
     default = backend or "all that are installed"
     parser.add_argument("--backend", choices=_BACKENDS, default=backend, help=f"default: {default}")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        help="default: fp32, or what the bundle was quantised to",
+    )
     _add_device(parser)
 
 

@@ -80,7 +80,7 @@ class Engine:
         path: str | os.PathLike[str],
         backend: str = "native",
         device: str = "cpu",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
     ) -> Engine:
         """Load a model.
@@ -93,7 +93,8 @@ class Engine:
                 does not.
             backend: "native", "onnxruntime" or "mxnet".
             device: "cpu", "cuda" or "cuda:N".
-            precision: "fp32", "bf16", "fp16" or "int8".
+            precision: "fp32", "bf16", "fp16" or "int8"; None: the model's own, which of a quantised
+                bundle is the one it was quantised to, and of others fp32.
             threads: the threads to use, 1 to 1024; None: the cores that this process may really
                 use.
 
@@ -105,12 +106,13 @@ class Engine:
             DeviceError: the device or precision cannot be used; the message says what is missing.
             InvalidInputError, InvalidTypeError: an argument that means nothing.
         """
-        for name, value in (("backend", backend), ("device", device), ("precision", precision)):
-            if not isinstance(value, str):
+        given = (("backend", backend), ("device", device), ("precision", precision))
+        for name, value in given:
+            if not isinstance(value, str) and (name, value) != ("precision", None):
                 raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected a str")
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
             raise InvalidInputError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
-        if precision not in _PRECISIONS:
+        if precision not in (None, *_PRECISIONS):
             raise InvalidInputError(
                 f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
             )
@@ -118,6 +120,7 @@ class Engine:
         # Other libraries get no file before it is known to be whole.
         opened = Model.opening(path) if backend == "native" else nullcontext(Model.open(path))
         with opened as model:
+            precision = precision or model.precision
             load = functools.partial(
                 load_backend, model, backend, device=device, precision=precision, threads=threads
             )

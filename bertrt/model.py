@@ -217,6 +217,11 @@ class Model:
         return list(self.plan().outputs)
 
     @property
+    def precision(self) -> str:
+        """What it runs in unless told otherwise: of a quantised plan, what it was quantised to."""
+        return self.plan().precision or "fp32"
+
+    @property
     def rows(self) -> Mapping[str, str]:
         """What each output has a row for, as the plan says."""
         return self.plan().rows

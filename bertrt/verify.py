@@ -123,7 +123,7 @@ def verify(
     backends: Sequence[str] | None = None,
     *,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str | None = None,
     threads: int | None = None,
     live: bool = True,
 ) -> Report:

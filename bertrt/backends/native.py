@@ -60,12 +60,13 @@ def load(
     if threads > _native.MAX_THREADS:
         raise InvalidInputError(f"threads is {threads}; expected 1 to {_native.MAX_THREADS}")
     plan = model.plan()
+    _check_stated(model, plan, precision, device)
+    # In a plan that states precisions, what states none runs in fp32.
+    rest = precision if plan.precision is None else "fp32"
     packed = _shared(
         plan,
         (precision, "cpu", os.environ.get("BERTRT_ISA", "")),
-        lambda weights, mapped: _native.Model(
-            plan.to_engine(), weights, precision, threads, mapped
-        ),
+        lambda weights, mapped: _native.Model(plan.to_engine(), weights, rest, threads, mapped),
     )
     engine = _native.Engine(packed, threads, trace)
     return NativeBackend(engine, plan, precision, threads=engine.threads, provider=engine.isa)
@@ -79,8 +80,9 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
             f"backend native cannot run on {device!r}: this bertrt was built without CUDA "
             f"({error}); build it with BERTRT_CUDA=1 pip install ., or use device='cpu'"
         ) from error
-    check_precision("native", precision, CUDA_PRECISIONS, device)
     plan = model.plan()
+    _check_stated(model, plan, precision, device)
+    check_precision("native", precision, CUDA_PRECISIONS, device)
     number = int(device.partition(":")[2] or 0)
     try:
         # A child that was forked has the parent's objects, and nothing on the GPU.
@@ -97,6 +99,22 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
     return CudaBackend(engine, plan, precision)
 
 
+def _check_stated(model: Model, plan: Plan, precision: str, device: str) -> None:
+    """Refuse, of a plan that states precisions, what its weights are not there for."""
+    if plan.precision is None:
+        return
+    if precision != plan.precision:
+        raise DeviceError(
+            f"{model.path} is quantised to {plan.precision}, and holds no weights for {precision}; "
+            f"use precision={plan.precision!r}, or the bundle that it was made from"
+        )
+    if device != "cpu":
+        raise DeviceError(
+            f"{model.path} is quantised to {plan.precision}, which has kernels for the CPU only; "
+            f"on {device!r} use the bundle that it was made from"
+        )
+
+
 # The packed weights that engines of this process hold, by what they were packed from: a second
 # engine of the same files shares them.
 _packed: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
@@ -109,14 +127,14 @@ def _shared(
 ) -> Any:
     """A plan's weights, packed: those that an engine of this process holds already, or new ones.
 
-    `kind`: what they depend on besides the plan and its files. `pack`: makes them of float32 arrays
-    and the names of those that are views of mapped files.
+    `kind`: what they depend on besides the plan and its files. `pack`: makes them of arrays and the
+    names of those that are views of mapped files.
     """
     identity = _identity(plan)
     packed = None if identity is None else _packed.get((identity, kind))
     if packed is None:
         weights = {
-            name: np.ascontiguousarray(constant.array, np.float32)
+            name: np.ascontiguousarray(constant.array, constant.array.dtype.newbyteorder("="))
             for name, constant in plan.weights.items()
         }
         packed = pack(weights, {name for name, array in weights.items() if _is_mapped(array)})

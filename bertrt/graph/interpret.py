@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from bertrt.graph.plan import Plan, Step
+from bertrt.graph.quantized import from_bfloat16
 from bertrt.graph.tail import TAIL_OPS, apply_tail
 
 __all__ = ["interpret"]
@@ -80,7 +81,17 @@ class _Run:
         return outputs
 
     def _weights(self, step: Step, role: str) -> list[np.ndarray]:
-        return [self._plan.weights[name].array.astype(np.float64) for name in step.weights[role]]
+        return [self._values(step, role, i) for i in range(len(step.weights[role]))]
+
+    def _values(self, step: Step, role: str, index: int) -> np.ndarray:
+        array = self._plan.weights[step.weights[role][index]].array
+        if array.dtype == np.uint16:
+            array = from_bfloat16(array)
+        values = array.astype(np.float64)
+        if role != "weight" or "scale" not in step.weights:
+            return values
+        scale = self._plan.weights[step.weights["scale"][index]].array.astype(np.float64)
+        return values * (scale if step.fields["transposed"] else scale[:, None])
 
     def _weight(self, step: Step, role: str) -> np.ndarray:
         (array,) = self._weights(step, role)

@@ -39,6 +39,12 @@ VERSION = 1
 INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
 _ACTIVATIONS = ("none", "relu", "gelu_erf", "gelu_tanh", "tanh")
 _LAYOUTS = ("separate", "interleaved")
+# From the most exact on.
+_PRECISIONS = ("fp32", "bf16", "int8")
+# How weights are stored; numpy has no bfloat16, so its bits are uint16. A matrix that is not
+# float32 belongs to a step that states the precision.
+_DTYPES = {"float32": "float32", "bfloat16": "uint16", "int8": "int8"}
+_STORED = {"uint16": "bf16", "int8": "int8"}
 # The kinds of rows that an output may have. `encoding_0`, ... are what a layer before the last one
 # returns, `attention_weights_0`, ... the probabilities of each layer.
 _OUTPUT_ROWS = {
@@ -114,7 +120,8 @@ class Plan:
         meanings are token_ids, token_types, valid_length and masked_positions.
     steps: in execution order.
     outputs: output name -> value, in the order of the Gluon model.
-    weights: name -> float32 :class:`~bertrt.graph.ir.Constant`.
+    weights: name -> :class:`~bertrt.graph.ir.Constant`: float32, but for matrices in int8, or
+        bfloat16 as uint16, of steps that state this precision.
     architecture: derived from steps and weights when the plan is made.
     rows: output name -> what its rows are counted by: "tokens", "seqs" (sequences), "positions"
         (masked ones) or "pairs" (of tokens of a sequence, by head); derived likewise.
@@ -133,6 +140,13 @@ class Plan:
         architecture, rows = _check(self)
         object.__setattr__(self, "architecture", architecture)
         object.__setattr__(self, "rows", rows)
+
+    @property
+    def precision(self) -> str | None:
+        """The lowest precision that a step states; None for a plan that leaves it to the engine. In
+        a plan that states some, steps that state none run in fp32."""
+        stated = {step.fields["precision"] for step in self.steps if "precision" in step.fields}
+        return max(stated, key=_PRECISIONS.index, default=None)
 
     def padding_of(self, output: str) -> np.ndarray | None:
         """What Gluon returns for `output`, which has a row a token, at a padded position: float32,
@@ -257,7 +271,13 @@ class Plan:
 
 
 def _shape_text(constant: Constant) -> str:
-    return "x".join(map(str, constant.array.shape))
+    dtype = _dtype_name(constant.array)
+    return "x".join(map(str, constant.array.shape)) + (f" {dtype}" if dtype != "float32" else "")
+
+
+def _dtype_name(array: np.ndarray) -> str:
+    """How the JSON form calls an array's elements; "" where a plan has no such weights."""
+    return next((name for name, dtype in _DTYPES.items() if array.dtype == dtype), "")
 
 
 # References to weights
@@ -275,7 +295,7 @@ def _reference(constant: Constant, directory: Path) -> dict[str, Any]:
     return {
         "file": inside.as_posix(),
         "offset": constant.offset,
-        "dtype": "float32",
+        "dtype": _dtype_name(constant.array),
         "shape": list(constant.array.shape),
     }
 
@@ -291,8 +311,11 @@ def _map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:
         parts = PurePosixPath(file)
         if parts.is_absolute() or ".." in parts.parts or "\\" in file:
             raise ModelFormatError(f"{where}.file is {file!r}, which leaves the directory")
-        if reference["dtype"] != "float32":
-            raise ModelFormatError(f"{where}.dtype is {reference['dtype']!r}, expected 'float32'")
+        dtype = _DTYPES.get(_text(reference["dtype"], f"{where}.dtype"))
+        if dtype is None:
+            raise ModelFormatError(
+                f"{where}.dtype is {reference['dtype']!r}, expected one of {list(_DTYPES)}"
+            )
         shape = reference["shape"]
         if not isinstance(shape, list) or not 1 <= len(shape) <= 2:
             raise ModelFormatError(f"{where}.shape is {shape!r}, expected one or two extents")
@@ -302,12 +325,12 @@ def _map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:
             files[file] = map_file(directory / file)
         data = files[file]
         offset = _integer(reference["offset"], f"{where}.offset", 0, len(data) + 1)
-        end = offset + 4 * prod(shape)
+        end = offset + np.dtype(dtype).itemsize * prod(shape)
         if end > len(data):
             raise ModelFormatError(
                 f"{where} ends at byte {end}, {file} has {len(data)} bytes: truncated?"
             )
-        array = view(data, offset, "float32", tuple(shape))
+        array = view(data, offset, dtype, tuple(shape))
         weights[name] = Constant(name, array, directory / file, offset)
     return weights
 
@@ -384,7 +407,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a kind of step needs; roles ending in "?" are optional."""
+    """What a kind of step needs; roles and fields ending in "?" are optional."""
 
     inputs: int
     roles: tuple[str, ...]
@@ -395,13 +418,15 @@ _RULES = {
     "embed_layer_norm": _Rule(0, ("word", "type?", "position", "gamma", "beta"), ("eps",)),
     "qkv_linear": _Rule(
         1,
-        ("weight", "bias"),
-        ("heads", "head_dim", "weight_layout", "bias_layout", "transposed"),
+        ("weight", "scale?", "bias"),
+        ("heads", "head_dim", "weight_layout", "bias_layout", "transposed", "precision?"),
     ),
-    "attention": _Rule(1, (), ("heads", "head_dim", "scale", "mask")),
+    "attention": _Rule(1, (), ("heads", "head_dim", "scale", "mask", "precision?")),
     "attention_weights": _Rule(1, (), ("heads", "head_dim", "scale", "mask")),
-    "linear_add_layer_norm": _Rule(2, ("weight", "bias", "gamma", "beta"), ("eps", "transposed")),
-    "linear": _Rule(1, ("weight", "bias?"), ("activation", "transposed")),
+    "linear_add_layer_norm": _Rule(
+        2, ("weight", "scale?", "bias", "gamma", "beta"), ("eps", "transposed", "precision?")
+    ),
+    "linear": _Rule(1, ("weight", "scale?", "bias?"), ("activation", "transposed", "precision?")),
     "layer_norm": _Rule(1, ("gamma", "beta"), ("eps",)),
     "first_token": _Rule(1, (), ()),
     "gather_positions": _Rule(1, (), ()),
@@ -419,9 +444,10 @@ def _check(plan: Plan) -> tuple[Architecture, dict[str, str]]:
     """Check a whole plan; returns the facts that its steps and weights state, and the kind of rows
     of every output."""
     for name, constant in plan.weights.items():
-        if constant.array.dtype != np.float32 or not constant.array.flags.c_contiguous:
+        if not _dtype_name(constant.array) or not constant.array.flags.c_contiguous:
             raise ModelFormatError(
-                f"weight {name!r} is {constant.array.dtype}, expected row-major float32"
+                f"weight {name!r} is {constant.array.dtype}, expected row-major "
+                f"{', '.join(_DTYPES)}"
             )
     checker = _Checker(plan)
     values: dict[str, _Rows] = {}
@@ -485,8 +511,10 @@ class _Checker:
             raise ModelFormatError(
                 f"step {step.name!r}: unknown op {step.op!r}, expected one of {list(_RULES)}"
             )
-        _exact_keys(step.fields, rule.fields, f"step {step.name!r}")
-        for key in rule.fields:
+        left_out = {key for key in rule.fields if key.endswith("?") and key[:-1] not in step.fields}
+        fields = tuple(key.removesuffix("?") for key in rule.fields if key not in left_out)
+        _exact_keys(step.fields, fields, f"step {step.name!r}")
+        for key in fields:
             self._check_field(step, key)
         if len(step.inputs) != rule.inputs:
             self._fail(step, f"{len(step.inputs)} inputs, expected {rule.inputs}")
@@ -526,6 +554,7 @@ class _Checker:
             "mask": ("none", "valid_length"),
             "weight_layout": _LAYOUTS,
             "bias_layout": _LAYOUTS,
+            "precision": _PRECISIONS,
         }
         if key in choices:
             good = isinstance(value, str) and value in choices[key]
@@ -549,13 +578,23 @@ class _Checker:
         if not needed <= set(step.weights) <= known:
             self._fail(step, f"weights {sorted(step.weights)}, expected {list(rule.roles)}")
         for role, names in step.weights.items():
-            separate = step.fields.get(f"{role}_layout") == "separate"
+            layout = "bias_layout" if role == "bias" else "weight_layout"
+            separate = role in ("weight", "scale", "bias") and step.fields.get(layout) == "separate"
             if len(names) != (3 if separate else 1):
                 self._fail(step, f"{len(names)} arrays for {role}")
             for name in names:
                 if name not in self.plan.weights:
                     self._fail(step, f"{role} {name!r} is not among the weights")
                 self.used.add(name)
+                self._check_stored(step, role, name)
+
+    def _check_stored(self, step: Step, role: str, name: str) -> None:
+        dtype = str(self.plan.weights[name].array.dtype)
+        precision = step.fields.get("precision")
+        if dtype != "float32" and (role != "weight" or _STORED[dtype] != precision):
+            self._fail(step, f"{role} {name!r} is {dtype}, and the precision {precision}")
+        if role == "weight" and (dtype == "int8") != ("scale" in step.weights):
+            self._fail(step, f"weight {name!r} is {dtype}; int8 and a scale need each other")
 
     def _shapes(self, step: Step, role: str) -> Iterator[tuple[int, ...]]:
         for name in step.weights[role]:
@@ -607,6 +646,7 @@ class _Checker:
         if rows != (width if step.fields["weight_layout"] == "separate" else 3 * width):
             self._fail(step, f"weight has {rows} rows for heads*head_dim {width}")
         separate = step.fields["bias_layout"] == "separate"
+        self._vectors(step, rows, "scale")
         self._vectors(step, width if separate else 3 * width, "bias")
         self._reads(step, x, ("tokens",), columns)
         return _Rows("qkv", 3 * width)
@@ -633,7 +673,7 @@ class _Checker:
         out, into = self._matrix(step, "weight")
         self._reads(step, x, ("tokens", "seqs", "positions"), into)
         self._reads(step, residual, (x.kind,), out)
-        self._vectors(step, out, "bias", "gamma", "beta")
+        self._vectors(step, out, "scale", "bias", "gamma", "beta")
         if x.kind == "tokens":
             self._fact("hidden", out)
             self._fact("layer_norm_eps", step.fields["eps"])
@@ -645,7 +685,7 @@ class _Checker:
     def _linear(self, step: Step, x: _Rows) -> _Rows:
         out, into = self._matrix(step, "weight")
         self._reads(step, x, ("tokens", "seqs", "positions"), into)
-        self._vectors(step, out, "bias")
+        self._vectors(step, out, "scale", "bias")
         if x.kind == "tokens":
             self.token_linears[step.output] = step
         return _Rows(x.kind, out)

@@ -65,8 +65,9 @@ void bind_engine(py::module_& module) {
   module.attr("MAX_THREADS") = kMaxThreads;
   py::class_<PyModel>(module, "Model", R"(A plan with its weights packed for this CPU.
 
-plan: the dictionary of plan.json. weights: float32 C-contiguous arrays by weight name. precision:
-"fp32", "bf16" or "int8", for the products of token rows. threads: to pack on. mapped: names of
+plan: the dictionary of plan.json. weights: C-contiguous arrays by weight name, float32, or as the
+plan's steps state int8 or uint16 (bfloat16). precision: "fp32", "bf16" or "int8", for the products
+of token rows in steps that state none. threads: to pack on. mapped: names of
 weights that are views of files mapped into memory for reading, and nothing else: their pages are
 handed back to the system when they have been packed.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names

@@ -28,14 +28,22 @@ plan::Weight weight(const Weights& weights, const std::string& name) {
   const py::dict& arrays = weights.arrays;
   if (!arrays.contains(name.c_str())) throw PlanError("plan: weight '" + name + "' was not given");
   const py::object object = arrays[name.c_str()];
-  if (!py::isinstance<FloatArray>(object)) {
-    throw PlanError("plan: weight '" + name + "' is not a C-contiguous float32 array");
+  const auto of = [&](Storage storage) -> plan::Weight {
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    return {name,
+            array.data(),
+            storage,
+            {array.shape(), array.shape() + array.ndim()},
+            weights.mapped.count(name) != 0};
+  };
+  if (py::isinstance<FloatArray>(object)) return of(Storage::kFloat32);
+  // numpy has no bfloat16: its bits come as uint16.
+  if (py::isinstance<py::array_t<uint16_t, py::array::c_style>>(object)) {
+    return of(Storage::kBfloat16);
   }
-  const auto array = py::reinterpret_borrow<FloatArray>(object);
-  return {name,
-          array.data(),
-          {array.shape(), array.shape() + array.ndim()},
-          weights.mapped.count(name) != 0};
+  if (py::isinstance<py::array_t<int8_t, py::array::c_style>>(object)) return of(Storage::kInt8);
+  throw PlanError("plan: weight '" + name +
+                  "' is not a C-contiguous array of float32, uint16 (bfloat16) or int8");
 }
 
 plan::Step step(const py::dict& dict, const Weights& weights) {
@@ -60,6 +68,9 @@ plan::Step step(const py::dict& dict, const Weights& weights) {
   optional("head_dim", step.head_dim);
   optional("scale", step.scale);
   optional("transposed", step.transposed);
+  if (dict.contains("precision")) {
+    step.precision = plan::parse_precision(field<std::string>(dict, "precision", where));
+  }
   if (dict.contains("activation")) {
     step.activation = plan::parse_activation(field<std::string>(dict, "activation", where));
   }

@@ -44,7 +44,8 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   }
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
-  const WeightBlock block{weight.data(), outputs, inputs, false, nullptr, 0};
+  const WeightBlock block{weight.data(), Storage::kFloat32, nullptr, outputs, inputs,
+                          false,         nullptr,           0};
   const auto matrix = ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
   const AlignedBuffer operand(static_cast<size_t>(rows * ops->operand_stride(*matrix)));
   if (operand.data()) ops->to_operand({x.data(), inputs}, rows, {matrix.get(), operand.data()});

@@ -17,7 +17,9 @@ namespace bertrt {
 // values, or, if transposed, the other way round. Row r of the block becomes output column
 // `column(r)` of the packed matrix.
 struct WeightBlock {
-  const float* data;
+  const void* data;
+  Storage storage;
+  const float* scales;  // of kInt8: outputs values
   int64_t outputs;
   int64_t inputs;
   bool transposed;

@@ -16,6 +16,9 @@ enum class Activation { kNone, kRelu, kGeluErf, kGeluTanh, kTanh };
 // to its highest value; exact integer sums.
 enum class Precision { kFp32, kBf16, kInt8 };
 
+// What a weight is stored as. A matrix in int8 has a scale for each output: what a step is worth.
+enum class Storage { kFloat32, kBfloat16, kInt8 };
+
 // A ragged batch: the tokens of all sequences end to end, nothing padded. Sequence s holds tokens
 // [cu_seqlens[s], cu_seqlens[s + 1]); an empty sequence is allowed.
 struct PackedBatch {

@@ -47,44 +47,61 @@ class PanelMatrix final : public Matrix {
     return static_cast<char*>(buffer.data()) + p * panel_bytes(precision);
   }
 
-  // Puts the weights of one output, `step` values apart, into their column.
-  void set_column(int64_t column, const float* weights, int64_t step) {
+  // Puts the weights of one output, row `row` of a block, into their column.
+  void set_column(int64_t column, const WeightBlock& block, int64_t row) {
     char* p = panel(column / kernel.panel);
     const int64_t in_panel = column % kernel.panel;
+    const int64_t first = block.transposed ? row : row * inputs;
+    const int64_t step = block.transposed ? block.outputs : 1;
     const auto place = [&](int64_t k) {
       return (k / kernel.group * kernel.panel + in_panel) * kernel.group + k % kernel.group;
     };
+    const auto weight = [&](int64_t k) {
+      return static_cast<const float*>(block.data)[first + k * step];
+    };
     switch (precision) {
       case Precision::kFp32:
-        for (int64_t k = 0; k < inputs; ++k) {
-          reinterpret_cast<float*>(p)[place(k)] = weights[k * step];
-        }
+        for (int64_t k = 0; k < inputs; ++k) reinterpret_cast<float*>(p)[place(k)] = weight(k);
         return;
       case Precision::kBf16:
         for (int64_t k = 0; k < inputs; ++k) {
-          reinterpret_cast<uint16_t*>(p)[place(k)] = to_bf16(weights[k * step]);
+          reinterpret_cast<uint16_t*>(p)[place(k)] =
+              block.storage == Storage::kBfloat16
+                  ? static_cast<const uint16_t*>(block.data)[first + k * step]
+                  : to_bf16(weight(k));
         }
         return;
       case Precision::kInt8: {
-        float limit = 0.0f;
-        bool finite = true;
-        for (int64_t k = 0; k < inputs; ++k) {
-          limit = std::max(limit, std::fabs(weights[k * step]));
-          finite = finite && std::isfinite(weights[k * step]);
+        auto* steps = reinterpret_cast<int8_t*>(p);
+        float scale = 0.0f;
+        if (block.storage == Storage::kInt8) {
+          for (int64_t k = 0; k < inputs; ++k) {
+            steps[place(k)] = static_cast<const int8_t*>(block.data)[first + k * step];
+          }
+          scale = block.scales[row];
+        } else {
+          // bertrt/graph/quantized.py does the same for weights that are stored in int8.
+          float limit = 0.0f;
+          bool finite = true;
+          for (int64_t k = 0; k < inputs; ++k) {
+            limit = std::max(limit, std::fabs(weight(k)));
+            finite = finite && std::isfinite(weight(k));
+          }
+          // As for a row, see quantise(): nothing plausible may come of a weight that is not
+          // finite.
+          if (!finite) {
+            column_scale[static_cast<size_t>(column)] = std::numeric_limits<float>::quiet_NaN();
+            return;
+          }
+          const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+          for (int64_t k = 0; k < inputs; ++k) {
+            steps[place(k)] = static_cast<int8_t>(std::nearbyint(weight(k) * inverse));
+          }
+          scale = limit / 127.0f;
         }
-        // As for a row, see quantise(): nothing plausible may come of a weight that is not finite.
-        if (!finite) {
-          column_scale[static_cast<size_t>(column)] = std::numeric_limits<float>::quiet_NaN();
-          return;
-        }
-        const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
         int32_t sum = 0;
-        for (int64_t k = 0; k < inputs; ++k) {
-          const auto steps = static_cast<int8_t>(std::nearbyint(weights[k * step] * inverse));
-          reinterpret_cast<int8_t*>(p)[place(k)] = steps;
-          sum += steps;
-        }
-        column_scale[static_cast<size_t>(column)] = limit / 127.0f;
+        for (int64_t k = 0; k < inputs; ++k) sum += steps[place(k)];
+        column_scale[static_cast<size_t>(column)] = scale;
         column_sum[static_cast<size_t>(column)] = sum;
         return;
       }
@@ -172,8 +189,7 @@ class CpuOps final : public Ops {
         const int64_t end = std::min(block.outputs, (group + 1) * kRowGroup);
         for (int64_t r = group * kRowGroup; r < end; ++r) {
           const int64_t column = block.columns ? block.columns[r] : block.first_column + r;
-          const float* weights = block.transposed ? block.data + r : block.data + r * inputs;
-          matrix->set_column(column, weights, block.transposed ? block.outputs : 1);
+          matrix->set_column(column, block, r);
         }
       });
     }

@@ -49,7 +49,8 @@ class Uploader {
     for (const WeightBlock& block : blocks) {
       for (int64_t r = 0; r < block.outputs; ++r) {
         const int64_t row = block.columns ? block.columns[r] : block.first_column + r;
-        const float* source = block.data + (block.transposed ? r : r * inputs);
+        const float* source =
+            static_cast<const float*>(block.data) + (block.transposed ? r : r * inputs);
         write(source, block.transposed ? block.outputs : 1, inputs, stride,
               staged + row * stride * bytes_of(element), element);
       }
@@ -59,7 +60,8 @@ class Uploader {
 
   ConstDeviceRows table(const plan::Weight& weight, Element element) {
     const int64_t rows = weight.shape[0], cols = weight.shape[1];
-    return matrix({{weight.data, rows, cols, false, nullptr, 0}}, cols, rows, element);
+    return matrix({{weight.data, Storage::kFloat32, nullptr, rows, cols, false, nullptr, 0}}, cols,
+                  rows, element);
   }
 
   const float* vector(const std::vector<float>& values) {
@@ -140,6 +142,11 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
   for (const plan::Step& step : plan.steps) {
     nodes.emplace_back(steps[nodes.size()]);
     Node& node = nodes.back();
+    if (step.precision) {
+      throw PlanError("plan: step '" + step.name +
+                      "' states its precision; plans that do run on "
+                      "the CPU only");
+    }
     node.element = node.head ? Element::kFp32 : element;
     if (step.weights.count("gamma")) {
       node.norm = {uploader.vector(vector_of(step, "gamma")),

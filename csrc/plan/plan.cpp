@@ -69,6 +69,18 @@ const char* name_of(const Named<Value> (&table)[kCount], Value value) {
   return "?";
 }
 
+const char* storage_name(Storage storage) {
+  switch (storage) {
+    case Storage::kFloat32:
+      return "float32";
+    case Storage::kBfloat16:
+      return "bfloat16";
+    case Storage::kInt8:
+      return "int8";
+  }
+  return "?";
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -151,7 +163,8 @@ class Validator {
   bool has(const char* role) const { return step_->weights.count(role) != 0; }
 
   // The weights of a role, each with the given shape.
-  void weights(const char* role, size_t count, const std::vector<int64_t>& shape) const {
+  void weights(const char* role, size_t count, const std::vector<int64_t>& shape,
+               Storage storage = Storage::kFloat32) const {
     const auto found = step_->weights.find(role);
     if (found == step_->weights.end() || found->second.size() != count) {
       fail("role '" + std::string(role) + "' has " +
@@ -160,6 +173,10 @@ class Validator {
     }
     for (const Weight& weight : found->second) {
       if (!weight.data) fail("weight '" + weight.name + "' has no data");
+      if (weight.storage != storage) {
+        fail("weight '" + weight.name + "' (" + role + ") is " + storage_name(weight.storage) +
+             ", expected " + storage_name(storage));
+      }
       if (weight.shape != shape) {
         fail("weight '" + weight.name + "' (" + role + ") has shape " + shape_text(weight.shape) +
              ", expected " + shape_text(shape));
@@ -179,9 +196,27 @@ class Validator {
       fail("a product over " + std::to_string(inputs) + " inputs, at most " +
            std::to_string(kMaxInputs) + " can be summed");
     }
+    const Storage storage = stored();
     weights("weight", count,
             step_->transposed ? std::vector<int64_t>{inputs, outputs}
-                              : std::vector<int64_t>{outputs, inputs});
+                              : std::vector<int64_t>{outputs, inputs},
+            storage);
+    if (has("scale") != (storage == Storage::kInt8)) {
+      fail("int8 weights and a role 'scale' need each other");
+    }
+    if (has("scale")) weights("scale", count, {outputs});
+  }
+
+  // What the step's matrices are stored as: float32, or as its products are computed.
+  Storage stored() const {
+    const auto found = step_->weights.find("weight");
+    if (found == step_->weights.end() || found->second.empty()) return Storage::kFloat32;
+    const Storage storage = found->second.front().storage;
+    const bool fits = storage == Storage::kFloat32 ||
+                      (storage == Storage::kBfloat16 && step_->precision == Precision::kBf16) ||
+                      (storage == Storage::kInt8 && step_->precision == Precision::kInt8);
+    if (!fits) fail(std::string("precision does not fit weights in ") + storage_name(storage));
+    return storage;
   }
 
   // The shape of a role that is one matrix.

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,12 +34,15 @@ enum class Op {
 // rows go by head, then by query, key, value, then by head_dim (GluonNLP's own graph pass).
 enum class QkvLayout { kSeparate, kInterleaved };
 
-// float32, dense, row-major. The memory belongs to the caller.
+// Dense, row-major. The memory belongs to the caller.
 struct Weight {
   std::string name;
-  const float* data = nullptr;
+  const void* data = nullptr;
+  Storage storage = Storage::kFloat32;
   std::vector<int64_t> shape;
   bool mapped = false;  // a file's pages, mapped to be read only
+
+  const float* floats() const { return static_cast<const float*>(data); }
 };
 
 struct Step {
@@ -55,6 +59,7 @@ struct Step {
   QkvLayout weight_layout = QkvLayout::kSeparate;
   QkvLayout bias_layout = QkvLayout::kSeparate;
   Activation activation = Activation::kNone;
+  std::optional<Precision> precision;  // none: the engine's, or of a head fp32
 };
 
 struct Plan {

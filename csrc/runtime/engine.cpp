@@ -375,7 +375,7 @@ class Engine::PartRun {
   // Bytes of scratch for so many rows.
   int64_t scratch_of(const Node& node, int64_t rows) const {
     if (node.matrix) {
-      if (all_.operands[node.inputs[0]].reader && !gathers(node, 0)) return 0;
+      if (has_operand(node)) return 0;
       return rows * engine_.ops_->operand_stride(*node.matrix);
     }
     if (node.op != plan::Op::kAttention) return 0;
@@ -425,16 +425,21 @@ class Engine::PartRun {
     return rows;
   }
 
+  // Whether the step before a product has written the form of its rows that the product reads.
+  bool has_operand(const Node& node) const {
+    const Matrix* reader = all_.operands[node.inputs[0]].reader;
+    return reader && reader->precision == node.matrix->precision && !gathers(node, 0);
+  }
+
   void linear(const View& view, const Node& node, const Epilogue& epilogue) {
     Ops& ops = *view.ops;
     const int64_t count = rows(view, node.output);
     const ConstRows x = input(view, node, 0);
-    const void* operand = view.operands[node.inputs[0]].data;
-    if (!operand || gathers(node, 0)) {
-      operand = view.scratch;
-      if (ops.operand_stride(*node.matrix)) {
-        ops.to_operand(x, count, {node.matrix.get(), view.scratch});
-      }
+    const void* operand = view.scratch;
+    if (has_operand(node)) {
+      operand = view.operands[node.inputs[0]].data;
+    } else if (ops.operand_stride(*node.matrix)) {
+      ops.to_operand(x, count, {node.matrix.get(), view.scratch});
     }
     ops.linear(*node.matrix, epilogue, x, operand, count, view.values[node.output],
                only_operand(view, node) ? view.operands[node.output] : Operand{});

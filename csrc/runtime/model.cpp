@@ -29,13 +29,13 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
                     shape.cols};
     }
 
-    const Precision here = node->head ? Precision::kFp32 : precision;
+    const Precision here = step.precision.value_or(node->head ? Precision::kFp32 : precision);
     switch (step.op) {
       case plan::Op::kEmbedLayerNorm:
         node->kernel = "embed_f32." + ops->name();
-        node->embedding.word = weight("word").data;
-        node->embedding.position = weight("position").data;
-        if (step.weights.count("type")) node->embedding.type = weight("type").data;
+        node->embedding.word = weight("word").floats();
+        node->embedding.position = weight("position").floats();
+        if (step.weights.count("type")) node->embedding.type = weight("type").floats();
         node->embedding.norm = node->norm;
         break;
       case plan::Op::kQkvLinear:

@@ -14,7 +14,9 @@ void release(const plan::Weight& weight) {
 #if defined(__linux__)
   if (!weight.mapped) return;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  size_t bytes = sizeof(float);
+  size_t bytes = weight.storage == Storage::kFloat32    ? 4
+                 : weight.storage == Storage::kBfloat16 ? 2
+                                                        : 1;
   for (const int64_t extent : weight.shape) bytes *= static_cast<size_t>(extent);
   const auto begin = (reinterpret_cast<uintptr_t>(weight.data) + page - 1) / page * page;
   const auto end = (reinterpret_cast<uintptr_t>(weight.data) + bytes) / page * page;
@@ -41,10 +43,14 @@ std::vector<int64_t> interleaved_columns(int64_t heads, int64_t head_dim) {
 
 LinearWeights::LinearWeights(const plan::Step& step) {
   const std::vector<plan::Weight>& matrices = step.weights.at("weight");
+  const auto scales = step.weights.find("scale");
   for (const plan::Weight& weight : matrices) {
     const int64_t rows = weight.shape[step.transposed ? 1 : 0];
     inputs = weight.shape[step.transposed ? 0 : 1];
-    blocks.push_back({weight.data, rows, inputs, step.transposed, nullptr, outputs});
+    const float* scale =
+        scales == step.weights.end() ? nullptr : scales->second[blocks.size()].floats();
+    blocks.push_back(
+        {weight.data, weight.storage, scale, rows, inputs, step.transposed, nullptr, outputs});
     outputs += rows;
   }
   const bool qkv = step.op == plan::Op::kQkvLinear;
@@ -55,7 +61,7 @@ LinearWeights::LinearWeights(const plan::Step& step) {
   const auto found = step.weights.find("bias");
   if (found == step.weights.end()) return;
   for (const plan::Weight& b : found->second) {
-    bias.insert(bias.end(), b.data, b.data + b.shape[0]);
+    bias.insert(bias.end(), b.floats(), b.floats() + b.shape[0]);
   }
   if (qkv && step.bias_layout == plan::QkvLayout::kInterleaved) {
     const std::vector<float> source = bias;
@@ -67,11 +73,11 @@ LinearWeights::LinearWeights(const plan::Step& step) {
 
 std::vector<float> vector_of(const plan::Step& step, const char* role) {
   const plan::Weight& weight = step.weights.at(role).front();
-  return {weight.data, weight.data + weight.shape[0]};
+  return {weight.floats(), weight.floats() + weight.shape[0]};
 }
 
 void release_matrices(const plan::Step& step) {
-  for (const char* role : {"weight", "bias"}) {
+  for (const char* role : {"weight", "scale", "bias"}) {
     const auto weights = step.weights.find(role);
     if (weights == step.weights.end()) continue;
     for (const plan::Weight& weight : weights->second) release(weight);

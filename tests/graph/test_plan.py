@@ -197,6 +197,14 @@ WRONG = {
     "absolute file": (
         lambda c: c["weights"]["word"].update(file="/etc/passwd"), "leaves the directory"),
     "other dtype": (lambda c: c["weights"]["word"].update(dtype="float16"), "'float16'"),
+    "unknown precision": (set_step(2, precision="fp16"), "precision is 'fp16', expected one of"),
+    "precision of a step without products": (set_step(0, precision="bf16"), "precision"),
+    "a scale of float32 weights": (
+        lambda c: c["steps"][4]["weights"].update(scale=["ffn.b"]), "int8 and a scale need"),
+    "int8 in a step that says nothing of it": (
+        lambda c: c["weights"]["ffn.w"].update(dtype="int8"), "is int8, and the precision None"),
+    "a vector in bfloat16": (
+        lambda c: c["weights"]["ffn.b"].update(dtype="bfloat16"), "bias 'ffn.b' is uint16"),
     "no layer": (lambda c: c.update(steps=c["steps"][:1], outputs={}), "no outputs"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bertrt import DeviceError, InvalidInputError, ModelFormatError, _native
+from bertrt.graph.quantized import quantize_outputs, to_bfloat16
 
 HIDDEN, HEADS, HEAD_DIM, FFN, VOCAB, TYPES, LENGTH = 36, 3, 12, 50, 40, 2, 64
 
@@ -410,6 +411,9 @@ def change(path: str, value: Any):
         ("steps.4.transposed", True, "expected"),
         ("steps.5.output", "x0", "'x0' is made by an earlier step too"),
         ("steps.11.inputs", ["pooled"], "'pooled' is not made by an earlier step"),
+        ("steps.1.precision", "fp8", "precision 'fp8' is unknown"),
+        ("steps.1.precision", 8, "wrong type"),
+        ("steps.4.weights.scale", ["l0.ffn1.bias"], "int8 weights and a role 'scale' need"),
         ("outputs.pooled_output", "nothing", "'nothing', which no step makes"),
         ("outputs.pooled_output", "x2", "'x2' is listed as two outputs"),
         ("outputs", {}, "no outputs"),
@@ -428,11 +432,124 @@ def test_an_unknown_precision(made):
         new_engine(*made, threads=1, precision="fp8")
 
 
-def test_weights_must_be_dense_float32(made):
+def test_weights_must_be_dense_and_of_a_known_type(made):
     plan, weights = made
     for broken in (weights["word"].astype(np.float64), weights["word"][:, ::-1], "text"):
-        with pytest.raises(ModelFormatError, match="'word' is not a C-contiguous float32 array"):
+        with pytest.raises(ModelFormatError, match="'word' is not a C-contiguous array of float32"):
             new_engine(plan, {**weights, "word": broken}, threads=1)
+    for broken, kind in ((np.int8, "int8"), (np.uint16, "bfloat16")):
+        with pytest.raises(ModelFormatError, match=rf"'word' \(word\) is {kind}, expected float32"):
+            new_engine(plan, {**weights, "word": weights["word"].astype(broken)}, threads=1)
+
+
+def products(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps that a lower precision concerns."""
+    ops = ("qkv_linear", "attention", "linear_add_layer_norm", "linear")
+    heads = ("pooler", "decoder")
+    return [s for s in plan["steps"] if s["op"] in ops and s["name"] not in heads]
+
+
+def lowered(made, precisions: list[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A plan whose products state precisions, in turn, and store their matrices in them."""
+    plan, weights = copy.deepcopy(made[0]), dict(made[1])
+    for step, precision in zip(products(plan), itertools.cycle(precisions), strict=False):
+        step["precision"] = precision
+        roles = step.get("weights", {})
+        scales = []
+        for i, name in enumerate(roles.get("weight", [])):
+            array = made[1][name]
+            if precision == "bf16":
+                weights[f"{name}.bf16"] = to_bfloat16(array)
+            elif precision == "int8":
+                quantized, scale = quantize_outputs(array.T if step.get("transposed") else array)
+                quantized = quantized.T if step.get("transposed") else quantized
+                weights[f"{name}.int8"] = np.ascontiguousarray(quantized)
+                weights[f"{name}.scale"] = scale
+                scales.append(f"{name}.scale")
+            if precision != "fp32":
+                roles["weight"][i] = f"{name}.{precision}"
+        if scales:
+            roles["scale"] = scales
+    return plan, weights
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_stored_weights_give_the_bits_of_weights_lowered_while_loading(
+    made, rng, isa, monkeypatch, precision
+):
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    batch = batch_of(rng, [1, 5, 64, 17, 33])
+    want = new_engine(*made, threads=2, precision=precision).run(*batch, OUTPUTS)
+    found = new_engine(*lowered(made, [precision]), threads=2).run(*batch, OUTPUTS)
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(found[name], want[name])
+
+
+def test_steps_of_different_precision(made, rng, isa, monkeypatch):
+    """Each step runs in its own, between the errors of one for all; a step without one in the
+    engine's."""
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    batch = batch_of(rng, [1, 5, 64, 17, 33])
+    exact = new_engine(*made, threads=2).run(*batch, OUTPUTS)["sequence_output"]
+
+    def error(plan: dict[str, Any], weights: dict[str, np.ndarray]) -> float:
+        found = new_engine(plan, weights, threads=2).run(*batch, OUTPUTS)["sequence_output"]
+        return float(np.sqrt(np.mean((found - exact) ** 2)))
+
+    for cycle in (["int8", "bf16"], ["bf16", "fp32", "int8"], ["fp32", "int8"]):
+        mixed = lowered(made, cycle)
+        assert 0 < error(*mixed) < error(*lowered(made, ["int8"]))
+        kernels = {name: kernel for name, kernel, *_ in new_engine(*mixed, threads=1).steps()}
+        for step in products(mixed[0]):
+            kind = {"fp32": "f32", "bf16": "bf16", "int8": "s8"}[step["precision"]]
+            if step["op"] != "attention":
+                assert kernels[step["name"]].startswith(f"gemm_{kind}.")
+    plan = copy.deepcopy(made[0])
+    products(plan)[0]["precision"] = "fp32"
+    kernels = [
+        kernel for _, kernel, *_ in new_engine(plan, made[1], threads=1, precision="int8").steps()
+    ]
+    assert kernels[1].startswith("gemm_f32.") and any(k.startswith("gemm_s8.") for k in kernels)
+
+
+def test_a_value_that_products_of_different_precision_read(made, rng, isa, monkeypatch):
+    """Each reads the rows in its own form."""
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    plan, weights = copy.deepcopy(made[0]), made[1]
+    second = copy.deepcopy(plan["steps"][1]) | {"name": "again", "output": "again"}
+    weighing = copy.deepcopy(plan["steps"][2]) | {
+        "name": "weights", "op": "attention_weights", "inputs": ["again"], "output": "weights",
+    }  # fmt: skip
+    plan["steps"][2:2] = [second]
+    plan["steps"].append(weighing)
+    plan["outputs"]["attention_weights_0"] = "weights"
+    batch = batch_of(rng, [5, 64, 17])
+    for first, other in itertools.permutations(("fp32", "bf16", "int8"), 2):
+        plan["steps"][1]["precision"], plan["steps"][2]["precision"] = first, other
+        both = new_engine(plan, weights, threads=2)
+        found = both.run(*batch, ["sequence_output", "attention_weights_0"])
+        for name in found:
+            alone = both.run(*batch, [name])
+            np.testing.assert_array_equal(found[name], alone[name])
+
+
+def test_stored_weights_that_do_not_fit_their_step(made):
+    for precision, other in (("int8", "bf16"), ("bf16", "int8"), ("int8", None), ("bf16", "fp32")):
+        plan, weights = lowered(made, [precision])
+        if other is None:
+            del plan["steps"][1]["precision"]
+        else:
+            plan["steps"][1]["precision"] = other
+        with pytest.raises(ModelFormatError, match=r"precision does not fit weights in"):
+            new_engine(plan, weights, threads=1)
+    plan, weights = lowered(made, ["int8"])
+    del plan["steps"][1]["weights"]["scale"]
+    with pytest.raises(ModelFormatError, match="int8 weights and a role 'scale' need each other"):
+        new_engine(plan, weights, threads=1)
+    plan, weights = lowered(made, ["int8"])
+    name = plan["steps"][1]["weights"]["scale"][0]
+    with pytest.raises(ModelFormatError, match=r"\(scale\) has shape \(35\), expected"):
+        new_engine(plan, weights | {name: weights[name][:-1].copy()}, threads=1)
 
 
 @pytest.mark.parametrize(

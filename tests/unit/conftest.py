@@ -177,6 +177,7 @@ class Tiny:
                 self.directory,
             )
         plan = SimpleNamespace(
+            precision=None,
             architecture=chosen["architecture"],
             outputs={name: name for name in chosen["outputs"]},
             rows={name: ROWS.get(name, "seqs") for name in chosen["outputs"]} | chosen["rows"],

@@ -50,7 +50,7 @@ def test_arguments(predict) -> None:
             "path": "bundle",
             "backend": "native",
             "device": "cpu",
-            "precision": "fp32",
+            "precision": None,
             "threads": None,
         }
     ]
@@ -380,7 +380,7 @@ def test_verify(monkeypatch, capsys, ok: bool, status: int) -> None:
     assert capsys.readouterr().out == "the report\n"
     assert main(["verify", "b", "--json", "--backend", "mxnet", "--threads", "2"]) == status
     assert json.loads(capsys.readouterr().out) == {"ok": ok}
-    engine = {"device": "cpu", "precision": "fp32"}
+    engine = {"device": "cpu", "precision": None}
     assert calls == [
         ("b", {"backends": None, "threads": None, **engine}),
         ("b", {"backends": ["mxnet"], "threads": 2, **engine}),
