@@ -129,14 +129,15 @@ class Report:
     cpu: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values for JSON; a number that is not finite is None."""
+        """The report as plain values for JSON; a number that is not finite is None. Model and data
+        have their names without the directories, in which another machine has something else."""
         from bertrt import __version__
 
         return {
-            "model": str(self.path),
+            "model": self.path.name,
             "task": self.task,
             "data": {
-                "path": str(self.data),
+                "file": self.data.name,
                 "sha256": self.sha256,
                 "examples": self.examples,
                 "left_out": self.left_out,
@@ -165,7 +166,7 @@ class Report:
                     *("-" if n is None else str(n) for n in (row.differ, row.lost, row.gained)),
                     f"{row.largest:.1e}",
                     f"{row.mean:.1e}",
-                    f"{row.seqs_per_second:,.0f}",
+                    f"{row.seqs_per_second:,.{0 if row.seqs_per_second >= 10 else 1}f}",
                 )
             )
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bertrt.datasets import GoldAnswer, find_files, read_examples
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
@@ -388,6 +390,47 @@ def test_refused_questions(write, content, message) -> None:
     with pytest.raises(InvalidInputError, match=message) as error:
         read_examples(path, "question-answering")
     assert str(error.value).startswith(str(path))
+
+
+# --- anything ---------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["sentence", "label", "1", "0", "a b", "O", "B-X", "", "\xa0", "\u2028"])
+CELLS = st.lists(NAMES, max_size=4)
+TABLES = st.lists(CELLS, max_size=5).map(lambda rows: "\n".join(map("\t".join, rows)).encode())
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["data", "paragraphs", "context", "qas", "question", "answers", "text", "label"]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=12,
+).map(lambda value: json.dumps(value).encode())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=60) | TABLES | JSON)
+def test_any_file_is_read_or_refused(write, content) -> None:
+    for name, task, columns in (
+        ("a.tsv", "SST", None),
+        ("a.tsv", "STS-B", ["1", "2", "3"]),
+        ("a.jsonl", "classification", ["text", "label"]),
+        ("a.jsonl", "regression", ["text", "label"]),
+        ("a.json", "question-answering", None),
+        ("a.conll", "tagging", None),
+    ):
+        path = write(name, content)
+        try:
+            examples = read_examples(path, task, columns=columns)
+        except InvalidInputError as error:
+            assert str(error).startswith(str(path))
+        else:
+            assert 0 < len(examples) == len(examples.labels) == len(examples.places)
 
 
 # --- directories ------------------------------------------------------------------------------
