@@ -12,7 +12,8 @@ set_target_properties(bertrt_cuda_kernels PROPERTIES POSITION_INDEPENDENT_CODE O
 pybind11_add_module(
   _cuda_emulated NO_EXTRAS
   csrc/bindings/cuda_emulated.cpp csrc/bindings/cuda_kernels.cpp csrc/bindings/cuda_products.cpp
-  csrc/bindings/inputs.cpp csrc/cuda/emulator/emulator.cpp csrc/cuda/emulator/runtime.cpp)
+  csrc/bindings/inputs.cpp csrc/cuda/runtime.cpp csrc/cuda/emulator/emulator.cpp
+  csrc/cuda/emulator/runtime.cpp)
 target_link_libraries(_cuda_emulated PRIVATE bertrt_core bertrt_cuda_kernels)
 
 foreach(target bertrt_cuda_kernels _cuda_emulated)

@@ -1,6 +1,7 @@
 // The module _cuda_emulated: the CUDA kernels on the emulator, for tests. It is never installed.
 #include <pybind11/stl.h>
 
+#include "bindings/cuda_bindings.h"
 #include "bindings/cuda_kernels.h"
 #include "bindings/inputs.h"
 #include "cuda/emulator/emulator.h"
@@ -18,19 +19,33 @@ FloatArray probe(const std::string& name, const FloatArray& x) {
   return out.download().attr("ravel")();
 }
 
-// A probe that is given the host's memory, or another device's.
-void probe_of_foreign(const std::string& name, const FloatArray& x, bool host) {
+// A probe that is given the host's memory, or runs on a device that has not got its memory.
+void misplaced_probe(const std::string& name, const FloatArray& x, bool host) {
   const DeviceArray in(x);
   const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
-  auto* to = static_cast<float*>(out.rows().data);
-  if (!host) check(cudaSetDevice(1));
-  try {
-    cuda::probes::run(name, host ? x.data() : in.as<float>(), to, nullptr);
-  } catch (...) {
-    check(cudaSetDevice(0));
-    throw;
-  }
-  check(cudaSetDevice(0));
+  cuda::use_device(host ? 0 : 1);
+  cuda::probes::run(name, host ? x.data() : in.as<float>(), static_cast<float*>(out.rows().data),
+                    nullptr);
+}
+
+// A probe in a stream of its own: out as it is before anybody has waited, and after.
+py::tuple probe_in_stream(const std::string& name, const FloatArray& x) {
+  const DeviceArray in(x);
+  const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
+  const cuda::PinnedMemory pinned(static_cast<size_t>(x.nbytes()));
+  const cuda::OwnedStream stream;
+  cuda::probes::run(name, in.as<float>(), static_cast<float*>(out.rows().data), stream);
+  cuda::check(cudaMemcpyAsync(pinned.data(), out.rows().data, pinned.bytes(),
+                              cudaMemcpyDeviceToHost, stream),
+              "a test's copy");
+  const auto copy = [&] { return FloatArray(x.size(), static_cast<const float*>(pinned.data())); };
+  const FloatArray before = copy();
+  stream.wait();
+  return py::make_tuple(before, copy());
+}
+
+void start(int64_t blocks, int threads, size_t shared_bytes) {
+  cuda::probes::start_empty(blocks, threads, shared_bytes, nullptr);
 }
 
 FloatArray product(const std::string& element, const py::array& a, const py::array& b,
@@ -82,8 +97,11 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto probes = module.def_submodule("probes");
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
-  probes.def("run_of_foreign", &bindings::probe_of_foreign, py::arg("name"), py::arg("x"),
+  probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),
              py::arg("host"));
+  probes.def("run_in_stream", &bindings::probe_in_stream, py::arg("name"), py::arg("x"));
+  probes.def("start", &bindings::start, py::arg("blocks"), py::arg("threads"),
+             py::arg("shared_bytes"));
   probes.def("product", &bindings::product, py::arg("element"), py::arg("a"), py::arg("b"),
              py::arg("sums"));
   probes.def("narrow", &bindings::narrow, py::arg("element"), py::arg("x"));

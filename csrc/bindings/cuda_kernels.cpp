@@ -1,6 +1,8 @@
 // The CUDA kernels one by one, for tests: on a device, or on the emulator.
 #include "bindings/cuda_kernels.h"
 
+#include "bindings/cuda_bindings.h"
+
 #include <optional>
 
 #include <pybind11/stl.h>

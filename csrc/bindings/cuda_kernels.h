@@ -6,20 +6,16 @@
 #include <cuda_runtime_api.h>
 
 #include <string>
-#include <utility>
 
 #include "bindings/bindings.h"
 #include "core/error.h"
 #include "cuda/kernels.h"
+#include "cuda/runtime.h"
 
 namespace bertrt::bindings {
 
-void bind_cuda_kernels(pybind11::module_& module);
+// Adds to the bindings of cuda_kernels.cpp.
 void bind_cuda_products(pybind11::module_& kernels);
-
-inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw DeviceError(cudaGetErrorString(error));
-}
 
 inline cuda::Element parse_element(const std::string& name) {
   if (name == "fp32") return cuda::Element::kFp32;
@@ -28,42 +24,28 @@ inline cuda::Element parse_element(const std::string& name) {
   throw BatchError("element must be fp32, fp16 or bf16, not " + name);
 }
 
-class DeviceMemory {
- public:
-  explicit DeviceMemory(size_t bytes) : bytes_(bytes) {
-    check(cudaMalloc(&data_, bytes));
-    check(cudaMemset(data_, 0xff, bytes));  // NaN
-  }
-  DeviceMemory(DeviceMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
-  DeviceMemory& operator=(DeviceMemory&&) = delete;
-  ~DeviceMemory() { cudaFree(data_); }
-
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_;
-};
+// Memory that begins as NaN.
+inline cuda::DeviceMemory poisoned_memory(int64_t bytes) {
+  cuda::DeviceMemory memory(static_cast<size_t>(bytes));
+  cuda::check(cudaMemset(memory.data(), 0xff, memory.bytes()), "a test's memory");
+  return memory;
+}
 
 // A dense array of any type.
 class DeviceArray {
  public:
   explicit DeviceArray(const pybind11::array& array)
       : memory_(static_cast<size_t>(array.nbytes())) {
-    check(cudaMemcpy(memory_.as<void>(), array.data(), memory_.bytes(), cudaMemcpyHostToDevice));
+    cuda::check(cudaMemcpy(memory_.data(), array.data(), memory_.bytes(), cudaMemcpyHostToDevice),
+                "a test's array");
   }
   template <class T>
   const T* as() const {
-    return memory_.as<T>();
+    return static_cast<const T*>(memory_.data());
   }
 
  private:
-  DeviceMemory memory_;
+  cuda::DeviceMemory memory_;
 };
 
 // Rows with NaN between them, at which nobody may look, and which nobody may change.
@@ -72,8 +54,8 @@ class DeviceMatrix {
   DeviceMatrix(int64_t rows, int64_t cols, cuda::Element element, int64_t stride)
       : count_(rows),
         cols_(cols),
-        memory_(static_cast<size_t>(rows * stride * cuda::bytes_of(element))) {
-    rows_ = {memory_.as<void>(), stride, element};
+        memory_(poisoned_memory(rows * stride * cuda::bytes_of(element))) {
+    rows_ = {memory_.data(), stride, element};
   }
   DeviceMatrix(int64_t rows, int64_t cols, cuda::Element element)
       : DeviceMatrix(rows, cols, element, cuda::row_stride(cols, element)) {}
@@ -83,9 +65,9 @@ class DeviceMatrix {
       throw BatchError("an array must have float32 for fp32, uint16 for fp16 and bf16");
     }
     if (array.size() == 0) return;
-    check(cudaMemcpy2DAsync(rows_.data, pitch(), array.data(), width(), width(),
-                            static_cast<size_t>(count_), cudaMemcpyHostToDevice));
-    check(cudaDeviceSynchronize());
+    cuda::check(cudaMemcpy2D(rows_.data, pitch(), array.data(), width(), width(),
+                             static_cast<size_t>(count_), cudaMemcpyHostToDevice),
+                "a test's rows");
   }
 
   const cuda::DeviceRows& rows() const { return rows_; }
@@ -94,10 +76,11 @@ class DeviceMatrix {
 
   // After a wait for whatever the device does.
   pybind11::array download() const {
-    check(cudaDeviceSynchronize());
+    cuda::check(cudaDeviceSynchronize(), "a kernel");
     pybind11::array_t<uint8_t> bytes({count_, static_cast<int64_t>(pitch())});
-    check(cudaMemcpy(bytes.mutable_data(), rows_.data, static_cast<size_t>(bytes.nbytes()),
-                     cudaMemcpyDeviceToHost));
+    cuda::check(cudaMemcpy(bytes.mutable_data(), rows_.data, static_cast<size_t>(bytes.nbytes()),
+                           cudaMemcpyDeviceToHost),
+                "a test's rows");
     for (int64_t r = 0; r < count_; ++r) {
       for (auto i = static_cast<int64_t>(width()); i < static_cast<int64_t>(pitch()); ++i) {
         if (*bytes.data(r, i) != 0xff) throw DeviceError("a kernel has written between two rows");
@@ -123,7 +106,7 @@ class DeviceMatrix {
 
   int64_t count_;
   int64_t cols_;
-  DeviceMemory memory_;
+  cuda::DeviceMemory memory_;
   cuda::DeviceRows rows_;
 };
 

@@ -14,6 +14,9 @@ namespace bertrt::cuda::probes {
 void run(const std::string& name, const float* x, float* out, Stream stream);
 std::vector<std::string> names();
 
+// A kernel that does nothing.
+void start_empty(int64_t blocks, int threads, size_t shared_bytes, Stream stream);
+
 // One warp: sums += a * b^T with a of 16 x 16, b of 8 x 16 and sums of 16 x 8, by way of ldmatrix.
 // If transposed, b is given as 16 x 8 (8 and no pad) and read by ldmatrix.trans.
 void product(Element element, const uint16_t* a, const uint16_t* b, bool transposed, float* sums,

@@ -1,0 +1,143 @@
+"""Fixtures for the CUDA kernels: the modules that have them, and elements as arrays.
+
+They run on the emulator, which is built here; and where bertrt._cuda finds a GPU, on that too."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "emulated"
+
+
+class Element:
+    """What rows are made of: fp32, fp16 or bf16."""
+
+    # How far rounding moves a number at most: relative, and below the normal numbers.
+    roundings = {  # noqa: RUF012
+        "fp32": (2.0**-24, 2.0**-150),
+        "fp16": (2.0**-11, 2.0**-25),
+        "bf16": (2.0**-8, 2.0**-134),
+    }
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def pack(self, x: np.ndarray) -> np.ndarray:
+        """Rounded to this element, as the kernels' bindings take it: float32, or bits."""
+        x = np.ascontiguousarray(x, np.float32)
+        if self.name == "fp32":
+            return x
+        if self.name == "fp16":
+            return x.astype(np.float16).view(np.uint16)
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+    def unpack(self, x: np.ndarray) -> np.ndarray:
+        """Float32 of what the bindings return."""
+        if self.name == "fp32":
+            return x
+        if self.name == "fp16":
+            return x.view(np.float16).astype(np.float32)
+        return (x.astype(np.uint32) << 16).view(np.float32)
+
+    def round(self, x: np.ndarray) -> np.ndarray:
+        """Float32 that this element holds exactly."""
+        return self.unpack(self.pack(x))
+
+    def rounding(self, x: np.ndarray) -> np.ndarray:
+        """The largest error of rounding x."""
+        relative, absolute = self.roundings[self.name]
+        return np.abs(x) * relative + absolute
+
+
+@cache
+def build_emulated() -> ModuleType:
+    """The module _cuda_emulated, brought up to date; pytest skips where it cannot be built."""
+    pybind11 = pytest.importorskip("pybind11", reason="the emulator is built with pybind11")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    cmake, ninja = (shutil.which(name, path=path) for name in ("cmake", "ninja"))
+    if cmake is None or ninja is None:
+        pytest.skip("the emulator is built with cmake and ninja")
+    for command in (
+        [
+            *(cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DBERTRT_CUDA=EMULATED"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ],
+        [cmake, "--build", BUILD, "--target", "_cuda_emulated"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    spec = importlib.util.spec_from_file_location(
+        "_cuda_emulated", BUILD / f"_cuda_emulated{suffix}"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def on_gpu() -> ModuleType | str:
+    """The module bertrt._cuda, or why it cannot be used."""
+    from bertrt.errors import DeviceError
+
+    try:
+        module = importlib.import_module("bertrt._cuda")
+        module.devices()
+    except (ImportError, DeviceError) as error:
+        return str(error)
+    return module
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cuda" in metafunc.fixturenames:
+        places = ["emulated"] if isinstance(on_gpu(), str) else ["emulated", "gpu"]
+        metafunc.parametrize("cuda", places, indirect=True)
+    if "element" in metafunc.fixturenames:
+        elements = [Element(name) for name in Element.roundings]
+        metafunc.parametrize("element", elements, ids=lambda element: element.name)
+
+
+@pytest.fixture
+def emulated() -> Iterator[ModuleType]:
+    """The module on the emulator, as it is when it starts."""
+    module = build_emulated()
+    module.emulator.reset()
+    yield module
+    module.emulator.reset()
+
+
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest) -> ModuleType:
+    """A module of CUDA kernels: on the emulator, and on a GPU where there is one."""
+    if request.param == "emulated":
+        return request.getfixturevalue("emulated")
+    module = on_gpu()
+    assert not isinstance(module, str)
+    return module
+
+
+@pytest.fixture
+def element_by_name() -> type[Element]:
+    return Element
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1234)

@@ -1,0 +1,151 @@
+"""The emulator itself: what is right runs, and each rule that a kernel can break is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertrt.errors import DeviceError
+
+pytestmark = pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+
+X = np.linspace(-4, 4, 64, dtype=np.float32)
+
+RIGHT = {
+    "neighbour": np.roll(X, -1),
+    "neighbour_in_warp": X.reshape(32, 2)[:, ::-1].ravel(),
+    "pipeline": X.reshape(4, 16)[:, ::-1].ravel(),
+    "zero_fill": np.where(np.arange(64) < 62, X, 0),
+    "votes": (X > 0) + X.reshape(2, 32)[:, 3].repeat(32),
+}
+
+# By both orders of the threads: in one of them a race may look like a read of what nobody wrote.
+RACE = r"(which (thread \d+|other threads) ha(s|ve) (written|read) with no barrier between|"
+RACE += r"to which nothing has been written)"
+ON_ITS_WAY = r"to which a cp.async of thread \d+ is on its way"
+WRONG = {
+    "barrier_of_some": "divergence: threads 0 to 31 wait at the barrier .*, "
+    "threads 32 to 63 have ended",
+    "two_barriers": "divergence: thread .* is at the barrier probes.cu:.*, thread .* at the one of",
+    "shuffle_of_some": "divergence: .* wait at shuffle probes.cu:.* have ended",
+    "two_sums": "divergence: thread .* is at shuffle probes.cu:.*, others of its warp at shuffle",
+    "no_barrier": RACE,
+    "no_barrier_in_warp": RACE,
+    "barrier_of_warp_only": RACE,
+    "overwritten": RACE,
+    "both_write": r"writes byte .* which thread \d+ has written with no barrier between",
+    "unwritten": "thread 5 reads byte 20 of shared memory, to which nothing has been written",
+    "no_wait": ON_ITS_WAY,
+    "waits_for_too_few": ON_ITS_WAY,
+    "no_commit": ON_ITS_WAY,
+    "waits_without_barrier": RACE,
+    "never_waits": "a cp.async that nobody has waited for",
+    "cp_async_unaligned": "must be a multiple of 16",
+    "reads_past_end": "thread 63 reads .* which is no device memory in use",
+    "reads_before_begin": "thread 0 reads .* which is no device memory in use",
+    "writes_past_end": "thread 63 writes .* which is no device memory in use",
+    "writes_past_shared": "past the end of shared memory",
+    "reads_unaligned": "must be a multiple of 16",
+}
+
+
+@pytest.fixture
+def probes(emulated, backwards):
+    emulated.emulator.reset(backwards=backwards)
+    return emulated.probes
+
+
+def test_every_probe_is_tested(probes):
+    assert set(probes.names()) == {*RIGHT, *WRONG, "sums"}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right(probes, name):
+    np.testing.assert_array_equal(probes.run(name, X), RIGHT[name])
+
+
+def test_sums_of_a_warp_have_the_same_bits_in_every_lane(probes):
+    found = probes.run("sums", X)
+    expected = X[:32].copy()
+    while len(expected) > 1:
+        expected = expected[: len(expected) // 2] + expected[len(expected) // 2 :]
+    np.testing.assert_array_equal(found[:32], np.full(32, expected[0]))
+    np.testing.assert_array_equal(found[32:], np.full(32, X.max()))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong(emulated, probes, name):
+    with pytest.raises(DeviceError, match=WRONG[name]):
+        probes.run(name, X)
+    # As on a device, nothing works from there on.
+    with pytest.raises(DeviceError, match=WRONG[name]):
+        probes.run("neighbour", X)
+    emulated.emulator.reset()
+    np.testing.assert_array_equal(probes.run("neighbour", X), RIGHT["neighbour"])
+    assert emulated.emulator.bytes_in_use() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [(True, "which is no device memory in use"), (False, "the memory of device 0")],
+)
+def test_memory_of_others(probes, host, reason):
+    with pytest.raises(DeviceError, match=reason):
+        probes.run_misplaced("neighbour", X, host=host)
+
+
+def test_a_stream_runs_when_it_is_waited_for(probes):
+    before, after = probes.run_in_stream("neighbour", X)
+    assert np.isnan(before).all()
+    np.testing.assert_array_equal(after, RIGHT["neighbour"])
+
+
+def test_out_of_memory_is_an_error_and_no_more(emulated, backwards):
+    emulated.emulator.reset(memory_bytes=1 << 10, backwards=backwards)
+    with pytest.raises(DeviceError, match=r"out of device memory: 0\.0 MiB were asked for"):
+        emulated.probes.run("neighbour", np.zeros(1024, np.float32))
+    np.testing.assert_array_equal(emulated.probes.run("neighbour", X), RIGHT["neighbour"])
+    assert emulated.emulator.bytes_in_use() == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "threads", "shared_bytes"),
+    [(0, 32, 0), (1, 0, 0), (1, 33, 0), (1, 1056, 0), (1, 32, 163 * 1024 + 1), (2**31, 32, 0)],
+)
+def test_what_no_device_starts(probes, blocks, threads, shared_bytes):
+    with pytest.raises(DeviceError, match="cannot be started: cudaErrorInvalidConfiguration"):
+        probes.start(blocks, threads, shared_bytes)
+    probes.start(2, 1024, 163 * 1024)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["ldmatrix", "ldmatrix.trans"])
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_product(probes, element_by_name, name, transposed, rng):
+    # Small integers: every product and sum is exact, so that a wrong place in a fragment shows.
+    element = element_by_name(name)
+    a, b = rng.integers(-8, 9, (16, 16)), rng.integers(-8, 9, (8, 16))
+    sums = rng.integers(-100, 101, (16, 8)).astype(np.float32)
+    given = np.ascontiguousarray(b.T) if transposed else b
+    found = probes.product(name, element.pack(a), element.pack(given), sums)
+    np.testing.assert_array_equal(found, sums + a @ b.T)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_conversions(probes, element_by_name, name, rng):
+    element = element_by_name(name)
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    wide = element.unpack(bits)
+    np.testing.assert_array_equal(probes.widen(name, bits)[0], wide)
+    finite = np.sort(wide[np.isfinite(wide)])
+    with np.errstate(over="ignore"):
+        x = np.concatenate(
+            [
+                finite,
+                (finite[1:].astype(np.float64) + finite[:-1]) / 2,  # ties
+                rng.normal(size=10_000) * 10.0 ** rng.uniform(-44, 38, 10_000),
+                [np.inf, -np.inf, 65519.99, 65520, 1e-30, -0.0],
+            ]
+        ).astype(np.float32)
+        expected = element.pack(x)
+    np.testing.assert_array_equal(probes.narrow(name, x)[0], expected)
+    assert np.isnan(element.unpack(probes.narrow(name, np.array([np.nan], np.float32)))).all()
