@@ -31,22 +31,6 @@ __device__ __forceinline__ void read_tile(float* tile, const T* rows, int64_t st
   }
 }
 
-// Over the 16 lanes that share a row.
-__device__ __forceinline__ float row_max(float value, Site site = Site::current()) {
-#pragma unroll
-  for (int mask = kThreadsAcross / 2; mask > 0; mask /= 2) {
-    value = fmaxf(value, shuffle_xor(value, mask, site));
-  }
-  return value;
-}
-__device__ __forceinline__ float row_sum(float value, Site site = Site::current()) {
-#pragma unroll
-  for (int mask = kThreadsAcross / 2; mask > 0; mask /= 2) {
-    value += shuffle_xor(value, mask, site);
-  }
-  return value;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTask<T> task) {
   const auto block = attention_block<kSide>(task);
@@ -119,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
         scores[i][j] = there ? scores[i][j] * task.scale : kNothing;
         larger = fmaxf(larger, scores[i][j]);
       }
-      larger = row_max(larger);
+      larger = row_max<kThreadsAcross>(larger);
       const float shrink = expf(largest[i] - larger);
       largest[i] = larger;
       total[i] *= shrink;
@@ -156,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
 
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const float whole = row_sum(total[i]);
+    const float whole = row_sum<kThreadsAcross>(total[i]);
     const int row = down + kThreadsAcross * i;
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {

@@ -64,7 +64,22 @@ __device__ __forceinline__ void write_zeros(const AttentionTask<T>& task,
   }
 }
 
-constexpr float kLog2E = 1.44269504f;
+// Over kLanes neighbouring lanes, a power of two, that share a row; each gets the same bits.
+template <int kLanes>
+__device__ __forceinline__ float row_max(float value, Site site = Site::current()) {
+#pragma unroll
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+    value = fmaxf(value, shuffle_xor(value, mask, site));
+  }
+  return value;
+}
+template <int kLanes>
+__device__ __forceinline__ float row_sum(float value, Site site = Site::current()) {
+#pragma unroll
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask, site);
+  return value;
+}
+
 constexpr float kNothing = -HUGE_VALF;  // the score of a key that is not there
 
 // Attention on tensor cores, for the head sizes that it is made for. Whether head_dim is one.

@@ -13,25 +13,15 @@ namespace {
 constexpr int kQueries = 64;  // 16 a warp
 constexpr int kKeys = 64;
 constexpr int kThreads = kQueries / 16 * kWarp;
+constexpr int kRowLanes = 4;  // that hold a row of a fragment of sums
+constexpr float kLog2E = 1.44269504f;
 
 template <int kHeadDim>
 constexpr int kSharedBytes = (kQueries + 2 * 2 * kKeys) * kHeadDim * 2;
 
-// Over the four lanes that hold a row of a fragment of sums.
-__device__ __forceinline__ float row_max(float value, Site site = Site::current()) {
-  value = fmaxf(value, shuffle_xor(value, 1, site));
-  return fmaxf(value, shuffle_xor(value, 2, site));
-}
-__device__ __forceinline__ float row_sum(float value, Site site = Site::current()) {
-  value += shuffle_xor(value, 1, site);
-  return value + shuffle_xor(value, 2, site);
-}
-
-// Blocks that share a multiprocessor's registers: all that a small head leaves room for.
+// Blocks that share a multiprocessor, and its registers.
 template <int kHeadDim>
-constexpr int kBlocks = kHeadDim == 32   ? 4
-                        : kHeadDim == 64 ? 3
-                                         : 2;
+constexpr int kBlocks = kHeadDim <= 64 ? 3 : 2;
 
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
@@ -108,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      larger[half] = row_max(larger[half]);
+      larger[half] = row_max<kRowLanes>(larger[half]);
       const float shrink = fast_exp2(largest[half] - larger[half]);
       largest[half] = larger[half];
       total[half] *= shrink;
@@ -148,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
   syncwarp();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float share = 1.0f / row_sum(total[half]);
+    const float share = 1.0f / row_sum<kRowLanes>(total[half]);
 #pragma unroll
     for (int j = 0; j < kHeadDim / 8; ++j) {
       const unsigned offset = chunk_offset<kChunks>(warp_row + lane / 4 + 8 * half, j);

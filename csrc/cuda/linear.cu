@@ -146,10 +146,10 @@ __device__ __forceinline__ void finish8(const Product<T>& p, int64_t row, int co
 #pragma unroll
       for (int i = 0; i < 8; ++i) values[i] += to_float(more.values[i]);
     }
-    Vector<T> rounded;
+    Vector<uint32_t> pairs;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) rounded.values[i] = from_float<T>(values[i]);
-    store_vector(out, rounded);
+    for (int i = 0; i < 4; ++i) pairs.values[i] = pack2<T>(values[2 * i], values[2 * i + 1]);
+    store_vector(reinterpret_cast<uint32_t*>(out), pairs);
     return;
   }
 #pragma unroll

@@ -12,10 +12,23 @@ namespace bertrt::cuda {
 // time. Rows of kChunks chunks begin at 8 / kSpread different places; which rows begin at the same
 // one is told apart by swapping chunks within groups of kSpread.
 template <int kChunks>
-__device__ __forceinline__ unsigned chunk_offset(unsigned row, unsigned chunk) {
+__host__ __device__ constexpr unsigned chunk_offset(unsigned row, unsigned chunk) {
   constexpr int kPowerOfTwo = kChunks & -kChunks;
   constexpr unsigned kSpread = kPowerOfTwo < 8 ? kPowerOfTwo : 8;
   return (row * kChunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// Whether any eight rows from a multiple of eight on have any chunk at eight different places.
+template <int kChunks>
+__host__ __device__ constexpr bool spreads_over_banks() {
+  for (unsigned chunk = 0; chunk < kChunks; ++chunk) {
+    unsigned places = 0;
+    for (unsigned row = 0; row < 8; ++row) {
+      places |= 1u << chunk_offset<kChunks>(row, chunk) / 16 % 8;
+    }
+    if (places != 0xff) return false;
+  }
+  return true;
 }
 
 // Starts copies of kRows rows from `rows` to a tile; what is beyond valid_rows or valid_cols is not
@@ -25,6 +38,7 @@ __device__ __forceinline__ unsigned chunk_offset(unsigned row, unsigned chunk) {
 template <int kRows, int kChunks, int kThreads, class T>
 __device__ __forceinline__ void load_tile(unsigned char* tile, const T* rows, int64_t stride,
                                           int valid_rows, int valid_cols) {
+  static_assert(spreads_over_banks<kChunks>());
   constexpr int kPerChunk = 16 / sizeof(T);
 #pragma unroll
   for (unsigned first = 0; first < kRows * kChunks; first += kThreads) {
