@@ -10,7 +10,8 @@ namespace bertrt {
 enum class Activation { kNone, kRelu, kGeluErf, kGeluTanh, kTanh };
 
 // How the products of token rows with weight matrices are computed. Everything between them
-// (LayerNorm, softmax, GELU, residuals), the pooler and the heads stay in float32.
+// (LayerNorm, softmax, GELU, residuals), the pooler and the heads stay in float32; behind products
+// of values rounded to 8 bits, GELU is a shorter polynomial, within 4.6e-5.
 //
 // kInt8: weights in 254 steps per output, around zero; rows in 255 steps per token, from its lowest
 // to its highest value; exact integer sums.

@@ -299,6 +299,18 @@ def test_linear_in_int8(isa, rng, rows, columns):
         np.testing.assert_array_equal(found, sums * (row_scale * column_scale.T) + bias)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_gelu_in_lower_precision(isa, precision):
+    # On a product whose value is known: the same without an activation.
+    x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -60.0, 60.0]]).astype(np.float32)[:, None]
+    weight = np.ones((33, 1), np.float32)
+    values = kernels.linear(isa, x, weight, precision=precision)
+    found = kernels.linear(isa, x, weight, activation="gelu_erf", precision=precision)
+    expected = kernels.activation("reference", "gelu_erf", values.ravel()).reshape(values.shape)
+    assert np.abs(found - expected)[:-2].max() <= 4.6e-5 + 8 * EPS
+    assert (found[-2] == 0).all() and (found[-1] == values[-1]).all()
+
+
 def test_int8_sums_do_not_saturate(isa):
     # Every product is the largest there is; 16-bit sums of two would overflow.
     x = np.full((3, 4096), 3.0, np.float32)

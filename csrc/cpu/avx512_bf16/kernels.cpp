@@ -24,7 +24,7 @@ struct BFloat16Pairs {
   static constexpr int kRows = kGemmRows;
   static constexpr int kGroup = 2;
   static constexpr bool kExact = false;
-  static constexpr int64_t kBlock = kDepthBlock / 2;
+  static constexpr int64_t kBlock = kDepthBlockBf16 / 2;
   static constexpr int64_t kVector = 16 * 2 * sizeof(uint16_t);
   static Sum none() { return zero(); }
   static Weights load_weights(const char* p) { return _mm512_loadu_si512(p); }
@@ -32,6 +32,7 @@ struct BFloat16Pairs {
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(*x), (__m512bh)w)};
   }
   static F16 value(Sum sum, const GemmTile&, int, int) { return sum; }
+  static F16 gelu_erf(F16 x) { return gelu_erf_short(x); }
 };
 
 void convert(const float* x, int64_t depth, void* out, RowSteps*) {

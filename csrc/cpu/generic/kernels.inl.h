@@ -10,6 +10,13 @@
 #define BERTRT_NAME(name) BERTRT_STRINGIFY(name)
 
 namespace bertrt::cpu::BERTRT_CPU_NAMESPACE {
+namespace {
+
+void activation_f32(Activation activation, float* x, int64_t count) {
+  activate<gelu_erf_f32>(activation, x, count, 1, count);
+}
+
+}  // namespace
 
 extern const KernelTable kTable;
 const KernelTable kTable = {

@@ -34,6 +34,7 @@ struct Int8Vnni {
     const I16 excess = multiply_int(tile.column_sum + column, tile.steps(row).zero);
     return dequantise(sum - excess, tile, row, column);
   }
+  static F16 gelu_erf(F16 x) { return gelu_erf_short(x); }
 };
 
 struct Int16Vnni : Int16 {
