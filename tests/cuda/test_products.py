@@ -154,6 +154,47 @@ def test_what_is_no_number_stays_in_its_row(cuda, rng, element, tiles):
     np.testing.assert_array_equal(found[others], clean[others])
 
 
+def test_linear_of_the_sizes_of_models(cuda, rng, element):
+    # A device does in a moment what the emulator would take minutes for.
+    emulated = hasattr(cuda, "emulator")
+    for rows, columns, depth in (
+        [(197, 72, 100)] if emulated else [(1, 2304, 768), (8197, 3072, 768), (515, 1000, 4096)]
+    ):
+        x, x_values = draw(rng, element, rows, depth)
+        weight, weight_values = draw(rng, element, columns, depth)
+        bias = rng.normal(size=columns).astype(np.float32)
+        found = element.unpack(cuda.kernels.linear(element.name, x, weight, bias))
+        expected = x_values.astype(np.float64) @ weight_values.astype(np.float64).T + bias
+        bound = sum_bound(x_values, weight_values) + EPS * np.abs(bias)
+        assert (
+            np.abs(found - expected) <= bound + element.rounding(np.abs(expected) + bound)
+        ).all()
+
+
+def test_the_order_of_threads_does_not_show(emulated, rng, element):
+    # A race in global memory would.
+    x, _ = draw(rng, element, 70, 40)
+    weight, _ = draw(rng, element, 45, 40)
+    into, _ = draw(rng, element, 70, 48)
+    qkv, _ = draw(rng, element, 70, 3 * 2 * 32)
+    results: list[list[np.ndarray]] = []
+    for backwards in (False, True):
+        emulated.emulator.reset(backwards=backwards)
+        kernels = emulated.kernels
+        products = [
+            kernels.linear(element.name, x, weight, into=into, residual_in_place=True, tiles=tiles)
+            for tiles in TILES
+        ]
+        attended = [
+            kernels.attention(element.name, qkv[:, :columns].copy(), offsets([3, 67]), 2, 0.2)
+            for columns in (3 * 2 * 32, 3 * 2 * 7)
+        ]
+        weights = kernels.attention_weights(element.name, qkv, offsets([3, 67]), 2, 0.2)
+        results.append([*products, *attended, weights])
+    for forwards, backwards in zip(*results, strict=True):
+        np.testing.assert_array_equal(forwards, backwards)
+
+
 def test_linear_of_no_rows(cuda, element):
     x = element.pack(np.zeros((0, 8)))
     assert cuda.kernels.linear(element.name, x, element.pack(np.ones((3, 8)))).shape == (0, 3)
@@ -221,6 +262,19 @@ def test_attention(cuda, rng, element, head_dim, lengths):
     expected = attend(values, cu_seqlens, heads, scale)
     bound = attention_bound(element, values, heads, scale, max(lengths))
     assert np.abs(found - expected).max() <= bound
+
+
+def test_attention_of_the_sizes_of_models(cuda, rng, element):
+    emulated = hasattr(cuda, "emulator")
+    for heads, head_dim in [(3, 32)] if emulated else [(12, 64), (12, 32), (16, 80), (7, 20)]:
+        lengths = rng.integers(1, 90 if emulated else 513, 5 if emulated else 65)
+        lengths[-1] = 1 if emulated else 512
+        cu_seqlens = offsets(lengths)
+        qkv, values = draw(rng, element, int(cu_seqlens[-1]), 3 * heads * head_dim)
+        scale = head_dim**-0.5
+        found = element.unpack(cuda.kernels.attention(element.name, qkv, cu_seqlens, heads, scale))
+        bound = attention_bound(element, values, heads, scale, max(lengths))
+        assert np.abs(found - attend(values, cu_seqlens, heads, scale)).max() <= bound
 
 
 @pytest.mark.parametrize("head_dim", [64, 40])
