@@ -205,9 +205,9 @@ def evaluate(
         threads: as for `Engine.load`.
 
     Raises:
-        InvalidInputError: a backend or precision that does not exist, or none of them can run; what
-            `read_data` raises; or an example that the model cannot take, such as a sentence that is
-            too long to be tagged; the message has its place in the file.
+        InvalidInputError: there is no such backend or precision; what `read_data` raises; or an
+            example that the model cannot take, such as a sentence that is too long to be tagged;
+            the message has its place in the file.
         MissingDependencyError: a metric's library, or a backend that was asked for by its name, is
             not installed.
         DeviceError: nothing that was asked for can run on the device.
@@ -246,30 +246,34 @@ def evaluate(
             )
         return made, outcome
 
-    missing: dict[str, str] = {}
-    reference, first, outcome = _reference(model, row, missing)
-    rows = [first]
     asked = [
         (backend, precision)
         for backend in backends or [name for name in BACKENDS if _has_graph(model, name)]
         for precision in precisions or PRECISIONS
     ]
+    # What cannot run is known before anything does.
+    missing: dict[str, str] = {}
+    chosen = []
     for backend, precision in dict.fromkeys(asked):
-        if (backend, device, precision) == (reference, "cpu", "fp32"):
-            continue
         try:
-            rows.append(row(backend, device, precision, outcome)[0])
+            Engine.load(model.path, backend, device, precision, threads).close()
+            chosen.append((backend, precision))
         except MissingDependencyError as error:
             if backends is not None:
                 raise
             missing[backend] = str(error)
         except DeviceError as error:
-            # Of what was not asked for by name nobody expects a row.
-            if precisions is not None or (backends is not None and precision == "fp32"):
-                missing[f"{backend} {precision}"] = str(error)
-    ran = {(own.backend, own.precision) for own in rows}
-    if missing and ran.isdisjoint(asked):
+            missing[f"{backend} {precision}"] = str(error)
+    if not chosen:
         raise DeviceError("; ".join(missing.values()))
+    if precisions is None:
+        # Of what was not asked for by name nobody expects a row.
+        missing = {name: why for name, why in missing.items() if name in BACKENDS}
+    reference, first, outcome = _reference(model, row, missing)
+    rows = [first]
+    for backend, precision in chosen:
+        if (backend, device, precision) != (reference, "cpu", "fp32"):
+            rows.append(row(backend, device, precision, outcome)[0])
     return Report(
         path=model.path,
         task=task,
