@@ -76,27 +76,67 @@ __device__ __forceinline__ Corner corner_of_block(const Product<T>& p) {
   return {static_cast<int64_t>(tile / p.tiles_across) * kRows, tile % p.tiles_across * kColumns};
 }
 
+// This thread's copies of kRows rows to a tile, kDepth inputs at a time: where they begin is
+// worked out once. Rows beyond the valid ones repeat the last of them, and nobody reads what comes
+// of it.
+template <int kRows, int kThreads, class T>
+class RowCopies {
+ public:
+  static constexpr int kPerChunk = 16 / sizeof(T);
+  static constexpr int kChunks = kDepth / kPerChunk;
+  static constexpr int kTileBytes = kRows * kChunks * 16;
+
+  __device__ __forceinline__ RowCopies(const T* rows, int64_t stride, int64_t valid_rows) {
+    const unsigned row = threadIdx.x / kChunks;
+    const unsigned chunk = threadIdx.x % kChunks;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int64_t wanted = row + i * kRowsApart;
+      from_[i] =
+          rows + (wanted < valid_rows ? wanted : valid_rows - 1) * stride + chunk * kPerChunk;
+    }
+    to_ = chunk_offset<kChunks>(row, chunk);
+  }
+
+  // Starts them for the inputs from k on, of which `left` are there: the others become zeros.
+  __device__ __forceinline__ void start(unsigned char* tile, int k, int left) const {
+    const int count = left - static_cast<int>(threadIdx.x % kChunks * kPerChunk);
+    const int bytes = count < 0 ? 0 : count < kPerChunk ? count * static_cast<int>(sizeof(T)) : 16;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      cp_async16(tile + to_ + i * kRowsApart * kChunks * 16, from_[i] + k, bytes);
+    }
+  }
+
+ private:
+  static constexpr int kCopies = kRows * kChunks / kThreads;
+  static constexpr int kRowsApart = kThreads / kChunks;
+  static_assert(kRows * kChunks % kThreads == 0);
+  static_assert(kRowsApart % 8 == 0, "chunk_offset repeats every eight rows");
+  static_assert(spreads_over_banks<kChunks>());
+
+  const T* from_[kCopies];
+  unsigned to_;
+};
+
 // Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
 // kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
 // barrier is needed.
 template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
 __device__ __forceinline__ void walk_depth(const Product<T>& p, const Corner& corner,
                                            unsigned char* shared, Compute compute) {
-  constexpr int kChunks = kDepth * sizeof(T) / 16;
-  constexpr int kRowsBytes = kRows * kChunks * 16;
-  constexpr int kStageBytes = kRowsBytes + kColumns * kChunks * 16;
-  const T* x = p.x + corner.row * p.x_stride;
-  const T* weight = p.weight + corner.column * p.weight_stride;
-  const int64_t rows_left = p.rows - corner.row;
-  const int valid_rows = rows_left < kRows ? static_cast<int>(rows_left) : kRows;
-  const int valid_columns = p.outputs - corner.column;
+  using XCopies = RowCopies<kRows, kThreads, T>;
+  using WeightCopies = RowCopies<kColumns, kThreads, T>;
+  constexpr int kStageBytes = XCopies::kTileBytes + WeightCopies::kTileBytes;
+  const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, p.rows - corner.row);
+  const WeightCopies weight(p.weight + corner.column * p.weight_stride, p.weight_stride,
+                            p.outputs - corner.column);
   const auto load = [&](int step) {
     const int k = step * kDepth;
     if (k < p.inputs) {
       unsigned char* stage = shared + step % kStages * kStageBytes;
-      load_tile<kRows, kChunks, kThreads>(stage, x + k, p.x_stride, valid_rows, p.inputs - k);
-      load_tile<kColumns, kChunks, kThreads>(stage + kRowsBytes, weight + k, p.weight_stride,
-                                             valid_columns, p.inputs - k);
+      x.start(stage, k, p.inputs - k);
+      weight.start(stage + XCopies::kTileBytes, k, p.inputs - k);
     }
     cp_async_commit();  // an empty group keeps the count of those under way
   };
@@ -108,7 +148,7 @@ __device__ __forceinline__ void walk_depth(const Product<T>& p, const Corner& co
     syncthreads();  // everybody's copies are here, and everybody has read the stage before
     load(step + kStages - 1);
     const unsigned char* stage = shared + step % kStages * kStageBytes;
-    compute(stage, stage + kRowsBytes);
+    compute(stage, stage + XCopies::kTileBytes);
   }
 }
 
