@@ -192,6 +192,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{', '.join(_PRECISIONS)}; default: all that each backend has",
     )
+    evaluate.add_argument(
+        "--reference",
+        metavar="BUNDLE",
+        help="a bundle to compare with, such as the one that BUNDLE was quantised from; default: "
+        "BUNDLE",
+    )
     _add_device(evaluate)
     _add_json(evaluate, "JSON")
     evaluate.set_defaults(command=_evaluate)
@@ -477,6 +483,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         columns=arguments.columns,
         backends=arguments.backend,
         precisions=arguments.precision,
+        reference=arguments.reference,
         device=arguments.device,
         threads=arguments.threads,
     )

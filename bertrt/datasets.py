@@ -162,7 +162,11 @@ _LAYOUTS: dict[str, tuple[_Layout, ...]] = {
         _Layout(("premise", "hypo"), "label", aliases=_ALIASES),
         _Layout(_NLI, "label", aliases=_ALIASES),
     ),
-    "LCQMC": (_Layout(("text_a", "text_b"), "label"), _Layout(_SENTENCES, "label")),
+    "LCQMC": (
+        _Layout(("text_a", "text_b"), "label"),
+        _Layout(_SENTENCES, "label"),
+        _Layout((0, 1), 2, header=False, widths=range(3, 4)),
+    ),
     "ChnSentiCorp": (_Layout(("text_a",), "label"), _Layout(("text",), "label")),
 }
 

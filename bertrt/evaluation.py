@@ -1,7 +1,8 @@
 """Evaluation: what a model scores on labelled data, and what each backend and precision changes.
 
 Every backend and precision is held against Gluon in fp32, which is the mxnet backend on the
-bundle's own symbolic graph; where that cannot be had, against the native engine in fp32.
+bundle's own symbolic graph; where that cannot be had, against the native engine in fp32. A bundle
+that is quantised has neither; it is held against itself, or the bundle that it was made from.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class Report:
         sha256: of the file.
         examples: how many there are.
         left_out: rows of the file that the task's rules leave out.
-        reference: the backend that the others are compared with, in fp32: the first row's.
+        reference: the model that the first row is of, with which the others are compared; `path`
+            unless another was named.
         rows: the reference, then the others as asked for.
         missing: why a backend or precision has no row, by its name.
         cpu: the machine's.
@@ -123,7 +125,7 @@ class Report:
     sha256: str
     examples: int
     left_out: int
-    reference: str
+    reference: Path
     rows: tuple[Row, ...]
     missing: Mapping[str, str]
     cpu: str
@@ -142,7 +144,7 @@ class Report:
                 "examples": self.examples,
                 "left_out": self.left_out,
             },
-            "reference": self.reference,
+            "reference": self.reference.name,
             "rows": [_finite(vars(row)) for row in self.rows],
             "missing": dict(self.missing),
             "machine": {"cpu": self.cpu},
@@ -176,8 +178,13 @@ class Report:
             texts = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
             numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
             lines.append("  ".join([*texts, *numbers]))
-        whose = "Gluon's" if self.reference == "mxnet" else f"those of {self.reference}"
-        lines.append(f"differ, lost, gained and logits: against {whose} in fp32, the first row")
+        first = self.rows[0]
+        name = "Gluon" if first.backend == "mxnet" else first.backend
+        other = "" if self.reference == self.path else f" on {self.reference.name}"
+        lines.append(
+            f"differ, lost, gained and logits: against the first row, {name} in {first.precision}"
+            f"{other}"
+        )
         lines += [f"{name}: left out: {why}" for name, why in self.missing.items()]
         return "\n".join(lines)
 
@@ -190,6 +197,7 @@ def evaluate(
     columns: Sequence[str] | None = None,
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
+    reference: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> Report:
@@ -201,13 +209,15 @@ def evaluate(
         backends: which; None: all that are installed and can run the model.
         precisions: which; None: all that each backend has. What a backend does not have is left
             out, and named in the report.
+        reference: a model to compare with, as a quantised bundle is with the one it was made from;
+            None: `path` itself.
         device: as for `Engine.load`. The reference always runs on the CPU.
         threads: as for `Engine.load`.
 
     Raises:
-        InvalidInputError: there is no such backend or precision; what `read_data` raises; or an
-            example that the model cannot take, such as a sentence that is too long to be tagged;
-            the message has its place in the file.
+        InvalidInputError: there is no such backend or precision; `reference` is for another task or
+            has other labels; what `read_data` raises; or an example that a model cannot take, such
+            as a sentence that is too long to be tagged; the message has its place in the file.
         MissingDependencyError: a metric's library, or a backend that was asked for by its name, is
             not installed.
         DeviceError: nothing that was asked for can run on the device.
@@ -223,6 +233,12 @@ def evaluate(
                     f"{what} {name!r} does not exist; expected one of {', '.join(known)}"
                 )
     model = Model.open(path)
+    compared = model if reference is None else Model.open(reference)
+    if (compared.task, compared.labels) != (model.task, model.labels):
+        raise InvalidInputError(
+            f"{compared.path} is for {compared.task}, labels {compared.labels}; {model.path} is "
+            f"for {model.task}, labels {model.labels}: they cannot be compared"
+        )
     task = model.task if task is None else task
     examples = read_data(model, data, task=task, columns=columns)
     assert task is not None
@@ -232,19 +248,12 @@ def evaluate(
     threads = usable_cores() if threads is None else threads
 
     def row(
-        backend: str, on: str, precision: str, reference: Outcome | None
+        model: Model, backend: str, device: str, precision: str, expected: Outcome | None
     ) -> tuple[Row, Outcome]:
-        with Engine.load(model.path, backend, on, precision, threads) as engine:
-            outcome = run_examples(engine, examples, f"{backend} {precision}")
-            made = compare(
-                engine,
-                examples,
-                metrics,
-                labels,
-                outcome,
-                outcome if reference is None else reference,
-            )
-        return made, outcome
+        with Engine.load(model.path, backend, device, precision, threads) as engine:
+            found = run_examples(engine, examples, f"{backend} {precision}")
+            other = found if expected is None else expected
+            return compare(engine, examples, metrics, labels, found, other), found
 
     asked = [
         (backend, precision)
@@ -269,11 +278,12 @@ def evaluate(
     if precisions is None:
         # Of what was not asked for by name nobody expects a row.
         missing = {name: why for name, why in missing.items() if name in BACKENDS}
-    reference, first, outcome = _reference(model, row, missing)
+    backend, precision = _reference(compared, threads, missing)
+    first, expected = row(compared, backend, "cpu", precision, None)
     rows = [first]
-    for backend, precision in chosen:
-        if (backend, device, precision) != (reference, "cpu", "fp32"):
-            rows.append(row(backend, device, precision, outcome)[0])
+    if compared is model and device == "cpu":
+        chosen = [own for own in chosen if own != (backend, precision)]
+    rows += [row(model, own[0], device, own[1], expected)[0] for own in chosen]
     return Report(
         path=model.path,
         task=task,
@@ -281,25 +291,22 @@ def evaluate(
         sha256=examples.sha256,
         examples=len(examples),
         left_out=examples.left_out,
-        reference=reference,
+        reference=compared.path,
         rows=tuple(rows),
         missing=missing,
         cpu=cpu_name(),
     )
 
 
-def _reference(
-    model: Model,
-    row: Callable[[str, str, str, Outcome | None], tuple[Row, Outcome]],
-    missing: dict[str, str],
-) -> tuple[str, Row, Outcome]:
-    """The row that the others are compared with, its backend's name first."""
+def _reference(model: Model, threads: int, missing: dict[str, str]) -> tuple[str, str]:
+    """The backend and precision that the others are compared with."""
     if model.symbol_path is not None:
         try:
-            return "mxnet", *row("mxnet", "cpu", "fp32", None)
+            Engine.load(model.path, "mxnet", "cpu", "fp32", threads).close()
+            return "mxnet", "fp32"
         except MissingDependencyError as error:
             missing["mxnet"] = str(error)
-    return "native", *row("native", "cpu", "fp32", None)
+    return "native", model.precision
 
 
 def _has_graph(model: Model, backend: str) -> bool:

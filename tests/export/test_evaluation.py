@@ -123,7 +123,7 @@ METRICS = {
 def test_every_task(bundle, data, task) -> None:
     path = data(task)
     report = evaluate(bundle(task), path, task=task)
-    assert (report.reference, report.examples, report.left_out) == ("mxnet", ROWS, 0)
+    assert (report.reference, report.examples, report.left_out) == (report.path, ROWS, 0)
     assert not report.missing
     rows = {(row.backend, row.precision): row for row in report.rows}
     assert list(rows) == [
@@ -155,7 +155,7 @@ def test_every_task(bundle, data, task) -> None:
             assert row.lost + row.gained <= row.differ
     text = str(report)
     assert text.splitlines()[0] == f"{task}: {ROWS} examples of {path.name}"
-    assert "against Gluon's in fp32" in text
+    assert "against the first row, Gluon in fp32\n" in f"{text}\n"
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert content["rows"][0]["scores"] == gluon.scores
     assert content["data"]["sha256"] == read_examples(path, task).sha256
@@ -218,7 +218,6 @@ def test_columns_and_backends_that_are_named(bundle, data, tmp_path) -> None:
 def test_without_mxnet_the_reference_is_named(bundle, data, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "mxnet", None)
     report = evaluate(bundle("CoLA"), data("CoLA"), task="CoLA")
-    assert report.reference == "native"
     assert [(row.backend, row.precision) for row in report.rows] == [
         ("native", "fp32"),
         ("native", "bf16"),
@@ -226,9 +225,34 @@ def test_without_mxnet_the_reference_is_named(bundle, data, monkeypatch) -> None
         ("onnxruntime", "fp32"),
     ]
     assert "mxnet" in report.missing
-    assert "against those of native in fp32" in str(report)
+    assert "against the first row, native in fp32" in str(report)
     with pytest.raises(MissingDependencyError, match="backend mxnet needs"):
         evaluate(bundle("CoLA"), data("CoLA"), task="CoLA", backends=["mxnet"])
+
+
+def test_another_model_as_the_reference(
+    bundle, data, make_classifier, make_vocab, tmp_path
+) -> None:
+    other = export_model(
+        make_classifier(classes=2, seed=5),
+        tmp_path / "other",
+        vocab=make_vocab(),
+        task="MRPC",
+        max_length=30,
+    )
+    path = data("MRPC")
+    chosen = {"task": "MRPC", "backends": ["mxnet"], "precisions": ["fp32"]}
+    report = evaluate(bundle("MRPC"), path, reference=other, **chosen)
+    first, row = report.rows
+    (alone,) = evaluate(other, path, **chosen).rows
+    assert (first.scores, first.differ) == (alone.scores, 0)
+    assert (first.backend, row.backend, row.precision) == ("mxnet", "mxnet", "fp32")
+    assert row.differ > 0 and row.largest > 0.1
+    assert row.right == first.right - row.lost + row.gained
+    assert str(report).endswith("Gluon in fp32 on other")
+    assert report.to_dict()["reference"] == "other"
+    with pytest.raises(InvalidInputError, match=r"is for regression.*they cannot be compared"):
+        evaluate(bundle("MRPC"), path, reference=bundle("STS-B"), **chosen)
 
 
 def test_what_is_refused(bundle, data, tmp_path) -> None:

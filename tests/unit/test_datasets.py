@@ -88,6 +88,8 @@ def test_files_without_a_header(write) -> None:
     assert examples.task == "regression"
     assert examples.texts == [("a", "b"), ("c", "d")]
     assert examples.labels == [3.75, 0.0]
+    lcqmc = write("train.txt", tsv("一|二|1", "三|四|0"))
+    assert read_examples(lcqmc, "LCQMC").texts == [("一", "二"), ("三", "四")]
     # GLUE's
     glue = write("dev.tsv", tsv("index|genre|sentence1|sentence2|score", "0|g|a|b|5"))
     assert read_examples(glue, "STS-B").labels == [5.0]

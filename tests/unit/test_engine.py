@@ -57,6 +57,29 @@ def test_other_tasks(tiny) -> None:
     assert sum(result.scores.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("pads", [False, True])
+def test_predict_with_outputs(tiny, monkeypatch, pads: bool) -> None:
+    monkeypatch.setattr("bertrt.engine._TOKENS_AT_ONCE", 8)
+    tiny.pads = pads
+    texts = ["hello worlds", "a", "a b"]
+    pooled = tiny.load()
+    results, outputs = pooled.predict_with_outputs(texts)
+    assert len(tiny.backends[0].batches) > 1
+    for result, own, alone in zip(results, outputs, pooled.predict(texts), strict=True):
+        assert result.vector.tolist() == alone.vector.tolist()
+        (row,) = own
+        assert row.tolist() == result.vector.tolist()
+    tokens = tiny.load(pooling={"mode": "cls", "normalize": False})
+    _, outputs = tokens.predict_with_outputs(texts)
+    assert [[rows[:, 0].tolist() for rows in own] for own in outputs] == [
+        [[2, 5, 6, 7, 3]],
+        [[2, 9, 3]],
+        [[2, 9, 10, 3]],
+    ]
+    (result,), ((row,),) = pooled.predict_with_outputs("a")
+    assert row.tolist() == result.vector.tolist() == [2, 3, 14, 0]
+
+
 def test_tokenize(tiny) -> None:
     engine = tiny.load()
     one, other = engine.tokenize(["hello", "a b"])
