@@ -36,7 +36,10 @@ class PanelMatrix final : public Matrix {
     inputs = matrix_inputs;
     outputs = matrix_outputs;
     precision = matrix_precision;
-    std::memset(buffer.data(), 0, buffer.bytes());
+    // Where there is nothing to fill up, columns write everything.
+    if (panels * gemm.panel != matrix_outputs || groups * gemm.group != matrix_inputs) {
+      std::memset(buffer.data(), 0, buffer.bytes());
+    }
     if (precision == Precision::kInt8) {
       column_scale.resize(static_cast<size_t>(panels * kernel.panel));
       column_sum.resize(static_cast<size_t>(panels * kernel.panel));
