@@ -86,14 +86,15 @@ class RowCopies {
   static constexpr int kChunks = kDepth / kPerChunk;
   static constexpr int kTileBytes = kRows * kChunks * 16;
 
-  __device__ __forceinline__ RowCopies(const T* rows, int64_t stride, int64_t valid_rows) {
+  __device__ __forceinline__ RowCopies(const T* rows, int64_t stride, int64_t valid_rows)
+      : rows_(rows) {
     const unsigned row = threadIdx.x / kChunks;
     const unsigned chunk = threadIdx.x % kChunks;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int64_t wanted = row + i * kRowsApart;
-      from_[i] =
-          rows + (wanted < valid_rows ? wanted : valid_rows - 1) * stride + chunk * kPerChunk;
+      from_[i] = static_cast<unsigned>((wanted < valid_rows ? wanted : valid_rows - 1) * stride) +
+                 chunk * kPerChunk;
     }
     to_ = chunk_offset<kChunks>(row, chunk);
   }
@@ -104,7 +105,7 @@ class RowCopies {
     const int bytes = count < 0 ? 0 : count < kPerChunk ? count * static_cast<int>(sizeof(T)) : 16;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      cp_async16(tile + to_ + i * kRowsApart * kChunks * 16, from_[i] + k, bytes);
+      cp_async16(tile + to_ + i * kRowsApart * kChunks * 16, rows_ + k + from_[i], bytes);
     }
   }
 
@@ -115,7 +116,8 @@ class RowCopies {
   static_assert(kRowsApart % 8 == 0, "chunk_offset repeats every eight rows");
   static_assert(spreads_over_banks<kChunks>());
 
-  const T* from_[kCopies];
+  const T* rows_;
+  unsigned from_[kCopies];  // elements behind rows_: 32 bits count those of a tile
   unsigned to_;
 };
 
@@ -152,6 +154,70 @@ __device__ __forceinline__ void walk_depth(const Product<T>& p, const Corner& co
   }
 }
 
+// What a kernel needs that lays its sums out where its tiles of inputs were.
+constexpr int shared_bytes(int inputs, int sums) { return inputs > sums ? inputs : sums; }
+
+// 16 bytes of a row of the result.
+template <class T>
+__device__ __forceinline__ void write(T* out, const float (&values)[Vector<T>::kSize]) {
+  if constexpr (sizeof(T) == 4) {
+    store_vector(out, Vector<float>{values[0], values[1], values[2], values[3]});
+  } else {
+    Vector<uint32_t> pairs;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs.values[i] = pack2<T>(values[2 * i], values[2 * i + 1]);
+    store_vector(reinterpret_cast<uint32_t*>(out), pairs);
+  }
+}
+
+// Makes a block's tile of the result from its sums, which stand in shared memory, behind a barrier.
+// A thread writes 16 bytes at a time, below each other: all that is done to a value is there once
+// in the program, not once for each of a thread's many values.
+template <class Tile, class T>
+__device__ __forceinline__ void finish(const Product<T>& p, const Corner& corner,
+                                       const float* sums) {
+  constexpr int kCount = Vector<T>::kSize;
+  constexpr unsigned kAcross = Tile::kColumns / kCount;
+  static_assert(Tile::kThreads % kAcross == 0);
+  const unsigned tile_column = threadIdx.x % kAcross * kCount;
+  const int column = corner.column + static_cast<int>(tile_column);
+  const int left = p.outputs - column;
+  float bias[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) bias[i] = p.bias && i < left ? p.bias[column + i] : 0.0f;
+#pragma unroll 1
+  for (unsigned tile_row = threadIdx.x / kAcross; tile_row < Tile::kRows;
+       tile_row += Tile::kThreads / kAcross) {
+    const int64_t row = corner.row + tile_row;
+    if (row >= p.rows || left <= 0) break;
+    float values[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const Vector<float> four = load_vector(sums + tile_row * Tile::kSumsStride + tile_column + i);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[i + e] = four.values[e] + bias[i + e];
+    }
+    activate(p.activation, values);
+    T* out = p.out + row * p.out_stride + column;
+    const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
+    if (p.vectors && left >= kCount) {
+      if (residual) {
+        const Vector<T> more = load_vector(residual);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) values[i] += to_float(more.values[i]);
+      }
+      write(out, values);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (i >= left) break;
+        if (residual) values[i] += to_float(residual[i]);
+        out[i] = from_float<T>(values[i]);
+      }
+    }
+  }
+}
+
 // A block's tile of kWarpsDown x kWarpsAcross warps, with kWarpRows x kWarpColumns each.
 template <int kWarpsDown_, int kWarpsAcross_, int kWarpRows_, int kWarpColumns_>
 struct MmaTile {
@@ -163,42 +229,12 @@ struct MmaTile {
   static constexpr int kThreads = kWarpsDown_ * kWarpsAcross * kWarp;
   static constexpr int kBlocks = 2;  // that share a multiprocessor, and its registers
   static constexpr int kStages = 4;
-  static constexpr int kSharedBytes = kStages * (kRows + kColumns) * kDepth * 2;
-  // In the end each warp lays its sums out anew, 16 rows at a time. Eight floats beyond the rows'
-  // ends spread the pairs that lanes write over all banks.
-  static constexpr int kSlabStride = kWarpColumns + 8;
-  static constexpr int kSlabFloats = 16 * kSlabStride;
-  static_assert(kThreads / kWarp * kSlabFloats * 4 <= kSharedBytes);
+  // Four lanes write eight neighbours, eight rows at once: eight floats beyond the rows' ends
+  // spread them over all banks.
+  static constexpr int kSumsStride = kColumns + 8;
+  static constexpr int kSharedBytes =
+      shared_bytes(kStages * (kRows + kColumns) * kDepth * 2, kRows * kSumsStride * 4);
 };
-
-// Eight neighbouring values of a row of the result, from their sums on.
-template <class T>
-__device__ __forceinline__ void finish8(const Product<T>& p, int64_t row, int column,
-                                        const float (&bias)[8], float (&values)[8]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] += bias[i];
-  activate(p.activation, values);
-  T* out = p.out + row * p.out_stride + column;
-  const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
-  if (p.vectors && column + 8 <= p.outputs) {
-    if (residual) {
-      const Vector<T> more = load_vector(residual);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i] += to_float(more.values[i]);
-    }
-    Vector<uint32_t> pairs;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) pairs.values[i] = pack2<T>(values[2 * i], values[2 * i + 1]);
-    store_vector(reinterpret_cast<uint32_t*>(out), pairs);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (column + i >= p.outputs) break;
-    if (residual) values[i] += to_float(residual[i]);
-    out[i] = from_float<T>(values[i]);
-  }
-}
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Product<T> p) {
@@ -236,49 +272,23 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
           }
         }
       });
-  syncthreads();
+  syncthreads();  // the tiles of inputs have been read
 
-  // Of the sums, lanes have two neighbours each; of the result they write eight.
-  constexpr int kLanesAcross = Tile::kWarpColumns / 8;
-  constexpr int kRowsAtOnce = kWarp / kLanesAcross;
-  float* slab = reinterpret_cast<float*>(shared) + warp * Tile::kSlabFloats;
-  const unsigned slab_column = lane % kLanesAcross * 8;
-  const int column = corner.column + static_cast<int>(warp_column + slab_column);
-  float bias[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    bias[i] = p.bias && column + i < p.outputs ? p.bias[column + i] : 0.0f;
-  }
+  float* laid_out = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < kDown; ++i) {
 #pragma unroll
     for (int j = 0; j < kAcross; ++j) {
-      float* place = slab + lane / 4 * Tile::kSlabStride + 8 * j + lane % 4 * 2;
+      float* place = laid_out + (warp_row + 16 * i + lane / 4) * Tile::kSumsStride + warp_column +
+                     8 * j + lane % 4 * 2;
       place[0] = sums[i][j][0];
       place[1] = sums[i][j][1];
-      place[8 * Tile::kSlabStride] = sums[i][j][2];
-      place[8 * Tile::kSlabStride + 1] = sums[i][j][3];
+      place[8 * Tile::kSumsStride] = sums[i][j][2];
+      place[8 * Tile::kSumsStride + 1] = sums[i][j][3];
     }
-    syncwarp();
-#pragma unroll
-    for (unsigned first = 0; first < 16; first += kRowsAtOnce) {
-      const unsigned slab_row = first + lane / kLanesAcross;
-      const int64_t row = corner.row + warp_row + 16 * i + slab_row;
-      if (row < p.rows && column < p.outputs) {
-        const float* place = slab + slab_row * Tile::kSlabStride + slab_column;
-        const Vector<float> low = load_vector(place);
-        const Vector<float> high = load_vector(place + 4);
-        float values[8];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          values[e] = low.values[e];
-          values[4 + e] = high.values[e];
-        }
-        finish8(p, row, column, bias, values);
-      }
-    }
-    syncwarp();
   }
+  syncthreads();
+  finish<Tile>(p, corner, laid_out);
 }
 
 // A block's tile of kThreadsDown x kThreadsAcross threads, with kDown x kAcross values each. A
@@ -295,7 +305,10 @@ struct FmaTile {
   static constexpr int kThreads = kThreadsDown * kThreadsAcross;
   static constexpr int kBlocks = 2;
   static constexpr int kStages = 3;
-  static constexpr int kSharedBytes = kStages * (kRows + kColumns) * kDepth * 4;
+  // As many floats beyond the rows' ends as a row of threads writes.
+  static constexpr int kSumsStride = kColumns + kThreadsAcross;
+  static constexpr int kSharedBytes =
+      shared_bytes(kStages * (kRows + kColumns) * kDepth * 4, kRows * kSumsStride * 4);
 };
 
 // A sum is that of kDepth products each: shorter sums round less.
@@ -307,11 +320,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
   const unsigned down = threadIdx.x / Tile::kThreadsAcross;
   const unsigned across = threadIdx.x % Tile::kThreadsAcross;
+  unsigned char* shared = shared_memory<unsigned char>();
 
   float sums[kDown][kAcross] = {};
   walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
-      p, corner, shared_memory<unsigned char>(),
-      [&](const unsigned char* x, const unsigned char* weight) {
+      p, corner, shared, [&](const unsigned char* x, const unsigned char* weight) {
         const auto four = [](const unsigned char* tile, unsigned row, unsigned chunk) {
           return load_vector(
               reinterpret_cast<const float*>(tile + chunk_offset<kChunks>(row, chunk)));
@@ -343,30 +356,22 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
         }
       });
 
-  float bias[kAcross];
-#pragma unroll
-  for (int j = 0; j < kAcross; ++j) {
-    const int column = corner.column + static_cast<int>(across + Tile::kThreadsAcross * j);
-    bias[j] = p.bias && column < p.outputs ? p.bias[column] : 0.0f;
-  }
+  syncthreads();  // the tiles of inputs have been read
+
+  float* laid_out = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < kDown; ++i) {
-    const int64_t row = corner.row + down + Tile::kThreadsDown * i;
-    if (row >= p.rows) break;
-#pragma unroll
-    for (int j = 0; j < kAcross; ++j) sums[i][j] += bias[j];
-    activate(p.activation, sums[i]);
 #pragma unroll
     for (int j = 0; j < kAcross; ++j) {
-      const int column = corner.column + static_cast<int>(across + Tile::kThreadsAcross * j);
-      if (column >= p.outputs) break;
-      const float more = p.residual ? p.residual[row * p.residual_stride + column] : 0.0f;
-      p.out[row * p.out_stride + column] = sums[i][j] + more;
+      laid_out[(down + Tile::kThreadsDown * i) * Tile::kSumsStride + across +
+               Tile::kThreadsAcross * j] = sums[i][j];
     }
   }
+  syncthreads();
+  finish<Tile>(p, corner, laid_out);
 }
 
-// 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 64 KiB
+// 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 68 KiB
 // of shared memory, so that two blocks share a multiprocessor.
 using LargeMma = MmaTile<2, 4, 64, 32>;
 using MediumMma = MmaTile<2, 2, 32, 32>;
