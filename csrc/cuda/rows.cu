@@ -11,74 +11,93 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRowsOfBlock = kThreads / kWarp;
 
-// Columns [col, col + kSize) of a row, added to `values`; beyond the row nothing is.
-template <class T>
-__device__ __forceinline__ void add_columns(const T* row, int64_t col, int64_t cols,
-                                            float (&values)[Vector<T>::kSize]) {
+// The vector of columns from col on; zeros where there is no row, and beyond its end. kWhole: rows
+// are whole vectors.
+template <bool kWhole, class T>
+__device__ __forceinline__ Vector<T> read_columns(const T* row, int col, int cols) {
   constexpr int kSize = Vector<T>::kSize;
-  if (col + kSize <= cols) {
-    const Vector<T> vector = load_vector(row + col);
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) values[i] += to_float(vector.values[i]);
-  } else {
+  Vector<T> vector = {};
+  if (row && col + (kWhole ? 1 : kSize) <= cols) {
+    vector = load_vector(row + col);
+  } else if (!kWhole && row) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      if (col + i < cols) values[i] += to_float(row[col + i]);
+      if (col + i < cols) vector.values[i] = row[col + i];
+    }
+  }
+  return vector;
+}
+
+template <bool kWhole, class T>
+__device__ __forceinline__ void write_columns(T* row, int col, int cols, const Vector<T>& vector) {
+  constexpr int kSize = Vector<T>::kSize;
+  if (col + (kWhole ? 1 : kSize) <= cols) {
+    store_vector(row + col, vector);
+  } else if (!kWhole) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      if (col + i < cols) row[col + i] = vector.values[i];
     }
   }
 }
 
-// The rows that are added before LayerNorm, in this order; null where there is none.
-template <class T>
-struct Summands {
-  const T* rows[3];
-};
-
-// out = norm(sum of summands), by one warp, in two passes over the row: the mean, then the mean of
-// squared deviations. A lane has every 32nd vector of 16 bytes. It keeps them in registers, kHeld
-// values in all; or, if kHeld is 0, reads them again for each pass, which finds them in the L1
-// cache. So a sum's order depends on the row's length and element alone.
-template <int kHeld, class T>
-__device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const Summands<T>& summands,
+// out = norm(sum of rows, in their order; null: none), by one warp, in two passes over the sum: the
+// mean, then the mean of squared deviations. A lane has every 32nd vector of 16 bytes. It keeps
+// them in registers, kHeld values in all; or, if kHeld is 0, reads them again for each pass, which
+// finds them in the L1 cache. So a sum's order depends on the row's length and element alone.
+template <int kHeld, class T, int kRows>
+__device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const T* const (&rows)[kRows],
                                                T* out) {
+  constexpr bool kWhole = kHeld > 0;
   constexpr int kSize = Vector<T>::kSize;
-  constexpr int kVectors = kHeld > 0 ? kHeld / kSize : 1;
-  const int64_t cols = norm.hidden;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  float held[kVectors][kSize];
+  constexpr int kVectors = kWhole ? kHeld / kSize : 1;
+  constexpr int kStep = kWarp * kSize;
+  const int cols = static_cast<int>(norm.hidden);
+  const int first = static_cast<int>(threadIdx.x) % kWarp * kSize;
 
-  const auto read = [&](int64_t col, float (&values)[kSize]) {
+  // All are read before the first is used: one latency for all.
+  float held[kVectors][kSize];
+  const auto read = [&](int col) {
+    Vector<T> vectors[kVectors][kRows];
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) values[i] = 0.0f;
+    for (int v = 0; v < kVectors; ++v) {
 #pragma unroll
-    for (const T* row : summands.rows) {
-      if (row) add_columns(row, col, cols, values);
+      for (int r = 0; r < kRows; ++r) {
+        vectors[v][r] = read_columns<kWhole>(rows[r], col + v * kStep, cols);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        held[v][i] = 0.0f;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) held[v][i] += to_float(vectors[v][r].values[i]);
+      }
     }
   };
-  const auto for_each = [&](const auto& body) {
-    if constexpr (kHeld > 0) {
+  const auto for_each_vector = [&](const auto& body) {
+    if constexpr (kWhole) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) body((v * kWarp + lane) * kSize, held[v]);
+      for (int v = 0; v < kVectors; ++v) body(first + v * kStep, held[v]);
     } else {
-      for (int64_t col = lane * kSize; col < cols; col += kWarp * kSize) {
-        read(col, held[0]);
+      for (int col = first; col < cols; col += kStep) {
+        read(col);
         body(col, held[0]);
       }
     }
   };
 
-  if constexpr (kHeld > 0) {
-    for_each([&](int64_t col, float (&values)[kSize]) { read(col, values); });
-  }
+  if constexpr (kWhole) read(first);
   float sum = 0.0f;
-  for_each([&](int64_t, const float (&values)[kSize]) {
+  for_each_vector([&](int, const float (&values)[kSize]) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) sum += values[i];
   });
   const float mean = warp_sum(sum) / static_cast<float>(cols);
 
   float squares = 0.0f;
-  for_each([&](int64_t col, const float (&values)[kSize]) {
+  for_each_vector([&](int col, const float (&values)[kSize]) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       const float deviation = col + i < cols ? values[i] - mean : 0.0f;
@@ -88,26 +107,19 @@ __device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const Summ
   const float variance = warp_sum(squares) / static_cast<float>(cols);
   const float scale = 1.0f / sqrtf(variance + norm.eps);
 
-  for_each([&](int64_t col, const float (&values)[kSize]) {
-    float gamma[kSize] = {}, beta[kSize] = {};
-#pragma unroll
-    for (int i = 0; i < kSize; i += 4) {
-      add_columns(norm.gamma, col + i, cols, reinterpret_cast<float (&)[4]>(gamma[i]));
-      add_columns(norm.beta, col + i, cols, reinterpret_cast<float (&)[4]>(beta[i]));
-    }
+  for_each_vector([&](int col, const float (&values)[kSize]) {
     Vector<T> result;
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      result.values[i] = from_float<T>(fmaf((values[i] - mean) * scale, gamma[i], beta[i]));
-    }
-    if (col + kSize <= cols) {
-      store_vector(out + col, result);
-    } else {
+    for (int i = 0; i < kSize; i += Vector<float>::kSize) {
+      const Vector<float> gamma = read_columns<kWhole>(norm.gamma, col + i, cols);
+      const Vector<float> beta = read_columns<kWhole>(norm.beta, col + i, cols);
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        if (col + i < cols) out[col + i] = result.values[i];
+      for (int j = 0; j < Vector<float>::kSize; ++j) {
+        result.values[i + j] =
+            from_float<T>(fmaf((values[i + j] - mean) * scale, gamma.values[j], beta.values[j]));
       }
     }
+    write_columns<kWhole>(out, col, cols, result);
   });
 }
 
@@ -122,9 +134,9 @@ __global__ void __launch_bounds__(kThreads)
                       int64_t residual_stride, int64_t rows, T* out, int64_t out_stride) {
   const int64_t row = row_of_warp();
   if (row >= rows) return;
-  const Summands<T> summands{
-      {x + row * x_stride, residual ? residual + row * residual_stride : nullptr, nullptr}};
-  layer_norm_row<kHeld>(norm, summands, out + row * out_stride);
+  const T* const rows_of_sum[] = {x + row * x_stride,
+                                  residual ? residual + row * residual_stride : nullptr};
+  layer_norm_row<kHeld>(norm, rows_of_sum, out + row * out_stride);
 }
 
 template <int kHeld, class T>
@@ -138,9 +150,9 @@ __global__ void __launch_bounds__(kThreads)
     const T* data = static_cast<const T*>(table.data);
     return data ? data + index[row] * table.stride : nullptr;
   };
-  const Summands<T> summands{{look_up(tables.word, ids), look_up(tables.type, types),
-                              look_up(tables.position, positions)}};
-  layer_norm_row<kHeld>(norm, summands, out + row * out_stride);
+  const T* const rows_of_sum[] = {look_up(tables.word, ids), look_up(tables.type, types),
+                                  look_up(tables.position, positions)};
+  layer_norm_row<kHeld>(norm, rows_of_sum, out + row * out_stride);
 }
 
 template <class To, class T>
@@ -176,12 +188,13 @@ void with_type(Element element, const Body& body) {
   }
 }
 
-// Calls body with how many values a lane holds: as many as BERT base's rows take (768 of 32 lanes),
-// or BERT large's (1,024); longer rows are not held.
-template <class Body>
+// Calls body with how many values of a row a lane holds: as many as BERT base's take (768 of 32
+// lanes), or BERT large's (1,024). Rows that are longer, or not whole vectors, are not held.
+template <class T, class Body>
 void with_held(int64_t cols, const Body& body) {
-  if (cols <= 24 * kWarp) return body(std::integral_constant<int, 24>());
-  if (cols <= 32 * kWarp) return body(std::integral_constant<int, 32>());
+  const bool whole = cols % Vector<T>::kSize == 0;
+  if (whole && cols <= 24 * kWarp) return body(std::integral_constant<int, 24>());
+  if (whole && cols <= 32 * kWarp) return body(std::integral_constant<int, 32>());
   return body(std::integral_constant<int, 0>());
 }
 
@@ -196,7 +209,7 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
   if (rows == 0) return;
   with_type(x.element, [&](auto type) {
     using T = decltype(type);
-    with_held(norm.hidden, [&](auto held) {
+    with_held<T>(norm.hidden, [&](auto held) {
       launch(layer_norm_kernel<held, T>, blocks_of(rows), kThreads, 0, stream, norm,
              static_cast<const T*>(x.data), x.stride, static_cast<const T*>(residual.data),
              residual.stride, rows, static_cast<T*>(out.data), out.stride);
@@ -210,7 +223,7 @@ void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, cons
   if (tokens == 0) return;
   with_type(out.element, [&](auto type) {
     using T = decltype(type);
-    with_held(norm.hidden, [&](auto held) {
+    with_held<T>(norm.hidden, [&](auto held) {
       launch(embed_layer_norm_kernel<held, T>, blocks_of(tokens), kThreads, 0, stream, norm, tables,
              ids, types, positions, tokens, static_cast<T*>(out.data), out.stride);
     });
