@@ -157,8 +157,10 @@ py::dict machine_peaks(int threads) {
 }  // namespace
 
 void bind_kernels(py::module_& module) {
-  module.def("supported_isas", &supported_isas,
-             "The instruction sets that can run here, best first.");
+  module.def(
+      "supported_isas", &supported_isas,
+      "The instruction sets that can run here, best first; behind \"portable\" those that are "
+      "for tests alone.");
   module.def("machine_peaks", &machine_peaks, py::arg("threads"),
              R"(What this machine can do at most on so many threads, measured for about a second.
 

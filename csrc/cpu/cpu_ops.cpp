@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kRowGroup = 16;
 
 // Of any kernel.
-constexpr int kMostTileRows = 16;
+constexpr int kMostTileRows = 32;
 constexpr int kMostPanel = 32;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -31,7 +31,7 @@ class PanelMatrix final : public Matrix {
               Precision matrix_precision)
       : kernel(gemm),
         panels(ceil_div(matrix_outputs, gemm.panel)),
-        groups(ceil_div(matrix_inputs, gemm.group)),
+        groups(round_up(ceil_div(matrix_inputs, gemm.group), gemm.group_block)),
         buffer(static_cast<size_t>(panels * panel_bytes(matrix_precision))) {
     inputs = matrix_inputs;
     outputs = matrix_outputs;
@@ -229,7 +229,8 @@ class CpuOps final : public Ops {
     }
     // A panel stays in the second-level cache while the rows of a block pass over it, so blocks are
     // as tall as the number of threads allows: about four pieces a thread even out their ends.
-    const int64_t tiles = ceil_div(rows, kernel.rows);
+    const int64_t row_blocks = ceil_div(rows, kernel.row_block);
+    const int64_t tiles = ceil_div(row_blocks, kernel.rows / kernel.row_block);
     const int64_t last = epilogue.last_column < 0 ? matrix.outputs : epilogue.last_column;
     const int64_t first_panel = epilogue.first_column / kernel.panel;
     const int64_t panels = ceil_div(last, kernel.panel) - first_panel;
@@ -251,10 +252,14 @@ class CpuOps final : public Ops {
       tile.out_stride = out.stride;
       tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, last - column));
       const int64_t end = tiles * (block + 1) / blocks;
+      int configured = 0;
       for (int64_t i = tiles * block / blocks; i < end; ++i) {
         // Tiles of nearly equal height: sixteen rows go as eight and eight, not fourteen and two.
-        const int64_t first = rows * i / tiles;
-        tile.rows = static_cast<int>(rows * (i + 1) / tiles - first);
+        const int64_t first = row_blocks * i / tiles * kernel.row_block;
+        const int64_t after = row_blocks * (i + 1) / tiles * kernel.row_block;
+        tile.rows = static_cast<int>(std::min(rows, after) - first);
+        if (kernel.configure && tile.rows != configured) kernel.configure(tile.rows);
+        configured = tile.rows;
         tile.a = a + first * a_stride;
         tile.next = i + 1 == end && piece + pool_.threads() < pieces
                         ? matrix.panel(first_panel + (piece + pool_.threads()) % panels)
@@ -274,6 +279,7 @@ class CpuOps final : public Ops {
           next.set_part(first + r, column, result + r * kernel.panel, tile.cols);
         }
       }
+      if (kernel.release) kernel.release();
     });
   }
 

@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace bertrt::cpu {
@@ -37,6 +41,14 @@ namespace avx512_bf16 {
 extern const GemmKernel kGemmBf16;
 extern const AttentionKernel kAttentionBf16;
 }  // namespace avx512_bf16
+namespace amx {
+extern const GemmKernel kGemmBf16;
+extern const GemmKernel kGemmS8;
+}  // namespace amx
+namespace amx_emulated {
+extern const GemmKernel kGemmBf16;
+extern const GemmKernel kGemmS8;
+}  // namespace amx_emulated
 #endif
 
 namespace {
@@ -47,6 +59,7 @@ struct Features {
   bool avx512 = false;  // AVX-512 F, BW, DQ and VL
   bool avx512_vnni = false;
   bool avx512_bf16 = false;  // and VNNI
+  bool amx = false;          // TILE, BF16 and INT8, and all of the above but AVX-VNNI
 };
 
 #if defined(__x86_64__)
@@ -56,6 +69,19 @@ uint64_t enabled_state() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+// Asks Linux, from 5.16 on, to let this process use the tiles of AMX: it refuses them to who has
+// not asked, since their state takes 8 KiB of a thread (its documentation, arch/x86/xstate.rst).
+// The permission is inherited by threads and forks; asking again does no harm.
+bool permit_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 Features detect() {
@@ -68,14 +94,18 @@ Features detect() {
   const uint64_t state = enabled_state();
   const bool ymm = (state & 0x06) == 0x06;
   const bool zmm = (state & 0xe6) == 0xe6;
+  const bool tmm = (state & 0x60000) == 0x60000;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
   features.avx2 = ymm && fma && (ebx & (1u << 5));
   const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && zmm && (ebx & avx512) == avx512;
   features.avx512_vnni = features.avx512 && (ecx & (1u << 11));
+  const uint32_t amx = (1u << 22) | (1u << 24) | (1u << 25);  // BF16, TILE, INT8
+  const bool tiles = tmm && (edx & amx) == amx;
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return features;
   features.avx_vnni = features.avx2 && (eax & (1u << 4));
   features.avx512_bf16 = features.avx512_vnni && (eax & (1u << 5));
+  features.amx = features.avx512_bf16 && tiles && permit_tiles();
   return features;
 }
 
@@ -115,6 +145,21 @@ std::vector<const KernelTable*> supported_tables() {
     table.attention_bf16 = avx512_bf16::kAttentionBf16;
     return table;
   }();
+  static const KernelTable tiles = [] {
+    KernelTable table = bf16;
+    table.isa = "amx";
+    table.gemm_bf16 = amx::kGemmBf16;
+    table.gemm_s8 = amx::kGemmS8;
+    return table;
+  }();
+  static const KernelTable emulated_tiles = [] {
+    KernelTable table = bf16;
+    table.isa = "amx_emulated";
+    table.gemm_bf16 = amx_emulated::kGemmBf16;
+    table.gemm_s8 = amx_emulated::kGemmS8;
+    return table;
+  }();
+  if (features.amx) tables.push_back(&tiles);
   if (features.avx512_bf16) tables.push_back(&bf16);
   if (features.avx512_vnni) tables.push_back(&vnni);
   if (features.avx512) tables.push_back(&avx512::kTable);
@@ -124,6 +169,9 @@ std::vector<const KernelTable*> supported_tables() {
   (void)features;
 #endif
   tables.push_back(&portable::kTable);
+#if defined(__x86_64__)
+  if (features.avx512_bf16) tables.push_back(&emulated_tiles);
+#endif
   return tables;
 }
 

@@ -8,7 +8,8 @@
 
 namespace bertrt::cpu {
 
-// The kernel tables that can run here, best first; the last is always "portable".
+// The kernel tables that can run here, best first: "portable" always, and behind it "amx_emulated",
+// whose tile instructions are written out for tests, where its other kernels can run.
 std::vector<const KernelTable*> supported_tables();
 
 // The table named by the environment variable BERTRT_ISA, or the best one. Throws DeviceError if

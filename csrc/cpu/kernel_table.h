@@ -53,7 +53,8 @@ struct GemmKernel {
   int panel;
   int group;
   // Writes one row of `depth` floats in the form that run() reads (round_up(depth, 16) inputs of
-  // `row_bytes` bytes each) and, for int8, how. Null: rows are read as they are.
+  // `row_bytes` bytes each, or the cache line to its end) and, for int8, how. Null: rows are read
+  // as they are.
   void (*convert)(const float* x, int64_t depth, void* out, RowSteps* steps);
   int row_bytes;
   bool by_value;  // convert() takes each value for itself: a row may be converted in pieces
@@ -61,6 +62,13 @@ struct GemmKernel {
   // The ceiling of run(): its instruction on registers alone, for measuring. Returns the operations
   // done; adds what came of them to 16 floats, so that they have to be done. x: any small number.
   int64_t (*peak)(int64_t rounds, float x, float* out);
+  // Tiles other than the last are a multiple of row_block high; panels are filled up with zeros to
+  // a multiple of group_block groups.
+  int row_block = 1;
+  int group_block = 1;
+  // What a thread calls before it runs tiles of so many rows, and after all of them; or null.
+  void (*configure)(int rows) = nullptr;
+  void (*release)() = nullptr;
 };
 
 // One head of one sequence, for query rows [row_begin, row_end).

@@ -8,10 +8,9 @@ from bertrt import _native
 from bertrt.errors import DeviceError
 
 
-# Measuring takes a second: the narrowest instruction set and the one in use.
-@pytest.mark.parametrize("which", [0, -1])
-def test_peaks(which, monkeypatch) -> None:
-    name = _native.supported_isas()[which]
+# Measuring takes a second: the instruction set in use and the narrowest.
+@pytest.mark.parametrize("name", [_native.supported_isas()[0], "portable"])
+def test_peaks(name, monkeypatch) -> None:
     monkeypatch.setenv("BERTRT_ISA", name)
     peaks = _native.machine_peaks(1)
     assert peaks.pop("isa") == name

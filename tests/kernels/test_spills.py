@@ -122,3 +122,15 @@ def test_a_full_tile_keeps_its_sums_in_registers(loops, tile):
     assert full, f"no loop of {tile.rows} x {tile.each} {tile.multiply}: tiles are smaller, or cut"
     assert (tile.rows + 1) * tile.each not in found, "tiles are larger than this test knows"
     assert [spills(loop) for loop in full] == [[] for _ in full]
+
+
+@pytest.mark.parametrize("multiply", ["tdpbf16ps", "tdpbusd"])
+def test_a_step_of_amx_moves_no_sums(loops, multiply):
+    found = {}
+    for loop in loops:
+        instructions = [text.split()[0] for text in loop]
+        if multiply in instructions:
+            counts = [instructions.count(name) for name in (multiply, "tileloadd", "tilestored")]
+            found[tuple(counts)] = spills(loop)
+    # One block of 16 rows, and two; and the loop that measures the peak.
+    assert found == {(2, 3, 0): [], (4, 4, 0): [], (6, 0, 0): []}
