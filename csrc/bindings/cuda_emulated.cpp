@@ -39,6 +39,8 @@ py::tuple probe_in_stream(const std::string& name, const FloatArray& x) {
                               cudaMemcpyDeviceToHost, stream),
               "a test's copy");
   const auto copy = [&] { return FloatArray(x.size(), static_cast<const float*>(pinned.data())); };
+  // The default stream does not wait for this one.
+  cuda::check(cudaStreamSynchronize(nullptr), "a test's wait");
   const FloatArray before = copy();
   stream.wait();
   return py::make_tuple(before, copy());

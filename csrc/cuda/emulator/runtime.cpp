@@ -31,6 +31,7 @@ constexpr unsigned char kPoison = 0xff;  // NaN in every element type
 // What is to be done, in order; positions count what was ever put in.
 struct CUstream_st {
   int device = 0;
+  bool blocking = true;  // for the default stream
   std::deque<std::function<cudaError_t()>> work;
   uint64_t done = 0;
   uint64_t end() const { return done + work.size(); }
@@ -89,11 +90,20 @@ cudaError_t run_all() {
   return r.fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
-// The default stream comes after all that was put into others.
+// What the default stream comes after.
+cudaError_t run_blocking() {
+  Runtime& r = runtime();
+  for (const cudaStream_t stream : r.streams) {
+    if (stream->blocking) run_until(stream, stream->end());
+  }
+  return r.fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+// Puts work into a stream; the default stream does it at once.
 cudaError_t put(cudaStream_t stream, std::function<cudaError_t()> work) {
   Runtime& r = runtime();
   if (!stream) {
-    const cudaError_t error = run_all();
+    const cudaError_t error = run_blocking();
     return error == cudaSuccess ? work() : error;
   }
   if (!r.streams.count(stream)) return cudaErrorInvalidResourceHandle;
@@ -395,10 +405,11 @@ cudaError_t cudaMemset(void* memory, int byte, size_t bytes) {
   return cudaMemsetAsync(memory, byte, bytes, nullptr);
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   BERTRT_LOCKED;
   *stream = new CUstream_st;
   (*stream)->device = current_device;
+  (*stream)->blocking = !(flags & cudaStreamNonBlocking);
   runtime().streams.insert(*stream);
   return cudaSuccess;
 }
@@ -419,7 +430,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   BERTRT_LOCKED;
-  if (!stream) return report(run_all());
+  if (!stream) return report(run_blocking());
   if (!runtime().streams.count(stream)) return report(cudaErrorInvalidResourceHandle);
   return report(run_until(stream, stream->end()));
 }
