@@ -11,6 +11,10 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRowsOfBlock = kThreads / kWarp;
 
+// Blocks that a multiprocessor is to hold at least: they leave a thread 128 registers, so that a
+// long row's reads can all be under way at once.
+constexpr int kBlocks = 4;
+
 // The vector of columns from col on; zeros where there is no row, and beyond its end. kWhole: rows
 // are whole vectors.
 template <bool kWhole, class T>
@@ -129,7 +133,7 @@ __device__ __forceinline__ int64_t row_of_warp() {
 }
 
 template <int kHeld, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     layer_norm_kernel(LayerNorm norm, const T* x, int64_t x_stride, const T* residual,
                       int64_t residual_stride, int64_t rows, T* out, int64_t out_stride) {
   const int64_t row = row_of_warp();
@@ -140,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kHeld, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     embed_layer_norm_kernel(LayerNorm norm, EmbeddingTables tables, const int32_t* ids,
                             const int32_t* types, const int32_t* positions, int64_t rows, T* out,
                             int64_t out_stride) {
