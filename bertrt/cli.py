@@ -202,6 +202,44 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(evaluate, "JSON")
     evaluate.set_defaults(command=_evaluate)
 
+    quantize = commands.add_parser(
+        "quantize", help="a bundle in int8 or bf16, and what that costs on a task"
+    )
+    quantize.add_argument("bundle", metavar="BUNDLE", help="a bundle's directory")
+    quantize.add_argument("--precision", required=True, choices=("int8", "bf16"))
+    quantize.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="data to measure on: of the --task, or texts, one a line, a tab between those of a "
+        "pair; default: nothing is measured",
+    )
+    _add_task(quantize, (*SCORED, *PRESETS))
+    _add_columns(quantize)
+    quantize.add_argument(
+        "--max-loss",
+        metavar="POINTS",
+        type=_bound,
+        help="points of the task's metric that may be lost; steps that cost more stay in bf16 or "
+        "fp32",
+    )
+    quantize.add_argument(
+        "--max-error",
+        metavar="LOGIT",
+        type=_bound,
+        help="the largest difference that a logit may have from fp32; likewise",
+    )
+    quantize.add_argument(
+        "--smooth",
+        action="store_true",
+        help="move outliers of activations into the weights, where that helps",
+    )
+    _add_out(quantize)
+    quantize.add_argument(
+        "--threads", metavar="N", type=_threads, help="default: the cores usable here"
+    )
+    _add_json(quantize, "JSON")
+    quantize.set_defaults(command=_quantize, usage_error=quantize.error)
+
     inspect = commands.add_parser("inspect", help="what a bundle holds and the plan it becomes")
     _add_bundle(inspect)
     _add_json(inspect, "JSON")
@@ -296,6 +334,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="labelled data: the task's TSV or JSON lines, SQuAD's JSON, CoNLL's columns",
     )
+    _add_columns(parser)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns",
         metavar="A,B,...",
@@ -313,6 +355,12 @@ def _positive(text: str) -> int:
     if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _bound(text: str) -> float:
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0, such as 0.5")
+    return float(text)
 
 
 def _threads(text: str) -> int:
@@ -491,6 +539,31 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _quantize(arguments: argparse.Namespace) -> int:
+    from bertrt.quantize import quantize
+
+    if arguments.calibrate is None:
+        for name in ("task", "columns", "max_loss", "max_error", "smooth"):
+            value = getattr(arguments, name)
+            if value is not None and value is not False:
+                option = name.replace("_", "-")
+                arguments.usage_error(f"--{option} can only go with --calibrate")
+    report = quantize(
+        arguments.bundle,
+        arguments.out,
+        precision=arguments.precision,
+        calibrate=arguments.calibrate,
+        task=arguments.task,
+        columns=arguments.columns,
+        max_loss=arguments.max_loss,
+        max_error=arguments.max_error,
+        smooth=arguments.smooth,
+        threads=arguments.threads,
+    )
+    print(_json(report.to_dict()) if arguments.json else report)
+    return 0
+
+
 # What predict takes and gives, by task
 _TAKES = {
     "classification": "texts or pairs to a Classification",
@@ -505,6 +578,7 @@ _TAKES = {
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from bertrt.model import Model
+    from bertrt.quantize import describe
 
     model = Model.open(arguments.bundle)
     plan = model.plan()
@@ -537,6 +611,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"\nfiles ({_size(sum(entry['size'] for entry in files.values()))})")
         for name, entry in files.items():
             print(f"  {name:<20} {_size(entry['size']):>10}")
+        if quantization := model.manifest.get("quantization"):
+            print("\nquantization")
+            for line in describe(quantization):
+                print(f"  {line}")
     print(f"\nplan\n{plan.describe()}")
     if coverage is not None:
         print(f"\ncoverage\n{coverage}")

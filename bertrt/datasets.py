@@ -22,7 +22,7 @@ from bertrt.paths import check_path
 from bertrt.settings import PRESETS, SCORED, TASKS
 from bertrt.tagging import to_bioes
 
-__all__ = ["Examples", "GoldAnswer", "find_files", "read_examples"]
+__all__ = ["Examples", "GoldAnswer", "find_files", "read_examples", "read_texts"]
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,30 @@ def read_examples(
     )
 
 
+def read_texts(path: Any, task: str) -> Examples:
+    """Read texts without labels, one a line; a tab parts those of a pair. Otherwise as
+    `read_examples`: the labels are None.
+
+    Args:
+        path: the file.
+        task: what they are for, one of `bertrt.settings.TASKS`.
+
+    Raises:
+        MissingFileError, InvalidInputError: as `read_examples`.
+    """
+    found = check_path("path", path)
+    if not found.exists():
+        raise MissingFileError(f"{found}: there is no such file")
+    if found.is_dir():
+        raise InvalidInputError(f"{found} is a directory; expected a file")
+    file = _File(found)
+    reader = _Texts(file, task)
+    reader.read()
+    if not reader.texts:
+        raise InvalidInputError(f"{found} holds no text")
+    return Examples(task, found, file.sha256, reader.texts, reader.labels, reader.places, 0)
+
+
 def find_files(directory: Any, task: str, part: str) -> list[Path]:
     """The files of a part of a data set, by their usual names: ``train.tsv``, ``dev.tsv``,
     ``sts-train.tsv``, ``dev_matched.tsv`` with ``dev_mismatched.tsv``, ...
@@ -372,6 +396,32 @@ class _Reader:
             check_text(name, text, may_be_empty=may_be_empty)
         except InvalidInputError as error:
             self.file.refuse(place, str(error))
+
+
+class _Texts(_Reader):
+    """Texts without labels, one a line."""
+
+    def __init__(self, file: _File, task: str) -> None:
+        super().__init__(file)
+        # Words are tagged in one text, whose tabs are white space.
+        self._pairs = task != "tagging"
+
+    def read(self) -> None:
+        """Every line of the file."""
+        for place, line in self.file.lines():
+            texts = line.split("\t") if self._pairs else [line]
+            if len(texts) > 2:
+                self.file.refuse(
+                    place,
+                    f"has {_count(len(texts) - 1, 'tab')}, and one parts the texts of a pair; of "
+                    "labelled data name the task",
+                )
+            for index, text in enumerate(texts):
+                self.check(place, "the text", text, may_be_empty=index > 0)
+            item = tuple(texts) if len(texts) == 2 else texts[0]
+            if self.texts and type(item) is not type(self.texts[0]):
+                self.file.refuse(place, "texts and pairs of them (with a tab) stand together")
+            self.add(place, item, None)
 
 
 class _Rows(_Reader):

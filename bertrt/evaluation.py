@@ -367,13 +367,14 @@ def run_examples(engine: Engine, examples: Examples, what: str = "predict") -> O
             started = time.perf_counter()
             results, found = _predict(engine, examples, begin, end)
             seconds += time.perf_counter() - started
-            predictions += [_PREDICTION[examples.task](result) for result in results]
+            predicted = _PREDICTION.get(examples.task, lambda result: result)
+            predictions += [predicted(result) for result in results]
             outputs += found
             advance(end - begin)
     return Outcome(predictions, outputs, seconds)
 
 
-# What of a result is scored
+# What of a result is scored; of other tasks nothing is
 _PREDICTION: dict[str, Callable[[Any], Any]] = {
     "classification": lambda result: result.label,
     "regression": lambda result: result.score,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,10 @@ class Model:
         if self.onnx_path is not None:
             return _compile_onnx(self.onnx_path)[1]
         return None
+
+    def with_plan(self, plan: Plan) -> Model:
+        """The same model, run by another plan."""
+        return replace(self, _read_plan=lambda: plan)
 
     @property
     def architecture(self) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, writing
+from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, write_plan, writing
 from bertrt.graph.pipeline import compile_graph, compile_onnx
 from bertrt.graph.plan import Plan
 from bertrt.graph.read_mxnet import read_mxnet
@@ -28,7 +28,7 @@ from bertrt.paths import check_path
 from bertrt.settings import complete_settings
 
 from .golden import record_golden
-from .model import check_labels, check_pooling, seal, write_plan
+from .model import check_labels, check_pooling, seal
 from .symbol_to_onnx import symbol_to_onnx
 
 __all__ = ["import_graph"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bertrt.errors import MissingDependencyError
-from bertrt.graph.bundle import writing
+from bertrt.graph.bundle import write_plan, writing
 from bertrt.graph.interpret import interpret
 from bertrt.graph.read_huggingface import WEIGHTS
 from bertrt.graph.safetensors import write_safetensors
@@ -24,7 +24,7 @@ from bertrt.huggingface import HuggingFaceModel
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .golden import record_golden
-from .model import TokenizerFile, seal, write_bundle, write_plan
+from .model import TokenizerFile, seal, write_bundle
 
 __all__ = ["import_huggingface", "to_gluon"]
 

@@ -24,11 +24,11 @@ from bertrt.errors import (
 from bertrt.graph.bundle import (
     GOLDEN,
     ONNX,
-    PLAN,
     TOKENIZER_FILES,
     BundleDraft,
     GoldenCase,
     write_golden,
+    write_plan,
     writing,
 )
 from bertrt.graph.pipeline import compile_graph
@@ -323,12 +323,6 @@ def write_bundle(
             golden=golden,
         )
     return Path(out_dir)
-
-
-def write_plan(plan: Plan, directory: Path) -> None:
-    """Write ``plan.json``; the plan's weights must lie in files of `directory`."""
-    text = json.dumps(plan.to_dict(directory), indent=1) + "\n"
-    (directory / PLAN).write_text(text, encoding="utf-8", newline="\n")
 
 
 def seal(

@@ -59,6 +59,7 @@ __all__ = [
     "file_digest",
     "read_golden",
     "write_golden",
+    "write_plan",
     "writing",
 ]
 
@@ -316,6 +317,12 @@ def read_json(path: Path) -> Any:
         raise ModelFormatError(f"{path} is not JSON: {error}") from error
 
 
+def write_plan(plan: Plan, directory: Path) -> None:
+    """Write ``plan.json``; the plan's weights must lie in files of `directory`."""
+    text = json.dumps(plan.to_dict(directory), indent=1) + "\n"
+    (directory / PLAN).write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> None:
     """Write `cases` as an ``.npz`` of arrays ``<case>/inputs/<name>``, ``<case>/outputs/<name>``.
 
@@ -499,6 +506,11 @@ def _check_manifest(manifest: Any, where: Path) -> None:
     if manifest["pooling"] is not None:
         check_pooling(manifest["pooling"], str(where))
     check_settings(manifest["settings"], task, str(where))
+    if not isinstance(manifest.get("quantization", {}), dict):
+        raise ModelFormatError(
+            f"{where}: the field 'quantization' should be an object, "
+            f"found {_short(manifest['quantization'])}"
+        )
     for name, entry in manifest["files"].items():
         _check_file_name(name, where)
         if not isinstance(entry, dict):

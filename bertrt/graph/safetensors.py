@@ -43,6 +43,8 @@ _DTYPES = {
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _MAX_RANK = 32
 _MOST_ELEMENTS = 1 << 48
+# What is written; numpy has no bfloat16, and a plan's weights have its bits as uint16.
+_WRITTEN = {"float32": "F32", "uint16": "BF16", "int8": "I8"}
 # The data begin at a cache line, so that arrays can be used where they are mapped.
 _ALIGNMENT = 64
 
@@ -83,7 +85,8 @@ def read_safetensors(path: str | Path) -> dict[str, Constant]:
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Constant]:
-    """Write float32 arrays to a safetensors file, one after the other.
+    """Write arrays to a safetensors file, one after the other: float32, int8, or uint16, which are
+    the bits of bfloat16.
 
     Returns name -> :class:`~bertrt.graph.ir.Constant`: the same arrays, with their places in the
     file.
@@ -93,7 +96,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
     for name, array in arrays.items():
         offsets[name], end = end, end + array.nbytes
         header[name] = {
-            "dtype": "F32",
+            "dtype": _WRITTEN[str(array.dtype)],
             "shape": list(array.shape),
             "data_offsets": [offsets[name], end],
         }
@@ -103,7 +106,8 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
-            file.write(np.ascontiguousarray(array, "<f4").data)
+            little = array.dtype.newbyteorder("<")
+            file.write(np.ascontiguousarray(array, little).data)
     return {
         name: Constant(name, array, path, start + offsets[name]) for name, array in arrays.items()
     }
