@@ -1,8 +1,13 @@
-"""Builds the extension bertrt._native with CMake; everything else is in pyproject.toml."""
+"""Builds the extension bertrt._native with CMake; everything else is in pyproject.toml.
+
+With BERTRT_CUDA=1 in the environment it builds bertrt._cuda too, with the nvcc of this machine or,
+where there is none, that of the package nvidia-cuda-nvcc.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+CUDA = os.environ.get("BERTRT_CUDA", "0") not in ("", "0")
 
 
 class CMakeExtension(Extension):
@@ -38,6 +44,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DBERTRT_CUDA={'ON' if CUDA else 'OFF'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
@@ -45,4 +52,15 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build), "--target", target], check=True)
 
 
-setup(ext_modules=[CMakeExtension("bertrt._native")], cmdclass={"build_ext": CMakeBuild})
+def nvcc_wheel() -> list[str]:
+    """What is needed to build besides what pyproject.toml lists."""
+    homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), Path("/usr/local/cuda")]
+    found = shutil.which("nvcc") or any((home / "bin" / "nvcc").exists() for home in homes)
+    return ["nvidia-cuda-nvcc>=13,<14"] if CUDA and not found else []
+
+
+setup(
+    ext_modules=[CMakeExtension(f"bertrt.{name}") for name in ("_native", *["_cuda"] * CUDA)],
+    setup_requires=nvcc_wheel(),
+    cmdclass={"build_ext": CMakeBuild},
+)

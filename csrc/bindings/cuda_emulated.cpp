@@ -1,7 +1,7 @@
 // The module _cuda_emulated: the CUDA kernels on the emulator, for tests. It is never installed.
 #include <pybind11/stl.h>
 
-#include "bindings/cuda_bindings.h"
+#include "bindings/cuda.h"
 #include "bindings/cuda_kernels.h"
 #include "bindings/inputs.h"
 #include "cuda/emulator/emulator.h"
@@ -83,6 +83,7 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   using namespace bertrt;
   module.doc() = "CUDA kernels on the emulator of csrc/cuda/emulator.";
   bindings::translate_errors();
+  bindings::bind_cuda_engine(module);
   bindings::bind_cuda_kernels(module);
 
   auto emulator = module.def_submodule("emulator");

@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "bindings/cuda_bindings.h"
+#include "bindings/cuda.h"
 #include "bindings/inputs.h"
 
 namespace py = pybind11;
@@ -17,7 +17,8 @@ struct PyModel {
 
 class PyEngine {
  public:
-  PyEngine(const PyModel& model, bool trace) : engine_(model.model, trace) {}
+  PyEngine(const PyModel& model, bool trace, int64_t part_tokens)
+      : engine_(model.model, trace, part_tokens) {}
 
   py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
                const std::optional<IntArray>& masked_positions,
@@ -48,6 +49,8 @@ void bind_cuda_engine(py::module_& module) {
   module.def("devices", &cuda::devices, R"(The GPUs of this machine.
 
 Raises bertrt.DeviceError that says which of driver and device is missing.)");
+  module.def("free_memory", &cuda::free_memory, py::arg("device") = 0,
+             "Bytes of a GPU's memory that nobody uses.");
   py::class_<PyModel>(module, "Model", R"(A plan with its weights on a GPU.
 
 plan, weights, mapped: as for bertrt._native.Model; the weights are copied. precision: "fp32",
@@ -58,7 +61,7 @@ used or has too little memory.)")
                        int device, std::set<std::string> mapped) {
              const Weights held{std::move(weights), std::move(mapped)};
              const plan::Plan read = read_plan(plan, held);
-             const cuda::Element element = cuda::Model::parse_element(precision);
+             const cuda::Element element = parse_element(precision);
              py::gil_scoped_release release;
              return PyModel{std::make_shared<cuda::Model>(read, element, device)};
            }),
@@ -66,9 +69,10 @@ used or has too little memory.)")
            py::arg("device") = 0, py::arg("mapped") = std::set<std::string>());
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on its GPU.
 
-Engines of one Model share its weights.)")
-      .def(py::init<const PyModel&, bool>(), py::arg("model"), py::arg("trace") = false,
-           py::keep_alive<1, 2>())
+Engines of one Model share its weights. part_tokens: a batch runs in parts of whole sequences of at
+most so many tokens, or of one.)")
+      .def(py::init<const PyModel&, bool, int64_t>(), py::arg("model"), py::arg("trace") = false,
+           py::arg("part_tokens") = cuda::Engine::kPartTokens, py::keep_alive<1, 2>())
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),

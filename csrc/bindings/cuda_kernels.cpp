@@ -1,7 +1,7 @@
 // The CUDA kernels one by one, for tests: on a device, or on the emulator.
 #include "bindings/cuda_kernels.h"
 
-#include "bindings/cuda_bindings.h"
+#include "bindings/cuda.h"
 
 #include <optional>
 

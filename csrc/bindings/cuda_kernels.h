@@ -8,21 +8,12 @@
 #include <string>
 
 #include "bindings/bindings.h"
+#include "bindings/cuda.h"
 #include "core/error.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
 
 namespace bertrt::bindings {
-
-// Adds to the bindings of cuda_kernels.cpp.
-void bind_cuda_products(pybind11::module_& kernels);
-
-inline cuda::Element parse_element(const std::string& name) {
-  if (name == "fp32") return cuda::Element::kFp32;
-  if (name == "fp16") return cuda::Element::kFp16;
-  if (name == "bf16") return cuda::Element::kBf16;
-  throw BatchError("element must be fp32, fp16 or bf16, not " + name);
-}
 
 // Memory that begins as NaN.
 inline cuda::DeviceMemory poisoned_memory(int64_t bytes) {

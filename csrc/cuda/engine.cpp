@@ -9,9 +9,7 @@
 namespace bertrt::cuda {
 namespace {
 
-// A batch runs in parts of whole sequences, so that memory is bounded by the part: a product over
-// this many rows has long reached its full speed. Parts are smaller where much is to be returned.
-constexpr int64_t kPartTokens = 16384;
+// What a part returns at most, unless one sequence returns more: it passes through pinned memory.
 constexpr int64_t kPartOutputBytes = int64_t{128} << 20;
 
 // What cudaMalloc aligns to, and every array in the arena too.
@@ -119,8 +117,11 @@ class Engine::BorrowedWorkspace {
   std::unique_ptr<Workspace> workspace_;
 };
 
-Engine::Engine(std::shared_ptr<const Model> model, bool trace)
-    : model_(std::move(model)), trace_(trace), spent_(model_->nodes.size()) {}
+Engine::Engine(std::shared_ptr<const Model> model, bool trace, int64_t part_tokens)
+    : model_(std::move(model)),
+      trace_(trace),
+      part_tokens_(part_tokens),
+      spent_(model_->nodes.size()) {}
 
 Engine::~Engine() = default;
 
@@ -550,7 +551,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
     }
   }
   const Demand demand(*model_, values);
-  const int64_t limit = std::min(kPartTokens, kPartOutputBytes / token_bytes);
+  const int64_t limit = std::min(part_tokens_, kPartOutputBytes / token_bytes);
 
   use_device(model_->device.number);
   BorrowedWorkspace workspace(*this);

@@ -13,7 +13,12 @@ namespace bertrt::cuda {
 
 class Engine {
  public:
-  Engine(std::shared_ptr<const Model> model, bool trace);
+  // A batch runs in parts of whole sequences of at most so many tokens, so that memory is bounded
+  // by the part: a product over this many rows has long reached its full speed. Parts are smaller
+  // where much is to be returned.
+  static constexpr int64_t kPartTokens = 16384;
+
+  Engine(std::shared_ptr<const Model> model, bool trace, int64_t part_tokens = kPartTokens);
   ~Engine();
 
   // Computes the outputs asked for, and nothing that they do not need: see Demand. Safe to call
@@ -39,6 +44,7 @@ class Engine {
 
   const std::shared_ptr<const Model> model_;
   const bool trace_;
+  const int64_t part_tokens_;
   std::vector<Spent> spent_;  // by node
 
   std::mutex free_mutex_;

@@ -111,13 +111,13 @@ class Uploader {
   OwnedStream stream_;
 };
 
-// The arithmetic as kernels' names end: "f32".
+// The element as kernels' names end.
 const char* suffix(Element element) {
   switch (element) {
     case Element::kFp32:
-      return "f32";
+      return "fp32";
     case Element::kFp16:
-      return "f16";
+      return "fp16";
     case Element::kBf16:
       return "bf16";
   }
@@ -125,15 +125,6 @@ const char* suffix(Element element) {
 }
 
 }  // namespace
-
-Element Model::parse_element(const std::string& precision) {
-  if (precision == "fp32") return Element::kFp32;
-  if (precision == "fp16") return Element::kFp16;
-  if (precision == "bf16") return Element::kBf16;
-  throw PlanError("plan: precision '" + precision +
-                  "' is unknown on CUDA; expected fp32, fp16 or "
-                  "bf16");
-}
 
 Model::Model(const plan::Plan& plan, Element element_, int device_number)
     : Graph(plan), device(open_device(device_number)), element(element_) {
@@ -144,8 +135,7 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
     Node& node = nodes.back();
     if (step.precision) {
       throw PlanError("plan: step '" + step.name +
-                      "' states its precision; plans that do run on "
-                      "the CPU only");
+                      "' states its precision; plans that do run on the CPU only");
     }
     node.element = node.head ? Element::kFp32 : element;
     if (step.weights.count("gamma")) {

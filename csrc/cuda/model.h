@@ -29,9 +29,6 @@ struct Model : Graph {
   // fp32. Afterwards the weights' own memory is not read any more. Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Element element, int device_number);
 
-  // "fp32", "fp16", "bf16"; throws PlanError for others.
-  static Element parse_element(const std::string& precision);
-
   Device device;
   Element element;
   std::vector<Node> nodes;  // by step

@@ -96,6 +96,13 @@ Device open_device(int number) {
 
 void use_device(int number) { check(cudaSetDevice(number), "a device"); }
 
+int64_t free_memory(int number) {
+  use_device(number);
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "the memory's size");
+  return static_cast<int64_t>(free);
+}
+
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();

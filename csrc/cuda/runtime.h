@@ -31,6 +31,9 @@ Device open_device(int number);
 // Makes a device, once opened, the calling thread's.
 void use_device(int number);
 
+// Bytes of a device's memory that nobody uses.
+int64_t free_memory(int number);
+
 // Throws DeviceError unless all is well: what was tried, and what the runtime says.
 void check(cudaError_t error, const char* what);
 

@@ -1,0 +1,61 @@
+# The CUDA backend: a module of its own, so that the one for the CPU is the same with and without.
+#
+# BERTRT_CUDA=ON: bertrt._cuda, by nvcc, which is looked for in $CUDA_HOME, on the PATH, in
+# /usr/local/cuda, and in the wheel nvidia-cuda-nvcc of the Python that builds. The CUDA runtime is
+# linked statically and opens the driver when it is first used: nothing is needed that is not
+# everywhere.
+# BERTRT_CUDA=EMULATED: _cuda_emulated, for tests: the same sources by the host's compiler, run on the
+# CPU by csrc/cuda/emulator. It is never installed.
+set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/linear.cu csrc/cuda/rows.cu)
+set(host
+    csrc/bindings/cuda_engine.cpp csrc/bindings/cuda_kernels.cpp csrc/bindings/cuda_products.cpp
+    csrc/bindings/inputs.cpp csrc/cuda/engine.cpp csrc/cuda/model.cpp csrc/cuda/runtime.cpp)
+
+if(BERTRT_CUDA STREQUAL "EMULATED")
+  list(APPEND kernels tests/cuda/probes.cu)
+  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
+  add_library(bertrt_cuda OBJECT ${kernels})
+  # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;
+  # its own runtime is not linked. Line numbers are for the emulator's reports.
+  target_compile_options(bertrt_cuda PRIVATE -O2 -g1 -ffp-contract=off -fsanitize=thread
+                                             -Wno-unknown-pragmas)
+  target_include_directories(bertrt_cuda BEFORE PUBLIC csrc/cuda/emulator csrc tests/cuda)
+  target_compile_definitions(bertrt_cuda PUBLIC BERTRT_CUDA_EMULATOR)
+  pybind11_add_module(
+    _cuda_emulated NO_EXTRAS csrc/bindings/cuda_emulated.cpp csrc/cuda/emulator/emulator.cpp
+    csrc/cuda/emulator/runtime.cpp ${host})
+  target_link_libraries(_cuda_emulated PRIVATE bertrt_cuda bertrt_core)
+else()
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" -c "import nvidia; print(';'.join(nvidia.__path__))"
+    OUTPUT_VARIABLE wheels
+    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  list(TRANSFORM wheels APPEND "/cu[0-9]*")
+  file(GLOB wheels ${wheels})
+  find_program(CMAKE_CUDA_COMPILER nvcc HINTS ENV CUDA_HOME PATHS /usr/local/cuda ${wheels}
+               PATH_SUFFIXES bin)
+  if(NOT CMAKE_CUDA_COMPILER)
+    message(FATAL_ERROR "BERTRT_CUDA=ON needs nvcc, which is not in CUDA_HOME, on the PATH, or in "
+                        "/usr/local/cuda: pip install nvidia-cuda-nvcc")
+  endif()
+  set(CMAKE_CUDA_STANDARD 17)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_ARCHITECTURES OFF) # those of the options below
+  # nvcc looks in lib64, which the wheels do not have.
+  get_filename_component(toolkit "${CMAKE_CUDA_COMPILER}" DIRECTORY)
+  set(CMAKE_CUDA_FLAGS "-L${toolkit}/../lib")
+  enable_language(CUDA)
+  add_library(bertrt_cuda STATIC ${kernels})
+  # sm_80 runs on all of 8.x, and its PTX on whatever comes later; sm_90a on Hopper alone.
+  target_compile_options(
+    bertrt_cuda
+    PRIVATE "-gencode=arch=compute_80,code=[sm_80,compute_80]"
+            -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-Wall,-Wextra,-fvisibility=hidden
+            -Xptxas=-warn-spills)
+  target_include_directories(bertrt_cuda PUBLIC csrc ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  set_target_properties(bertrt_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  pybind11_add_module(_cuda csrc/bindings/cuda_module.cpp ${host})
+  set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_link_libraries(_cuda PRIVATE bertrt_cuda bertrt_core)
+endif()
+set_target_properties(bertrt_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON)
