@@ -1,4 +1,4 @@
-"""The command line: ``bertrt export | import | predict | verify | evaluate | inspect | bench``.
+"""The command line: ``bertrt export | import | finetune | predict | verify | evaluate | ...``.
 
 Exit status: 0 done; 1 the task failed, with one line on stderr; 2 wrong use, with one line too.
 """
@@ -148,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(import_)
     import_.set_defaults(command=_import)
 
+    finetune = commands.add_parser(
+        "finetune", help="labelled texts and a Gluon model to a bundle (needs the extra 'finetune')"
+    )
+    _add_finetune(finetune)
+
     predict = commands.add_parser(
         "predict", help="predictions for the arguments, or for each line of standard input"
     )
@@ -287,6 +292,64 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(bench, "JSON")
     bench.set_defaults(command=_bench, usage_error=bench.error)
     return parser
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model of the zoo, or the Hugging Face directory of a BERT"
+    )
+    tasks = (*PRESETS, "classification", "regression")
+    parser.add_argument(
+        "--task", required=True, choices=tasks, metavar="TASK", help=", ".join(tasks)
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="a directory with the task's files by their usual names"
+    )
+    parser.add_argument("--train", metavar="FILE", help="training data, instead of those of --data")
+    parser.add_argument(
+        "--dev",
+        metavar="FILE",
+        nargs="+",
+        help="development data, likewise; the first file decides which epoch is the best",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="A,B,...",
+        type=_columns,
+        help="of the text, or of both texts, and of the label, for tasks without a name",
+    )
+    parser.add_argument(
+        "--labels", metavar="A,B,...", type=_labels, help="a classifier's, in their order"
+    )
+    for name, what in (
+        ("--dataset", "for a model of the zoo: its data set's name"),
+        ("--params", "for a model of the zoo: parameters, instead of the zoo's"),
+        ("--vocab", "for a model of the zoo: the vocabulary, instead of the zoo's"),
+        ("--merges", "for RoBERTa: byte-level BPE, instead of the zoo's"),
+    ):
+        parser.add_argument(name, metavar="NAME" if name == "--dataset" else "FILE", help=what)
+    default = "default: the task's on GluonNLP's page, or its script's"
+    for name, kind, what in (
+        ("--epochs", _positive, f"times through the data at most; {default}"),
+        ("--batch-size", _positive, default),
+        ("--accumulate", _positive, "batches that make a step; default: 1"),
+        ("--learning-rate", float, f"the highest; {default}"),
+        ("--warmup", float, "the part of all steps in which the rate rises; default: 0.1"),
+        ("--max-length", _positive, f"tokens of a text at most; {default}"),
+        ("--early-stop", _positive, "end after this many epochs without a better score"),
+        ("--seed", int, "default: 0"),
+    ):
+        parser.add_argument(name, metavar="X" if kind is float else "N", type=kind, help=what)
+    parser.add_argument(
+        "--checkpoint-steps",
+        metavar="N",
+        type=_positive,
+        default=200,
+        help="steps from a checkpoint to the next; default: 200",
+    )
+    _add_out(parser)
+    _add_json(parser, "what came out as JSON")
+    parser.set_defaults(command=_finetune)
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -505,6 +568,45 @@ def _import(arguments: argparse.Namespace) -> int:
         bundle = import_graph(arguments.path, arguments.out)
     print(bundle)
     return 0
+
+
+# The options of finetune that are fields of a recipe.
+_RECIPE = (
+    *("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "max_length"),
+    *("early_stop", "seed"),
+)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from bertrt.export.training import finetune
+
+    def tell(epoch: Any) -> None:
+        scores = "; ".join(f"{part['file']}: {_points(part)}" for part in epoch["scores"])
+        print(f"epoch {epoch['epoch']}: loss {epoch['loss']:.4f}; {scores}", file=sys.stderr)
+
+    given = {name: getattr(arguments, name) for name in _RECIPE}
+    named = ("task", "data", "train", "dev", "columns", "labels", "dataset", "params", "vocab")
+    result = finetune(
+        arguments.model,
+        arguments.out,
+        **{name: getattr(arguments, name) for name in (*named, "merges", "checkpoint_steps")},
+        on_epoch=tell,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if arguments.json:
+        content = {"bundle": str(result.bundle), "record": str(result.record)}
+        print(_json(content | {"best": result.best, "epochs": result.epochs}))
+    else:
+        print(result.bundle)
+    return 0
+
+
+def _points(part: dict[str, Any]) -> str:
+    scores = {name: value for name, value in part.items() if name not in ("file", "rows")}
+    return ", ".join(
+        f"{name} {'undefined' if value is None else format(value, '.2f')}"
+        for name, value in scores.items()
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:

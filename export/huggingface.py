@@ -15,6 +15,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertrt.errors import MissingDependencyError
 from bertrt.graph.bundle import write_plan, writing
 from bertrt.graph.interpret import interpret
@@ -26,7 +28,7 @@ from .gluon_to_symbol import import_gluon, set_parameters
 from .golden import record_golden
 from .model import TokenizerFile, seal, write_bundle
 
-__all__ = ["import_huggingface", "to_gluon"]
+__all__ = ["bert_arrays", "gluon_bert", "import_huggingface", "is_bert", "to_gluon", "weights_path"]
 
 _GLUON_TASKS = ("embedding", "classification", "regression")
 
@@ -124,13 +126,18 @@ def import_huggingface(
 
 def _in_gluon(model: HuggingFaceModel) -> bool:
     """Whether GluonNLP has the network of a model, and is installed."""
-    if "bert" not in model.config.family.model_types or model.task not in _GLUON_TASKS:
+    if not is_bert(model) or model.task not in _GLUON_TASKS:
         return False
     try:
         import_gluon()
     except MissingDependencyError:
         return False
     return True
+
+
+def is_bert(model: HuggingFaceModel) -> bool:
+    """Whether a model's encoder is GluonNLP's ``BERTModel``."""
+    return "bert" in model.config.family.model_types
 
 
 def to_gluon(model: HuggingFaceModel) -> Any:
@@ -141,6 +148,22 @@ def to_gluon(model: HuggingFaceModel) -> Any:
         MissingDependencyError: mxnet or gluonnlp is not installed.
     """
     _, gluonnlp = import_gluon()
+    net = gluon_bert(model, pooler="pooler.dense.weight" in model.plan.weights)
+    prefix = ""
+    if model.task != "embedding":
+        classes = model.config.count("num_labels")
+        net = gluonnlp.model.BERTClassifier(net, num_classes=classes, dropout=0.0)
+        prefix = "bert."
+    arrays = {
+        _rename(name, prefix): constant.array for name, constant in model.plan.weights.items()
+    }
+    set_parameters(net, arrays, weights_path(model))
+    return net
+
+
+def gluon_bert(model: HuggingFaceModel, *, pooler: bool, dropout: float = 0.0) -> Any:
+    """A GluonNLP ``BERTModel`` of a model's sizes, without weights yet."""
+    _, gluonnlp = import_gluon()
     bert, config = gluonnlp.model.bert, model.config
     units = config.count("hidden_size")
     encoder = bert.BERTEncoder(
@@ -149,31 +172,35 @@ def to_gluon(model: HuggingFaceModel) -> Any:
         hidden_size=config.count("intermediate_size"),
         max_length=config.count("max_position_embeddings"),
         num_heads=config.count("num_attention_heads"),
-        dropout=0.0,
+        dropout=dropout,
         activation=_ACTIVATIONS[config.activation],
         layer_norm_eps=config.layer_norm_eps,
     )
-    net = bert.BERTModel(
+    return bert.BERTModel(
         encoder,
         vocab_size=config.count("vocab_size"),
         token_type_vocab_size=config.count("type_vocab_size"),
         units=units,
         embed_size=units,
-        use_pooler="pooler.dense.weight" in model.plan.weights,
+        use_pooler=pooler,
         use_decoder=False,
         use_classifier=False,
     )
-    prefix = ""
-    if model.task != "embedding":
-        net, prefix = (
-            bert.BERTClassifier(net, num_classes=config.count("num_labels"), dropout=0.0),
-            "bert.",
-        )
-    arrays = {
-        _rename(name, prefix): constant.array for name, constant in model.plan.weights.items()
+
+
+def bert_arrays(model: HuggingFaceModel) -> dict[str, np.ndarray]:
+    """The weights of a model's encoder, and of its pooler if it has one, by the names of
+    :func:`gluon_bert`."""
+    return {
+        _rename(name, ""): constant.array
+        for name, constant in model.plan.weights.items()
+        if name.startswith(("embeddings.", "encoder.", "pooler."))
     }
-    set_parameters(net, arrays, str(config.path.with_name(WEIGHTS)))
-    return net
+
+
+def weights_path(model: HuggingFaceModel) -> str:
+    """The path of a model's weights, for messages."""
+    return str(model.config.path.with_name(WEIGHTS))
 
 
 def _rename(name: str, prefix: str) -> str:

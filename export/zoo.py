@@ -30,7 +30,15 @@ from .model import (
     write_bundle,
 )
 
-__all__ = ["MODELS", "ZooFile", "ZooRow", "export_zoo", "zoo_rows"]
+__all__ = [
+    "MODELS",
+    "Pretrained",
+    "ZooFile",
+    "ZooRow",
+    "export_zoo",
+    "open_pretrained",
+    "zoo_rows",
+]
 
 MODELS = (
     "bert_12_768_12",
@@ -226,6 +234,89 @@ def export_zoo(
         )
     if task in _SCRIPTED and _classifier(model) != "BERTClassifier":
         raise InvalidInputError(f"GluonNLP has no net for {task} over {model}")
+    files = _open_files(model, dataset, params=params, vocab=vocab, merges=merges)
+    arrays, classes = _select(files.arrays, model, task, files.params)
+    net = _build(model, files.vocab, task, classes)
+    set_parameters(net, arrays, str(files.params))
+    return write_bundle(
+        net,
+        out,
+        tokenizer=files.tokenizer(lower, 128 if max_length is None else max_length),
+        task=task,
+        labels=labels,
+        pooling=pooling,
+        settings=settings,
+        origin=files.origin,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model of the zoo without its heads, to put another on.
+
+    Attributes:
+        net: the ``BERTModel``, ``RoBERTaModel`` or ``DistilBERTModel``, without weights yet.
+        arrays: its weights, by the net's names.
+        source: the file that they are from.
+        tokenizer: of the model.
+        origin: what is known about where the weights come from.
+    """
+
+    net: Any
+    arrays: dict[str, np.ndarray]
+    source: Path
+    tokenizer: TokenizerFile
+    origin: dict[str, Any]
+
+
+def open_pretrained(
+    model: str,
+    dataset: str,
+    *,
+    params: str | os.PathLike[str] | None,
+    vocab: str | os.PathLike[str] | None,
+    merges: str | os.PathLike[str] | None,
+    max_length: int,
+) -> Pretrained:
+    """The encoder of a model of the zoo, or of a checkpoint of it; arguments and errors are those
+    of :func:`export_zoo`."""
+    files = _open_files(model, dataset, params=params, vocab=vocab, merges=merges)
+    arrays, _ = _select(files.arrays, model, "embedding", files.params)
+    return Pretrained(
+        _build(model, files.vocab, "embedding", 0),
+        arrays,
+        files.params,
+        files.tokenizer(_lower(dataset), max_length),
+        files.origin,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Files:
+    """What the files of a row of the zoo hold."""
+
+    arrays: dict[str, np.ndarray]
+    params: Path
+    vocab: Any
+    kind: str
+    pieces: bytes | None
+    origin: dict[str, Any]
+
+    def tokenizer(self, lower: bool, max_length: int) -> TokenizerFile:
+        return TokenizerFile(
+            self.kind, self.vocab.to_json(), lower, max_length, len(self.vocab), self.pieces
+        )
+
+
+def _open_files(
+    model: str,
+    dataset: str,
+    *,
+    params: str | os.PathLike[str] | None,
+    vocab: str | os.PathLike[str] | None,
+    merges: str | os.PathLike[str] | None,
+) -> _Files:
+    """Read the files that are given, and the zoo's own for the rest."""
     if merges is not None and not _is_roberta(model):
         raise InvalidInputError(f"--merges goes with RoBERTa; {model} has no byte-level BPE")
     wanted: list[ZooFile] = []
@@ -256,30 +347,13 @@ def export_zoo(
             f"{vocab_path} is not a vocabulary for WordPiece, which {model} wants (or, for KoBERT, "
             "a SentencePiece model: .spiece)"
         )
-    arrays, classes = _select(
+    return _Files(
         {name: constant.array for name, constant in read_params(params_path).items()},
-        model,
-        task,
         params_path,
-    )
-    net = _build(model, loaded, task, classes)
-    set_parameters(net, arrays, str(params_path))
-    return write_bundle(
-        net,
-        out,
-        tokenizer=TokenizerFile(
-            kind,
-            loaded.to_json(),
-            lower,
-            128 if max_length is None else max_length,
-            len(loaded),
-            pieces,
-        ),
-        task=task,
-        labels=labels,
-        pooling=pooling,
-        settings=settings,
-        origin={
+        loaded,
+        kind,
+        pieces,
+        {
             "framework": "gluonnlp",
             "model": model,
             "dataset": dataset,
