@@ -149,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     import_.set_defaults(command=_import)
 
     finetune = commands.add_parser(
-        "finetune", help="labelled texts and a Gluon model to a bundle (needs the extra 'finetune')"
+        "finetune",
+        help="train a Gluon model on labelled texts, to a bundle (needs the extra 'finetune')",
     )
     _add_finetune(finetune)
 
@@ -312,12 +313,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="development data, likewise; the first file decides which epoch is the best",
     )
-    parser.add_argument(
-        "--columns",
-        metavar="A,B,...",
-        type=_columns,
-        help="of the text, or of both texts, and of the label, for tasks without a name",
-    )
+    _add_columns(parser)
     parser.add_argument(
         "--labels", metavar="A,B,...", type=_labels, help="a classifier's, in their order"
     )
