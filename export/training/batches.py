@@ -24,7 +24,8 @@ class Rows:
 
     Attributes:
         encodings: a sequence for each row.
-        targets: float32, shape (rows,): the index of the label, or for regression the number.
+        targets: float32, shape (rows, ...): of a classifier (rows,), the index of the label; of a
+            regression likewise, the number.
     """
 
     encodings: Sequence[Encoding]
@@ -40,7 +41,7 @@ class Rows:
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Some rows, padded to the longest: float32 arrays ``token_ids`` and ``token_types``
-        (batch, seq), ``valid_length`` and ``targets`` (batch,)."""
+        (batch, seq), ``valid_length`` (batch,) and ``targets`` (batch, ...)."""
         chosen = [self.encodings[index] for index in indices]
         lengths = np.array([len(encoding.ids) for encoding in chosen], np.float32)
         shape = len(chosen), int(lengths.max())

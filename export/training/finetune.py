@@ -37,7 +37,7 @@ from bertrt.paths import check_path
 from bertrt.progress import progress
 from bertrt.settings import PRESETS
 
-from ..gluon_to_symbol import set_parameters
+from ..gluon_to_symbol import import_gluon, set_parameters
 from ..model import write_bundle
 from .batches import Rows, encode, epoch_batches
 from .checkpoint import read_checkpoint, replace_file, write_checkpoint
@@ -317,7 +317,9 @@ class _Run:
         self._record = record
         self._data = data
         self._rows, self._dev, self._recipe = rows, dev, recipe
-        self._learner = Learner(start.net, recipe, regression=data.labels is None)
+        losses = import_gluon()[0].gluon.loss
+        loss = losses.L2Loss() if data.labels is None else losses.SoftmaxCELoss()
+        self._learner = Learner(start.net, recipe, loss)
         self.epochs: list[dict[str, Any]] = []
         # Where the next step is.
         self._epoch = self._step = 0

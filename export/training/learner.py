@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,16 +24,20 @@ _MOMENTS = ("mean", "variance")
 
 
 class Learner:
-    """A classifier in training, with BERTAdam."""
+    """A net in training, with BERTAdam.
 
-    def __init__(self, net: Any, recipe: Recipe, *, regression: bool) -> None:
+    Args:
+        net: an initialised net that returns logits.
+        recipe: its rates are not read: each step is given its own.
+        loss: what each row costs, shape (batch,), of the net's logits and the rows' targets.
+    """
+
+    def __init__(self, net: Any, recipe: Recipe, loss: Callable[[Any, Any], Any]) -> None:
         mxnet, _ = import_gluon()
         self._mxnet, self._net, self._recipe = mxnet, net, recipe
         self._inputs = input_names(net)
         net.hybridize(static_alloc=True)
-        loss = mxnet.gluon.loss
-        self._loss = loss.L2Loss() if regression else loss.SoftmaxCELoss()
-        self._loss.hybridize(static_alloc=True)
+        self._loss = loss
         self._parameters = structural_parameters(net)
         for name, parameter in self._parameters.items():
             # As in finetune_classifier.py: no decay of LayerNorm and of biases.
@@ -62,7 +66,7 @@ class Learner:
         """
         rows = sum(len(batch["targets"]) for batch in batches)
         parameters = list(self._parameters.values())
-        if len(batches) > 1 or self._recipe.accumulate > 1:
+        if self._recipe.accumulate > 1:
             for parameter in parameters:
                 parameter.zero_grad()
         total = 0.0
