@@ -20,11 +20,26 @@ from bertrt.graph.pipeline import apply_pass, output_names
 from bertrt.graph.read_mxnet import read_mxnet
 from bertrt.graph.types import product
 
-__all__ = ["symbol_to_onnx"]
+__all__ = ["import_onnx", "symbol_to_onnx"]
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9  # that of opset 20
 _MAX_FOLDED_BYTES = 1 << 16
+
+
+def import_onnx() -> Any:
+    """The module onnx.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "writing ONNX files needs the onnx package: pip install bertrt[export]"
+        ) from error
+    return onnx
 
 
 def symbol_to_onnx(symbol_path: str | Path, params_path: str | Path, onnx_path: str | Path) -> Path:
@@ -41,12 +56,7 @@ def symbol_to_onnx(symbol_path: str | Path, params_path: str | Path, onnx_path: 
     Returns ``onnx_path``. Raises what :func:`bertrt.graph.read_mxnet.read_mxnet` raises,
     InvalidInputError for a ``.params`` file elsewhere and MissingDependencyError without onnx.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            "writing ONNX files needs the onnx package: pip install bertrt[export]"
-        ) from error
+    onnx = import_onnx()
     onnx_path = Path(onnx_path)
     params = Path(params_path).resolve()
     if params.parent != onnx_path.parent.resolve():

@@ -14,7 +14,10 @@ import numpy as np
 
 from bertrt.errors import ModelFormatError
 
-__all__ = ["read_checkpoint", "replace_file", "write_checkpoint"]
+__all__ = ["PARTIAL", "read_checkpoint", "replace_file", "write_checkpoint"]
+
+# What the name of a file ends in while it is written.
+PARTIAL = ".partial"
 
 _STATE = "state"
 
@@ -22,7 +25,7 @@ _STATE = "state"
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file aside and give it its name when it is complete and on the disk, so that
     whatever ends the process leaves the file before or the file after."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         with open(aside, "wb") as file:
             write(file)

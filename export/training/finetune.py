@@ -31,6 +31,7 @@ from bertrt.errors import (
     ModelFormatError,
     OutputExistsError,
 )
+from bertrt.graph.bundle import read_json
 from bertrt.graph.params import read_params
 from bertrt.metrics import check_metrics, metrics_of, score
 from bertrt.paths import check_path
@@ -39,8 +40,9 @@ from bertrt.settings import PRESETS
 
 from ..gluon_to_symbol import import_gluon, set_parameters
 from ..model import write_bundle
+from ..symbol_to_onnx import import_onnx
 from .batches import Rows, encode, epoch_batches
-from .checkpoint import read_checkpoint, replace_file, write_checkpoint
+from .checkpoint import PARTIAL, read_checkpoint, replace_file, write_checkpoint
 from .learner import Learner
 from .plot import write_plot
 from .recipe import RECIPES, Recipe, learning_rate
@@ -79,7 +81,7 @@ def finetune(
     task: str,
     data: str | os.PathLike[str] | None = None,
     train: str | os.PathLike[str] | None = None,
-    dev: Sequence[str | os.PathLike[str]] | None = None,
+    dev: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     columns: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     dataset: str | None = None,
@@ -136,6 +138,7 @@ def finetune(
         raise InvalidInputError(
             f"checkpoint_steps should be a whole number from 1, found {checkpoint_steps!r}"
         )
+    import_onnx()  # which the bundle is going to need
     chosen = _recipe(task, recipe)
     task_data = _read_data(task, data, train, dev, columns, labels)
     check_metrics(task_data.metrics, task_data.labels)
@@ -219,7 +222,7 @@ def _read_data(
     task: str,
     data: Any,
     train: Any,
-    dev: Sequence[Any] | None,
+    dev: Any,
     columns: Sequence[str] | None,
     labels: Sequence[str] | None,
 ) -> _Data:
@@ -229,15 +232,17 @@ def _read_data(
         raise InvalidInputError(
             f"task {task!r}: fine-tuning is for classification, regression, {', '.join(PRESETS)}"
         )
+    if isinstance(dev, str | os.PathLike):
+        dev = [dev]
     for name, files in (("train", train), ("dev", dev)):
-        if files is None and data is None:
+        if data is None and (files is None or files == []):
             raise InvalidInputError(
                 f"no {name} data: name a directory with --data, or files with --train and --dev"
             )
     if labels is None and preset is not None:
         labels = preset.labels
     (train_file,) = find_files(data, task, "train") if train is None else (train,)
-    dev_files = find_files(data, task, "dev") if dev is None else dev
+    dev_files = dev or find_files(data, task, "dev")
     training = read_examples(train_file, task, labels=labels, columns=columns)
     if kind == "classification":
         labels = sorted(set(training.labels)) if labels is None else labels
@@ -285,7 +290,11 @@ def _own(record: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         path = record / _RUN
         wanted = json.loads(json.dumps(facts))
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
+            if not isinstance(found, dict):
+                raise ModelFormatError(f"{path} should be a JSON object")
+            for left in record.glob(f".*{PARTIAL}"):  # of a process that was killed
+                left.unlink()
             other = [name for name in wanted if found.get(name) != wanted[name]]
             if other:
                 raise InvalidInputError(
@@ -395,10 +404,10 @@ class _Run:
                 self._end_epoch(steps)
                 write({**self.epochs[-1], "seconds": round(time.monotonic() - began, 1)})
                 self._save(log)
+                for epoch in self.epochs:
+                    if epoch is not self.best:
+                        self._params(epoch["epoch"]).unlink(missing_ok=True)
                 on_epoch(self.epochs[-1])
-        for epoch in self.epochs:
-            if epoch is not self.best:
-                self._params(epoch["epoch"]).unlink(missing_ok=True)
 
     def _end_epoch(self, steps: int) -> None:
         """Score the epoch, and keep its parameters if it is the best."""

@@ -18,6 +18,7 @@ from bertrt.cli import main
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
+    MissingDependencyError,
     MissingFileError,
     ModelFormatError,
     OutputExistsError,
@@ -146,6 +147,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(model, data, tmp_path, capsys) 
     assert not (tmp_path / "killed").exists()
     # 52 steps of 38 an epoch were done, the last checkpoint is of the 14th of the second.
     assert [line["step"] for line in log_of(record) if "step" in line][-1] == 53
+    (record / ".checkpoint.npz.0123.partial").write_text("cut off")
     assert main([*arguments, "--out", str(tmp_path / "killed"), "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert main([*arguments, "--out", str(tmp_path / "whole"), "--json"]) == 0
@@ -333,6 +335,8 @@ def test_bad_data(model, data, tmp_path, name, content, message) -> None:
     [
         ({"task": "tagging"}, InvalidInputError, "fine-tuning is for classification"),
         ({"data": None}, InvalidInputError, "--data"),
+        ({"data": None, "train": "data/train.tsv", "dev": []}, InvalidInputError, "no dev data"),
+        ({"dev": "data/none.tsv"}, MissingFileError, r"none\.tsv"),
         ({"data": "nowhere"}, MissingFileError, "nowhere"),
         ({"epochs": 0}, InvalidInputError, "epochs should be a whole number from 1, found 0"),
         ({"learning_rate": float("nan")}, InvalidInputError, "learning_rate should be a number"),
@@ -360,6 +364,14 @@ def test_a_roberta_of_hugging_face(hugging, data, tmp_path) -> None:
     config = hugging.config | {"architectures": ["DistilBertModel"], "model_type": "distilbert"}
     model = hugging.write(config)
     with pytest.raises((UnsupportedModelError, ModelFormatError)):
+        finetune(model, tmp_path / "out", data=data, **FAST)
+    assert not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("module", ["onnx", "sklearn.metrics"])
+def test_what_is_not_installed(model, data, tmp_path, monkeypatch, module) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=module):
         finetune(model, tmp_path / "out", data=data, **FAST)
     assert not (tmp_path / "out.training").exists()
 
@@ -404,6 +416,11 @@ def test_a_damaged_checkpoint(model, data, tmp_path, monkeypatch) -> None:
         finetune(model, tmp_path / "out", data=data, checkpoint_steps=5, **FAST)
     path = tmp_path / "out.training" / "checkpoint.npz"
     content = path.read_bytes()
+    run = path.with_name("run.json").read_bytes()
+    path.with_name("run.json").write_bytes(run[:-20])
+    with pytest.raises(ModelFormatError, match=r"run\.json is not JSON"):
+        finetune(model, tmp_path / "out", data=data, **FAST)
+    path.with_name("run.json").write_bytes(run)
     for damaged in (content[:-100], b"", content[:5000] + b"\xff" * 8 + content[5008:]):
         path.write_bytes(damaged)
         with pytest.raises(ModelFormatError, match=r"checkpoint\.npz is damaged"):
