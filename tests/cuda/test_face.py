@@ -1,0 +1,114 @@
+"""device="cuda" through the public face."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+
+from bertrt import DeviceError, Engine, ModelFormatError
+from bertrt.backends.native import TRACE, UNPROVEN
+
+IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 3, 0, 0, 0]])
+LENGTHS = np.array([5, 3, 0])
+
+
+@pytest.fixture
+def path(hugging):
+    return hugging.write(
+        {**hugging.config, "hidden_size": 32, "num_attention_heads": 1},
+        hugging.weights({**hugging.config, "hidden_size": 32}),
+    )
+
+
+@pytest.fixture
+def as_cuda(emulated, monkeypatch):
+    """The emulated module in the place of bertrt._cuda."""
+    monkeypatch.setitem(sys.modules, "bertrt._cuda", emulated)
+    return emulated
+
+
+@pytest.fixture
+def installed(cuda, monkeypatch):
+    """A module in the place of bertrt._cuda, on the emulator or on a GPU."""
+    monkeypatch.setitem(sys.modules, "bertrt._cuda", cuda)
+    return cuda
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-5), ("fp16", 0.02), ("bf16", 0.15)])
+def test_answers_are_those_of_the_cpu(installed, path, precision, bound):
+    with Engine.load(path) as cpu, Engine.load(path, device="cuda", precision=precision) as engine:
+        assert (engine.device, engine.precision, engine.threads) == ("cuda:0", precision, 1)
+        want = cpu.run(IDS, valid_length=LENGTHS)
+        found = engine.run(IDS, valid_length=LENGTHS)
+        assert found.keys() == want.keys()
+        for name in want:
+            np.testing.assert_allclose(found[name], want[name], atol=bound)
+        assert (found["sequence_output"][1, 3:] == 0).all()
+        np.testing.assert_array_equal(
+            engine.predict("the boat").vector, engine.predict(["sea", "the boat"])[1].vector
+        )
+
+
+def test_the_engine_tells_the_truth(as_cuda, path):
+    with Engine.load(path, device="cuda:1", precision="fp16") as engine:
+        text = engine.explain()
+        assert engine.device == "cuda:1"
+    assert "device     cuda:1" in text
+    assert "emulated device, sm_80" in text
+    assert UNPROVEN in text
+    assert "linear_fp16" in text
+
+
+def test_explain_tells_times_after_a_traced_run(as_cuda, path, monkeypatch):
+    monkeypatch.setenv(TRACE, "1")
+    with Engine.load(path, device="cuda") as engine:
+        assert "Gop/s" not in engine.explain()
+        engine.run(IDS)
+        assert "Gop/s" in engine.explain()
+
+
+def test_engines_of_the_same_files_share_their_weights(as_cuda, path):
+    in_use = as_cuda.emulator.bytes_in_use
+    first = Engine.load(path, device="cuda")
+    weights = in_use(0)
+    second = Engine.load(path, device="cuda:0")
+    assert in_use(0) == weights
+    half = Engine.load(path, device="cuda", precision="fp16")
+    assert weights < in_use(0) < 2 * weights
+    for engine in (first, second, half):
+        engine.close()
+    gc.collect()
+    assert in_use(0) == 0
+
+
+def test_what_cannot_be_had_is_refused(as_cuda, path):
+    with pytest.raises(DeviceError, match=r"'cuda:2'.*this machine has 2, cuda:0 to cuda:1"):
+        Engine.load(path, device="cuda:2")
+    with pytest.raises(DeviceError, match=r"'int8' on 'cuda'.*fp32, fp16, bf16"):
+        Engine.load(path, device="cuda", precision="int8")
+    as_cuda.emulator.reset(devices=0)
+    with pytest.raises(DeviceError, match=r"cannot run on 'cuda': .*finds no GPU"):
+        Engine.load(path, device="cuda")
+
+
+def test_too_little_memory_for_a_model_is_an_error(as_cuda, path):
+    as_cuda.emulator.reset(memory_bytes=1 << 14)
+    with pytest.raises(DeviceError, match=r"cannot run on 'cuda': out of device memory: .*were"):
+        Engine.load(path, device="cuda")
+    gc.collect()
+    assert as_cuda.emulator.bytes_in_use(0) == 0
+
+
+def test_a_build_without_cuda_says_so(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bertrt._cuda", None)
+    with pytest.raises(DeviceError, match=r"built without CUDA.*BERTRT_CUDA=1 pip install"):
+        Engine.load(path, device="cuda")
+
+
+def test_a_broken_model_is_still_named(as_cuda, path):
+    (path / "model.safetensors").write_bytes(b"\0" * 16)
+    with pytest.raises(ModelFormatError):
+        Engine.load(path, device="cuda")
