@@ -43,7 +43,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
-    throw DeviceError(std::string("a kernel cannot be started: ") + cudaGetErrorString(error));
+    throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
 }
 

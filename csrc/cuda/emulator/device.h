@@ -72,7 +72,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
        [](const void* call) { (*static_cast<const Call*>(call))(); }, grid, threads, shared_bytes},
       stream);
   if (error != cudaSuccess) {
-    throw DeviceError(std::string("a kernel cannot be started: ") + cudaGetErrorString(error));
+    throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
 }
 
