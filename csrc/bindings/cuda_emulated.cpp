@@ -1,4 +1,6 @@
 // The module _cuda_emulated: the CUDA kernels on the emulator, for tests. It is never installed.
+#include <optional>
+
 #include <pybind11/stl.h>
 
 #include "bindings/cuda.h"
@@ -19,13 +21,21 @@ FloatArray probe(const std::string& name, const FloatArray& x) {
   return out.download().attr("ravel")();
 }
 
-// A probe that is given the host's memory, or runs on a device that has not got its memory.
-void misplaced_probe(const std::string& name, const FloatArray& x, bool host) {
-  const DeviceArray in(x);
+// A probe that reads what it must not: "host" memory, "freed" memory, or that of "another" device.
+void misplaced_probe(const std::string& name, const FloatArray& x, const std::string& memory) {
+  std::optional<DeviceArray> in(x);
+  const float* data = memory == "host" ? x.data() : in->as<float>();
   const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
-  cuda::use_device(host ? 0 : 1);
-  cuda::probes::run(name, host ? x.data() : in.as<float>(), static_cast<float*>(out.rows().data),
-                    nullptr);
+  if (memory == "freed") in.reset();
+  if (memory == "another") cuda::use_device(1);
+  cuda::probes::run(name, data, static_cast<float*>(out.rows().data), nullptr);
+}
+
+// Copies more to the device than there is memory.
+void overlong_copy(const FloatArray& x) {
+  const cuda::DeviceMemory memory(static_cast<size_t>(x.nbytes()) - 1);
+  cuda::check(cudaMemcpy(memory.data(), x.data(), memory.bytes() + 1, cudaMemcpyHostToDevice),
+              "a test's copy");
 }
 
 // A probe in a stream of its own: out as it is before anybody has waited, and after.
@@ -101,7 +111,8 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),
-             py::arg("host"));
+             py::arg("memory"));
+  probes.def("copy_too_much", &bindings::overlong_copy, py::arg("x"));
   probes.def("run_in_stream", &bindings::probe_in_stream, py::arg("name"), py::arg("x"));
   probes.def("start", &bindings::start, py::arg("blocks"), py::arg("threads"),
              py::arg("shared_bytes"));

@@ -86,12 +86,21 @@ def test_wrong(emulated, probes, name):
 
 
 @pytest.mark.parametrize(
-    ("host", "reason"),
-    [(True, "which is no device memory in use"), (False, "the memory of device 0")],
+    ("memory", "reason"),
+    [
+        ("host", "which is no device memory in use"),
+        ("freed", "which is no device memory in use"),
+        ("another", "the memory of device 0"),
+    ],
 )
-def test_memory_of_others(probes, host, reason):
+def test_memory_that_is_not_the_kernels(probes, memory, reason):
     with pytest.raises(DeviceError, match=reason):
-        probes.run_misplaced("neighbour", X, host=host)
+        probes.run_misplaced("neighbour", X, memory)
+
+
+def test_a_copy_past_the_end(probes):
+    with pytest.raises(DeviceError, match="cudaErrorInvalidValue"):
+        probes.copy_too_much(X)
 
 
 def test_a_stream_runs_when_it_is_waited_for(probes):
