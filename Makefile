@@ -1,6 +1,8 @@
 # make demo    build, export a Gluon BERT with trained weights, answer with it, time the backends
 # make test    build, run the tests
-# Both set up .venv first and are quick when run again. PYTHON names the interpreter to use: the
+# make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
+#              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
+# The first two set up .venv first and are quick when run again. PYTHON names the interpreter to use: the
 # demo and the tests run MXNet 1.9.1, whose last Python is 3.11.
 
 CANDIDATES := python3.11 python3.10 python3 python
@@ -10,15 +12,20 @@ PYTHON = $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(FITS)' 2>/dev/
 VENV := .venv
 PY := $(VENV)/bin/python
 BUNDLE := build/minilm
+GPU_PYTHON := python3
+BUNDLES :=
 CPP := $(shell find csrc cmake -type f)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
 
 test: $(VENV)/built $(VENV)/weights $(VENV)/tools
 	$(PY) -m pytest
+
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(BUNDLES)
 
 lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .

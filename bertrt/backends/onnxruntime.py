@@ -23,6 +23,30 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeBackend", "load"]
 
+# What onnxruntime leaves to the CPU on purpose where the rest runs on a GPU: arithmetic on shapes.
+_OF_SHAPES = frozenset(
+    [
+        "Shape",
+        "Size",
+        "Constant",
+        "ConstantOfShape",
+        "Range",
+        "Gather",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+        "Cast",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Equal",
+        "Where",
+        "ReduceProd",
+    ]
+)
+
 _DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
@@ -71,13 +95,17 @@ def _session(onnxruntime: Any, model: Model, device: str, threads: int) -> Any:
                 "pip install 'bertrt[onnxruntime-gpu]'"
             )
         number = device.partition(":")[2] or "0"
-        providers.insert(0, (wanted, {"device_id": number}))
+        # fp32 means fp32: by default the provider rounds what products read to TF32.
+        providers.insert(0, (wanted, {"device_id": number, "use_tf32": "0"}))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(
             str(model.onnx_path), sess_options=options, providers=providers
         )
     # Its exceptions share no base class but Exception.
     except Exception as error:
+        if device != "cpu" and "CUDA" in str(error):
+            raise DeviceError(f"backend onnxruntime cannot run on {device!r}: {error}") from error
         raise ModelFormatError(
             f"{model.onnx_path}: onnxruntime cannot load it ({error})"
         ) from error
@@ -89,7 +117,30 @@ def _session(onnxruntime: Any, model: Model, device: str, threads: int) -> Any:
             f"backend onnxruntime cannot run on {device!r}: CUDAExecutionProvider did not start "
             f"(active: {', '.join(active)}); CUDA or cuDNN libraries, or the device, are missing"
         )
+    if device != "cpu":
+        _check_assignment(session, device)
     return session
+
+
+def _check_assignment(session: Any, device: str) -> None:
+    """Refuse a session that has left nodes to the CPU, which it does one by one and silently.
+
+    onnxruntime tells since 1.24; with an older one that is not known.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    left = [
+        f"{node.name} ({node.op_type})"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != "CUDAExecutionProvider"
+        for node in part.get_nodes()
+        if node.op_type not in _OF_SHAPES
+    ]
+    if left:
+        raise DeviceError(
+            f"backend onnxruntime cannot run on {device!r}: CUDAExecutionProvider leaves "
+            f"{len(left)} nodes to the CPU, {left[0]} first"
+        )
 
 
 class OnnxRuntimeBackend(Backend):

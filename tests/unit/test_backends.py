@@ -162,12 +162,43 @@ def test_a_provider_that_falls_back_is_an_error(tmp_path: Path, monkeypatch) -> 
     real = onnxruntime.InferenceSession
 
     def fall_back(path, sess_options, providers):
-        assert providers[0] == ("CUDAExecutionProvider", {"device_id": "0"})
+        assert providers[0] == ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})
         return real(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     with pytest.raises(DeviceError, match="CUDAExecutionProvider did not start"):
+        load_backend(model_of(path, onnx_path=path), "onnxruntime", **CPU | {"device": "cuda"})
+
+    def fail(path, sess_options, providers):
+        raise RuntimeError("CUDA failure 101: invalid device ordinal")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(DeviceError, match=r"cannot run on 'cuda:7'.*invalid device ordinal"):
+        load_backend(model_of(path, onnx_path=path), "onnxruntime", **CPU | {"device": "cuda:7"})
+
+
+def test_a_provider_that_leaves_nodes_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        pytest.skip("this onnxruntime does not tell where nodes run")
+    path = write_onnx(tmp_path / "model.onnx", OWN_NAMES)
+
+    class OnTheCpu(onnxruntime.InferenceSession):
+        """Says that it runs on CUDA; its nodes are where they really are."""
+
+        def __init__(self, path, sess_options, providers) -> None:
+            super().__init__(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnTheCpu)
+    # All that this little graph has is what may be arithmetic on shapes.
+    load_backend(model_of(path, onnx_path=path), "onnxruntime", **CPU | {"device": "cuda"})
+    monkeypatch.setattr("bertrt.backends.onnxruntime._OF_SHAPES", frozenset())
+    with pytest.raises(DeviceError, match=r"leaves \d+ nodes to the CPU"):
         load_backend(model_of(path, onnx_path=path), "onnxruntime", **CPU | {"device": "cuda"})
 
 
