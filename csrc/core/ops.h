@@ -1,8 +1,7 @@
-// What a device offers to the engine: the fused operations of a plan on rows of float32.
+// What the CPU's engine runs: the fused operations of a plan on rows of float32.
 //
-// A device packs each matrix once, in the layout its kernels read, and then runs the operations on
-// its own memory. Adding a precision means another kind of Matrix; adding a device means another
-// implementation of Ops.
+// Each matrix is packed once, in the layout that its kernels read. Adding a precision means another
+// kind of Matrix. GPUs have an executor of their own: cuda/engine.h.
 #pragma once
 
 #include <cstdint>
