@@ -59,17 +59,9 @@ __device__ __forceinline__ void syncwarp(Site = Site::current()) { __syncwarp();
 
 // T: 4 bytes.
 template <class T>
-__device__ __forceinline__ T shuffle(T value, int lane, Site = Site::current()) {
-  return __shfl_sync(0xffffffffu, value, lane);
-}
-template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask, Site = Site::current()) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
-__device__ __forceinline__ uint32_t ballot(bool predicate, Site = Site::current()) {
-  return __ballot_sync(0xffffffffu, predicate);
-}
-
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -189,16 +181,6 @@ __device__ __forceinline__ T from_float(float value) {
 template <>
 __device__ __forceinline__ float from_float<float>(float value) {
   return value;
-}
-
-// The values of a pair, as pack2 made it.
-template <class T>
-__device__ __forceinline__ float low_of(uint32_t pair) {
-  return to_float(T{static_cast<uint16_t>(pair)});
-}
-template <class T>
-__device__ __forceinline__ float high_of(uint32_t pair) {
-  return to_float(T{static_cast<uint16_t>(pair >> 16)});
 }
 
 // 16 bytes of elements, read and written at once; their address is a multiple of 16.

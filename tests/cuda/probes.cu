@@ -70,11 +70,6 @@ __global__ void sums(const float* x, float* out) {
   out[t] = t < 32 ? warp_sum(x[t]) : warp_max(x[t]);
 }
 
-__global__ void votes(const float* x, float* out) {
-  const unsigned t = threadIdx.x;
-  out[t] = static_cast<float>(ballot(x[t] > 0.0f) >> t % 32 & 1) + shuffle(x[t], 3);
-}
-
 // Wrong.
 
 __global__ void barrier_of_some(const float* x, float* out) {
@@ -235,7 +230,6 @@ const std::map<std::string, Probe>& probes() {
       {"pipeline", pipeline},
       {"zero_fill", zero_fill},
       {"sums", sums},
-      {"votes", votes},
       {"barrier_of_some", barrier_of_some},
       {"two_barriers", two_barriers},
       {"shuffle_of_some", shuffle_of_some},

@@ -16,7 +16,6 @@ RIGHT = {
     "neighbour_in_warp": X.reshape(32, 2)[:, ::-1].ravel(),
     "pipeline": X.reshape(4, 16)[:, ::-1].ravel(),
     "zero_fill": np.where(np.arange(64) < 62, X, 0),
-    "votes": (X > 0) + X.reshape(2, 32)[:, 3].repeat(32),
 }
 
 # By both orders of the threads: in one of them a race may look like a read of what nobody wrote.

@@ -85,35 +85,17 @@ inline void syncthreads(Site site = Site::current()) { emulator::syncthreads(sit
 inline void syncwarp(Site site = Site::current()) { emulator::syncwarp(site); }
 
 template <class T>
-T shuffle(T value, int lane, Site site = Site::current()) {
+T shuffle_xor(T value, int mask, Site site = Site::current()) {
   struct Lane {
     T value;
-    int from;
+    int mask;
     T result;
-  } mine{value, lane, {}};
+  } mine{value, mask, {}};
   emulator::warp_collective("shuffle", site, &mine, [](void* const* lanes) {
     for (int l = 0; l < 32; ++l) {
       Lane& reader = *static_cast<Lane*>(lanes[l]);
-      reader.result = static_cast<Lane*>(lanes[reader.from & 31])->value;
+      reader.result = static_cast<Lane*>(lanes[(l ^ reader.mask) & 31])->value;
     }
-  });
-  return mine.result;
-}
-template <class T>
-T shuffle_xor(T value, int mask, Site site = Site::current()) {
-  return shuffle(value, static_cast<int>(threadIdx.x % 32) ^ mask, site);
-}
-inline uint32_t ballot(bool predicate, Site site = Site::current()) {
-  struct Lane {
-    bool predicate;
-    uint32_t result;
-  } mine{predicate, 0};
-  emulator::warp_collective("ballot", site, &mine, [](void* const* lanes) {
-    uint32_t votes = 0;
-    for (int l = 0; l < 32; ++l) {
-      votes |= static_cast<uint32_t>(static_cast<Lane*>(lanes[l])->predicate) << l;
-    }
-    for (int l = 0; l < 32; ++l) static_cast<Lane*>(lanes[l])->result = votes;
   });
   return mine.result;
 }

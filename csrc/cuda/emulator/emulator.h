@@ -7,7 +7,7 @@
 // memory: the emulator is what it calls. Faults that it finds:
 //
 //   - lanes of a warp, or threads of a block, that are not all at the same barrier, shuffle or
-//     other collective (or have ended, or have waited for another one);
+//     other collective, some having ended among them;
 //   - an access outside what cudaMalloc and the launch gave, to freed memory, to the host's, to
 //     another device's, or one that is not aligned to its size;
 //   - shared memory read before anything was written there in this block;
@@ -16,8 +16,9 @@
 //     not before; a cp.async that nobody has waited for at the kernel's end;
 //   - what the hardware would refuse: too many threads, too much shared memory, too large a grid.
 //
-// What is not found: races in global memory. They show as results that differ between the two
-// orders. Global memory begins as NaN.
+// What is not found: races in global memory, which show as results that differ between the two
+// orders; what is never written there, which begins as NaN; accesses inside a call of memcpy that
+// the compiler does not expand. Kernels have no atomics: they would not link.
 #pragma once
 
 #include <cstddef>
