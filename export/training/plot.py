@@ -38,7 +38,7 @@ def write_plot(log: Path, out: Path) -> bool:
     rate.plot(numbers, [line["learning_rate"] for line in steps], color="tab:gray", linestyle=":")
     rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
     for index, part in enumerate(epochs[0]["scores"]):
-        for metric in part.keys() - {"file", "rows"}:
+        for metric in (name for name in part if name not in ("file", "rows")):
             values = [line["scores"][index][metric] for line in epochs]
             right.plot(
                 [line["epoch"] for line in epochs],
