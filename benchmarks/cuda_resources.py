@@ -68,7 +68,11 @@ def main() -> None:
     for arch in architectures:
         for name, found, *numbers in resources(compile_for(arch)):
             table.setdefault(readable(name), {})[found] = tuple(numbers)
-    print("| kernel |", " | ".join(f"{arch}: registers, spilled, stack" for arch in architectures), "|")
+    print(
+        "| kernel |",
+        " | ".join(f"{arch}: registers, spilled, stack" for arch in architectures),
+        "|",
+    )
     print("| --- |", " | ".join("---" for _ in architectures), "|")
     for name in sorted(table):
         cells = (", ".join(map(str, table[name].get(arch, ("none",)))) for arch in architectures)

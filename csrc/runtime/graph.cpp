@@ -24,8 +24,9 @@ Graph::Graph(const plan::Plan& plan)
     values.push_back({shape.rows, shape.cols, static_cast<int>(steps.size())});
     std::vector<int> inputs;
     for (const std::string& input : step.inputs) inputs.push_back(numbers.at(input));
-    const bool head = shape.rows != plan::RowKind::kTokens ||
-                      (step.op == plan::Op::kLinear && returned.count(step.output) && !read.count(step.output));
+    const bool head =
+        shape.rows != plan::RowKind::kTokens ||
+        (step.op == plan::Op::kLinear && returned.count(step.output) && !read.count(step.output));
     steps.push_back({step.op, step.name, std::move(inputs), output, head});
   }
   for (const auto& [name, value] : plan.outputs) outputs.emplace_back(name, numbers.at(value));
