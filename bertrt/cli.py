@@ -446,7 +446,7 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text, re.ASCII):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3}(,\d{1,3})*)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not 'cpu', 'cuda' or 'cuda:N'")
     return text
 

@@ -92,7 +92,7 @@ class Engine:
                 beside it, or an ``.onnx`` file), which has no tokenizer: `run` works, `predict`
                 does not.
             backend: "native", "onnxruntime" or "mxnet".
-            device: "cpu", "cuda" or "cuda:N".
+            device: "cpu", "cuda" or "cuda:N"; "cuda:0,1" shares each batch among several GPUs.
             precision: "fp32", "bf16", "fp16" or "int8"; None: the model's own, which of a quantised
                 bundle is the one it was quantised to, and of others fp32.
             threads: the threads to use, 1 to 1024; None: the cores that this process may really
@@ -110,7 +110,7 @@ class Engine:
         for name, value in given:
             if not isinstance(value, str) and (name, value) != ("precision", None):
                 raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected a str")
-        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
             raise InvalidInputError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
         if precision not in (None, *_PRECISIONS):
             raise InvalidInputError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import mmap
 import os
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +85,11 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
     plan = model.plan()
     _check_stated(model, plan, precision, device)
     check_precision("native", precision, CUDA_PRECISIONS, device)
-    number = int(device.partition(":")[2] or 0)
-    try:
+    numbers = [int(number) for number in (device.partition(":")[2] or "0").split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise InvalidInputError(f"device is {device!r}, which names a GPU twice")
+
+    def engine_on(number: int) -> Any:
         # A child that was forked has the parent's objects, and nothing on the GPU.
         packed = _shared(
             plan,
@@ -93,10 +98,13 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
                 plan.to_engine(), weights, precision, number, mapped
             ),
         )
-        engine = module.Engine(packed, trace)
+        return module.Engine(packed, trace)
+
+    try:
+        engines = [engine_on(number) for number in numbers]
     except DeviceError as error:
         raise DeviceError(f"backend native cannot run on {device!r}: {error}") from error
-    return CudaBackend(engine, plan, precision)
+    return CudaBackend(engines, plan, precision)
 
 
 def _check_stated(model: Model, plan: Plan, precision: str, device: str) -> None:
@@ -233,18 +241,78 @@ class NativeBackend(Backend):
 
 
 class CudaBackend(NativeBackend):
-    """The same plan on a GPU."""
+    """The same plan on a GPU, or on several."""
 
     survives_fork = False
 
-    def __init__(self, engine: Any, plan: Plan, precision: str) -> None:
-        gpu = engine.device
-        super().__init__(engine, plan, precision, threads=1, provider=f"{gpu.name}, {gpu.arch}")
-        self.device = f"cuda:{gpu.number}"
+    def __init__(self, engines: Sequence[Any], plan: Plan, precision: str) -> None:
+        gpus = [engine.device for engine in engines]
+        super().__init__(
+            engines[0] if len(engines) == 1 else _SeveralGpus(engines),
+            plan,
+            precision,
+            threads=len(engines),
+            provider="; ".join(f"{gpu.name}, {gpu.arch}" for gpu in gpus),
+        )
+        self.device = f"cuda:{','.join(str(gpu.number) for gpu in gpus)}"
 
     def explain(self) -> str:
-        """As on the CPU; times are the GPU's, and stand beside rates, not beside peaks."""
+        """As on the CPU; times are the GPUs', and stand beside rates, not beside peaks."""
         return f"{UNPROVEN}\n\n{super().explain()}"
 
     def _peaks(self) -> None:
         return None
+
+
+class _SeveralGpus:
+    """Engines of one plan, each on a GPU of its own, as one engine.
+
+    Each runs a share of a batch's sequences, which have the same bits whoever runs them.
+    """
+
+    def __init__(self, engines: Sequence[Any]) -> None:
+        self._engines = engines
+        self._threads = ThreadPoolExecutor(len(engines), thread_name_prefix="bertrt-gpu")
+        # A batch of one sequence has one share: callers take turns to begin with a GPU.
+        self._turn = itertools.count()
+
+    def run(
+        self,
+        token_ids: np.ndarray,
+        token_types: np.ndarray,
+        cu_seqlens: np.ndarray,
+        masked_positions: np.ndarray | None,
+        outputs: list[str],
+        attended: np.ndarray | None,
+    ) -> dict[str, np.ndarray]:
+        """As the engines' own."""
+        # Where the tokens are shared evenly.
+        even = np.linspace(0, cu_seqlens[-1], len(self._engines) + 1)[1:-1]
+        cuts = [0, *np.searchsorted(cu_seqlens, even).tolist(), len(cu_seqlens) - 1]
+        turn = next(self._turn)
+        shares = []
+        for i, (begin, end) in enumerate(itertools.pairwise(cuts)):
+            if begin == end:
+                continue
+            tokens = slice(cu_seqlens[begin], cu_seqlens[end])
+            share = self._threads.submit(
+                self._engines[(turn + i) % len(self._engines)].run,
+                token_ids[tokens],
+                token_types[tokens],
+                cu_seqlens[begin : end + 1] - cu_seqlens[begin],
+                None if masked_positions is None else masked_positions[begin:end],
+                outputs,
+                None if attended is None else attended[begin:end],
+            )
+            shares.append(share)
+        found = [share.result() for share in shares]
+        return {name: np.concatenate([part[name] for part in found]) for name in outputs}
+
+    def steps(self) -> list[tuple[str, str, float, int, int]]:
+        """The engines' own, together."""
+        together = []
+        for same in zip(*(engine.steps() for engine in self._engines), strict=True):
+            name, kernel = same[0][:2]
+            seconds, operations, moved = (sum(step[i] for step in same) for i in (2, 3, 4))
+            together.append((name, kernel, seconds, operations, moved))
+        return together

@@ -69,6 +69,8 @@ def load(model: Model, *, device: str, precision: str, threads: int) -> OnnxRunt
             f"backend onnxruntime cannot run in {precision!r}: the model's ONNX graph is fp32; use "
             "precision='fp32'"
         )
+    if "," in device:
+        raise DeviceError(f"backend onnxruntime cannot run on {device!r}: it takes one device")
     if model.onnx_path is None:
         raise ModelFormatError(
             f"{model.path} has no ONNX graph for backend onnxruntime; a bundle has one that is "

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from bertrt import DeviceError, Engine, ModelFormatError
+from bertrt import DeviceError, Engine, InvalidInputError, ModelFormatError
 from bertrt.backends.native import TRACE, UNPROVEN
 
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 3, 0, 0, 0]])
@@ -84,11 +84,45 @@ def test_engines_of_the_same_files_share_their_weights(as_cuda, path):
     assert in_use(0) == 0
 
 
+@pytest.mark.parametrize("lengths", [[5, 1, 0, 4], [3], [0, 0], [1, 1, 1, 5, 5]])
+def test_several_gpus_are_one_engine(as_cuda, path, rng, lengths):
+    texts = [rng.integers(5, 11, length) for length in lengths]
+    with (
+        Engine.load(path, device="cuda:0") as alone,
+        Engine.load(path, device="cuda:1,0") as together,
+    ):
+        assert (together.device, together.threads) == ("cuda:1,0", 2)
+        want = alone.run(texts)
+        for _ in range(2):
+            found = together.run(texts)
+            for i in range(len(texts)):
+                np.testing.assert_array_equal(
+                    found["sequence_output"][i], want["sequence_output"][i]
+                )
+            np.testing.assert_array_equal(found["pooled_output"], want["pooled_output"])
+        assert "emulated device, sm_80; emulated device, sm_80" in together.explain()
+
+
+def test_what_several_gpus_did_is_told_together(as_cuda, path, monkeypatch):
+    monkeypatch.setenv(TRACE, "1")
+    totals = []
+    for device in ("cuda", "cuda:0,1"):
+        with Engine.load(path, device=device) as engine, engine._use() as backend:
+            engine.run(IDS)
+            totals.append([(step.name, step.operations) for step in backend.trace()])
+            assert "Gop/s" in engine.explain()
+    assert totals[0] == totals[1]
+
+
 def test_what_cannot_be_had_is_refused(as_cuda, path):
     with pytest.raises(DeviceError, match=r"'cuda:2'.*this machine has 2, cuda:0 to cuda:1"):
         Engine.load(path, device="cuda:2")
     with pytest.raises(DeviceError, match=r"'int8' on 'cuda'.*fp32, fp16, bf16"):
         Engine.load(path, device="cuda", precision="int8")
+    with pytest.raises(DeviceError, match=r"'cuda:0,2'.*no device 'cuda:2'"):
+        Engine.load(path, device="cuda:0,2")
+    with pytest.raises(InvalidInputError, match="names a GPU twice"):
+        Engine.load(path, device="cuda:1,1")
     as_cuda.emulator.reset(devices=0)
     with pytest.raises(DeviceError, match=r"cannot run on 'cuda': .*finds no GPU"):
         Engine.load(path, device="cuda")
