@@ -37,8 +37,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 MODELS = {"base": (12, 768, 12), "large": (24, 1024, 16)}
 VOCAB, LENGTH = 30522, 512
 PRECISIONS = ("fp32", "fp16", "bf16")
-# Largest differences from the CPU's fp32: docs/numerics.md.
-BOUNDS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
+# What rounding moves a number by at most, relative.
+ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 OUTPUTS = ["sequence_output", "pooled_output"]
 
 
@@ -325,12 +325,26 @@ def batch_of(lengths: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
     return ids, random.integers(0, 2, ends[-1], dtype=np.int32), ends
 
 
+def bound(name: str, precision: str, output: str) -> float:
+    """The largest difference from the CPU's fp32 that is right: docs/numerics.md.
+
+    In 16 bits a layer rounds eight arrays of rows of a deviation of about 1. The errors are
+    independent: u sqrt(8 layers / 3) is their deviation, and among a million values the largest is
+    within 6 of it; twice that is allowed.
+    """
+    layers = MODELS[name][0]
+    if precision == "fp32":
+        return 2e-5 if output == "pooled_output" else 5e-5 if layers <= 12 else 1e-4
+    return 12 * ROUNDING[precision] * (8 * layers / 3) ** 0.5
+
+
 def parity(name: str) -> dict[str, Any]:
-    """Against the CPU engine in fp32, at lengths from 1 to 512; and a text's bits alone."""
+    """Against the CPU engine in fp32, at lengths from 0 to 512; and a text's bits alone."""
     from bertrt import _cuda, _native
 
     made = plan_of(name)
-    lengths = [1, 7, 64, 128, 129, 255, 384, 512, 0, 33, 200]
+    eighth = LENGTH // 8
+    lengths = [1, 7, eighth, 2 * eighth, 2 * eighth + 1, 4 * eighth - 1, 6 * eighth, LENGTH, 0, 3]
     ids, types, ends = batch_of(lengths)
     threads = min(os.cpu_count() or 1, 16)
     model = _native.Model(*made, "fp32", threads)
@@ -354,9 +368,12 @@ def parity(name: str) -> dict[str, Any]:
                 raise AssertionError(f"{precision}: a text of {lengths[i]} has other bits alone")
         print(f"   {precision}  {found[precision]}")
     for precision, largest in found.items():
-        bound = BOUNDS[precision] * (2.5 if precision == "fp32" else 1)  # sequence: 5e-5
-        if not max(largest.values()) <= bound:
-            raise AssertionError(f"{precision} differs by {largest}, bound {bound}")
+        for output, difference in largest.items():
+            if not difference <= bound(name, precision, output):
+                raise AssertionError(
+                    f"{precision} {output} differs by {difference}, bound "
+                    f"{bound(name, precision, output)}"
+                )
     return {"differences": found}
 
 
@@ -392,7 +409,7 @@ def cases() -> dict[str, list[int]]:
     """Lengths by name: full batches, and ragged ones of the same number of texts."""
     random = np.random.default_rng(2)
     found = {}
-    for length in (128, 384):
+    for length in (LENGTH // 4, 3 * LENGTH // 4):
         for texts in (1, 8, 32, 128):
             found[f"{texts} x {length}"] = [length] * texts
             if texts > 1:
@@ -444,7 +461,8 @@ def speed(name: str) -> dict[str, Any]:
                 result = run()
                 exact = result if exact is None else exact
                 difference = float(np.abs(result - exact).max())
-                if difference > BOUNDS[key.split()[-1] if key.startswith("bertrt") else "fp16"]:
+                precision = key.split()[-1] if key.startswith("bertrt") else "fp16"
+                if not difference <= bound(name, precision, "pooled_output"):
                     raise AssertionError(f"its result differs by {difference}")
                 row[key] = median_ms(run)
             except Exception as error:
