@@ -179,14 +179,22 @@ def tests() -> dict[str, Any]:
 
 
 def sanitize(tool: str) -> dict[str, Any]:
-    """The tests that need no emulator and no large model, under a tool of compute-sanitizer."""
+    """The GPU's tests but those of large shapes, under a tool of compute-sanitizer."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise Skipped("compute-sanitizer is not on the PATH")
-    extra = ("--track-unused-memory", "no") if tool == "initcheck" else ()
     output = command(
-        *(sanitizer, "--tool", tool, "--error-exitcode", "3", "--target-processes", "all", *extra),
-        *(sys.executable, "-m", "pytest", "-q", "-x", "tests/cuda", "-k", "gpu and not full_size"),
+        *(sanitizer, "--tool", tool, "--error-exitcode", "3"),
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "tests/cuda",
+            "-k",
+            "gpu and not sizes_of_models",
+        ),
     )
     return {
         "summary": [line for line in output.split("\n") if "SUMMARY" in line or "passed" in line]
