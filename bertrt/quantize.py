@@ -536,30 +536,20 @@ class _Search:
         # One matrix at least has to be lowered, or nothing has been quantised.
         most = max(i for i, name in enumerate(order) if name in self._matrices)
         for fallback in _FALLBACKS[self._precision]:
-            # More steps in a higher precision are taken to be better; what is chosen was measured.
-            broken, holding = 0, most
-            found = self._kept(order[:most], fallback)
-            if not self._holds(found[1]):
-                best = found[1]
-                continue
-            while holding - broken > 1:
-                middle = (broken + holding) // 2
-                tried = self._kept(order[:middle], fallback)
-                if self._holds(tried[1]):
-                    holding, found = middle, tried
-                else:
-                    broken = middle
-            return found
+            # One by one: flips of examples make a score no steady function of the steps.
+            with progress(most, f"steps in {fallback}", " steps") as advance:
+                for count in range(1, most + 1):
+                    kept = dict.fromkeys(order[:count], fallback)
+                    best = self._calibration.cost(self._lowered(kept))
+                    if self._holds(best):
+                        return kept, best
+                    advance(1)
         worst = ", ".join(f"{name} ({errors[name][0]:.1e})" for name in order[:3])
         raise BoundError(
             f"{self._precision} cannot hold {self._bounds()} on {self._calibration.examples.path}: "
             f"with all but one matrix in fp32 {self._describe(best)}; the worst steps are {worst} "
             "(logit error, root mean square); allow more, or serve the bundle in fp32 or bf16"
         )
-
-    def _kept(self, names: Sequence[str], precision: str) -> tuple[dict[str, str], Cost]:
-        kept = dict.fromkeys(names, precision)
-        return kept, self._calibration.cost(self._lowered(kept))
 
     def _holds(self, cost: Cost) -> bool:
         # Written so that a NaN does not hold.
