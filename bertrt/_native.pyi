@@ -56,8 +56,7 @@ class Engine:
         product's packed weights or the rows that another step reads and writes."""
 
 def supported_isas() -> list[str]:
-    """The instruction sets that can run here, best first; behind "portable" those that are for tests
-    alone."""
+    """The instruction sets that can run here, best first; those for tests alone come last."""
 
 class MachinePeaks(TypedDict):
     """See `machine_peaks`."""
