@@ -48,9 +48,9 @@ class Engine::Workspace {
     grow(outputs_, outputs);
   }
 
-  // The events around so many steps.
+  // Two events for each of so many steps: before it and behind it.
   const std::vector<Event>& events(size_t steps) {
-    while (events_.size() <= steps) events_.emplace_back();
+    while (events_.size() < 2 * steps) events_.emplace_back();
     return events_;
   }
 
@@ -230,11 +230,13 @@ class Engine::PartRun {
     check(cudaMemcpyAsync(workspace_.device().data(), workspace_.inputs().data(),
                           static_cast<size_t>(inputs_.bytes()), cudaMemcpyHostToDevice, stream_),
           "the copy of a batch");
-    if (events) (*events)[0].record(stream_);
     for (int i = 0; i < steps(); ++i) {
-      if (demand_.steps[i]) run(i);
-      if (events) (*events)[static_cast<size_t>(i) + 1].record(stream_);
-      if (demand_.steps[i]) send(model_.nodes[i].output);
+      if (!demand_.steps[i]) continue;
+      const auto before = 2 * static_cast<size_t>(i);
+      if (events) (*events)[before].record(stream_);
+      run(i);
+      if (events) (*events)[before + 1].record(stream_);
+      send(model_.nodes[i].output);
     }
     workspace_.stream().wait();
     for (const Result& result : results_) {
@@ -244,8 +246,8 @@ class Engine::PartRun {
     if (!events) return;
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.steps[i]) continue;
-      const double seconds =
-          Event::seconds((*events)[static_cast<size_t>(i)], (*events)[static_cast<size_t>(i) + 1]);
+      const auto before = 2 * static_cast<size_t>(i);
+      const double seconds = Event::seconds((*events)[before], (*events)[before + 1]);
       engine_.spent_[i].nanoseconds += static_cast<int64_t>(seconds * 1e9);
       count_work(model_.nodes[i], engine_.spent_[i]);
     }
