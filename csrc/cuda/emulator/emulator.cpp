@@ -443,7 +443,9 @@ class Machine {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   int at_barrier_ = 0;
-  int current_ = -1;  // the thread that runs
+  // The thread that runs: for the CPU's thread that runs the block. Host code beside kernels calls
+  // the hooks too, and may run on another one meanwhile.
+  static inline thread_local int current_ __attribute__((tls_model("initial-exec"))) = -1;
   jmp_buf scheduler_;
   std::string fault_;
   const void* code_ = nullptr;  // the access that is looked at
