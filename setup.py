@@ -40,6 +40,8 @@ class CMakeBuild(build_ext):
             "-S", str(ROOT),
             "-B", str(build),
             "-G", "Ninja",
+            # pip builds in an environment that is gone when it builds here again.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
