@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,7 +374,7 @@ class _File:
             self.refuse(place, f"is not UTF-8 ({error.reason} at byte {error.start})")
 
 
-class _Reader:
+class _Reader(ABC):
     """Collects the examples of a file."""
 
     def __init__(self, file: _File) -> None:
@@ -383,8 +384,9 @@ class _Reader:
         self.places: list[str] = []
         self.left_out = 0
 
+    @abstractmethod
     def read(self) -> None:
-        raise NotImplementedError
+        """Read all of the file."""
 
     def add(self, place: str, text: Any, label: Any) -> None:
         self.texts.append(text)
