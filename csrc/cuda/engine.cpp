@@ -568,15 +568,6 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   }
 }
 
-std::vector<StepTrace> Engine::steps() const {
-  std::vector<StepTrace> steps;
-  for (size_t i = 0; i < spent_.size(); ++i) {
-    const Node& node = model_->nodes[i];
-    const Spent& spent = spent_[i];
-    steps.push_back({node.name, node.kernel, static_cast<double>(spent.nanoseconds) * 1e-9,
-                     spent.operations, spent.bytes});
-  }
-  return steps;
-}
+std::vector<StepTrace> Engine::steps() const { return step_traces(model_->nodes, spent_); }
 
 }  // namespace bertrt::cuda

@@ -1,7 +1,6 @@
 // Walks a plan over packed batches.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -38,9 +37,6 @@ class Engine {
   class BorrowedWorkspace;
   struct Part;
   class PartRun;
-  struct Spent {
-    std::atomic<int64_t> nanoseconds{0}, operations{0}, bytes{0};
-  };
 
   const std::shared_ptr<const Model> model_;
   ThreadPool pool_;

@@ -2,6 +2,7 @@
 // every engine walks.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -28,6 +29,24 @@ struct StepTrace {
   int64_t operations = 0;
   int64_t bytes = 0;
 };
+
+// What a step's StepTrace is made of, for threads to add to.
+struct Spent {
+  std::atomic<int64_t> nanoseconds{0}, operations{0}, bytes{0};
+};
+
+// One for each of a model's nodes, which have names and kernels.
+template <class Node>
+std::vector<StepTrace> step_traces(const std::vector<Node>& nodes,
+                                   const std::vector<Spent>& spent) {
+  std::vector<StepTrace> traces;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    traces.push_back({nodes[i].name, nodes[i].kernel,
+                      static_cast<double>(spent[i].nanoseconds) * 1e-9, spent[i].operations,
+                      spent[i].bytes});
+  }
+  return traces;
+}
 
 struct Graph {
   struct Step {
