@@ -46,14 +46,16 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const WeightBlock block{weight.data(), Storage::kFloat32, nullptr, outputs, inputs,
                           false,         nullptr,           0};
-  const auto matrix = ops->pack(&block, 1, inputs, outputs, plan::parse_precision(precision));
+  const Precision parsed = plan::parse_precision(precision);
+  const AlignedBuffer packed(ops->packed_bytes(inputs, outputs, parsed));
+  const auto matrix = ops->pack(&block, 1, inputs, outputs, parsed, packed.data());
   const AlignedBuffer operand(static_cast<size_t>(rows * ops->operand_stride(*matrix)));
   if (operand.data()) ops->to_operand({x.data(), inputs}, rows, {matrix.get(), operand.data()});
   Epilogue epilogue;
   epilogue.bias = data_or_null(bias);
   epilogue.activation = activation;
   ops->linear(*matrix, epilogue, {x.data(), inputs}, operand.data(), rows,
-              {out.mutable_data(), outputs}, {});
+              {out.mutable_data(), outputs}, {}, nullptr);
   return out;
 }
 

@@ -97,8 +97,12 @@ class Ops {
   virtual std::string linear_kernel(Precision precision) const = 0;
   virtual std::string attention_kernel(Precision precision) const = 0;
 
+  // Bytes that a packed matrix takes: a multiple of a cache line.
+  virtual size_t packed_bytes(int64_t inputs, int64_t outputs, Precision precision) const = 0;
+  // Packs into so many bytes at `memory`, which begins a cache line and outlives the matrix.
   virtual std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
-                                       int64_t outputs, Precision precision) const = 0;
+                                       int64_t outputs, Precision precision,
+                                       void* memory) const = 0;
 
   // Bytes of a row of an Operand; 0 if rows are multiplied as they are.
   virtual int64_t operand_stride(const Matrix& reader) const = 0;
@@ -114,9 +118,11 @@ class Ops {
   virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
                      Operand also) = 0;
   // x: the rows, or where operand_stride() is not 0, those rows as an operand. The result goes to
-  // `out` or, if `instead` has a reader (of which makes_operand() holds), there.
+  // `out` or, if `instead` has a reader (of which makes_operand() holds), there. `next`
+  // is the matrix of the next product, the beginning of which is fetched meanwhile, or null.
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x,
-                      const void* operand, int64_t rows, Rows out, Operand instead) = 0;
+                      const void* operand, int64_t rows, Rows out, Operand instead,
+                      const Matrix* next) = 0;
   // qkv: tokens x 3 * heads * head_dim as [query | key | value]; out: tokens x heads * head_dim.
   // Or, if first_queries has data, for the first tokens only, whose queries those are: both a row a
   // sequence (out untouched where it is empty).

@@ -8,13 +8,14 @@
 #include <limits>
 #include <vector>
 
-#include "core/aligned_buffer.h"
-
 namespace bertrt::cpu {
 namespace {
 
 // Row steps (LayerNorm, embedding) are a few microseconds each: hand them out in groups.
 constexpr int64_t kRowGroup = 16;
+
+// From so many tokens on attention fetches ahead.
+constexpr int64_t kFetchedTokens = 64;
 
 // Of any kernel.
 constexpr int kMostTileRows = 32;
@@ -28,17 +29,17 @@ int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 class PanelMatrix final : public Matrix {
  public:
   PanelMatrix(const GemmKernel& gemm, int64_t matrix_inputs, int64_t matrix_outputs,
-              Precision matrix_precision)
+              Precision matrix_precision, void* memory = nullptr)
       : kernel(gemm),
         panels(ceil_div(matrix_outputs, gemm.panel)),
         groups(round_up(ceil_div(matrix_inputs, gemm.group), gemm.group_block)),
-        buffer(static_cast<size_t>(panels * panel_bytes(matrix_precision))) {
+        data(static_cast<char*>(memory)) {
     inputs = matrix_inputs;
     outputs = matrix_outputs;
     precision = matrix_precision;
     // Where there is nothing to fill up, columns write everything.
-    if (panels * gemm.panel != matrix_outputs || groups * gemm.group != matrix_inputs) {
-      std::memset(buffer.data(), 0, buffer.bytes());
+    if (memory && (panels * gemm.panel != outputs || groups * gemm.group != inputs)) {
+      std::memset(memory, 0, bytes());
     }
     if (precision == Precision::kInt8) {
       column_scale.resize(static_cast<size_t>(panels * kernel.panel));
@@ -46,9 +47,11 @@ class PanelMatrix final : public Matrix {
     }
   }
 
-  char* panel(int64_t p) const {
-    return static_cast<char*>(buffer.data()) + p * panel_bytes(precision);
-  }
+  size_t bytes() const { return static_cast<size_t>(panels * panel_bytes()); }
+
+  char* panel(int64_t p) const { return data + p * panel_bytes(); }
+
+  Fetch fetch(int64_t p) const { return p < panels ? Fetch{panel(p), panel_bytes()} : Fetch{}; }
 
   // Puts the weights of one output, row `row` of a block, into their column.
   void set_column(int64_t column, const WeightBlock& block, int64_t row) {
@@ -114,13 +117,13 @@ class PanelMatrix final : public Matrix {
   const GemmKernel& kernel;
   const int64_t panels;
   const int64_t groups;
-  const AlignedBuffer buffer;
+  char* const data;
   std::vector<float> column_scale;
   std::vector<int32_t> column_sum;
 
  private:
-  int64_t panel_bytes(Precision p) const {
-    const int64_t value = p == Precision::kFp32 ? 4 : p == Precision::kBf16 ? 2 : 1;
+  int64_t panel_bytes() const {
+    const int64_t value = precision == Precision::kFp32 ? 4 : precision == Precision::kBf16 ? 2 : 1;
     return groups * kernel.group * kernel.panel * value;
   }
 
@@ -183,9 +186,14 @@ class CpuOps final : public Ops {
     return attention(precision).name;
   }
 
+  size_t packed_bytes(int64_t inputs, int64_t outputs, Precision precision) const override {
+    return PanelMatrix(gemm(precision), inputs, outputs, precision).bytes();
+  }
+
   std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
-                               int64_t outputs, Precision precision) const override {
-    auto matrix = std::make_unique<PanelMatrix>(gemm(precision), inputs, outputs, precision);
+                               int64_t outputs, Precision precision, void* memory) const override {
+    auto matrix =
+        std::make_unique<PanelMatrix>(gemm(precision), inputs, outputs, precision, memory);
     for (int b = 0; b < count; ++b) {
       const WeightBlock& block = blocks[b];
       pool_.parallel_for(ceil_div(block.outputs, kRowGroup), [&](int64_t group, int) {
@@ -215,7 +223,7 @@ class CpuOps final : public Ops {
   }
 
   void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x, const void* operand,
-              int64_t rows, Rows out, Operand instead) override {
+              int64_t rows, Rows out, Operand instead, const Matrix* next) override {
     const auto& matrix = static_cast<const PanelMatrix&>(weight);
     const GemmKernel& kernel = matrix.kernel;
     const char* a = reinterpret_cast<const char*>(x.data);
@@ -251,9 +259,15 @@ class CpuOps final : public Ops {
       tile.activation = epilogue.activation;
       tile.out_stride = out.stride;
       tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, last - column));
+      // Most likely this thread's next piece.
+      const int64_t ahead = piece + pool_.threads();
+      const Fetch fetched = ahead < pieces ? matrix.fetch(first_panel + ahead % panels)
+                            : next ? static_cast<const PanelMatrix*>(next)->fetch(ahead - pieces)
+                                   : Fetch{};
+      const int64_t begin = tiles * block / blocks;
       const int64_t end = tiles * (block + 1) / blocks;
       int configured = 0;
-      for (int64_t i = tiles * block / blocks; i < end; ++i) {
+      for (int64_t i = begin; i < end; ++i) {
         // Tiles of nearly equal height: sixteen rows go as eight and eight, not fourteen and two.
         const int64_t first = row_blocks * i / tiles * kernel.row_block;
         const int64_t after = row_blocks * (i + 1) / tiles * kernel.row_block;
@@ -261,9 +275,7 @@ class CpuOps final : public Ops {
         if (kernel.configure && tile.rows != configured) kernel.configure(tile.rows);
         configured = tile.rows;
         tile.a = a + first * a_stride;
-        tile.next = i + 1 == end && piece + pool_.threads() < pieces
-                        ? matrix.panel(first_panel + (piece + pool_.threads()) % panels)
-                        : nullptr;
+        tile.next = part_of(fetched, i - begin, end - begin);
         tile.row_steps = row_steps + first * a_stride;
         if (!instead.reader) {
           tile.out = out.data + first * out.stride + column;
@@ -305,7 +317,15 @@ class CpuOps final : public Ops {
     const int64_t cuts = std::clamp<int64_t>(
         ceil_div(2 * pool_.threads(), std::max<int64_t>(1, batch.seqs * attention.heads)), 1,
         std::max<int64_t>(1, ceil_div(rows, 4 * kernel.rows)));
-    pool_.parallel_for(batch.seqs * attention.heads * cuts, [&](int64_t piece, int worker) {
+    const int64_t pieces = batch.seqs * attention.heads * cuts;
+    // The token and the head that a piece begins with.
+    const auto token_of = [&](int64_t piece) {
+      const int64_t seq = piece / (attention.heads * cuts);
+      const int64_t head = piece / cuts % attention.heads;
+      return qkv.data + (batch.cu_seqlens[seq] - batch.cu_seqlens[0]) * qkv.stride +
+             head * attention.head_dim;
+    };
+    pool_.parallel_for(pieces, [&](int64_t piece, int worker) {
       const int64_t seq = piece / (attention.heads * cuts);
       const int64_t head = piece / cuts % attention.heads;
       const int64_t cut = piece % cuts;
@@ -317,7 +337,7 @@ class CpuOps final : public Ops {
       task.row_begin = queries * cut / cuts;
       task.row_end = queries * (cut + 1) / cuts;
       if (task.row_begin == task.row_end) return;
-      const float* token = qkv.data + first * qkv.stride + head * attention.head_dim;
+      const float* token = token_of(piece);
       task.query = first_only
                        ? first_queries.data + seq * first_queries.stride + head * attention.head_dim
                        : token;
@@ -327,6 +347,9 @@ class CpuOps final : public Ops {
       task.stride = qkv.stride;
       task.out = out.data + (first_only ? seq : first) * out.stride + head * attention.head_dim;
       task.out_stride = out.stride;
+      // Most likely this thread's next piece. What a few tokens need arrives soon enough.
+      const int64_t next = piece + pool_.threads();
+      task.ahead = length >= kFetchedTokens && next < pieces ? token_of(next) - token : 0;
       task.head_dim = attention.head_dim;
       task.scale = attention.scale;
       task.scratch = static_cast<float*>(scratch) + worker * scratch_size;
@@ -424,9 +447,10 @@ class CpuOps final : public Ops {
  private:
   template <class Body>
   void for_each_row(int64_t rows, const Body& body) {
-    pool_.parallel_for(ceil_div(rows, kRowGroup), [&](int64_t group, int) {
-      const int64_t end = std::min(rows, (group + 1) * kRowGroup);
-      for (int64_t i = group * kRowGroup; i < end; ++i) body(i);
+    const int64_t height = std::clamp<int64_t>(ceil_div(rows, pool_.threads()), 1, kRowGroup);
+    pool_.parallel_for(ceil_div(rows, height), [&](int64_t group, int) {
+      const int64_t end = std::min(rows, (group + 1) * height);
+      for (int64_t i = group * height; i < end; ++i) body(i);
     });
   }
 
@@ -439,6 +463,12 @@ class CpuOps final : public Ops {
     } else {
       body([](int64_t, const float*) {});
     }
+  }
+
+  // Part i of n.
+  static Fetch part_of(Fetch fetch, int64_t i, int64_t n) {
+    const int64_t begin = fetch.bytes * i / n;
+    return {static_cast<const char*>(fetch.from) + begin, fetch.bytes * (i + 1) / n - begin};
   }
 
   const GemmKernel& gemm(Precision precision) const {

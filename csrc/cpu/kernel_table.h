@@ -18,13 +18,20 @@ struct RowSteps {
   int32_t zero;
 };
 
+// What a kernel fetches into the second-level cache while it computes, evenly over its time: a tile
+// that asked for a whole panel at once would wait for memory that idles during the next tile.
+struct Fetch {
+  const void* from = nullptr;  // null: nothing
+  int64_t bytes = 0;
+};
+
 // out[rows][cols] = epilogue(a[rows][depth] * panel[depth][panel width]), in one precision.
 struct GemmTile {
   const void* a;     // rows as the kernel's convert() writes them
   int64_t a_stride;  // bytes
   const void* panel;
-  const void* next;  // a panel to fetch into the second-level cache meanwhile, or null
-  int64_t depth;     // in groups of the kernel's inputs
+  Fetch next;
+  int64_t depth;  // in groups of the kernel's inputs
   // int8: how each row was quantised (RowSteps, a_stride apart), what a step of a column is worth,
   // and its steps' sum.
   const char* row_steps;
@@ -78,6 +85,7 @@ struct AttentionTask {
   const float* value;
   int64_t query_stride;  // floats between tokens
   int64_t stride;        // likewise, of key and value
+  int64_t ahead;         // floats from this head's rows to those to fetch meanwhile; 0: none
   float* out;            // first token of the sequence, this head
   int64_t out_stride;
   int64_t tokens;

@@ -442,7 +442,17 @@ class Engine::PartRun {
       ops.to_operand(x, count, {node.matrix.get(), view.scratch});
     }
     ops.linear(*node.matrix, epilogue, x, operand, count, view.values[node.output],
-               only_operand(view, node) ? view.operands[node.output] : Operand{});
+               only_operand(view, node) ? view.operands[node.output] : Operand{},
+               next_matrix(node));
+  }
+
+  // The matrix of the next product, or null.
+  const Matrix* next_matrix(const Node& node) const {
+    const std::vector<Node>& nodes = engine_.model_->nodes;
+    for (size_t i = static_cast<size_t>(&node - nodes.data()) + 1; i < nodes.size(); ++i) {
+      if (nodes[i].matrix && demand_.steps[i]) return nodes[i].matrix.get();
+    }
+    return nullptr;
   }
 
   // Has the step before a product write the product's operand, where it can: beside its rows, if it
@@ -500,7 +510,8 @@ class Engine::PartRun {
     Epilogue epilogue;
     epilogue.bias = qkv.bias.empty() ? nullptr : qkv.bias.data();
     epilogue.last_column = hidden;
-    engine_.ops_->linear(*qkv.matrix, epilogue, x, all_.scratch, part_.batch.seqs, queries, {});
+    engine_.ops_->linear(*qkv.matrix, epilogue, x, all_.scratch, part_.batch.seqs, queries, {},
+                         next_matrix(attention));
     return queries;
   }
 

@@ -1,5 +1,7 @@
 #include "runtime/model.h"
 
+#include <deque>
+
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
 #include "runtime/thread_pool.h"
@@ -12,6 +14,21 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
   const std::unique_ptr<Ops> ops = cpu::make_ops(cpu::select_table(), pool);
   device = ops->name();
   nodes.reserve(steps.size());  // pointers into a node's vectors must stay
+  const auto precision_of = [&](const plan::Step& step, bool head) {
+    return step.precision.value_or(head ? Precision::kFp32 : precision);
+  };
+
+  std::deque<LinearWeights> linear;
+  size_t bytes = 0;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const plan::Step& step = plan.steps[i];
+    if (!step.weights.count("weight")) continue;
+    linear.emplace_back(step);
+    bytes += ops->packed_bytes(linear.back().inputs, linear.back().outputs,
+                               precision_of(step, steps[i].head));
+  }
+  packed = AlignedBuffer(bytes);
+  auto* place = static_cast<char*>(packed.data());
 
   for (const plan::Step& step : plan.steps) {
     nodes.emplace_back(steps[nodes.size()]);
@@ -29,7 +46,7 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
                     shape.cols};
     }
 
-    const Precision here = step.precision.value_or(node->head ? Precision::kFp32 : precision);
+    const Precision here = precision_of(step, node->head);
     switch (step.op) {
       case plan::Op::kEmbedLayerNorm:
         node->kernel = "embed_f32." + ops->name();
@@ -41,10 +58,12 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
       case plan::Op::kQkvLinear:
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
-        LinearWeights weights(step);
+        LinearWeights& weights = linear.front();
         node->matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
-                                 weights.inputs, weights.outputs, here);
+                                 weights.inputs, weights.outputs, here, place);
+        place += ops->packed_bytes(weights.inputs, weights.outputs, here);
         node->bias = std::move(weights.bias);
+        linear.pop_front();
         node->kernel = ops->linear_kernel(here);
         break;
       }

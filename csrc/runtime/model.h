@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/aligned_buffer.h"
 #include "core/ops.h"
 #include "plan/plan.h"
 #include "runtime/graph.h"
@@ -33,7 +34,10 @@ struct Model : Graph {
   Model(const plan::Plan& plan, Precision precision, int threads);
   ~Model();
 
-  std::string device;       // the kernels that it is packed for
+  std::string device;  // the kernels that it is packed for
+  // All packed matrices, one after the other: each alone would fill its huge pages in part only,
+  // or be too small for one.
+  AlignedBuffer packed;
   std::vector<Node> nodes;  // by step
 };
 

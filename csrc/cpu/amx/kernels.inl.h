@@ -127,7 +127,8 @@ template <class Format, int kBlocks>
 inline void multiply(const GemmTile& t, char* sums) {
   const char* rows = static_cast<const char*>(t.a);
   const char* panel = static_cast<const char*>(t.panel);
-  const char* next = static_cast<const char*>(t.next);
+  const char* next = static_cast<const char*>(t.next.from);
+  const int64_t fetched = (t.next.bytes + 2 * t.depth - 1) / (2 * t.depth);  // at a time
   const int64_t stride = t.a_stride;
   const int64_t depth = t.depth;
   zero_tile<0>();
@@ -147,10 +148,10 @@ inline void multiply(const GemmTile& t, char* sums) {
       Format::template add_products<2, 5, 6>();
       Format::template add_products<3, 5, 7>();
     }
-    if (next) {
 #pragma GCC unroll 32
-      for (int i = 0; i < 2 * kTileRows; ++i) __builtin_prefetch(next + i * kTileBytes, 0, 2);
-      next += kTileRows * kPanelStride;
+    for (int i = 0; i < 2 * kTileRows; ++i) {
+      __builtin_prefetch(next, 0, 2);
+      next += fetched;
     }
     rows += kTileBytes;
     panel += kTileRows * kPanelStride;

@@ -159,6 +159,12 @@ struct AttentionScratch {
   }
 };
 
+// Asks for what the next task reads where this one reads a row.
+inline void fetch_ahead(const AttentionTask& t, const float* row) {
+  if (t.ahead == 0) return;
+  for (int64_t d = 0; d < t.head_dim; d += 16) __builtin_prefetch(row + t.ahead + d, 0, 2);
+}
+
 // Keys go in transposed: panel p holds keys [p * kPanel, ...), unit after unit. What is missing in
 // the last panel is zero; its scores are cut off below.
 template <class Format>
@@ -168,6 +174,8 @@ inline void pack_keys(const AttentionTask& t, const AttentionScratch<Format>& s)
     for (int64_t j = 0; j < 16; ++j) {
       float scale = 0.0f;
       if (first + j < t.tokens) {
+        fetch_ahead(t, t.key + (first + j) * t.stride);
+        fetch_ahead(t, t.value + (first + j) * t.stride);
         scale = Format::row(t.key + (first + j) * t.stride, t.head_dim, rows + j * s.query_stride);
       }
       t.scratch[s.key_scales + first + j] = scale;
@@ -235,6 +243,13 @@ inline float row_exp(float* scores, int64_t count, float scale, float largest) {
   return reduce_add(sum);
 }
 
+// Asks for the lines that a row of the result goes to.
+inline void fetch_result(const AttentionTask& t, int64_t row) {
+  if (t.ahead == 0) return;
+  float* out = t.out + row * t.out_stride;
+  for (int64_t d = 0; d < t.head_dim; d += 16) __builtin_prefetch(out + d, 1);
+}
+
 template <class Format>
 struct AttentionTile {
   const AttentionTask& task;
@@ -258,6 +273,8 @@ struct AttentionRows {
       float sum[kRows];
       float scale[kRows];
       for (int i = 0; i < kRows; ++i) {
+        fetch_ahead(t, t.query + (tile.row + i) * t.query_stride);
+        fetch_result(t, tile.row + i);
         scale[i] = Format::row(t.query + (tile.row + i) * t.query_stride, t.head_dim,
                                t.scratch + s.queries + i * s.query_stride);
       }

@@ -118,13 +118,16 @@ struct Accumulators {
 // Sums of a[kRows][depth] * panel[depth][kPanel], depth in groups, a_stride in inputs. Rows are
 // read in place: three share a pointer, since an address may add once or twice the stride, and so
 // 14 rows need five pointers.
-template <class Format, int kRows>
+template <class Format, int kRows, bool kFetch>
 struct Rows {
   static constexpr int kPointers = (kRows + 2) / 3;
   const typename Format::Input* p[kPointers];
   int64_t stride;
   const char* panel;
-  int64_t ahead;  // bytes from the panel to what is to be fetched meanwhile
+  // What is to be fetched meanwhile, if kFetch: a stream for each vector of the panel.
+  const char* fetch;
+  int64_t fetch_step;
+  int64_t fetch_apart;
 
   inline __attribute__((always_inline)) void multiply(int64_t depth,
                                                       Accumulators<Format, kRows>& acc) {
@@ -138,8 +141,9 @@ struct Rows {
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmVectors; ++j) {
         w[j] = Format::load_weights(panel + j * Format::kVector);
-        __builtin_prefetch(panel + ahead + j * Format::kVector, 0, 2);
+        if constexpr (kFetch) __builtin_prefetch(fetch + j * fetch_apart, 0, 2);
       }
+      if constexpr (kFetch) fetch += fetch_step;
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const typename Format::Input* x = p[i / 3] + (i % 3) * stride;
@@ -153,18 +157,22 @@ struct Rows {
   }
 };
 
-template <class Format, int kRows>
+template <class Format, int kRows, bool kFetch = false>
 inline __attribute__((always_inline)) void multiply(const typename Format::Input* a,
                                                     int64_t a_stride, const void* weights,
                                                     int64_t depth,
                                                     Accumulators<Format, kRows>& result,
-                                                    const void* next = nullptr) {
-  Rows<Format, kRows> rows;
+                                                    const Fetch& next = {}) {
+  Rows<Format, kRows, kFetch> rows;
 #pragma GCC unroll 16
-  for (int j = 0; j < Rows<Format, kRows>::kPointers; ++j) rows.p[j] = a + 3 * j * a_stride;
+  for (int j = 0; j < rows.kPointers; ++j) rows.p[j] = a + 3 * j * a_stride;
   rows.stride = a_stride;
   rows.panel = static_cast<const char*>(weights);
-  rows.ahead = next ? static_cast<const char*>(next) - rows.panel : 0;
+  if constexpr (kFetch) {
+    rows.fetch = static_cast<const char*>(next.from ? next.from : weights);
+    rows.fetch_step = (next.bytes + depth * kGemmVectors - 1) / (depth * kGemmVectors);
+    rows.fetch_apart = rows.fetch_step * depth;
+  }
   if constexpr (Format::kExact) {
     rows.multiply(depth, result);
     return;
@@ -192,9 +200,9 @@ void gemm_rows(const GemmTile& t) {
     for (int j = 0; j < kGemmVectors; ++j) __builtin_prefetch(t.out + i * t.out_stride + 16 * j, 1);
   }
   Accumulators<Format, kRows> acc;
-  multiply<Format, kRows>(static_cast<const Input*>(t.a),
-                          t.a_stride / static_cast<int64_t>(sizeof(Input)), t.panel, t.depth, acc,
-                          t.next);
+  multiply<Format, kRows, true>(static_cast<const Input*>(t.a),
+                                t.a_stride / static_cast<int64_t>(sizeof(Input)), t.panel, t.depth,
+                                acc, t.next);
 #pragma GCC unroll 4
   for (int j = 0; j < kGemmVectors; ++j) {
     const int cols = t.cols - 16 * j;
