@@ -260,7 +260,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[:PRECISION]",
         nargs="+",
         type=_engines,
-        help="native, onnxruntime, openvino, ctranslate2, torch, mxnet; default: all",
+        help="native, onnxruntime, openvino, ctranslate2, torch, inductor, zentorch, mxnet; "
+        "default: all but inductor and zentorch, which compile for minutes",
     )
     bench.add_argument(
         "--workloads",
@@ -751,10 +752,10 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _wanted(
     engines: list[list[tuple[str, str]]] | None, precision: str | None
 ) -> list[tuple[str, str]]:
-    """The engines named, or all, in the precision."""
-    from bertrt.bench.engines import ENGINES
+    """The engines named, or the usual ones, in the precision."""
+    from bertrt.bench.engines import DEFAULT_ENGINES
 
-    groups = [_engines(name) for name in ENGINES] if engines is None else engines
+    groups = [_engines(name) for name in DEFAULT_ENGINES] if engines is None else engines
     return [name for name in itertools.chain(*groups) if precision in (None, name[1])]
 
 

@@ -11,9 +11,8 @@ from bertrt.errors import MissingDependencyError
 
 __all__ = ["import_pyplot", "plot"]
 
-_COLORS = dict(
-    zip(ENGINES, ("#c1121f", "#1d6996", "#5f4690", "#38a6a5", "#e17c05", "#6b6b6b"), strict=True)
-)
+_PALETTE = ("#c1121f", "#1d6996", "#5f4690", "#38a6a5", "#e17c05", "#94346e", "#0f8554", "#6b6b6b")
+_COLORS = dict(zip(ENGINES, _PALETTE, strict=True))
 _PRECISIONS = ("fp32", "bf16", "int8")
 _FLOOR = "limit by the measured peaks"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.bench.arithmetic import operations, weight_bytes
-from bertrt.bench.engines import ENGINES, Name, engine_module
+from bertrt.bench.engines import DEFAULT_ENGINES, ENGINES, Name, engine_module
 from bertrt.bench.engines.base import Inputs
 from bertrt.bench.report import Agreement, EngineReport, Report, Timing, WorkloadReport
 from bertrt.bench.worker import Worker, convert, wait_until_idle
@@ -50,7 +50,8 @@ def bench(
 
     Args:
         path: what `Engine.load` takes; peers want a bundle.
-        engines: names and precisions; None: all. The native engine in fp32 always runs.
+        engines: names and precisions; None: `DEFAULT_ENGINES`. The native engine in fp32 always
+            runs.
         groups: which workloads, out of `GROUPS`.
         texts: texts or pairs to run, beside the made-up inputs.
         threads: for every engine; None: the cores usable here.
@@ -68,7 +69,7 @@ def bench(
     workloads = make_workloads(model, groups, texts)
     if not workloads:
         raise InvalidInputError("there is nothing to run: texts are asked for and none are given")
-    wanted = [(name, p) for name, (_, each) in ENGINES.items() for p in each]
+    wanted = [(name, precision) for name in DEFAULT_ENGINES for precision in ENGINES[name][1]]
     if engines is not None:
         wanted = list(dict.fromkeys(engines))
     names = [REFERENCE, *(name for name in wanted if name != REFERENCE)]

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from bertrt.errors import InvalidInputError
 
-__all__ = ["ENGINES", "Name", "engine_module", "parse_engine"]
+__all__ = ["DEFAULT_ENGINES", "ENGINES", "Name", "engine_module", "parse_engine"]
 
 # Name -> module and precisions. The module has
 #     METHODS: what is done for a precision, where that wants to be told
@@ -21,8 +21,13 @@ ENGINES = {
     "openvino": ("bertrt.bench.engines.openvino", ("fp32", "bf16", "int8")),
     "ctranslate2": ("bertrt.bench.engines.ctranslate2", ("fp32", "int8")),
     "torch": ("bertrt.bench.engines.torch", ("fp32", "bf16")),
+    "inductor": ("bertrt.bench.engines.inductor", ("fp32", "bf16")),
+    "zentorch": ("bertrt.bench.engines.zentorch", ("fp32", "bf16")),
     "mxnet": ("bertrt.bench.engines.engine", ("fp32",)),
 }
+
+# Who is not named does not run: these compile for minutes.
+DEFAULT_ENGINES = tuple(name for name in ENGINES if name not in ("inductor", "zentorch"))
 
 Name = tuple[str, str]  # an engine and its precision
 

@@ -1,5 +1,5 @@
-"""PyTorch: the model in plain operators, with its fused attention. Eager: no compiler is asked for,
-which would need one at run time."""
+"""PyTorch: the model in plain operators, with its fused attention; eager, or behind one of its
+compilers (`inductor`, `zentorch`)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,26 @@ def load(path: str, name: str, precision: str, threads: int, directory: str) -> 
     import torch
 
     torch.set_num_threads(threads)
-    return _Torch(torch, Model.open(path).plan(), precision)
+    return TorchRunner(torch, Model.open(path).plan(), precision)
 
 
-class _Torch(Runner):
+def load_compiled(path: str, precision: str, threads: int, compiler: str) -> Runner:
+    """The model behind a backend of `torch.compile`: weights frozen into the graph, and a graph for
+    each shape, which is the fastest that it offers."""
+    import torch
+    import torch._inductor.config
+
+    torch.set_num_threads(threads)
+    torch._inductor.config.freezing = True
+    torch._dynamo.config.recompile_limit = 64
+    runner = TorchRunner(torch, Model.open(path).plan(), precision)
+    runner.compile(compiler)
+    return runner
+
+
+class TorchRunner(Runner):
+    """A plan in PyTorch's operators."""
+
     def __init__(self, torch: Any, plan: Plan, precision: str) -> None:
         self.provider = f"torch {torch.__version__}"
         self._torch = torch
@@ -48,6 +64,16 @@ class _Torch(Runner):
                 role: torch.tensor(np.ascontiguousarray(array), dtype=self._dtype)
                 for role, array in arrays.items()
             }
+        self._compute: Any = self._steps_of
+
+    def compile(self, compiler: str) -> None:
+        """Have a backend of `torch.compile` make one graph of the steps for each shape."""
+        torch = self._torch
+        for weights in self._weights.values():
+            for role, weight in weights.items():
+                # Only parameters are frozen.
+                weights[role] = torch.nn.Parameter(weight, requires_grad=False)
+        self._compute = torch.compile(self._steps_of, backend=compiler, dynamic=False)
 
     def prepare(self, inputs: Inputs) -> dict[str, Any]:
         torch = self._torch
@@ -62,13 +88,16 @@ class _Torch(Runner):
         return found
 
     def run(self, prepared: dict[str, Any]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
         with self._torch.inference_mode():
-            for step in self._steps:
-                operands = [values[name] for name in step.inputs]
-                step_run = getattr(self, f"_{step.op}")
-                values[step.output] = step_run(step, self._weights[step.name], prepared, *operands)
-        return values
+            return self._compute(prepared)
+
+    def _steps_of(self, prepared: dict[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for step in self._steps:
+            operands = [values[name] for name in step.inputs]
+            step_run = getattr(self, f"_{step.op}")
+            values[step.output] = step_run(step, self._weights[step.name], prepared, *operands)
+        return {value: values[value] for value in self._wanted.values()}
 
     def outputs(self, answer: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: answer[value].float().numpy() for name, value in self._wanted.items()}
