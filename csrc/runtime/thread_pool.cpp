@@ -3,6 +3,10 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <string>
@@ -99,7 +103,10 @@ struct ThreadPool::Workers {
       state.store(number << 32 | wanted << kWantedShift | kOpen, std::memory_order_release);
       any_asleep = sleeping > 0;
     }
-    if (any_asleep) wake.notify_all();
+    if (any_asleep) {
+      leave_this_core_to_the_caller();
+      wake.notify_all();
+    }
     drain(0);
     // Every index is taken. Who has not joined by now need not; who has is at its last index. If
     // the machine is shared, that thread may be off its core: give it ours after a while.
@@ -111,6 +118,26 @@ struct ThreadPool::Workers {
         std::this_thread::yield();
       }
     }
+  }
+
+  // Linux may wake a worker on the core of the caller, who spins there, while another core idles
+  // (it does where it knows of no cache that the two share, as in many virtual machines), and may
+  // leave it there for as long as it sleeps between loops. So workers may run where the caller may,
+  // but for the core where it is.
+  void leave_this_core_to_the_caller() {
+#if defined(__linux__)
+    const int core = sched_getcpu();
+    cpu_set_t allowed;
+    if (core < 0 || core == callers_core || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) {
+      return;
+    }
+    CPU_CLR(core, &allowed);
+    if (CPU_COUNT(&allowed) == 0) return;
+    for (std::thread& thread : threads) {
+      (void)pthread_setaffinity_np(thread.native_handle(), sizeof(allowed), &allowed);
+    }
+    callers_core = core;
+#endif
   }
 
   // One number, so that nobody sees half of it: how many loops there were, how many workers the
@@ -135,6 +162,7 @@ struct ThreadPool::Workers {
   std::atomic<uint64_t> state{0};
   std::atomic<int64_t> next{0};
   Loop loop{};
+  int callers_core = -1;  // when workers were last woken
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {

@@ -6,6 +6,8 @@ import copy
 import itertools
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -646,6 +648,30 @@ def test_an_engine_goes_on_after_a_fork(made, rng):
     assert os.waitstatus_to_exitcode(status) == 0
     after = engine.run(*batch, OUTPUTS)
     np.testing.assert_array_equal(after["sequence_output"], before["sequence_output"])
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores"
+)
+def test_workers_are_woken_on_any_core_but_the_callers(made, rng):
+    def core() -> int:
+        fields = Path(f"/proc/self/task/{threading.get_native_id()}/stat").read_text()
+        return int(fields.rpartition(")")[2].split()[36])  # man 5 proc: "processor"
+
+    batch = batch_of(rng, [30, 20, 10])
+    others = set(os.listdir("/proc/self/task"))
+    engine = new_engine(*made, threads=3)
+    engine.run(*batch, OUTPUTS)
+    workers = [int(each) for each in set(os.listdir("/proc/self/task")) - others]
+    assert len(workers) == 2
+    for _ in range(100):  # the caller may move, and workers be awake, at any time
+        time.sleep(0.01)
+        wanted = os.sched_getaffinity(0) - {core()}
+        engine.run(*batch, OUTPUTS)
+        found = [os.sched_getaffinity(worker) for worker in workers]
+        if found == [wanted, wanted]:
+            break
+    assert found == [wanted, wanted]
 
 
 def resident_bytes() -> int:
