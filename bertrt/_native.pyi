@@ -74,6 +74,10 @@ def machine_peaks(threads: int) -> MachinePeaks:
     instruction that its matrix products of that precision use, on registers alone, an addition and
     a multiplication being two; "read": bytes a second from memory."""
 
+def present_fp32_peak(threads: int) -> float:
+    """What "fp32" of `machine_peaks` comes to just now, measured for about 30 milliseconds: less if
+    something else has a part of the machine."""
+
 class kernels:  # noqa: N801  (a submodule, in truth)
     """Single kernels by instruction set; isa "reference" is the double oracle."""
 

@@ -27,7 +27,7 @@ double seconds(const Body& body) {
 
 using PeakLoop = int64_t (*)(int64_t rounds, float x, float* out);
 
-double operations_per_second(PeakLoop loop, ThreadPool& pool) {
+double operations_per_second(PeakLoop loop, ThreadPool& pool, int runs = kRuns) {
   const int64_t pieces = kPieces * pool.threads();
   std::vector<int64_t> operations(static_cast<size_t>(pieces));
   const auto run = [&](int64_t rounds) {
@@ -42,7 +42,7 @@ double operations_per_second(PeakLoop loop, ThreadPool& pool) {
   int64_t rounds = 1024;
   while (run(rounds) < kRunSeconds && rounds < int64_t{1} << 40) rounds *= 2;
   double best = 0.0;
-  for (int i = 0; i < kRuns; ++i) {
+  for (int i = 0; i < runs; ++i) {
     const double spent = run(rounds);
     double total = 0.0;
     for (const int64_t count : operations) total += static_cast<double>(count);
@@ -90,6 +90,10 @@ Peaks measure_peaks(const KernelTable& table, ThreadPool& pool) {
   return {operations_per_second(table.gemm_f32.peak, pool),
           operations_per_second(table.gemm_bf16.peak, pool),
           operations_per_second(table.gemm_s8.peak, pool), read_bytes_per_second(table, pool)};
+}
+
+double present_fp32_peak(const KernelTable& table, ThreadPool& pool) {
+  return operations_per_second(table.gemm_f32.peak, pool, 1);
 }
 
 }  // namespace bertrt::cpu

@@ -19,4 +19,8 @@ struct Peaks {
 // the machine does can only slow a run down.
 Peaks measure_peaks(const KernelTable& table, ThreadPool& pool);
 
+// What Peaks::fp32 comes to just now, from a single short run: less than the peak if something else
+// has a part of the machine.
+double present_fp32_peak(const KernelTable& table, ThreadPool& pool);
+
 }  // namespace bertrt::cpu

@@ -19,6 +19,10 @@ def test_peaks(name, monkeypatch) -> None:
     assert all(1e8 < value < 1e14 for value in peaks.values())
 
 
+def test_the_present_peak_is_of_the_same_kind() -> None:
+    assert 1e8 < _native.present_fp32_peak(1) < 1e14
+
+
 def test_refusals(monkeypatch) -> None:
     with pytest.raises(DeviceError, match="0"):
         _native.machine_peaks(0)

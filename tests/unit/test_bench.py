@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bertrt import _native
 from bertrt.backends import native
 from bertrt.batch import PackedBatch
 from bertrt.bench import bench
+from bertrt.bench import run as bench_run
 from bertrt.bench.arithmetic import operations, weight_bytes
 from bertrt.bench.engines import ENGINES, parse_engine
 from bertrt.bench.engines.base import Inputs
@@ -332,12 +335,45 @@ def test_bad_texts(tmp_path, content, problem) -> None:
 # Runs
 
 
+@pytest.fixture(autouse=True)
+def _without_patience(monkeypatch):
+    # Tests run on machines that do other things beside them.
+    monkeypatch.setattr(bench_run, "_PATIENCE", 0.0)
+
+
 def test_names() -> None:
     assert parse_engine("native:int8") == [("native", "int8")]
     assert parse_engine("torch") == [("torch", "fp32"), ("torch", "bf16")]
     for text in ("", "tensorflow", "native:", "native:fp16", "mxnet:int8"):
         with pytest.raises(InvalidInputError):
             parse_engine(text)
+
+
+@pytest.mark.parametrize(
+    ("states", "patience", "turns"),
+    [
+        ([True, True], 1.0, 1),
+        ([False, False, True, True], 1.0, 1),  # waits
+        ([True, False, True, True], 1.0, 2),  # repeats
+        ([], 0.0, 1),  # has no patience, and looks no more
+    ],
+)
+def test_turns_are_kept_to_a_whole_machine(monkeypatch, states, patience, turns) -> None:
+    class Worker:
+        turns = 0
+
+        def run(self, batches):
+            self.turns += 1
+            return [float(self.turns)], []
+
+    report = Report("m", {}, "cpu", 1, {"fp32": 1e9}, {}, {}, [])
+    left = list(states)
+    monkeypatch.setattr(_native, "present_fp32_peak", lambda threads: 1e9 if left.pop(0) else 0.8e9)
+    monkeypatch.setattr(bench_run, "wait_until_idle", lambda workers: None)
+    worker = Worker()
+    workload = SimpleNamespace(batches=())
+    assert bench_run._Watch(report, patience).turn(worker, workload, []) == ([float(turns)], [])
+    assert worker.turns == turns and not left
 
 
 def test_run(hugging, peers) -> None:
