@@ -118,8 +118,8 @@ class Ops {
   virtual void embed(const Embedding& embedding, const PackedBatch& batch, Rows out,
                      Operand also) = 0;
   // x: the rows, or where operand_stride() is not 0, those rows as an operand. The result goes to
-  // `out` or, if `instead` has a reader (of which makes_operand() holds), there. `next`
-  // is the matrix of the next product, the beginning of which is fetched meanwhile, or null.
+  // `out` or, if `instead` has a reader (of which makes_operand() holds), there. `next` is
+  // the matrix of the next product, the beginning of which is fetched meanwhile, or null.
   virtual void linear(const Matrix& weight, const Epilogue& epilogue, ConstRows x,
                       const void* operand, int64_t rows, Rows out, Operand instead,
                       const Matrix* next) = 0;

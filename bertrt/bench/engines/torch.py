@@ -23,7 +23,7 @@ def load(path: str, name: str, precision: str, threads: int, directory: str) -> 
     import torch
 
     torch.set_num_threads(threads)
-    return TorchRunner(torch, Model.open(path).plan(), precision)
+    return _Torch(torch, Model.open(path).plan(), precision)
 
 
 def load_compiled(path: str, precision: str, threads: int, compiler: str) -> Runner:
@@ -35,14 +35,12 @@ def load_compiled(path: str, precision: str, threads: int, compiler: str) -> Run
     torch.set_num_threads(threads)
     torch._inductor.config.freezing = True
     torch._dynamo.config.recompile_limit = 64
-    runner = TorchRunner(torch, Model.open(path).plan(), precision)
+    runner = _Torch(torch, Model.open(path).plan(), precision)
     runner.compile(compiler)
     return runner
 
 
-class TorchRunner(Runner):
-    """A plan in PyTorch's operators."""
-
+class _Torch(Runner):
     def __init__(self, torch: Any, plan: Plan, precision: str) -> None:
         self.provider = f"torch {torch.__version__}"
         self._torch = torch
