@@ -31,8 +31,7 @@ REFERENCE: Name = ("native", "fp32")
 
 _FIRST_LENGTH = 16
 
-# The machine is whole when it gives this much of the fp32 peak. A run spends so many seconds on
-# waiting for that, and on turns that it is not whole after.
+# The machine is whole when it gives this much of the fp32 peak.
 _WHOLE = 0.9
 _PATIENCE = 300.0
 
@@ -45,6 +44,7 @@ def bench(
     texts: Sequence[str | tuple[str, str]] | None = None,
     threads: int | None = None,
     repeats: int = 10,
+    patience: float | None = None,
 ) -> Report:
     """Time engines on a model.
 
@@ -62,6 +62,8 @@ def bench(
         texts: texts or pairs to run, beside the made-up inputs.
         threads: for every engine; None: the cores usable here.
         repeats: turns of each engine on each workload.
+        patience: seconds to spend, in all, on waiting for the machine to give nine tenths of its
+            fp32 peak, and on turns after which it does not; 0: time it as it is; None: 300.
 
     Returns:
         The report. An engine that is not installed, that fails or that disagrees is in it, with the
@@ -117,7 +119,7 @@ def bench(
                 workers[name] = worker
             advance(1)
         _measure_peaks(report.peaks, threads)
-        watch = _Watch(report, _PATIENCE)
+        watch = _Watch(report, _PATIENCE if patience is None else patience)
         for workload, found in zip(workloads, report.workloads, strict=True):
             _run(workload, found, workers, report, repeats, watch, advance)
             _measure_peaks(report.peaks, threads)
