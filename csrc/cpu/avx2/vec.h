@@ -72,9 +72,10 @@ static inline F16 min(F16 a, F16 b) {
 
 static inline __m256 scale_by_power(__m256 a, __m256 t) {
   const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+  const __m256i power = _mm256_add_epi32(n, _mm256_castps_si256(_mm256_set1_ps(1.0f)));
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(power));
 }
-// a * 2^n, where the low bits of t's representation hold n.
+// a * 2^n, where the low bits of t's representation hold n, from -126 to 127.
 static inline F16 scale_by_power(F16 a, F16 t) {
   return {scale_by_power(a.lo, t.lo), scale_by_power(a.hi, t.hi)};
 }
@@ -118,6 +119,21 @@ static inline I16 max(I16 a, I16 b) {
 }
 static inline I16 min(I16 a, I16 b) {
   return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)};
+}
+// The bits of |a|, and back; and the float of the largest of such lanes.
+static inline I16 magnitude_bits(F16 a) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  return {_mm256_and_si256(_mm256_castps_si256(a.lo), magnitude),
+          _mm256_and_si256(_mm256_castps_si256(a.hi), magnitude)};
+}
+static inline F16 from_bits(I16 a) {
+  return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
+}
+static inline float reduce_max_bits(I16 a) {
+  const __m256i m8 = _mm256_max_epi32(a.lo, a.hi);
+  const __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
+  const __m128i m2 = _mm_max_epi32(m4, _mm_unpackhi_epi64(m4, m4));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(m2, _mm_shuffle_epi32(m2, 1))));
 }
 static inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 // The nearest integers, ties to even, of values below 2^22; of others something.

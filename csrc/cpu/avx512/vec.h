@@ -46,10 +46,11 @@ static inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c
 static inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 
-// a * 2^n, where the low bits of t's representation hold n.
+// a * 2^n, where the low bits of t's representation hold n, from -126 to 127.
 static inline F16 scale_by_power(F16 a, F16 t) {
   const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t.v), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), n))};
+  const __m512i power = _mm512_add_epi32(n, _mm512_castps_si512(_mm512_set1_ps(1.0f)));
+  return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(power))};
 }
 
 // The sums and maxima of all lanes fold halves (8, 4, 2, 1): the same order on every path.
@@ -83,6 +84,18 @@ static inline I16 add_in_place(I16 sum, I16 a) {
 static inline I16 operator-(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 static inline I16 max(I16 a, I16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 static inline I16 min(I16 a, I16 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+// The bits of |a|, and back; and the float of the largest of such lanes.
+static inline I16 magnitude_bits(F16 a) {
+  return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
+}
+static inline F16 from_bits(I16 a) { return {_mm512_castsi512_ps(a.v)}; }
+static inline float reduce_max_bits(I16 a) {
+  const __m256i m8 =
+      _mm256_max_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  const __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
+  const __m128i m2 = _mm_max_epi32(m4, _mm_unpackhi_epi64(m4, m4));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(m2, _mm_shuffle_epi32(m2, 1))));
+}
 static inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // The nearest integers, ties to even, of values below 2^22; of others something.
 static inline I16 to_nearest_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }

@@ -45,7 +45,11 @@ void convert(const float* x, int64_t depth, void* out, RowSteps*) {
 struct AttentionBf16 {
   using Product = BFloat16Pairs;
 
-  static float row(const float* x, int64_t count, void* out) {
+  static constexpr float kExpUnits = kLog2E;
+  static constexpr float kLargestWeight = 1.0f;
+  static F16 exp(F16 x) { return exp2_short<0>(x); }
+  static float row_limit(int64_t) { return 1.0f; }
+  static float row(const float* x, int64_t count, float, void* out) {
     convert(x, count, out, nullptr);
     return 1.0f;
   }

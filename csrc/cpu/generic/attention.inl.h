@@ -18,17 +18,25 @@ namespace {
 // 14 rows of 512 scores take 28 KiB. Models of up to 512 tokens never rescale.
 inline constexpr int64_t kKeyBlock = 512;
 
+inline constexpr float kLog2E = 1.44269504f;
+
 // The formats say how queries, keys, values and the softmax's weights become operands:
-//   row()      a query or a key, `count` floats, as units; returns what a step of it is worth
+//   row()      a query or a key, `count` floats, as units of up to `limit`, which row_limit() gives
+//              for its length; returns what a step of it is worth
 //   values()   16 columns of the values of a key block, tokens `stride` floats apart, as units
 //              `step` apart; their worth goes to `scale`
 //   weights()  a vector of softmax weights, stored at element i of a row; returns them as summed
 //   score(), context()  what a sum of products is worth
+//   exp()      of x times kExpUnits, times kLargestWeight: what a weight is
 // Whole vectors of 16 are written: there is room.
 
 struct AttentionF32 {
   using Product = Float32;
-  static float row(const float* x, int64_t count, void* out) {
+  static constexpr float kExpUnits = 1.0f;
+  static constexpr float kLargestWeight = 1.0f;
+  static F16 exp(F16 x) { return exp_f32(x); }
+  static float row_limit(int64_t) { return 1.0f; }
+  static float row(const float* x, int64_t count, float, void* out) {
     for_each_vector(x, count, [&](int64_t i, F16 v) { store(static_cast<float*>(out) + i, v); });
     return 1.0f;
   }
@@ -47,51 +55,52 @@ struct AttentionF32 {
   static F16 context(F16 sum, const float*) { return sum; }
 };
 
-// The largest magnitude of every lane, NaN or infinite where a value was not finite.
-struct Magnitude {
-  F16 largest = zero();
-  F16 poison = zero();
-  void look(F16 v) {
-    largest = max(largest, max(v, zero() - v));
-    poison = fma(v, zero(), poison);
-  }
-};
-
 // 16-bit integers: for int8, where attention needs more than 8 bits (most of a long row's softmax
 // weights are below a 255th of the largest), and still exact sums, the same on every path. Queries
 // and keys take the most steps for which a sum of head_dim products fits 32 bits, values the most
-// for a key block with weights of up to kWeightSteps.
+// for a key block with weights of up to kLargestWeight.
+//
+// Magnitudes are compared as integers: there infinity and NaN are the largest. Steps of such a row
+// or column are worth NaN, what infinity less itself is, and so is all that comes of them.
 template <class Integers>
 struct AttentionS16 {
   using Product = Integers;
-  static constexpr float kWeightSteps = 8192.0f;
+  static constexpr int kWeightBits = 13;
+  static constexpr float kLargestWeight = 1 << kWeightBits;
+  static constexpr float kExpUnits = kLog2E;
+  static F16 exp(F16 x) { return exp2_short<kWeightBits>(x); }
 
   static float most_steps(float largest_sum) {
     return largest_sum < 32767.0f ? largest_sum : 32767.0f;
   }
 
-  static float row(const float* x, int64_t count, void* out) {
-    Magnitude magnitude;
-    for_each_vector(x, count, [&](int64_t, F16 v) { magnitude.look(v); });
-    const float largest = reduce_max(magnitude.largest);
-    const float steps =
-        most_steps(static_cast<float>(static_cast<int>(__builtin_sqrtf(2147483520.0f / count))));
-    const F16 factor = broadcast(largest > 0.0f ? steps / largest : 0.0f);
+  static float row_limit(int64_t count) {
+    return most_steps(static_cast<float>(static_cast<int>(__builtin_sqrtf(2147483520.0f / count))));
+  }
+
+  static float row(const float* x, int64_t count, float limit, void* out) {
+    I16 bits = zero_int();
+    for_each_vector(x, count, [&](int64_t, F16 v) { bits = max(bits, magnitude_bits(v)); });
+    const float largest = reduce_max_bits(bits);
+    const F16 factor = broadcast(largest > 0.0f ? limit / largest : 0.0f);
     int16_t* units = static_cast<int16_t*>(out);
     for_each_vector(x, count,
                     [&](int64_t i, F16 v) { store_s16(units + i, to_nearest_int(v * factor)); });
-    return largest / steps + reduce_add(magnitude.poison);
+    return largest / limit + (largest - largest);
   }
 
   static void values(const float* x, int cols, int64_t stride, int64_t tokens, void* out,
                      int64_t step, float* scale) {
-    Magnitude magnitude;
-    for (int64_t t = 0; t < tokens; ++t) magnitude.look(load_first(x + t * stride, cols));
-    const F16 steps = broadcast(
-        most_steps(static_cast<float>(static_cast<int>(2147483520.0f / (kWeightSteps * tokens)))));
+    I16 bits = zero_int();
+    for (int64_t t = 0; t < tokens; ++t) {
+      bits = max(bits, magnitude_bits(load_first(x + t * stride, cols)));
+    }
+    const F16 largest = from_bits(bits);
+    const F16 steps = broadcast(most_steps(
+        static_cast<float>(static_cast<int>(2147483520.0f / (kLargestWeight * tokens)))));
     // A column of zeros: 0 / smallest normal number.
-    const F16 factor = steps / max(magnitude.largest, broadcast(1.17549435e-38f));
-    store(scale, magnitude.largest / steps + magnitude.poison);
+    const F16 factor = steps / max(broadcast(1.17549435e-38f), largest);
+    store(scale, largest / steps + (largest - largest));
     int32_t* units = static_cast<int32_t*>(out);
     for (int64_t t = 0; t < tokens; t += 2) {
       const I16 first = to_nearest_int(load_first(x + t * stride, cols) * factor);
@@ -103,7 +112,7 @@ struct AttentionS16 {
   }
 
   static F16 weights(F16 e, void* row, int64_t i) {
-    const I16 steps = to_nearest_int(e * broadcast(kWeightSteps));
+    const I16 steps = to_nearest_int(e);
     store_s16(static_cast<int16_t*>(row) + i, steps);
     return fma(e, zero(), to_float(steps));  // NaN, where the score was
   }
@@ -135,6 +144,8 @@ struct AttentionScratch {
   int64_t context;       // kRows x context_stride
   int64_t size;
 
+  float row_limit;
+
   AttentionScratch(int64_t tokens, int64_t head_dim) {
     const int64_t padded = round_up(tokens, kPanel);
     const int64_t blocks = (tokens + kKeyBlock - 1) / kKeyBlock;
@@ -151,6 +162,7 @@ struct AttentionScratch {
     scores = value_scales + blocks * context_stride;
     context = scores + kRows * score_stride;
     size = context + kRows * context_stride;
+    row_limit = Format::row_limit(head_dim);
   }
 
   // The panel of values for columns from `column` on and keys from `first` on.
@@ -176,7 +188,8 @@ inline void pack_keys(const AttentionTask& t, const AttentionScratch<Format>& s)
       if (first + j < t.tokens) {
         fetch_ahead(t, t.key + (first + j) * t.stride);
         fetch_ahead(t, t.value + (first + j) * t.stride);
-        scale = Format::row(t.key + (first + j) * t.stride, t.head_dim, rows + j * s.query_stride);
+        scale = Format::row(t.key + (first + j) * t.stride, t.head_dim, s.row_limit,
+                            rows + j * s.query_stride);
       }
       t.scratch[s.key_scales + first + j] = scale;
     }
@@ -223,21 +236,21 @@ inline float row_max(const float* scores, int64_t count) {
   return reduce_max(largest);
 }
 
-// Turns scores into softmax weights exp(scale * (score - largest)), in place (a weight is no wider
-// than a score), followed by zeros up to whole vectors; returns their sum.
+// Turns scores into softmax weights, exp(scale * (score - largest)) in the format's units, in place
+// (a weight is no wider than a score), followed by zeros up to whole vectors; returns their sum.
 template <class Format>
 inline float row_exp(float* scores, int64_t count, float scale, float largest) {
-  const F16 factor = broadcast(scale);
+  const F16 factor = broadcast(scale * Format::kExpUnits);
   const F16 shift = broadcast(largest);
   F16 sum = zero();
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
-    const F16 e = exp_f32((load(scores + i) - shift) * factor);
+    const F16 e = Format::exp((load(scores + i) - shift) * factor);
     sum = sum + Format::weights(e, scores, i);
   }
   if (i < count) {
     const int rest = static_cast<int>(count - i);
-    const F16 e = exp_f32((load_first(scores + i, rest) - shift) * factor);
+    const F16 e = Format::exp((load_first(scores + i, rest) - shift) * factor);
     sum = sum + Format::weights(select_first(rest, e, zero()), scores, i);
   }
   return reduce_add(sum);
@@ -275,7 +288,7 @@ struct AttentionRows {
       for (int i = 0; i < kRows; ++i) {
         fetch_ahead(t, t.query + (tile.row + i) * t.query_stride);
         fetch_result(t, tile.row + i);
-        scale[i] = Format::row(t.query + (tile.row + i) * t.query_stride, t.head_dim,
+        scale[i] = Format::row(t.query + (tile.row + i) * t.query_stride, t.head_dim, s.row_limit,
                                t.scratch + s.queries + i * s.query_stride);
       }
 
@@ -296,16 +309,19 @@ struct AttentionRows {
             }
           }
         }
+        // All maxima first: so no row's exponentials wait for its own.
+        float block_max[kRows];
+        for (int i = 0; i < kRows; ++i) block_max[i] = row_max(scores + i * s.score_stride, count);
         for (int i = 0; i < kRows; ++i) {
           float* row = scores + i * s.score_stride;
-          const float block_max = row_max(row, count);
           if (first == 0) {
-            largest[i] = block_max;
-            sum[i] = row_exp<Format>(row, count, t.scale, block_max);
+            largest[i] = block_max[i];
+            sum[i] = row_exp<Format>(row, count, t.scale, largest[i]);
           } else {
-            const float new_max = block_max > largest[i] ? block_max : largest[i];
+            const float new_max = block_max[i] > largest[i] ? block_max[i] : largest[i];
+            const float step = (largest[i] - new_max) * (t.scale * Format::kExpUnits);
             float rescale[16] = {};
-            store(rescale, exp_f32(broadcast((largest[i] - new_max) * t.scale)));
+            store(rescale, Format::exp(broadcast(step)) * broadcast(1.0f / Format::kLargestWeight));
             sum[i] = sum[i] * rescale[0] + row_exp<Format>(row, count, t.scale, new_max);
             largest[i] = new_max;
             for (int64_t j = 0; j < s.context_stride; j += 16) {

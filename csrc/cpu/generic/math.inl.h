@@ -31,6 +31,23 @@ inline F16 exp_f32(F16 x) {
   return scale_by_power(p, shifted);
 }
 
+// 2^(x + kPower) for x <= 0, or NaN, within 3e-6 relative, for softmax weights rounded to 16 bits;
+// of 0 exactly 2^kPower, and below -126 what it is there. x = n + r with |r| <= 1/2, and 2^r by a
+// polynomial of degree 4. The power costs nothing where n is rounded as in exp_f32().
+template <int kPower>
+inline F16 exp2_short(F16 x) {
+  const F16 magic = broadcast(12582912.0f + kPower);
+  x = max(broadcast(-126.0f), x);  // in this order NaN stays
+  const F16 shifted = x + magic;
+  const F16 r = x - (shifted - magic);
+  F16 p = broadcast(0.009581047110259533f);
+  p = fma(p, r, broadcast(0.05590597167611122f));
+  p = fma(p, r, broadcast(0.24024145305156708f));
+  p = fma(p, r, broadcast(0.6931243538856506f));
+  p = fma(p, r, broadcast(1.0f));
+  return scale_by_power(p, shifted);
+}
+
 // erf(z) within 3e-7 absolute: z P(z^2) / Q(z^2), fitted on [-4, 4], where the fit itself is good
 // to 1.5e-9. Beyond, erf is 1 to within half an ulp and the fit rises above it (by 1e-7 at 4.3), so
 // that clamping both sides gives exactly 1: GELU of a large negative number must vanish.

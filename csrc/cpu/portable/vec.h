@@ -80,9 +80,10 @@ static inline F16 min(F16 a, F16 b) {
   return per_quarter([&](int i) { return a.q[i] < b.q[i] ? a.q[i] : b.q[i]; });
 }
 
-// a * 2^n, where the low bits of t's representation hold n.
+// a * 2^n, where the low bits of t's representation hold n, from -126 to 127.
 static inline F16 scale_by_power(F16 a, F16 t) {
-  return per_quarter([&](int i) { return (F4)((I4)a.q[i] + ((I4)t.q[i] << 23)); });
+  const I4 one = (I4)quarter(1.0f);
+  return per_quarter([&](int i) { return a.q[i] * (F4)(((I4)t.q[i] << 23) + one); });
 }
 
 // The sums and maxima of all lanes fold halves (8, 4, 2, 1): the same order on every path.
@@ -124,6 +125,20 @@ static inline I16 max(I16 a, I16 b) {
 }
 static inline I16 min(I16 a, I16 b) {
   return per_quarter_int([&](int i) { return a.q[i] < b.q[i] ? a.q[i] : b.q[i]; });
+}
+// The bits of |a|, and back; and the float of the largest of such lanes.
+static inline I16 magnitude_bits(F16 a) {
+  return per_quarter_int([&](int i) { return (I4)a.q[i] & 0x7fffffff; });
+}
+static inline F16 from_bits(I16 a) {
+  return per_quarter([&](int i) { return (F4)a.q[i]; });
+}
+static inline float reduce_max_bits(I16 a) {
+  int32_t largest = a.q[0][0];
+  for (int i = 1; i < 16; ++i) largest = a.q[i / 4][i % 4] > largest ? a.q[i / 4][i % 4] : largest;
+  float value;
+  __builtin_memcpy(&value, &largest, sizeof(value));
+  return value;
 }
 static inline F16 to_float(I16 a) {
   return per_quarter([&](int i) { return __builtin_convertvector(a.q[i], F4); });
