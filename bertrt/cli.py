@@ -755,8 +755,8 @@ def _wanted(
     """The engines named, or the usual ones, in the precision."""
     from bertrt.bench.engines import DEFAULT_ENGINES
 
-    groups = [_engines(name) for name in DEFAULT_ENGINES] if engines is None else engines
-    return [name for name in itertools.chain(*groups) if precision in (None, name[1])]
+    names = DEFAULT_ENGINES if engines is None else itertools.chain(*engines)
+    return [name for name in names if precision in (None, name[1])]
 
 
 def _size(count: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.bench.arithmetic import operations, weight_bytes
-from bertrt.bench.engines import DEFAULT_ENGINES, ENGINES, Name, engine_module
+from bertrt.bench.engines import DEFAULT_ENGINES, Name, engine_module
 from bertrt.bench.engines.base import Inputs
 from bertrt.bench.report import Agreement, EngineReport, Report, Timing, WorkloadReport
 from bertrt.bench.worker import Worker, convert, wait_until_idle
@@ -77,10 +77,8 @@ def bench(
     workloads = make_workloads(model, groups, texts)
     if not workloads:
         raise InvalidInputError("there is nothing to run: texts are asked for and none are given")
-    wanted = [(name, precision) for name in DEFAULT_ENGINES for precision in ENGINES[name][1]]
-    if engines is not None:
-        wanted = list(dict.fromkeys(engines))
-    names = [REFERENCE, *(name for name in wanted if name != REFERENCE)]
+    wanted = DEFAULT_ENGINES if engines is None else engines
+    names = list(dict.fromkeys((REFERENCE, *wanted)))
     plan = model.plan()
     first = full(model, 1, min(_FIRST_LENGTH, model.limits.max_length)).batches[0]
     report = Report(

@@ -25,33 +25,51 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 
+// How the panels of a matrix lie in memory.
+struct PanelShape {
+  PanelShape(const GemmKernel& kernel, int64_t inputs, int64_t outputs, Precision precision)
+      : panels(ceil_div(outputs, kernel.panel)),
+        groups(round_up(ceil_div(inputs, kernel.group), kernel.group_block)),
+        panel_bytes(groups * kernel.group * kernel.panel * value_bytes(precision)) {}
+
+  size_t bytes() const { return static_cast<size_t>(panels * panel_bytes); }
+
+  int64_t panels;
+  int64_t groups;
+  int64_t panel_bytes;
+
+ private:
+  static int64_t value_bytes(Precision precision) {
+    return precision == Precision::kFp32 ? 4 : precision == Precision::kBf16 ? 2 : 1;
+  }
+};
+
 // A matrix in the panels that a GemmKernel reads. The last panel is filled up with zeros.
 class PanelMatrix final : public Matrix {
  public:
   PanelMatrix(const GemmKernel& gemm, int64_t matrix_inputs, int64_t matrix_outputs,
-              Precision matrix_precision, void* memory = nullptr)
+              Precision matrix_precision, void* memory)
       : kernel(gemm),
-        panels(ceil_div(matrix_outputs, gemm.panel)),
-        groups(round_up(ceil_div(matrix_inputs, gemm.group), gemm.group_block)),
+        shape(gemm, matrix_inputs, matrix_outputs, matrix_precision),
         data(static_cast<char*>(memory)) {
     inputs = matrix_inputs;
     outputs = matrix_outputs;
     precision = matrix_precision;
     // Where there is nothing to fill up, columns write everything.
-    if (memory && (panels * gemm.panel != outputs || groups * gemm.group != inputs)) {
-      std::memset(memory, 0, bytes());
+    if (shape.panels * kernel.panel != outputs || shape.groups * kernel.group != inputs) {
+      std::memset(memory, 0, shape.bytes());
     }
     if (precision == Precision::kInt8) {
-      column_scale.resize(static_cast<size_t>(panels * kernel.panel));
-      column_sum.resize(static_cast<size_t>(panels * kernel.panel));
+      column_scale.resize(static_cast<size_t>(shape.panels * kernel.panel));
+      column_sum.resize(static_cast<size_t>(shape.panels * kernel.panel));
     }
   }
 
-  size_t bytes() const { return static_cast<size_t>(panels * panel_bytes()); }
+  char* panel(int64_t p) const { return data + p * shape.panel_bytes; }
 
-  char* panel(int64_t p) const { return data + p * panel_bytes(); }
-
-  Fetch fetch(int64_t p) const { return p < panels ? Fetch{panel(p), panel_bytes()} : Fetch{}; }
+  Fetch fetch(int64_t p) const {
+    return p < shape.panels ? Fetch{panel(p), shape.panel_bytes} : Fetch{};
+  }
 
   // Puts the weights of one output, row `row` of a block, into their column.
   void set_column(int64_t column, const WeightBlock& block, int64_t row) {
@@ -115,18 +133,12 @@ class PanelMatrix final : public Matrix {
   }
 
   const GemmKernel& kernel;
-  const int64_t panels;
-  const int64_t groups;
+  const PanelShape shape;
   char* const data;
   std::vector<float> column_scale;
   std::vector<int32_t> column_sum;
 
  private:
-  int64_t panel_bytes() const {
-    const int64_t value = precision == Precision::kFp32 ? 4 : precision == Precision::kBf16 ? 2 : 1;
-    return groups * kernel.group * kernel.panel * value;
-  }
-
   // The nearest bfloat16, ties to even.
   static uint16_t to_bf16(float x) {
     uint32_t bits;
@@ -187,7 +199,7 @@ class CpuOps final : public Ops {
   }
 
   size_t packed_bytes(int64_t inputs, int64_t outputs, Precision precision) const override {
-    return PanelMatrix(gemm(precision), inputs, outputs, precision).bytes();
+    return PanelShape(gemm(precision), inputs, outputs, precision).bytes();
   }
 
   std::unique_ptr<Matrix> pack(const WeightBlock* blocks, int count, int64_t inputs,
@@ -245,25 +257,23 @@ class CpuOps final : public Ops {
     const int64_t wanted = ceil_div(4 * pool_.threads(), panels);
     const int64_t blocks = std::min(tiles, wanted);
     const int64_t pieces = blocks * panels;
-    pool_.parallel_for(pieces, [&](int64_t piece, int) {
+    pool_.parallel_for(pieces, [&](int64_t piece, int worker) {
       const int64_t block = piece / panels;
       const int64_t panel = first_panel + piece % panels;
       const int64_t column = panel * kernel.panel;
       GemmTile tile;
       tile.a_stride = a_stride;
       tile.panel = matrix.panel(panel);
-      tile.depth = matrix.groups;
+      tile.depth = matrix.shape.groups;
       tile.column_scale = matrix.column_scale.data() + column;
       tile.column_sum = matrix.column_sum.data() + column;
       tile.bias = epilogue.bias ? epilogue.bias + column : nullptr;
       tile.activation = epilogue.activation;
       tile.out_stride = out.stride;
       tile.cols = static_cast<int>(std::min<int64_t>(kernel.panel, last - column));
-      // Most likely this thread's next piece.
-      const int64_t ahead = piece + pool_.threads();
-      const Fetch fetched = ahead < pieces ? matrix.fetch(first_panel + ahead % panels)
-                            : next ? static_cast<const PanelMatrix*>(next)->fetch(ahead - pieces)
-                                   : Fetch{};
+      const Fetch fetched = piece + 1 < pool_.share(pieces, worker).end
+                                ? matrix.fetch(first_panel + (piece + 1) % panels)
+                                : first_fetch(next, worker);
       const int64_t begin = tiles * block / blocks;
       const int64_t end = tiles * (block + 1) / blocks;
       int configured = 0;
@@ -348,7 +358,7 @@ class CpuOps final : public Ops {
       task.out = out.data + (first_only ? seq : first) * out.stride + head * attention.head_dim;
       task.out_stride = out.stride;
       // Most likely this thread's next piece. What a few tokens need arrives soon enough.
-      const int64_t next = piece + pool_.threads();
+      const int64_t next = piece + 1;
       task.ahead = length >= kFetchedTokens && next < pieces ? token_of(next) - token : 0;
       task.head_dim = attention.head_dim;
       task.scale = attention.scale;
@@ -463,6 +473,13 @@ class CpuOps final : public Ops {
     } else {
       body([](int64_t, const float*) {});
     }
+  }
+
+  // The panel of the next product that a worker is likely to begin with.
+  Fetch first_fetch(const Matrix* next, int worker) const {
+    if (!next) return {};
+    const auto& matrix = static_cast<const PanelMatrix&>(*next);
+    return matrix.fetch(pool_.share(matrix.shape.panels, worker).begin);
   }
 
   // Part i of n.

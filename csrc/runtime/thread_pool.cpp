@@ -26,6 +26,9 @@ namespace {
 // about fifty; a worker therefore looks for the next loop this long before it sleeps.
 constexpr auto kSpin = std::chrono::microseconds(50);
 
+// What a count in Taken holds.
+constexpr int64_t kMostIndices = 0xffffffff;
+
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -37,7 +40,7 @@ void pause() {
 }  // namespace
 
 struct ThreadPool::Workers {
-  explicit Workers(int count) : owner(getpid()) {
+  explicit Workers(int count) : owner(getpid()), taken(static_cast<size_t>(count) + 1) {
     for (int i = 1; i <= count; ++i) threads.emplace_back([this, i] { work(i); });
   }
 
@@ -50,17 +53,30 @@ struct ThreadPool::Workers {
     for (std::thread& thread : threads) thread.join();
   }
 
-  void drain(int worker) {
-    for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < loop.count;
-         i = next.fetch_add(1, std::memory_order_relaxed)) {
-      loop.call(loop.body, i, worker);
+  // Takes its own share of loop `number`, then what is left of the others', while the loop is open:
+  // it closes when nothing is.
+  void drain(int worker, uint32_t number) {
+    for (int i = 0; i < sharers; ++i) {
+      if (i > 0 && !(state.load(std::memory_order_relaxed) & kOpen)) return;
+      const int sharer = (worker + i) % sharers;
+      const Share share = share_of(loop.count, sharers, sharer);
+      std::atomic<uint64_t>& count = taken[static_cast<size_t>(sharer)].count;
+      uint64_t now = count.load(std::memory_order_relaxed);
+      for (;;) {
+        const int64_t before = number_of(now) == number ? now & 0xffffffff : 0;
+        if (share.begin + before >= share.end) break;
+        const uint64_t after = uint64_t{number} << 32 | static_cast<uint64_t>(before + 1);
+        if (!count.compare_exchange_weak(now, after, std::memory_order_relaxed)) continue;
+        loop.call(loop.body, share.begin + before, worker);
+        now = count.load(std::memory_order_relaxed);
+      }
     }
   }
 
   void work(int worker) {
     uint32_t seen = 0;
     while (join(worker, seen)) {
-      drain(worker);
+      drain(worker, seen);
       state.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -93,21 +109,24 @@ struct ThreadPool::Workers {
 
   void run(const Loop& work) {
     loop = work;
-    next.store(0, std::memory_order_relaxed);
-    const auto wanted = static_cast<uint64_t>(
-        std::min<int64_t>(static_cast<int64_t>(threads.size()), work.count - 1));
+    sharers = static_cast<int>(std::min(static_cast<int64_t>(taken.size()), work.count));
+    const uint32_t number = number_of(state.load(std::memory_order_relaxed)) + 1;
+    if (number == 0) {  // numbers begin anew: no old count may pass for a new one
+      for (Taken& of : taken) of.count.store(0, std::memory_order_relaxed);
+    }
+    const auto wanted = static_cast<uint64_t>(sharers - 1);
     bool any_asleep;
     {
       std::lock_guard<std::mutex> lock(mutex);
-      const uint64_t number = number_of(state.load(std::memory_order_relaxed)) + uint64_t{1};
-      state.store(number << 32 | wanted << kWantedShift | kOpen, std::memory_order_release);
+      state.store(uint64_t{number} << 32 | wanted << kWantedShift | kOpen,
+                  std::memory_order_release);
       any_asleep = sleeping > 0;
     }
     if (any_asleep) {
       leave_this_core_to_the_caller();
       wake.notify_all();
     }
-    drain(0);
+    drain(0, number);
     // Every index is taken. Who has not joined by now need not; who has is at its last index. If
     // the machine is shared, that thread may be off its core: give it ours after a while.
     state.fetch_and(~kOpen, std::memory_order_acq_rel);
@@ -140,9 +159,16 @@ struct ThreadPool::Workers {
 #endif
   }
 
+  // How many indices of a worker's share are taken, below the number of the loop: a count of
+  // another loop is none. It lies on a cache line of its own, which stays with the worker from loop
+  // to loop.
+  struct alignas(64) Taken {
+    std::atomic<uint64_t> count{0};
+  };
+
   // One number, so that nobody sees half of it: how many loops there were, how many workers the
   // last one wants (the first so many), whether it may still be joined, and how many have joined
-  // and not left. `loop` is set while nobody has joined and nobody may.
+  // and not left. The loop is set while nobody has joined and nobody may.
   static constexpr uint64_t kJoined = 0xffff;
   static constexpr uint64_t kOpen = 1 << 16;
   static constexpr int kWantedShift = 17;
@@ -159,10 +185,11 @@ struct ThreadPool::Workers {
   std::condition_variable wake;
   bool stop = false;
   int sleeping = 0;
-  std::atomic<uint64_t> state{0};
-  std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<uint64_t> state{0};
   Loop loop{};
-  int callers_core = -1;  // when workers were last woken
+  int sharers = 0;
+  std::vector<Taken> taken;  // of each worker
+  int callers_core = -1;     // when workers were last woken
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {
@@ -178,7 +205,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(const Loop& loop) {
-  if (threads_ > 1 && loop.count > 1) {
+  if (threads_ > 1 && loop.count > 1 && loop.count <= kMostIndices) {
     std::unique_lock<std::mutex> lock(start_, std::try_to_lock);
     if (lock.owns_lock()) {
       if (workers_ && workers_->owner != getpid()) workers_.release();

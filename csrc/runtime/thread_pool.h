@@ -11,10 +11,11 @@ namespace bertrt {
 
 inline constexpr int kMaxThreads = 1024;
 
-// Runs one loop at a time over `threads` threads, the caller's among them. Which thread takes which
-// index is left to chance; callers write results that do not depend on it. A loop wants no more
-// threads than it has indices, and waits for none that has not begun when the last index is taken:
-// a thread that the system keeps off its core delays nobody.
+// Runs one loop at a time over `threads` threads, the caller's among them. Each takes its share of
+// the indices in order and then what is left of the others': so threads seldom write what another
+// reads, and yet a slow one holds up nobody. Callers write results that do not depend on who takes
+// what. A loop wants no more threads than it has indices, and waits for none that has not begun
+// when the last index is taken: a thread that the system keeps off its core delays nobody.
 //
 // A caller that finds the threads busy with somebody else's loop runs its own loop alone: so calls
 // from several threads go side by side rather than queue. After a fork the child starts threads of
@@ -29,6 +30,12 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
+  // The indices that a worker takes first.
+  struct Share {
+    int64_t begin, end;
+  };
+  Share share(int64_t count, int worker) const { return share_of(count, sharers(count), worker); }
+
   // Calls body(index, worker) for every index in [0, count), worker in [0, threads()).
   template <class Body>
   void parallel_for(int64_t count, const Body& body) {
@@ -39,6 +46,13 @@ class ThreadPool {
   }
 
  private:
+  int sharers(int64_t count) const { return count < threads_ ? static_cast<int>(count) : threads_; }
+  // Workers beyond the sharers have none.
+  static Share share_of(int64_t count, int sharers, int worker) {
+    if (worker >= sharers) return {count, count};
+    return {count * worker / sharers, count * (worker + 1) / sharers};
+  }
+
   struct Loop {
     void (*call)(const void* body, int64_t index, int worker);
     const void* body;

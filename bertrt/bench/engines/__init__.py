@@ -21,15 +21,20 @@ ENGINES = {
     "openvino": ("bertrt.bench.engines.openvino", ("fp32", "bf16", "int8")),
     "ctranslate2": ("bertrt.bench.engines.ctranslate2", ("fp32", "int8")),
     "torch": ("bertrt.bench.engines.torch", ("fp32", "bf16")),
-    "inductor": ("bertrt.bench.engines.inductor", ("fp32", "bf16")),
-    "zentorch": ("bertrt.bench.engines.zentorch", ("fp32", "bf16")),
+    "inductor": ("bertrt.bench.engines.compiled", ("fp32", "bf16")),
+    "zentorch": ("bertrt.bench.engines.compiled", ("fp32", "bf16")),
     "mxnet": ("bertrt.bench.engines.engine", ("fp32",)),
 }
 
-# Who is not named does not run: these compile for minutes.
-DEFAULT_ENGINES = tuple(name for name in ENGINES if name not in ("inductor", "zentorch"))
-
 Name = tuple[str, str]  # an engine and its precision
+
+# Who is not among these runs only if named: those compile for minutes.
+DEFAULT_ENGINES: tuple[Name, ...] = tuple(
+    (name, precision)
+    for name, (module, precisions) in ENGINES.items()
+    if module != "bertrt.bench.engines.compiled"
+    for precision in precisions
+)
 
 
 def engine_module(name: str) -> ModuleType:
