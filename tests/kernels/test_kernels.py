@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -107,6 +108,15 @@ def test_activations(isa, rng, name, bound):
         # An error of one ulp in erf would be one of 1e22 here.
         assert found[-2] == x[-2]
         assert found[-1] == 0.0
+
+
+def test_gelu_is_within_three_units_in_the_last_place_of_x(isa):
+    x = np.arange(0x30000000, 0x41500000, 2003, dtype=np.uint32).view(np.float32)  # to 13
+    x = np.concatenate([x, -x])
+    # x Phi(x); erfc, since 1 + erf is nothing but rounding where x is far below 0.
+    expected = [value / 2 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()]
+    error = np.abs(kernels.activation(isa, "gelu_erf", x) - np.array(expected))
+    assert (error / np.spacing(np.abs(x))).max() <= 3
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 33])
