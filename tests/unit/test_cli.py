@@ -390,6 +390,7 @@ def test_verify(monkeypatch, capsys, ok: bool, status: int) -> None:
 # --- the process ------------------------------------------------------------------------------
 
 PROGRAM = """
+import signal
 import sys
 from bertrt.cli import main
 from bertrt.engine import Engine
@@ -404,6 +405,8 @@ class Fake:
         return [Regression(float(len(text))) for text in batch]
 
 Engine.load = lambda *args, **kwargs: Fake()
+# Tests that run in the background of a shell have it ignored, and hand that down.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(["predict", "b", *sys.argv[1:]]))
 """
 
