@@ -596,6 +596,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   }
   const Demand demand(*model_, wanted);
 
+  const ThreadPool::Call call(pool_);
   BorrowedWorkspace workspace(*this);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {

@@ -107,9 +107,10 @@ struct ThreadPool::Workers {
     }
   }
 
-  void run(const Loop& work) {
+  // At most `most` threads share the loop.
+  void run(const Loop& work, int most) {
     loop = work;
-    sharers = static_cast<int>(std::min(static_cast<int64_t>(taken.size()), work.count));
+    sharers = static_cast<int>(std::min<int64_t>(most, work.count));
     const uint32_t number = number_of(state.load(std::memory_order_relaxed)) + 1;
     if (number == 0) {  // numbers begin anew: no old count may pass for a new one
       for (Taken& of : taken) of.count.store(0, std::memory_order_relaxed);
@@ -205,12 +206,14 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(const Loop& loop) {
-  if (threads_ > 1 && loop.count > 1 && loop.count <= kMostIndices) {
+  const int others = std::max(0, calls_.load(std::memory_order_relaxed) - 1);
+  const int most = threads_ - others;
+  if (most > 1 && loop.count > 1 && loop.count <= kMostIndices) {
     std::unique_lock<std::mutex> lock(start_, std::try_to_lock);
     if (lock.owns_lock()) {
       if (workers_ && workers_->owner != getpid()) workers_.release();
       if (!workers_) workers_ = std::make_unique<Workers>(threads_ - 1);
-      workers_->run(loop);
+      workers_->run(loop, most);
       return;
     }
   }

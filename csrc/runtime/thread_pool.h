@@ -18,8 +18,9 @@ inline constexpr int kMaxThreads = 1024;
 // when the last index is taken: a thread that the system keeps off its core delays nobody.
 //
 // A caller that finds the threads busy with somebody else's loop runs its own loop alone: so calls
-// from several threads go side by side rather than queue. After a fork the child starts threads of
-// its own.
+// from several threads go side by side rather than queue. For each that is under way beside a
+// loop's own caller the loop wants one worker less, since that caller's thread needs a core. After
+// a fork the child starts threads of its own.
 class ThreadPool {
  public:
   // 1 to kMaxThreads; throws DeviceError for other numbers.
@@ -29,6 +30,18 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return threads_; }
+
+  // Stands for a call that runs loops one after the other.
+  class Call {
+   public:
+    explicit Call(ThreadPool& pool) : calls_(pool.calls_) { ++calls_; }
+    ~Call() { --calls_; }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+   private:
+    std::atomic<int>& calls_;
+  };
 
   // The indices that a worker takes first.
   struct Share {
@@ -63,6 +76,7 @@ class ThreadPool {
   void run(const Loop& loop);
 
   const int threads_;
+  std::atomic<int> calls_{0};
   std::unique_ptr<Workers> workers_;
   std::mutex start_;
 };
