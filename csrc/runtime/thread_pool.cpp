@@ -206,8 +206,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(const Loop& loop) {
-  const int others = std::max(0, calls_.load(std::memory_order_relaxed) - 1);
-  const int most = threads_ - others;
+  const int most = free_threads();
   if (most > 1 && loop.count > 1 && loop.count <= kMostIndices) {
     std::unique_lock<std::mutex> lock(start_, std::try_to_lock);
     if (lock.owns_lock()) {

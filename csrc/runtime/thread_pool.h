@@ -1,6 +1,7 @@
 // The engine's own threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -43,11 +44,14 @@ class ThreadPool {
     std::atomic<int>& calls_;
   };
 
-  // The indices that a worker takes first.
+  // The indices that a worker takes first of a loop over `count`; while another call begins or
+  // ends, a guess.
   struct Share {
     int64_t begin, end;
   };
-  Share share(int64_t count, int worker) const { return share_of(count, sharers(count), worker); }
+  Share share(int64_t count, int worker) const {
+    return share_of(count, std::min<int64_t>(count, free_threads()), worker);
+  }
 
   // Calls body(index, worker) for every index in [0, count), worker in [0, threads()).
   template <class Body>
@@ -59,9 +63,12 @@ class ThreadPool {
   }
 
  private:
-  int sharers(int64_t count) const { return count < threads_ ? static_cast<int>(count) : threads_; }
+  // The threads that the other calls under way leave to a loop.
+  int free_threads() const {
+    return std::max(1, threads_ - std::max(0, calls_.load(std::memory_order_relaxed) - 1));
+  }
   // Workers beyond the sharers have none.
-  static Share share_of(int64_t count, int sharers, int worker) {
+  static Share share_of(int64_t count, int64_t sharers, int worker) {
     if (worker >= sharers) return {count, count};
     return {count * worker / sharers, count * (worker + 1) / sharers};
   }
