@@ -2,6 +2,6 @@
 
 import sys
 
-from bertrt.cli import main
+from bertrt.commands.main import main
 
 sys.exit(main())

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.graph.bundle import GoldenCase
-from bertrt.verify import sample_batch
+from bertrt.evaluation.verify import sample_batch
+from bertrt.models.bundle import GoldenCase
 
 __all__ = ["record_golden"]
 

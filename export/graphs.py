@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bertrt.compiler.pipeline import compile_graph, compile_onnx
 from bertrt.engine import Engine
 from bertrt.errors import (
     MissingDependencyError,
@@ -19,13 +20,12 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.graph.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, write_plan, writing
-from bertrt.graph.pipeline import compile_graph, compile_onnx
-from bertrt.graph.plan import Plan
-from bertrt.graph.read_mxnet import read_mxnet
-from bertrt.model import Model
-from bertrt.paths import check_path
-from bertrt.settings import complete_settings
+from bertrt.host.paths import check_path
+from bertrt.models.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, write_plan, writing
+from bertrt.models.model import Model
+from bertrt.models.symbol.reader import read_mxnet
+from bertrt.plan.plan import Plan
+from bertrt.tasks.settings import complete_settings
 
 from .golden import record_golden
 from .model import check_labels, check_pooling, seal

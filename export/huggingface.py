@@ -1,6 +1,6 @@
 """From a Hugging Face directory to a bundle.
 
-`bertrt.huggingface` reads the directory and refuses what the runtime lacks. Where GluonNLP has the
+`bertrt.models.huggingface.model` reads the directory and refuses what the runtime lacks. Where GluonNLP has the
 same network, its weights go under Gluon's names, and the bundle has the graphs and the golden
 outputs of a net from there. For everything else, and where MXNet is not installed, the bundle is
 the plan with its weights, and the golden outputs are those of the plan in double precision.
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import MissingDependencyError
-from bertrt.graph.bundle import write_plan, writing
-from bertrt.graph.interpret import interpret
-from bertrt.graph.read_huggingface import WEIGHTS
-from bertrt.graph.safetensors import write_safetensors
-from bertrt.huggingface import HuggingFaceModel
+from bertrt.models.bundle import write_plan, writing
+from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.models.huggingface.plan import WEIGHTS
+from bertrt.models.safetensors import write_safetensors
+from bertrt.plan.interpret import interpret
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .golden import record_golden
@@ -63,7 +63,7 @@ def import_huggingface(
     """Convert a Hugging Face or sentence-transformers directory to a bundle.
 
     Args:
-        path: a directory that `bertrt.huggingface.HuggingFaceModel.open` takes.
+        path: a directory that `bertrt.models.huggingface.model.HuggingFaceModel.open` takes.
         out: where the bundle goes; nothing may be there yet.
         task: the task that the model is wanted for, where it has several (`Config.tasks`); its own
             if left out.

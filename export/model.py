@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bertrt.compiler.pipeline import compile_graph
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -21,7 +22,9 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.graph.bundle import (
+from bertrt.evaluation.verify import verify
+from bertrt.host.paths import check_path
+from bertrt.models.bundle import (
     GOLDEN,
     ONNX,
     TOKENIZER_FILES,
@@ -31,13 +34,10 @@ from bertrt.graph.bundle import (
     write_plan,
     writing,
 )
-from bertrt.graph.pipeline import compile_graph
-from bertrt.graph.plan import Plan
-from bertrt.graph.read_mxnet import read_mxnet
-from bertrt.paths import check_path
-from bertrt.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
-from bertrt.tokenizer import Vocabulary
-from bertrt.verify import verify
+from bertrt.models.symbol.reader import read_mxnet
+from bertrt.plan.plan import Plan
+from bertrt.tasks.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
+from bertrt.text.tokenizer import Vocabulary
 
 from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol_pair
 from .golden import record_golden
@@ -58,7 +58,7 @@ class TokenizerFile:
     """A tokenizer on its way into a bundle.
 
     Attributes:
-        kind: one of `bertrt.graph.bundle.TOKENIZER_FILES`: whose rules it follows.
+        kind: one of `bertrt.models.bundle.TOKENIZER_FILES`: whose rules it follows.
         content: the text of the vocabulary or tokenizer file.
         lower: whether text is lower-cased.
         max_length: the most tokens that it gives, special ones included.
@@ -122,8 +122,8 @@ def export_model(
         tokenizer: GluonNLP's ``BERTTokenizer``, ``GPT2BPETokenizer`` (RoBERTa) or
             ``BERTSPTokenizer`` (KoBERT); if left out, the first, or for the path of a
             SentencePiece model the last, as `lower` describes it.
-        task: one of `bertrt.settings.TASKS`; or the name of a data set in
-            `bertrt.settings.PRESETS`, such as ``"MRPC"``, which says the task, the labels in
+        task: one of `bertrt.tasks.settings.TASKS`; or the name of a data set in
+            `bertrt.tasks.settings.PRESETS`, such as ``"MRPC"``, which says the task, the labels in
             GluonNLP's order, and whether texts come in pairs.
         labels: the names of the classes or tags, in the order of the logits (of a tagger:
             ``tag_vocab.idx_to_token``); "0", "1", ... if left out.
@@ -132,7 +132,7 @@ def export_model(
         pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" |
             "pooled" | "tokens" | "words", "normalize": bool}``, and for words ``"subwords": "avg" |
             "sum" | "last"``; the plain mean if left out.
-        settings: what can be set for the other tasks, see `bertrt.settings.SETTINGS`; GluonNLP's
+        settings: what can be set for the other tasks, see `bertrt.tasks.settings.SETTINGS`; GluonNLP's
             defaults for what is left out.
         origin: facts to record in the manifest beside the versions of the frameworks.
 

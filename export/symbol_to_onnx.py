@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from bertrt.compiler.ir import Constant, Graph
+from bertrt.compiler.passes import gelu
+from bertrt.compiler.pipeline import apply_pass, output_names
+from bertrt.compiler.types import product
 from bertrt.errors import InvalidInputError, MissingDependencyError
-from bertrt.graph.ir import Constant, Graph
-from bertrt.graph.passes import gelu
-from bertrt.graph.pipeline import apply_pass, output_names
-from bertrt.graph.read_mxnet import read_mxnet
-from bertrt.graph.types import product
+from bertrt.models.symbol.reader import read_mxnet
 
 __all__ = ["import_onnx", "symbol_to_onnx"]
 
@@ -53,7 +53,7 @@ def symbol_to_onnx(symbol_path: str | Path, params_path: str | Path, onnx_path: 
 
     ``params_path`` must lie in the directory of ``onnx_path``, because the file refers to it.
 
-    Returns ``onnx_path``. Raises what :func:`bertrt.graph.read_mxnet.read_mxnet` raises,
+    Returns ``onnx_path``. Raises what :func:`bertrt.models.symbol.reader.read_mxnet` raises,
     InvalidInputError for a ``.params`` file elsewhere and MissingDependencyError without onnx.
     """
     onnx = import_onnx()

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
-from bertrt.graph.params import read_params
-from bertrt.paths import check_path
-from bertrt.settings import PRESETS, TASKS
-from bertrt.tokenizer import read_merges
+from bertrt.host.paths import check_path
+from bertrt.models.symbol.params import read_params
+from bertrt.tasks.settings import PRESETS, TASKS
+from bertrt.text.tokenizer import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .heads import bert_for_qa, bert_tagger
@@ -111,7 +111,7 @@ class ZooRow:
         token_types: 0 for a model without.
         max_length: the positions that it has.
         activation, layer_norm_eps: of its layers.
-        tokenizer: the kind of its tokenizer, as `bertrt.tokenizer` names them.
+        tokenizer: the kind of its tokenizer, as `bertrt.text.tokenizer` names them.
         lower: whether its text is lower-cased.
         heads: the tasks of pretraining that its weights have a head for.
         files: what exporting it needs.
@@ -190,7 +190,7 @@ def export_zoo(
         dataset: the zoo's name of the corpus, such as ``"book_corpus_wiki_en_uncased"``. Its
             ending, cased or uncased, says whether text is lower-cased.
         out: where the bundle goes; nothing may be there yet.
-        task: one of `bertrt.settings.TASKS`, or a data set of `bertrt.settings.PRESETS`; an
+        task: one of `bertrt.tasks.settings.TASKS`, or a data set of `bertrt.tasks.settings.PRESETS`; an
             embedding if left out. Question answering and tagging are for the models with token
             types, as GluonNLP's scripts are.
         params: a file of ``save_parameters``: a pretraining checkpoint for embeddings, masks and

@@ -29,11 +29,11 @@ from bertrt.export.training.recipe import DROPOUT, Recipe, learning_rate
 from tqdm.auto import trange
 from train import weights_directory
 
-from bertrt.datasets import read_examples
-from bertrt.huggingface import HuggingFaceModel
-from bertrt.settings import complete_settings
-from bertrt.tasks import make_task
-from bertrt.tokenizer import load_tokenizer
+from bertrt.evaluation.datasets import read_examples
+from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.tasks.base import make_task
+from bertrt.tasks.settings import complete_settings
+from bertrt.text.tokenizer import load_tokenizer
 
 RECIPES = {
     "squad": Recipe(epochs=2, batch_size=16, learning_rate=5e-5, max_length=160),

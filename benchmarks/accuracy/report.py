@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bertrt.evaluation import Report, evaluate
-from bertrt.metrics import metrics_of
-from bertrt.quantize import quantize
+from bertrt.evaluation.metrics import metrics_of
+from bertrt.evaluation.quantize import quantize
+from bertrt.evaluation.run import Report, evaluate
 
 # Bundle, task, file: in DATA, or beside the bundles where train.py made it.
 TASKS = {

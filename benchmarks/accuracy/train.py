@@ -17,7 +17,7 @@ from typing import Any
 
 from bertrt.export.training import finetune
 
-from bertrt.graph.bundle import Bundle
+from bertrt.models.bundle import Bundle
 
 # A model of this size wants a higher rate than BERT base, whose 2e-5 GluonNLP's page has.
 RATE = 3e-5

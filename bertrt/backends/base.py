@@ -13,7 +13,7 @@ from bertrt.errors import DeviceError, InvalidInputError, ModelFormatError
 
 if TYPE_CHECKING:
     from bertrt.batch import PackedBatch
-    from bertrt.model import Model
+    from bertrt.models.model import Model
 
 __all__ = ["BACKENDS", "Backend", "check_outputs", "check_precision", "cpu_only", "load_backend"]
 

@@ -15,10 +15,10 @@ import numpy as np
 from bertrt.backends.base import Backend, check_outputs, check_precision, cpu_only
 from bertrt.batch import PackedBatch, pack_rows
 from bertrt.errors import MissingDependencyError, ModelFormatError
-from bertrt.graph.plan import INPUTS
+from bertrt.plan.plan import INPUTS
 
 if TYPE_CHECKING:
-    from bertrt.model import Model
+    from bertrt.models.model import Model
 
 __all__ = ["MXNetBackend", "load"]
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertrt.backends.base import Backend, check_precision
+from bertrt.backends.roofline import StepTrace, roofline
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
-from bertrt.graph.tail import apply_tail
-from bertrt.machine import machine_peaks
-from bertrt.roofline import StepTrace, roofline
+from bertrt.host.machine import machine_peaks
+from bertrt.plan.tail import apply_tail
 
 if TYPE_CHECKING:
-    from bertrt.graph.plan import Plan
-    from bertrt.model import Model
+    from bertrt.models.model import Model
+    from bertrt.plan.plan import Plan
 
 __all__ = ["NativeBackend", "load"]
 

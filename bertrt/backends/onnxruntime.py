@@ -16,10 +16,10 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.graph.plan import INPUTS
+from bertrt.plan.plan import INPUTS
 
 if TYPE_CHECKING:
-    from bertrt.model import Model
+    from bertrt.models.model import Model
 
 __all__ = ["OnnxRuntimeBackend", "load"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertrt.bench import plans
-from bertrt.graph.plan import Plan, Step
+from bertrt.plan.plan import Plan, Step
 
 __all__ = ["operations", "weight_bytes"]
 

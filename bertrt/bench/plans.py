@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertrt.graph.plan import Plan, Step
+from bertrt.plan.plan import Plan, Step
 
 __all__ = ["matrix", "qkv", "runnable_outputs", "runnable_steps", "vector"]
 

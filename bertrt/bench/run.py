@@ -19,11 +19,11 @@ from bertrt.bench.engines.base import Inputs
 from bertrt.bench.report import Agreement, EngineReport, Report, Timing, WorkloadReport
 from bertrt.bench.worker import Worker, convert, wait_until_idle
 from bertrt.bench.workloads import GROUPS, Workload, full, make_workloads
-from bertrt.cores import usable_cores
 from bertrt.errors import BertrtError, InvalidInputError, MissingDependencyError
-from bertrt.machine import cpu_name
-from bertrt.model import Model
-from bertrt.progress import progress
+from bertrt.host.cores import usable_cores
+from bertrt.host.machine import cpu_name
+from bertrt.host.progress import progress
+from bertrt.models.model import Model
 
 __all__ = ["REFERENCE", "agreement", "bench"]
 

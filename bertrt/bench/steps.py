@@ -7,13 +7,13 @@ import time
 from dataclasses import replace
 
 from bertrt.backends import native
+from bertrt.backends.roofline import roofline
 from bertrt.batch import PackedBatch
 from bertrt.bench.plans import runnable_outputs
 from bertrt.bench.workloads import full
-from bertrt.cores import usable_cores
-from bertrt.machine import machine_peaks
-from bertrt.model import Model
-from bertrt.roofline import roofline
+from bertrt.host.cores import usable_cores
+from bertrt.host.machine import machine_peaks
+from bertrt.models.model import Model
 
 __all__ = ["steps"]
 

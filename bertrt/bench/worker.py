@@ -202,7 +202,7 @@ def _guard(
 
 
 def _convert(pipe: Connection, module: str, path: str, name: Name, directory: str) -> None:
-    from bertrt.model import Model
+    from bertrt.models.model import Model
 
     model = Model.open(path)
     importlib.import_module(module).convert(model, name[1], directory, calibration(model))

@@ -10,8 +10,8 @@ import numpy as np
 
 from bertrt.bench.engines.base import Inputs
 from bertrt.errors import InvalidInputError, MissingFileError
-from bertrt.model import Model
-from bertrt.paths import check_path
+from bertrt.host.paths import check_path
+from bertrt.models.model import Model
 
 __all__ = ["GROUPS", "SENTENCES", "Workload", "calibration", "full", "make_workloads", "read_texts"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from bertrt.bench.plot import import_pyplot, plot
 from bertrt.bench.report import Report
 from bertrt.errors import MissingFileError, OutputExistsError
-from bertrt.paths import check_path
+from bertrt.host.paths import check_path
 
 __all__ = ["output_directory", "write_report"]
 

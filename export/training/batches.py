@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertrt.datasets import Examples
 from bertrt.errors import InvalidInputError
-from bertrt.tokenizer import Encoding, Tokenizer
+from bertrt.evaluation.datasets import Examples
+from bertrt.text.tokenizer import Encoding, Tokenizer
 
 __all__ = ["Rows", "encode", "epoch_batches"]
 

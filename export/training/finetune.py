@@ -24,19 +24,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertrt.datasets import Examples, find_files, read_examples
 from bertrt.errors import (
     InvalidInputError,
     MissingFileError,
     ModelFormatError,
     OutputExistsError,
 )
-from bertrt.graph.bundle import read_json
-from bertrt.graph.params import read_params
-from bertrt.metrics import check_metrics, metrics_of, score
-from bertrt.paths import check_path
-from bertrt.progress import progress
-from bertrt.settings import PRESETS
+from bertrt.evaluation.datasets import Examples, find_files, read_examples
+from bertrt.evaluation.metrics import check_metrics, metrics_of, score
+from bertrt.host.paths import check_path
+from bertrt.host.progress import progress
+from bertrt.models.bundle import read_json
+from bertrt.models.symbol.params import read_params
+from bertrt.tasks.settings import PRESETS
 
 from ..gluon_to_symbol import import_gluon, set_parameters
 from ..model import write_bundle
@@ -105,11 +105,11 @@ def finetune(
         model: one of `bertrt.export.zoo.MODELS`, with `dataset`; or a Hugging Face directory of a
             BERT. Its encoder, and its pooler if it has one, are taken; the head is new.
         out: where the bundle goes; nothing may be there yet.
-        task: one of `bertrt.settings.PRESETS`; or "classification" or "regression".
+        task: one of `bertrt.tasks.settings.PRESETS`; or "classification" or "regression".
         data: the directory of the data, whose files have the task's usual names.
         train, dev: files, in place of those of `data`. The first of the development files decides
             which epoch is the best.
-        columns: for tasks without a preset; see `bertrt.datasets.read_examples`.
+        columns: for tasks without a preset; see `bertrt.evaluation.datasets.read_examples`.
         labels: a classifier's in the order of its logits; the preset's, or those of the training
             data in alphabetical order, if left out.
         dataset, params, vocab, merges: of a model of the zoo; see `bertrt.export.export_zoo`.

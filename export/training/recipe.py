@@ -73,7 +73,7 @@ _CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 # Where GluonNLP's model zoo page ("BERT for Sentence Classification") departs from the script's
-# defaults, by the names of `bertrt.settings.PRESETS`.
+# defaults, by the names of `bertrt.tasks.settings.PRESETS`.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "MRPC": {"learning_rate": 2e-5},
     "RTE": {"learning_rate": 2e-5},

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, UnsupportedModelError
-from bertrt.huggingface import HuggingFaceModel
-from bertrt.paths import check_path
-from bertrt.tokenizer import Tokenizer, load_tokenizer
+from bertrt.host.paths import check_path
+from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.text.tokenizer import Tokenizer, load_tokenizer
 
 from ..gluon_to_symbol import import_gluon, set_parameters, structural_parameters
 from ..huggingface import bert_arrays, gluon_bert, is_bert, weights_path

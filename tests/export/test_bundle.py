@@ -19,8 +19,8 @@ from bertrt.errors import (
     ModelFormatError,
     OutputExistsError,
 )
-from bertrt.graph import bundle as module
-from bertrt.graph.bundle import (
+from bertrt.models import bundle as module
+from bertrt.models.bundle import (
     FORMAT_VERSION,
     GOLDEN,
     MANIFEST,
@@ -166,7 +166,7 @@ def test_hidden_files_belong_to_the_system(bundle):
 def test_a_person_sees_how_far_a_long_check_is(bundle, monkeypatch, tty, shown):
     terminal = io.StringIO()
     terminal.isatty = lambda: tty
-    monkeypatch.setattr("bertrt.progress._DELAY", 0.0)
+    monkeypatch.setattr("bertrt.host.progress._DELAY", 0.0)
     monkeypatch.setattr("sys.stderr", terminal)
     Bundle.open(bundle)
     assert ("check" in terminal.getvalue()) == shown

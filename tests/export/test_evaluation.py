@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.cli import main
-from bertrt.datasets import Examples, read_examples
+from bertrt.commands.main import main
 from bertrt.errors import DeviceError, InvalidInputError, MissingDependencyError
-from bertrt.evaluation import Outcome, compare, evaluate, run_examples
+from bertrt.evaluation.datasets import Examples, read_examples
+from bertrt.evaluation.run import Outcome, compare, evaluate, run_examples
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 pytest.importorskip("gluonnlp", exc_type=ImportError)

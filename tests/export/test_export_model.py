@@ -16,8 +16,8 @@ from bertrt.errors import (
     ModelFormatError,
     OutputExistsError,
 )
-from bertrt.graph.bundle import Bundle, writing
-from bertrt.verify import sample_batch, verify
+from bertrt.evaluation.verify import sample_batch, verify
+from bertrt.models.bundle import Bundle, writing
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 

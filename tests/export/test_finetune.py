@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -24,8 +24,8 @@ from bertrt.errors import (
     OutputExistsError,
     UnsupportedModelError,
 )
-from bertrt.graph.bundle import Bundle
-from bertrt.graph.params import read_params
+from bertrt.models.bundle import Bundle
+from bertrt.models.symbol.params import read_params
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 pytest.importorskip("sklearn")
@@ -39,8 +39,8 @@ from bertrt.export.training.batches import Rows, epoch_batches
 from bertrt.export.training.learner import Learner
 from bertrt.export.training.recipe import learning_rate
 
-from bertrt.settings import PRESETS
-from bertrt.tokenizer import Encoding
+from bertrt.tasks.settings import PRESETS
+from bertrt.text.tokenizer import Encoding
 
 WORDS = ("the", "boat", "boats", "sea", "caf", "cafe")
 
@@ -132,7 +132,7 @@ def test_from_a_hugging_face_directory_to_answers(model, data, tmp_path) -> None
 # What kills the process in the middle of the second epoch, after a checkpoint and two more steps.
 KILLED = """
 import os, signal, sys
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.export.training.learner import Learner
 step = Learner.step
 def counted(self, batches, rate, *, seed):

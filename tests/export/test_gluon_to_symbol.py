@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bertrt.errors import InvalidInputError, ModelFormatError
-from bertrt.verify import sample_batch
+from bertrt.evaluation.verify import sample_batch
 
 gluon_to_symbol = pytest.importorskip("bertrt.export.gluon_to_symbol")
 

@@ -11,9 +11,9 @@ import pytest
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
-from bertrt.graph.bundle import Bundle
-from bertrt.huggingface import HuggingFaceModel
-from bertrt.model import Model
+from bertrt.models.bundle import Bundle
+from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.models.model import Model
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 

@@ -11,11 +11,11 @@ import pytest
 from bertrt.export import import_huggingface
 
 from bertrt import Engine
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.errors import ModelFormatError, OutputExistsError
-from bertrt.graph.bundle import Bundle
-from bertrt.graph.safetensors import read_safetensors
-from bertrt.verify import verify
+from bertrt.evaluation.verify import verify
+from bertrt.models.bundle import Bundle
+from bertrt.models.safetensors import read_safetensors
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "huggingface_reference.json").read_text())

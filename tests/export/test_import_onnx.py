@@ -10,7 +10,7 @@ from bertrt.export import import_graph
 
 from bertrt import Engine
 from bertrt.errors import UnsupportedModelError
-from bertrt.verify import verify
+from bertrt.evaluation.verify import verify
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

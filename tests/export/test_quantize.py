@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt import quantize as module
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.errors import (
     BertrtError,
     DeviceError,
@@ -21,10 +20,11 @@ from bertrt.errors import (
     ModelFormatError,
     OutputExistsError,
 )
-from bertrt.evaluation import evaluate
-from bertrt.graph.bundle import Bundle
-from bertrt.quantize import BoundError, quantize
-from bertrt.verify import verify
+from bertrt.evaluation import quantize as module
+from bertrt.evaluation.quantize import BoundError, quantize
+from bertrt.evaluation.run import evaluate
+from bertrt.evaluation.verify import verify
+from bertrt.models.bundle import Bundle
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 pytest.importorskip("gluonnlp", exc_type=ImportError)

@@ -8,7 +8,7 @@ import pytest
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
-from bertrt.graph.bundle import Bundle
+from bertrt.models.bundle import Bundle
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 

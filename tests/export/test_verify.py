@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from bertrt import verify as module
 from bertrt.errors import (
     DeviceError,
     InvalidInputError,
@@ -16,8 +15,9 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.graph.bundle import GOLDEN, MANIFEST, Bundle, GoldenCase, write_golden, writing
-from bertrt.verify import bound, difference, sample_batch, verify
+from bertrt.evaluation import verify as module
+from bertrt.evaluation.verify import bound, difference, sample_batch, verify
+from bertrt.models.bundle import GOLDEN, MANIFEST, Bundle, GoldenCase, write_golden, writing
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 

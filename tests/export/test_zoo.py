@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.errors import (
     InvalidInputError,
     MissingDependencyError,
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.graph.bundle import Bundle
+from bertrt.models.bundle import Bundle
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 

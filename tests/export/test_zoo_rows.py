@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.cli import main
-from bertrt.model import Model
-from bertrt.verify import bound, difference, verify
+from bertrt.commands.main import main
+from bertrt.evaluation.verify import bound, difference, verify
+from bertrt.models.model import Model
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bertrt.compiler.evaluate import evaluate
 from bertrt.errors import BertrtError
-from bertrt.graph.evaluate import evaluate
-from bertrt.graph.read_onnx import read_onnx
+from bertrt.models.onnx.reader import read_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

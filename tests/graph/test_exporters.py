@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
+from bertrt.compiler.pipeline import compile_onnx
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -15,7 +16,6 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.graph.pipeline import compile_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

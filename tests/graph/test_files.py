@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 
+from bertrt.compiler.pipeline import compile_graph
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -16,9 +17,8 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.graph.params import read_params
-from bertrt.graph.pipeline import compile_graph
-from bertrt.graph.read_mxnet import read_mxnet
+from bertrt.models.symbol.params import read_params
+from bertrt.models.symbol.reader import read_mxnet
 
 
 def ndarray(
@@ -293,7 +293,7 @@ def test_onnx_damaged_anywhere(gluon, tmp_path):
     pytest.importorskip("onnx")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
 
-    from bertrt.graph.read_onnx import read_onnx
+    from bertrt.models.onnx.reader import read_onnx
 
     exported = gluon(head="classifier", activation="relu")
     directory = exported.symbol.parent
@@ -315,7 +315,7 @@ def test_broken_onnx_says_what(gluon, tmp_path):
     onnx = pytest.importorskip("onnx")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
 
-    from bertrt.graph.read_onnx import read_onnx
+    from bertrt.models.onnx.reader import read_onnx
 
     exported = gluon(head="classifier")
     directory = exported.symbol.parent

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from bertrt.compiler.pipeline import compile_graph
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.graph.interpret import interpret
-from bertrt.graph.params import read_params
-from bertrt.graph.pipeline import compile_graph
-from bertrt.graph.read_mxnet import read_mxnet
+from bertrt.models.symbol.params import read_params
+from bertrt.models.symbol.reader import read_mxnet
+from bertrt.plan.interpret import interpret
 
 
 class Symbol:

@@ -8,7 +8,7 @@ import sys
 
 def test_importing_the_compiler_imports_no_framework():
     code = (
-        "import sys, bertrt.graph.pipeline, bertrt.graph.read_mxnet, bertrt.graph.read_onnx\n"
+        "import sys, bertrt.compiler.pipeline, bertrt.models.symbol.reader, bertrt.models.onnx.reader\n"
         "found = {'mxnet', 'gluonnlp', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
         "sys.exit(f'imported {found}' if found else 0)"
     )
@@ -20,7 +20,7 @@ def test_missing_onnx_names_the_extra(monkeypatch, tmp_path):
     import pytest
 
     from bertrt.errors import MissingDependencyError
-    from bertrt.graph.read_onnx import read_onnx
+    from bertrt.models.onnx.reader import read_onnx
 
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match=r"pip install bertrt\[onnx\]"):

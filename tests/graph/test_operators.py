@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
+from bertrt.compiler.ir import Graph
 from bertrt.errors import BertrtError, ModelFormatError, UnsupportedModelError
-from bertrt.graph.ir import Graph
-from bertrt.graph.read_mxnet import _Context, _reshaped, _SymbolNode, read_mxnet
+from bertrt.models.symbol.reader import _Context, _reshaped, _SymbolNode, read_mxnet
 
 WIDTH = 12
 
@@ -147,7 +147,7 @@ def test_operator(build, name):
 
 def test_every_converter_is_tested(build):
     """The tables above, and the whole models of the parity tests, reach every converter."""
-    from bertrt.graph.read_mxnet import _CONVERTERS
+    from bertrt.models.symbol.reader import _CONVERTERS
 
     reached = {"gather_nd"}  # the language-model decoder
     for operator in OPERATORS.values():

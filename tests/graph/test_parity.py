@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertrt.graph.interpret import interpret
-from bertrt.graph.pipeline import compile_graph, compile_onnx
-from bertrt.graph.read_mxnet import read_mxnet
-from bertrt.graph.read_onnx import read_onnx
+from bertrt.compiler.pipeline import compile_graph, compile_onnx
+from bertrt.models.onnx.reader import read_onnx
+from bertrt.models.symbol.reader import read_mxnet
+from bertrt.plan.interpret import interpret
 
 NETS = {
     "classifier": {"head": "classifier", "layers": 2},

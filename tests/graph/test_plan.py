@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertrt.compiler.ir import Constant
 from bertrt.errors import BertrtError, InvalidInputError, MissingFileError, ModelFormatError
-from bertrt.graph.ir import Constant
-from bertrt.graph.plan import Plan
+from bertrt.plan.plan import Plan
 
 
 def make_plan(directory: Path) -> dict:

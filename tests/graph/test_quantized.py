@@ -10,11 +10,13 @@ import pytest
 
 from bertrt import DeviceError, Engine, InvalidInputError
 from bertrt.backends.base import load_backend
-from bertrt.graph.bundle import write_plan
-from bertrt.graph.interpret import interpret
-from bertrt.graph.ir import Constant
-from bertrt.graph.plan import Plan, Step
-from bertrt.graph.quantized import (
+from bertrt.compiler.ir import Constant
+from bertrt.models.bundle import write_plan
+from bertrt.models.model import Model
+from bertrt.models.safetensors import read_safetensors, write_safetensors
+from bertrt.plan.interpret import interpret
+from bertrt.plan.plan import Plan, Step
+from bertrt.plan.quantized import (
     from_bfloat16,
     product_steps,
     quantize_outputs,
@@ -22,9 +24,7 @@ from bertrt.graph.quantized import (
     store_quantized,
     to_bfloat16,
 )
-from bertrt.graph.safetensors import read_safetensors, write_safetensors
-from bertrt.graph.smoothing import smooth, smoothing_pairs
-from bertrt.model import Model
+from bertrt.plan.smoothing import smooth, smoothing_pairs
 
 
 def test_each_output_is_quantised_by_itself() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.graph.safetensors import read_safetensors, write_safetensors
+from bertrt.models.safetensors import read_safetensors, write_safetensors
 
 ARRAYS = {
     "f64": np.array([[1.5, -2.0]]),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bertrt import DeviceError, InvalidInputError, ModelFormatError, _native
-from bertrt.graph.quantized import quantize_outputs, to_bfloat16
+from bertrt.plan.quantized import quantize_outputs, to_bfloat16
 
 HIDDEN, HEADS, HEAD_DIM, FFN, VOCAB, TYPES, LENGTH = 36, 3, 12, 50, 40, 2, 64
 

@@ -1,6 +1,6 @@
 """Every backend against live Gluon: from the bundle, the symbol pair and the ONNX file.
 
-The bounds are those of `bertrt.verify.bound`: absolute, or relative to the largest magnitude of
+The bounds are those of `bertrt.evaluation.verify.bound`: absolute, or relative to the largest magnitude of
 an output where that is above 1.
 """
 
@@ -13,8 +13,8 @@ import pytest
 
 from bertrt import Engine
 from bertrt.errors import ModelFormatError
-from bertrt.graph.bundle import Bundle
-from bertrt.verify import bound, difference, sample_batch
+from bertrt.evaluation.verify import bound, difference, sample_batch
+from bertrt.models.bundle import Bundle
 
 BACKENDS = ("native", "onnxruntime", "mxnet")
 # What a backend can be loaded from: the bundle itself, or a bare graph in it.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.huggingface import HuggingFaceModel
+from bertrt.models.huggingface.model import HuggingFaceModel
 
 pytest.importorskip("mxnet", exc_type=ImportError)
 pytest.importorskip("gluonnlp", exc_type=ImportError)

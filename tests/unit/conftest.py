@@ -14,9 +14,9 @@ import pytest
 from bertrt.backends.base import BACKENDS, Backend
 from bertrt.batch import PackedBatch
 from bertrt.engine import Engine
-from bertrt.model import Model
-from bertrt.settings import SETTINGS
-from bertrt.tokenizer import load_tokenizer
+from bertrt.models.model import Model
+from bertrt.tasks.settings import SETTINGS
+from bertrt.text.tokenizer import load_tokenizer
 
 SPECIAL = {
     "unknown_token": "[UNK]",

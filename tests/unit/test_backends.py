@@ -326,7 +326,7 @@ def test_unknown_backend(tmp_path: Path) -> None:
 def test_importing_bertrt_imports_no_framework() -> None:
     program = """
 import sys
-import bertrt, bertrt.cli, bertrt.graph, bertrt.model, bertrt.verify
+import bertrt, bertrt.commands.main, bertrt.compiler, bertrt.models.model, bertrt.evaluation.verify
 heavy = {"mxnet", "gluonnlp", "onnx", "onnxruntime", "torch", "transformers"}
 print(sorted(heavy & set(sys.modules)), "bertrt._native" in sys.modules)
 """

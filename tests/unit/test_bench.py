@@ -12,6 +12,7 @@ import pytest
 
 from bertrt import _native
 from bertrt.backends import native
+from bertrt.backends.roofline import StepTrace, roofline
 from bertrt.batch import PackedBatch
 from bertrt.bench import bench
 from bertrt.bench import run as bench_run
@@ -21,10 +22,9 @@ from bertrt.bench.engines.base import Inputs
 from bertrt.bench.report import Agreement, EngineReport, Report, Timing, WorkloadReport
 from bertrt.bench.run import agreement, worse
 from bertrt.bench.workloads import GROUPS, full, make_workloads, read_texts
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.errors import InvalidInputError, MissingFileError
-from bertrt.model import Model
-from bertrt.roofline import StepTrace, roofline
+from bertrt.models.model import Model
 
 # In a module of their own, as the engines' processes import them.
 PEERS = """

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import bertrt
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.engine import Engine
 from bertrt.errors import OutputExistsError
 
@@ -375,7 +375,7 @@ def test_verify(monkeypatch, capsys, ok: bool, status: int) -> None:
         calls.append((path, arguments))
         return Report()
 
-    monkeypatch.setattr("bertrt.verify.verify", verify)
+    monkeypatch.setattr("bertrt.evaluation.verify.verify", verify)
     assert main(["verify", "b"]) == status
     assert capsys.readouterr().out == "the report\n"
     assert main(["verify", "b", "--json", "--backend", "mxnet", "--threads", "2"]) == status
@@ -392,9 +392,9 @@ def test_verify(monkeypatch, capsys, ok: bool, status: int) -> None:
 PROGRAM = """
 import signal
 import sys
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.engine import Engine
-from bertrt.tasks import Regression
+from bertrt.tasks.base import Regression
 
 class Fake:
     max_length = 8

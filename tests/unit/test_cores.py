@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertrt import cores
+from bertrt.host import cores
 
 
 def usable(root: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertrt.datasets import GoldAnswer, find_files, read_examples
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
+from bertrt.evaluation.datasets import GoldAnswer, find_files, read_examples
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from bertrt import Classification, Embedding, Engine, Regression
-from bertrt.cli import main
+from bertrt.commands.main import main
 from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.huggingface import HuggingFaceModel
-from bertrt.model import Model
+from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.models.model import Model
 
 CLASSIFIER = {"architectures": ["BertForSequenceClassification"]}
 

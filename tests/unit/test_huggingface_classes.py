@@ -30,8 +30,8 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.huggingface import HuggingFaceModel
-from bertrt.model import Model
+from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.models.model import Model
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "huggingface_reference.json").read_text())

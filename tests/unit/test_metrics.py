@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from bertrt.datasets import GoldAnswer
 from bertrt.errors import InvalidInputError, MissingDependencyError
-from bertrt.metrics import METRICS, exact_match, is_right, metrics_of, score, token_f1
+from bertrt.evaluation.datasets import GoldAnswer
+from bertrt.evaluation.metrics import METRICS, exact_match, is_right, metrics_of, score, token_f1
 
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")

@@ -12,8 +12,8 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.graph import bundle
-from bertrt.model import Model
+from bertrt.models import bundle
+from bertrt.models.model import Model
 
 
 def test_nothing_there(tmp_path: Path) -> None:

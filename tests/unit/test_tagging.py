@@ -8,7 +8,7 @@ import pytest
 from bertrt.batch import split_words
 from bertrt.errors import InvalidInputError, InvalidTypeError
 from bertrt.results import Entity
-from bertrt.tagging import merge_entities
+from bertrt.tasks.tagging import merge_entities
 
 
 def entities(tags: str) -> list[tuple[str, int, int]]:

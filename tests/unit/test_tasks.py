@@ -15,9 +15,9 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.results import Classification, Embedding, NextSentence, Regression
-from bertrt.settings import PRESETS, TASKS, complete_pooling, complete_settings
-from bertrt.tasks import Request, make_task
-from bertrt.tokenizer import Encoding
+from bertrt.tasks.base import Request, make_task
+from bertrt.tasks.settings import PRESETS, TASKS, complete_pooling, complete_settings
+from bertrt.text.tokenizer import Encoding
 
 ROWS = {"sequence_output": "tokens", "pooled_output": "seqs", "logits": "seqs"}
 

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
-from bertrt.tokenizer import (
+from bertrt.text.tokenizer import (
     BytePairTokenizer,
     GluonTokenizer,
     SentencePieceTokenizer,

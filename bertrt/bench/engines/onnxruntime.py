@@ -13,8 +13,8 @@ import numpy as np
 from bertrt.bench import plans
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.errors import UnsupportedModelError
-from bertrt.graph.plan import Plan, Step
-from bertrt.model import Model
+from bertrt.models.model import Model
+from bertrt.plan.plan import Plan, Step
 
 METHODS = {
     "fp32": "fused operators (Attention, SkipLayerNormalization, BiasGelu, ...)",

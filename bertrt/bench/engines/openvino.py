@@ -11,7 +11,7 @@ import numpy as np
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.bench.engines.onnxruntime import fused_graph
 from bertrt.bench.plans import runnable_outputs
-from bertrt.model import Model
+from bertrt.models.model import Model
 
 METHODS = {
     "bf16": "inference precision bf16",

@@ -1,0 +1,5 @@
+"""The engine: a loaded model that answers."""
+
+from bertrt.engine.engine import Engine
+
+__all__ = ["Engine"]

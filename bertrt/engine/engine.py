@@ -1,0 +1,578 @@
+"""The engine: a loaded model that answers."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from bertrt.backends.base import Backend, load_backend
+from bertrt.batch import PackedBatch, pad_rows
+from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
+from bertrt.host.cores import MAX_THREADS, usable_cores
+from bertrt.host.progress import progress
+from bertrt.models.model import Model
+from bertrt.plan.plan import Plan, layer_outputs, output_kind
+from bertrt.results import Result
+from bertrt.tasks.base import Request, Task, make_task
+from bertrt.text.tokenizer import Encoding
+
+__all__ = ["Engine"]
+
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+# predict runs at most this many tokens at once (padding included where the backend pads), so that
+# memory stays bounded however long the list is. The widest activation, the FFN's, takes 64 MiB
+# here for BERT large, and a matrix product has long reached its full speed: four times as many
+# tokens were no faster natively, and slower with padding.
+_TOKENS_AT_ONCE = 4096
+
+
+class Engine:
+    """A model, loaded into a backend and ready to answer.
+
+    Made by `Engine.load`. An engine may be shared by threads, pickled (it loads again from its
+    path), used after a fork (where the backend's threads do not survive it, the child loads the
+    backend again at its first use), and used as a context manager::
+
+        with Engine.load("model.bundle") as engine:
+            engine.predict(["a text", "another"])
+    """
+
+    def __init__(
+        self, model: Model, load: Callable[[], Backend], arguments: dict[str, Any]
+    ) -> None:
+        self._model = model
+        self._load = load
+        self._arguments = arguments
+        self._limits = model.limits
+        self._outputs = tuple(model.outputs)
+        self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
+        self._layered = any(output_kind(name) != name for name in self._outputs)
+        self._task: Task | None = None
+        if model.task is not None:
+            self._task = make_task(
+                model.task,
+                labels=model.labels,
+                pooling=model.pooling,
+                settings=model.settings,
+                rows=model.rows,
+            )
+        self._backend: Backend | None = load()
+        self._closed = False
+        self._running = 0
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        _engines.add(self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: str = "native",
+        device: str = "cpu",
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> Engine:
+        """Load a model.
+
+        Args:
+            path: a bundle's directory; a Hugging Face directory of one of the classes that
+                docs/huggingface.md lists, or of sentence-transformers, which only the native
+                backend runs; or a bare graph (a ``*-symbol.json`` file with its parameters
+                beside it, or an ``.onnx`` file), which has no tokenizer: `run` works, `predict`
+                does not.
+            backend: "native", "onnxruntime" or "mxnet".
+            device: "cpu", "cuda" or "cuda:N"; "cuda:0,1" shares each batch among several GPUs.
+            precision: "fp32", "bf16", "fp16" or "int8"; None: the model's own, which of a quantised
+                bundle is the one it was quantised to, and of others fp32.
+            threads: the threads to use, 1 to 1024; None: the cores that this process may really
+                use.
+
+        Raises:
+            MissingFileError: there is nothing at `path`, or a file of the model is missing.
+            ModelFormatError: the model is broken, or (UnsupportedModelError) holds something that
+                bertrt does not run.
+            MissingDependencyError: the backend is not installed; the message names the extra.
+            DeviceError: the device or precision cannot be used; the message says what is missing.
+            InvalidInputError, InvalidTypeError: an argument that means nothing.
+        """
+        given = (("backend", backend), ("device", device), ("precision", precision))
+        for name, value in given:
+            if not isinstance(value, str) and (name, value) != ("precision", None):
+                raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected a str")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
+            raise InvalidInputError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
+        if precision not in (None, *_PRECISIONS):
+            raise InvalidInputError(
+                f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
+            )
+        threads = usable_cores() if threads is None else _check_threads(threads)
+        # Other libraries get no file before it is known to be whole.
+        opened = Model.opening(path) if backend == "native" else nullcontext(Model.open(path))
+        with opened as model:
+            precision = precision or model.precision
+            load = functools.partial(
+                load_backend, model, backend, device=device, precision=precision, threads=threads
+            )
+            arguments = {
+                "path": str(model.path),
+                "backend": backend,
+                "device": device,
+                "precision": precision,
+                "threads": threads,
+            }
+            return cls(model, load, arguments)
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
+    def task(self) -> str | None:
+        """The model's task, one of `bertrt.tasks.settings.TASKS`; None for a bare graph."""
+        return self._model.task
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The labels of a classifier or tagger, in the order of its logits; else None."""
+        labels = self._model.labels
+        return None if labels is None else list(labels)
+
+    @property
+    def max_length(self) -> int:
+        """The tokens of a text, special ones included, at most; `predict` cuts what is longer."""
+        return self._model.max_length
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        with self._use() as backend:
+            return backend.name
+
+    @property
+    def device(self) -> str:
+        """The device that the model really runs on."""
+        with self._use() as backend:
+            return backend.device
+
+    @property
+    def precision(self) -> str:
+        """The precision of the arithmetic."""
+        with self._use() as backend:
+            return backend.precision
+
+    @property
+    def provider(self) -> str:
+        """What executes the kernels: an instruction set, an execution provider, a library."""
+        with self._use() as backend:
+            return backend.provider
+
+    @property
+    def threads(self) -> int:
+        """The threads that the backend really uses."""
+        with self._use() as backend:
+            return backend.threads
+
+    def explain(self) -> str:
+        """How the model runs, as text: backend, device, instruction set, and the steps."""
+        with self._use() as backend:
+            return (
+                f"model      {self._model.path}\n"
+                f"task       {self.task or 'none (a bare graph)'}\n"
+                f"backend    {backend.name} ({backend.provider})\n"
+                f"device     {backend.device}\n"
+                f"precision  {backend.precision}\n"
+                f"threads    {backend.threads}\n\n"
+                f"{backend.explain()}"
+            )
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return (
+            f"Engine({self._arguments['path']!r}, task={self.task!r}, "
+            f"backend={self._arguments['backend']!r}{state})"
+        )
+
+    # --- what it does -------------------------------------------------------------------------
+
+    def predict(self, batch: Any) -> Any:
+        """Tokenize, run and post-process.
+
+        Args:
+            batch: a list of str, a list of (str, str) tuples, or one str or (str, str) tuple.
+                For question answering (question, context) tuples; for tagging texts, each a str
+                or a list of words.
+
+        Returns:
+            A list of results as long as the batch and in its order; for a single input, the one
+            result. The class of a result is that of the model's task: see `bertrt.results`. Its
+            `truncated` says that something was longer than `max_length` allows, and was cut.
+
+        Raises:
+            InvalidInputError: an empty batch, a text that is empty or gives no token, a NUL
+                character, a lone surrogate, single texts where the task takes pairs or the other
+                way round, a text that is too long to be tagged, or that lacks the mask to fill.
+                The message names the index.
+            InvalidTypeError: anything that is no text, texts and pairs together.
+            BertrtError: the model has no tokenizer or task, or the engine is closed.
+        """
+        with self._use() as backend:
+            task, requests, single = self._encode(batch)
+            results, _ = self._answer(backend, task, requests, bar=True)
+        return results[0] if single else results
+
+    def predict_with_outputs(self, batch: Any) -> tuple[list[Result], list[list[np.ndarray]]]:
+        """As `predict`, with the numbers that the results are made of.
+
+        Args:
+            batch: as for `predict`; a single input counts as a list of it.
+
+        Returns:
+            The results, as a list. And for each input a list with an array, float32, for each of
+            its sequences (one, but for the windows of question answering): the rows of the output
+            that the task reads. That are a classifier's logits (classes,), a regression's (1,),
+            those of tagging and question answering (tokens, tags) and (tokens, 2).
+
+        Raises:
+            What `predict` raises.
+        """
+        with self._use() as backend:
+            task, requests, _ = self._encode(batch)
+            return self._answer(backend, task, requests, keep=True)
+
+    def _answer(
+        self,
+        backend: Backend,
+        task: Task,
+        requests: Sequence[Request],
+        *,
+        keep: bool = False,
+        bar: bool = False,
+    ) -> tuple[list[Result], list[list[np.ndarray]]]:
+        """The results of requests; with `keep` also each one's rows of the output that the task
+        reads, a copy for each sequence."""
+        sequences = [(own, encoding) for own in requests for encoding in own.sequences]
+        parts: list[Any] = [None] * len(sequences)
+        kept: list[Any] = [None] * len(sequences)
+        chunks = list(self._chunks(sequences, pads=backend.pads))
+        # A bar of one step would say nothing.
+        shown = (
+            progress(len(sequences), "predict", " sequences")
+            if bar and len(chunks) > 1
+            else nullcontext(lambda count: None)
+        )
+        with shown as advance:
+            for indices in chunks:
+                packed = self._pack([sequences[i] for i in indices])
+                values = backend.run(packed, task.outputs)
+                found = task.read(values, packed, [sequences[i][0] for i in indices])
+                for i, part in zip(indices, found, strict=True):
+                    parts[i] = part
+                if keep:
+                    name = task.outputs[0]
+                    tokens = self._model.rows[name] == "tokens"
+                    rows = np.split(values[name], packed.cu_seqlens[1:-1] if tokens else len(found))
+                    for i, own_rows in zip(indices, rows, strict=True):
+                        kept[i] = own_rows.copy() if tokens else own_rows[0].copy()
+                advance(len(indices))
+        read, outputs = iter(parts), iter(kept)
+        return (
+            [task.answer(own, [next(read) for _ in own.sequences]) for own in requests],
+            [[next(outputs) for _ in own.sequences] for own in requests] if keep else [],
+        )
+
+    def tokenize(self, batch: Any) -> Any:
+        """The ids that `predict` would use.
+
+        Args:
+            batch: as for `predict`.
+
+        Returns:
+            A list of `Encoding` (ids, types, truncated), or one for a single input. For question
+            answering every input has a list of them, one for each window of its context.
+
+        Raises:
+            What `predict` raises for its input.
+        """
+        with self._use():
+            _, requests, single = self._encode(batch)
+        found: list[Any] = [list(own.sequences) for own in requests]
+        if self.task != "question-answering":
+            found = [encoding for (encoding,) in found]
+        return found[0] if single else found
+
+    def run(
+        self,
+        token_ids: Any,
+        token_types: Any = None,
+        valid_length: Any = None,
+        *,
+        masked_positions: Any = None,
+    ) -> dict[str, Any]:
+        """Run token ids.
+
+        Args:
+            token_ids: integers, shape (batch, sequence); or a list of 1-D arrays.
+            token_types: integers of the same shape, or a list likewise; None: all 0.
+            valid_length: integers, shape (batch,), each from 0 to sequence; or a mask of ones and
+                zeros, shape (batch, sequence), with the zeros on the right; None: no padding.
+                What lies beyond a sequence's length is ignored. Not for lists.
+            masked_positions: integers, shape (batch, num_masked), for a model with a masked
+                language model decoder; None leaves `masked_lm_outputs` out.
+
+        Returns:
+            Arrays of float32 by name, as far as the model has them:
+
+            - `sequence_output` (batch, sequence, hidden), exactly 0 at padding;
+            - `all_encodings` (layers, batch, sequence, hidden), likewise, of a net that was built
+              to return every layer's; the last is `sequence_output`;
+            - `attention_weights` (layers, batch, heads, sequence, sequence), of a net that was
+              built to return them: rows are queries, those of padding too, as in Gluon, for which
+              its token ids are read, and clipped to the vocabulary; columns of padding are 0;
+            - `pooled_output` (batch, hidden);
+            - `logits` (batch, classes), or (batch, sequence, classes) of a head over tokens, at
+              padding what it gives for zeros;
+            - `next_sentence_classifier_output` (batch, 2);
+            - `masked_lm_outputs` (batch, num_masked, vocabulary).
+
+            For lists what has a sequence axis is a list of arrays, without its batch axis.
+
+        Raises:
+            InvalidInputError: shapes that do not match, ids, types, lengths or positions out of
+                range, more tokens than the model has positions.
+            InvalidTypeError: no integers.
+            BertrtError: the engine is closed.
+        """
+        outputs = self._unmasked if masked_positions is None else self._outputs
+        if masked_positions is not None and "masked_lm_outputs" not in outputs:
+            raise InvalidInputError(
+                "masked_positions is given, and the model has no masked language model decoder; "
+                f"its outputs are {', '.join(outputs)}"
+            )
+        if not outputs:
+            raise InvalidInputError(
+                "masked_positions is None, and masked_lm_outputs is all that the model gives"
+            )
+        ragged = isinstance(token_ids, list | tuple)
+        if ragged:
+            if valid_length is not None:
+                raise InvalidInputError(
+                    "valid_length goes with a padded array; a list of arrays has its lengths "
+                    "already (use numpy.array(token_ids) for a padded list)"
+                )
+            packed = PackedBatch.from_ragged(token_ids, token_types, masked_positions, self._limits)
+        else:
+            packed = PackedBatch.from_padded(
+                token_ids, token_types, valid_length, masked_positions, self._limits
+            )
+        if self._layered and not ragged and layer_outputs(outputs, "attention_weights"):
+            packed = packed.with_padding(token_ids, token_types, self._limits)
+        with self._use() as backend:
+            found = backend.run(packed, outputs)
+        sequence = None if ragged else np.shape(token_ids)[1]
+        shaped = _unpack(found, packed, self._model.plan(), sequence)
+        return _join_layers(shaped, ragged) if self._layered else shaped
+
+    def _encode(self, batch: Any) -> tuple[Task, list[Request], bool]:
+        tokenizer = self._model.tokenizer
+        if tokenizer is None:
+            raise BertrtError(
+                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
+                "with a vocabulary (bertrt export, bertrt import)"
+            )
+        if self._task is None:
+            raise BertrtError(
+                f"{self._model.path} has no task; predict needs a bundle that has one"
+            )
+        requests, single = self._task.encode(batch, tokenizer)
+        if self._limits.type_vocab_size == 1 and any(
+            encoding.types.any() for own in requests for encoding in own.sequences
+        ):
+            raise InvalidInputError(
+                "the model has one token type and takes single texts, not pairs"
+            )
+        return self._task, requests, single
+
+    def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
+        masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]
+        typed = self._limits.type_vocab_size > 0
+        return PackedBatch.from_sequences(
+            [encoding.ids for _, encoding in sequences],
+            [encoding.types if typed else encoding.types * 0 for _, encoding in sequences],
+            np.stack(masked) if masked else None,
+        )
+
+    def _chunks(
+        self, sequences: Sequence[tuple[Request, Encoding]], *, pads: bool
+    ) -> Iterator[list[int]]:
+        """Cut sequences into batches, as indices: those of like numbers of masks together."""
+        by_masks: dict[int, list[int]] = {}
+        for i, (own, _) in enumerate(sequences):
+            masks = 0 if own.masked_positions is None else len(own.masked_positions)
+            by_masks.setdefault(masks, []).append(i)
+        for indices in by_masks.values():
+            lengths = [len(sequences[i][1].ids) for i in indices]
+            for chunk in _chunks(lengths, pads=pads):
+                yield [indices[i] for i in chunk]
+
+    # --- its life -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _use(self) -> Iterator[Backend]:
+        """The backend, kept open while it is in use."""
+        with self._lock:
+            if self._closed:
+                raise BertrtError(f"{self!r} cannot be used any more: load it again")
+            if self._backend is None:
+                self._backend = self._load()
+            backend = self._backend
+            self._running += 1
+        try:
+            yield backend
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._closed:
+                    self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of threads and memory, after the runs under way. Closing twice is fine; using a
+        closed engine is an error."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.wait_for(lambda: self._running == 0)
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Engine], tuple[()]]:
+        if self._closed:
+            raise BertrtError(f"{self!r} cannot be pickled")
+        return functools.partial(Engine.load, **self._arguments), ()
+
+    def _after_fork(self) -> None:
+        # No thread of the parent lives on in the child: not those of the backend's pool, and not
+        # the one that may have held the lock.
+        if self._backend is not None and not self._backend.survives_fork:
+            _abandoned.append(self._backend)
+            self._backend = None
+        self._running = 0
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+
+
+def _check_threads(threads: Any) -> int:
+    try:
+        # An int of numpy is one too.
+        count = operator.index(threads)
+    except TypeError:
+        count = None
+    if count is None or isinstance(threads, bool):
+        raise InvalidTypeError(f"threads is a {type(threads).__name__}; expected an int")
+    if not 1 <= count <= MAX_THREADS:
+        raise InvalidInputError(f"threads is {count}; expected 1 to {MAX_THREADS}")
+    return count
+
+
+def _unpack(
+    found: Mapping[str, np.ndarray], batch: PackedBatch, plan: Plan, sequence: int | None
+) -> dict[str, Any]:
+    """A backend's outputs, padded to `sequence`, or ragged."""
+    shaped: dict[str, Any] = {}
+    for name, value in found.items():
+        if plan.rows[name] == "tokens":
+            if sequence is None:
+                shaped[name] = np.split(value, batch.cu_seqlens[1:-1])
+            elif batch.attended is None and len(value) == batch.seqs * sequence:
+                shaped[name] = value.reshape(batch.seqs, sequence, -1)  # nothing is padding
+            else:
+                shaped[name] = pad_rows(value, batch, sequence, plan.padding_of(name))
+        elif plan.rows[name] == "pairs":
+            shaped[name] = batch.split_pairs(value)
+            if sequence is not None:
+                shaped[name] = np.stack(shaped[name])
+        else:
+            shaped[name] = value
+    return shaped
+
+
+def _join_layers(shaped: Mapping[str, Any], ragged: bool) -> dict[str, Any]:
+    """Outputs as `Engine.run` returns them, those of the layers in one."""
+    values: dict[str, Any] = {}
+    for name, value in shaped.items():
+        kind = output_kind(name)
+        if kind == "encoding" and "all_encodings" not in values:
+            names = [*layer_outputs(shaped, "encoding"), "sequence_output"]
+            values["all_encodings"] = _stack_layers([shaped[n] for n in names], ragged)
+        elif kind == "attention_weights" and kind not in values:
+            names = layer_outputs(shaped, kind)
+            values[kind] = _stack_layers([shaped[n] for n in names], ragged)
+        elif kind == name:
+            values[name] = value
+    return values
+
+
+def _stack_layers(layers: Sequence[Any], ragged: bool) -> Any:
+    return [np.stack(own) for own in zip(*layers, strict=True)] if ragged else np.stack(layers)
+
+
+# Engines of this process, for the fork hook.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+# Backends of the parent process, kept from being destroyed in the child: their destructors would
+# wait for threads that do not exist there.
+_abandoned: list[Backend] = []
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+    if _engines:
+        # The tokenizers library gives up its threads in a child, and says so on stderr unless it
+        # has been told to.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _chunks(lengths: list[int], *, pads: bool) -> Iterator[list[int]]:
+    """Cut a list into runs of at most `_TOKENS_AT_ONCE` tokens, or of one text; as indices.
+
+    Where the backend pads, padding counts, and texts of like length go together, so that there is
+    little of it.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__) if pads else range(len(lengths))
+    chunk: list[int] = []
+    size = 0
+    for index in order:
+        # Sorted, the text at hand is the longest.
+        grown = lengths[index] * (len(chunk) + 1) if pads else size + lengths[index]
+        if chunk and grown > _TOKENS_AT_ONCE:
+            yield chunk
+            chunk, grown = [], lengths[index]
+        chunk.append(index)
+        size = grown
+    yield chunk

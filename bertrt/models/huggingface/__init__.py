@@ -1,0 +1,1 @@
+"""Hugging Face and sentence-transformers directories, read without any of their packages."""

@@ -1,0 +1,419 @@
+"""From Hugging Face's ``config.json`` and safetensors files to a plan.
+
+What they describe is one architecture with a few settings, so there is no graph to fuse: the plan
+is written down, and with it which tensors of what shapes there have to be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertrt.compiler.ir import Constant, Weights
+from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
+from bertrt.models.huggingface.config import Config, read_object
+from bertrt.models.safetensors import read_safetensors
+from bertrt.plan.plan import INPUTS, Plan, Step
+
+__all__ = ["INDEX", "WEIGHTS", "read_plan"]
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_WORDS = "embeddings.word_embeddings.weight"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_DECODER = "masked_lm.decoder"
+# Heads of pretraining: left out of an embedding wherever they are found.
+_PRETRAINING = (
+    "cls.",
+    "lm_head.",
+    "vocab_transform.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "generator_predictions.",
+    "generator_lm_head.",
+    "discriminator_predictions.",
+)
+
+
+def read_plan(config: Config, task: str) -> tuple[Plan, list[str]]:
+    """The plan of the model that lies beside a ``config.json``, for one of ``config.tasks``.
+
+    Returns:
+        The plan, and the names of the tensors that it has no use for: heads of pretraining, a
+        pooler that nothing reads. The plan's weights have the names that transformers gives them
+        today, without the encoder's prefix (``bert.``, ``roberta.``, ...), and with ``weight`` and
+        ``bias`` for what was ``gamma`` and ``beta``.
+
+    Raises:
+        MissingFileError: there are no safetensors files, or one of several is missing.
+        ModelFormatError: a file is broken, or its tensors are missing, unexpected, of the wrong
+            shape (all are named) or not finite; UnsupportedModelError where they are no floats.
+    """
+    source, tensors = _read_tensors(config)
+    net = _Net(config, source, tensors)
+    outputs = net.outputs(task)
+    left_out = net.check()
+    weights = {name: net.weight(name) for name in net.shapes}
+    inputs: dict[str, str | None] = {name: name for name in INPUTS}
+    if not config.family.token_types:
+        inputs["token_types"] = None
+    if "masked_lm_outputs" not in outputs:
+        inputs["masked_positions"] = None
+    return Plan(inputs, tuple(net.steps), outputs, weights), left_out
+
+
+def _read_tensors(config: Config) -> tuple[Path, dict[str, Constant]]:
+    """The file that holds or lists the tensors beside a ``config.json``, and they by their plain
+    names."""
+    source, index = config.path.with_name(WEIGHTS), config.path.with_name(INDEX)
+    if source.is_file():
+        files = {source: read_safetensors(source)}
+    elif index.is_file():
+        source, files = index, _read_shards(index)
+    else:
+        raise MissingFileError(f"{source} does not exist{_other_weights(source)}")
+    tensors: dict[str, Constant] = {}
+    for file, found in files.items():
+        for name, constant in found.items():
+            if name.endswith(("embeddings.position_ids", "embeddings.token_type_ids")):
+                continue  # buffers of 0, 1, 2, ... and of zeros; no weights
+            if re.search(r"(^|[._])(lora|adapters?|base_layer)([._]|$)", name, re.IGNORECASE):
+                raise UnsupportedModelError(
+                    f"{file}: the tensor {name} belongs to an adapter, which is not supported: "
+                    "merge it into the model and save that"
+                )
+            plain = name.removeprefix(config.family.prefix)
+            plain = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", plain)
+            plain = re.sub(r"(?<=LayerNorm\.)beta$", "bias", plain)
+            if plain in tensors:
+                raise ModelFormatError(f"{file}: the tensor {plain} is there twice, as {name} too")
+            if constant.array.dtype != np.float32:
+                raise UnsupportedModelError(
+                    f"{file}: the tensor {name} has type {constant.array.dtype}, expected floats"
+                )
+            if not np.isfinite(constant.array).all():
+                raise ModelFormatError(
+                    f"{file}: the tensor {name} holds numbers that are not finite"
+                )
+            tensors[plain] = dataclasses.replace(constant, name=plain)
+    return source, tensors
+
+
+def _read_shards(index: Path) -> dict[Path, dict[str, Constant]]:
+    """The tensors of the files that an index lists, by file."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelFormatError(f"{index}: weight_map should say which file holds which tensor")
+    listed: dict[str, set[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or re.search(r"[/\\\0]", file):
+            raise ModelFormatError(
+                f"{index}: weight_map places {name} in {file!r}, which is no plain file name"
+            )
+        listed.setdefault(file, set()).add(name)
+    files = {}
+    for file, names in listed.items():
+        path = index.with_name(file)
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist; {index.name} lists it as a shard")
+        found = files[path] = read_safetensors(path)
+        if missing := sorted(names - found.keys()):
+            raise ModelFormatError(
+                f"{path} lacks {_some(missing)}, which {index.name} places there"
+            )
+        if strange := sorted(found.keys() - names):
+            raise ModelFormatError(
+                f"{path} holds {_some(strange)}, which {index.name} does not place there"
+            )
+    return files
+
+
+def _other_weights(path: Path) -> str:
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if path.with_name(name).exists():
+            return (
+                f"; {name} is a pickle and is never read: save the model as safetensors "
+                "(with the model's own class of transformers, "
+                "from_pretrained(DIR).save_pretrained(OTHER))"
+            )
+    return ""
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+# The extent of a weight: a setting's name, or a number that is always the same.
+_Extent = str | int
+
+
+class _Net:
+    """A network as it is written down: its steps, and the tensors that they read.
+
+    Attributes:
+        steps: the plan's steps.
+        shapes: the tensors that the steps read, by name.
+    """
+
+    def __init__(self, config: Config, source: Path, tensors: Mapping[str, Constant]) -> None:
+        self.steps: list[Step] = []
+        self.shapes: dict[str, tuple[_Extent, ...]] = {}
+        self._config = config
+        self._source = source
+        self._tensors = tensors
+
+    # --- what there is in the files -----------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """Hold the tensors against `shapes`; returns the names of those that have no use."""
+        left_out, unexpected, wrong = [], [], []
+        copies = self._copies()
+        for name in self._tensors:
+            if name in self.shapes:
+                found, expected = self._tensors[name].array.shape, self._sizes(name)
+                if found != expected:
+                    settings = [
+                        self._config.name(extent)
+                        for extent in self.shapes[name]
+                        if isinstance(extent, str)
+                    ]
+                    wrong.append(
+                        f"{name} is {found} and should be {expected}, by {' and '.join(settings)}"
+                    )
+            elif name.startswith((*_PRETRAINING, "pooler.")):
+                if name not in copies:
+                    left_out.append(name)
+            else:
+                unexpected.append(name)
+        problems = [
+            f"{title}: {_some(items)}"
+            for title, items in (
+                ("missing", [name for name in self.shapes if name not in self._tensors]),
+                ("unexpected", unexpected),
+                ("of the wrong shape", wrong),
+            )
+            if items
+        ]
+        if problems:
+            if self._config.architecture is None:
+                problems.append("it names no architectures, and so stands for a model without head")
+            raise ModelFormatError(
+                f"{self._source} does not fit its {self._config.path.name}: {'; '.join(problems)}"
+            )
+        return left_out
+
+    def _copies(self) -> set[str]:
+        """The tensors that are there again under another name."""
+        copies: set[str] = set()
+        for step in self.steps if self._config.tied else ():
+            if step.output != _DECODER:
+                continue
+            head = self._config.family.masked_lm
+            for used, other in (
+                (step.weights["weight"][0], head.decoder),
+                *((step.weights["bias"][0], name) for name in head.biases),
+            ):
+                if used == other or used not in self._tensors or other not in self._tensors:
+                    continue
+                if not np.array_equal(self._tensors[used].array, self._tensors[other].array):
+                    raise ModelFormatError(
+                        f"{self._source}: {other} differs from {used}, and they are one by "
+                        f"tie_word_embeddings in {self._config.path.name}"
+                    )
+                copies.add(other)
+        return copies
+
+    def weight(self, name: str) -> Constant:
+        """A tensor as the plan wants it."""
+        constant, skipped = self._tensors[name], self._config.first_position
+        if name != _POSITIONS or skipped == 0:
+            return constant
+        offset = constant.offset
+        if offset is not None:
+            offset += constant.array[:skipped].nbytes
+        return dataclasses.replace(constant, array=constant.array[skipped:], offset=offset)
+
+    def _sizes(self, name: str) -> tuple[int, ...]:
+        return tuple(
+            extent if isinstance(extent, int) else self._config.count(extent)
+            for extent in self.shapes[name]
+        )
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _add(
+        self, op: str, name: str, inputs: tuple[str, ...], weights: Weights, **fields: Any
+    ) -> str:
+        self.steps.append(Step(op, name, inputs, name, weights, fields))
+        return name
+
+    def _dense(self, rows: _Extent, columns: _Extent, *names: str) -> dict[str, tuple[str, ...]]:
+        for name in names:
+            self.shapes[f"{name}.weight"] = (rows, columns)
+            self.shapes[f"{name}.bias"] = (rows,)
+        return {part: tuple(f"{name}.{part}" for name in names) for part in ("weight", "bias")}
+
+    def _norm(self, width: _Extent, name: str) -> dict[str, tuple[str, ...]]:
+        self.shapes[f"{name}.weight"] = self.shapes[f"{name}.bias"] = (width,)
+        return {"gamma": (f"{name}.weight",), "beta": (f"{name}.bias",)}
+
+    def _linear(
+        self,
+        step: str,
+        x: str,
+        name: str,
+        activation: str = "none",
+        *,
+        rows: _Extent = "hidden_size",
+        columns: _Extent = "hidden_size",
+    ) -> str:
+        weights = self._dense(rows, columns, name)
+        return self._add("linear", step, (x,), weights, activation=activation, transposed=False)
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def outputs(self, task: str) -> dict[str, str]:
+        """Write down what a task needs; returns the plan's outputs."""
+        head = self._config.head
+        x = self._encoder()
+        sequence = {"sequence_output": x}
+        if head == "ForSequenceClassification":
+            return {"logits": self._sequence_classifier(x)}
+        if head in ("ForQuestionAnswering", "ForTokenClassification"):
+            name = "qa_outputs" if head == "ForQuestionAnswering" else "classifier"
+            if name == "qa_outputs" and self._config.count("num_labels") != 2:
+                raise UnsupportedModelError(
+                    f"{self._config.path}: {self._config.name('num_labels')} is "
+                    f"{self._config.count('num_labels')}, and question answering has 2 outputs, "
+                    "for start and end"
+                )
+            return {"logits": self._linear("logits", x, name, rows="num_labels")}
+        if head == "ForPreTraining" and self._config.family.projected:
+            return sequence | {"logits": self._discriminator(x)}
+        outputs = sequence
+        if head == "Model" or task == "embedding":
+            if "pooler.dense.weight" in self._tensors:
+                outputs |= {"pooled_output": self._pooler(x)}
+            return outputs
+        if head in ("ForPreTraining", "ForNextSentencePrediction"):
+            pooled = self._pooler(x)
+            name = "next_sentence_classifier_output"
+            classifier = self._linear(name, pooled, "cls.seq_relationship", rows=2)
+            outputs |= {"pooled_output": pooled, name: classifier}
+        if head in ("ForPreTraining", "ForMaskedLM"):
+            outputs |= {"masked_lm_outputs": self._masked_lm(x)}
+        return outputs
+
+    def _encoder(self) -> str:
+        config, layer = self._config, self._config.family.layer
+        layers, eps = config.count("num_hidden_layers"), config.layer_norm_eps
+        if layers > len(self._tensors):
+            raise ModelFormatError(
+                f"{config.path}: {config.name('num_hidden_layers')} is {layers}, and "
+                f"{self._source.name} has only {len(self._tensors)} tensors"
+            )
+        tables = {"word": (_WORDS, "vocab_size")}
+        if config.family.token_types:
+            tables["type"] = ("embeddings.token_type_embeddings.weight", "type_vocab_size")
+        tables["position"] = (_POSITIONS, "max_position_embeddings")
+        self.shapes |= {name: (rows, config.table_width) for name, rows in tables.values()}
+        x = self._add(
+            "embed_layer_norm",
+            "embeddings",
+            (),
+            {role: (name,) for role, (name, _) in tables.items()}
+            | self._norm(config.table_width, "embeddings.LayerNorm"),
+            eps=eps,
+        )
+        if config.count(config.table_width) != config.count("hidden_size"):
+            x = self._linear("projection", x, "embeddings_project", columns=config.table_width)
+        heads = config.count("num_attention_heads")
+        head_dim = config.count("hidden_size") // heads
+        for index in range(layers):
+            step, prefix = f"layer{index}", f"{layer.prefix}.{index}"
+            qkv = self._add(
+                "qkv_linear",
+                f"{step}.qkv",
+                (x,),
+                self._dense(
+                    "hidden_size", "hidden_size", *(f"{prefix}.{part}" for part in layer.qkv)
+                ),
+                heads=heads,
+                head_dim=head_dim,
+                weight_layout="separate",
+                bias_layout="separate",
+                transposed=False,
+            )
+            context = self._add(
+                "attention",
+                f"{step}.attention",
+                (qkv,),
+                {},
+                heads=heads,
+                head_dim=head_dim,
+                # In float32, as a graph has it
+                scale=float(np.float32(1 / math.sqrt(head_dim))),
+                mask="valid_length",
+            )
+            attended = self._add(
+                "linear_add_layer_norm",
+                f"{step}.attention_output",
+                (context, x),
+                self._dense("hidden_size", "hidden_size", f"{prefix}.{layer.attention_output}")
+                | self._norm("hidden_size", f"{prefix}.{layer.attention_norm}"),
+                eps=eps,
+                transposed=False,
+            )
+            inner = self._linear(
+                f"{step}.ffn",
+                attended,
+                f"{prefix}.{layer.ffn}",
+                config.activation,
+                rows="intermediate_size",
+            )
+            x = self._add(
+                "linear_add_layer_norm",
+                f"{step}.ffn_output",
+                (inner, attended),
+                self._dense("hidden_size", "intermediate_size", f"{prefix}.{layer.ffn_output}")
+                | self._norm("hidden_size", f"{prefix}.{layer.ffn_norm}"),
+                eps=eps,
+                transposed=False,
+            )
+        return x
+
+    def _pooler(self, x: str) -> str:
+        first = self._add("first_token", "first_token", (x,), {})
+        return self._linear("pooler", first, "pooler.dense", "tanh")
+
+    def _sequence_classifier(self, x: str) -> str:
+        x = self._add("first_token", "first_token", (x,), {})
+        (name, activation), (last, _) = self._config.family.classifier
+        x = self._linear("pooler", x, name, activation)
+        return self._linear("logits", x, last, rows="num_labels")
+
+    def _discriminator(self, x: str) -> str:
+        name, activation = "discriminator_predictions", self._config.activation
+        x = self._linear("discriminator", x, f"{name}.dense", activation)
+        return self._linear("logits", x, f"{name}.dense_prediction", rows=1)
+
+    def _masked_lm(self, x: str) -> str:
+        config, head = self._config, self._config.family.masked_lm
+        activation = head.activation or config.activation
+        x = self._add("gather_positions", "gather_positions", (x,), {})
+        x = self._linear("masked_lm.linear", x, head.dense, activation, rows=config.table_width)
+        norm = self._norm(config.table_width, head.norm)
+        x = self._add("layer_norm", "masked_lm.layer_norm", (x,), norm, eps=config.layer_norm_eps)
+        weight = _WORDS if config.tied else head.decoder
+        # Only the first is read; the others have been names for it.
+        bias = next((name for name in head.biases if name in self._tensors), head.biases[0])
+        self.shapes |= {weight: ("vocab_size", config.table_width), bias: ("vocab_size",)}
+        roles: Weights = {"weight": (weight,), "bias": (bias,)}
+        return self._add("linear", _DECODER, (x,), roles, activation="none", transposed=False)

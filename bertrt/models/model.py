@@ -1,0 +1,259 @@
+"""What lies at a path: a bundle, a Hugging Face directory or a bare graph, resolved to what an
+engine needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertrt.batch import Limits
+from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.host.paths import check_path
+from bertrt.models.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
+from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
+from bertrt.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from bertrt.compiler.pipeline import Coverage
+    from bertrt.models.bundle import GoldenCase
+    from bertrt.plan.plan import Plan
+
+__all__ = ["Model"]
+
+_SYMBOL_SUFFIX = "-symbol.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies on disk; nothing is loaded into a backend yet.
+
+    Attributes:
+        path: the directory, or the graph's file; absolute.
+        manifest: the bundle's manifest; None where there is no bundle.
+        task: what the model is for; None for a bare graph.
+        labels: a classifier's or tagger's labels.
+        pooling: an embedding model's pooling, ``{"mode": ..., "normalize": ...}``.
+        settings: what is set for the task; empty for a bare graph. See `bertrt.tasks.settings`.
+        tokenizer: None for a bare graph, and for a bundle without one.
+        symbol_path, params_path, onnx_path: the graphs' files, None where there are none.
+        golden: recorded inputs and outputs, read when called; empty where there is no bundle.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any] | None
+    task: str | None
+    labels: list[str] | None
+    pooling: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
+    tokenizer: Tokenizer | None
+    symbol_path: Path | None
+    params_path: Path | None
+    onnx_path: Path | None
+    golden: Callable[[], list[GoldenCase]]
+    _read_plan: Callable[[], Plan]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Model:
+        """Open a bundle's directory, a Hugging Face directory, a ``*-symbol.json`` with its
+        ``-0000.params`` beside it, or an ``.onnx`` file.
+
+        Raises:
+            MissingFileError: there is nothing at `path`, or a file that belongs to it is missing.
+            ModelFormatError: what lies there is none of these, or is broken; or, as
+                UnsupportedModelError, a Hugging Face model that bertrt does not run.
+            InvalidInputError, InvalidTypeError: `path` cannot be a path.
+        """
+        with cls.opening(path) as model:
+            return model
+
+    @classmethod
+    @contextmanager
+    def opening(cls, path: str | os.PathLike[str]) -> Iterator[Model]:
+        """As `open`, while a bundle's weights are still being checked: see `Bundle.opening`."""
+        found = check_path("path", path)
+        if (found / MANIFEST).is_file():
+            with Bundle.opening(found) as bundle:
+                yield cls._open_bundle(bundle)
+        else:
+            yield cls._open_other(found)
+
+    @classmethod
+    def _open_other(cls, found: Path) -> Model:
+        if not found.exists():
+            raise MissingFileError(f"{found}: there is no such file or directory")
+        if found.is_dir():
+            return cls._open_directory(found)
+        if found.name.endswith(_SYMBOL_SUFFIX):
+            return cls._open_symbol(found)
+        if found.suffix == ".onnx":
+            return cls._bare(found, lambda: _compile_onnx(found), onnx_path=found)
+        raise ModelFormatError(
+            f"{found} is no model: expected a bundle's directory, a Hugging Face directory, a "
+            f"*{_SYMBOL_SUFFIX} file or an .onnx file"
+        )
+
+    @classmethod
+    def _open_directory(cls, directory: Path) -> Model:
+        if is_huggingface(directory):
+            return cls._open_huggingface(directory)
+        raise ModelFormatError(
+            f"{directory} is neither a bundle, which holds a {MANIFEST}, nor a Hugging Face "
+            "directory, which holds a config.json"
+        )
+
+    @classmethod
+    def _open_bundle(cls, bundle: Bundle) -> Model:
+        manifest, directory = bundle.manifest, bundle.directory
+        tokenizer = None
+        if manifest["tokenizer"] is not None:
+            tokenizer = load_tokenizer(
+                manifest["tokenizer"],
+                directory,
+                vocab_size=manifest["architecture"]["vocab_size"],
+            )
+        return cls(
+            path=directory,
+            manifest=manifest,
+            task=manifest["task"],
+            labels=manifest["labels"],
+            pooling=manifest["pooling"],
+            settings=manifest["settings"],
+            tokenizer=tokenizer,
+            symbol_path=bundle.file(SYMBOL),
+            params_path=bundle.file(PARAMS),
+            onnx_path=bundle.file(ONNX),
+            golden=bundle.golden,
+            _read_plan=bundle.plan,
+        )
+
+    @classmethod
+    def _open_huggingface(cls, directory: Path) -> Model:
+        found = HuggingFaceModel.open(directory)
+        return cls(
+            path=directory,
+            manifest=None,
+            task=found.task,
+            labels=found.labels,
+            pooling=found.pooling,
+            settings=found.settings,
+            tokenizer=found.tokenizer,
+            symbol_path=None,
+            params_path=None,
+            onnx_path=None,
+            golden=list,
+            _read_plan=lambda: found.plan,
+        )
+
+    @classmethod
+    def _open_symbol(cls, symbol: Path) -> Model:
+        params = symbol.with_name(symbol.name.removesuffix(_SYMBOL_SUFFIX) + "-0000.params")
+        if not params.is_file():
+            raise MissingFileError(f"{symbol}: its parameters, {params.name}, are not beside it")
+        return cls._bare(
+            symbol, lambda: _compile_mxnet(symbol, params), symbol_path=symbol, params_path=params
+        )
+
+    @classmethod
+    def _bare(
+        cls,
+        path: Path,
+        compiled: Callable[[], tuple[Plan, Coverage]],
+        *,
+        symbol_path: Path | None = None,
+        params_path: Path | None = None,
+        onnx_path: Path | None = None,
+    ) -> Model:
+        return cls(
+            path=path,
+            manifest=None,
+            task=None,
+            labels=None,
+            pooling=None,
+            settings={},
+            tokenizer=None,
+            symbol_path=symbol_path,
+            params_path=params_path,
+            onnx_path=onnx_path,
+            golden=list,
+            _read_plan=lambda: compiled()[0],
+        )
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return self._read_plan()
+
+    def plan(self) -> Plan:
+        """The fused plan: a bundle's own, or made of what lies there, the first time asked.
+
+        Raises:
+            ModelFormatError: the plan or graph is broken; UnsupportedModelError, a kind of it,
+                where the graph holds something that does not fuse.
+            MissingDependencyError: an ONNX file needs the `onnx` package.
+        """
+        return self._plan
+
+    def coverage(self) -> Coverage | None:
+        """How the graph of `symbol_path`, or of `onnx_path`, became fused steps, by compiling it
+        now; None for a model without a graph. Raises what `plan` raises."""
+        if self.symbol_path is not None and self.params_path is not None:
+            return _compile_mxnet(self.symbol_path, self.params_path)[1]
+        if self.onnx_path is not None:
+            return _compile_onnx(self.onnx_path)[1]
+        return None
+
+    def with_plan(self, plan: Plan) -> Model:
+        """The same model, run by another plan."""
+        return replace(self, _read_plan=lambda: plan)
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """Hidden size, layers and so on, as the plan holds them."""
+        return self.plan().architecture
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs in the order of the Gluon block's."""
+        return list(self.plan().outputs)
+
+    @property
+    def precision(self) -> str:
+        """What it runs in unless told otherwise: of a quantised plan, what it was quantised to."""
+        return self.plan().precision or "fp32"
+
+    @property
+    def rows(self) -> Mapping[str, str]:
+        """What each output has a row for, as the plan says."""
+        return self.plan().rows
+
+    @property
+    def limits(self) -> Limits:
+        """What the model can take."""
+        return Limits.of(self.architecture)
+
+    @property
+    def max_length(self) -> int:
+        """The tokens of a text at most: the tokenizer's limit, else the model's positions."""
+        if self.tokenizer is not None:
+            return self.tokenizer.max_length
+        return self.limits.max_length
+
+
+# The compiler is imported when a graph is read: a bundle has its plan.
+
+
+def _compile_mxnet(symbol: Path, params: Path) -> tuple[Plan, Coverage]:
+    from bertrt.compiler.pipeline import compile_graph
+    from bertrt.models.symbol.reader import read_mxnet
+
+    return compile_graph(read_mxnet(symbol, params))
+
+
+def _compile_onnx(path: Path) -> tuple[Plan, Coverage]:
+    from bertrt.compiler.pipeline import compile_onnx
+
+    return compile_onnx(path)

@@ -1,0 +1,1 @@
+"""ONNX files, read into the compiler's graph. Needs the package onnx when a file is read."""

@@ -1,0 +1,191 @@
+"""Reader and writer of safetensors files, without the package of that name.
+
+The layout::
+
+    u64 length, little-endian | length bytes of JSON | data
+    JSON:  {name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, ...}
+
+The offsets count from the first byte of the data; the tensors fill the data without gap or overlap.
+The entry ``__metadata__``, where there is one, maps text to text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertrt.compiler.ir import Constant
+from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.models.symbol.params import map_file, view
+
+__all__ = ["read_safetensors", "write_safetensors"]
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "uint16",  # numpy has none; widened below
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+_MAX_RANK = 32
+_MOST_ELEMENTS = 1 << 48
+# What is written; numpy has no bfloat16, and a plan's weights have its bits as uint16.
+_WRITTEN = {"float32": "F32", "uint16": "BF16", "int8": "I8"}
+# The data begin at a cache line, so that arrays can be used where they are mapped.
+_ALIGNMENT = 64
+
+
+def read_safetensors(path: str | Path) -> dict[str, Constant]:
+    """Map the tensors of a safetensors file.
+
+    Returns name -> :class:`~bertrt.compiler.ir.Constant` in file order. Tensors of another float type
+    come as float32, computed in memory and so without a file; all others are views of the file.
+
+    Raises MissingFileError if there is no such file, UnsupportedModelError for an element type that
+    is none of float, integer and bool, and ModelFormatError for every other deviation from the
+    format.
+    """
+    path = Path(path)
+    data = map_file(path)
+    header, start = _read_header(path, data)
+    for name, entry in header.items():
+        _check_entry(f"{path}: the tensor {_short(name)}", entry)
+    reached = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        if begin != reached:
+            raise ModelFormatError(
+                f"{path}: the tensor {_short(name)} begins at byte {begin} of the data, and the "
+                f"one before it ends at {reached}"
+            )
+        reached = end
+    if start + reached != len(data):
+        raise ModelFormatError(
+            f"{path}: the tensors end at byte {start + reached}, the file at {len(data)}: damaged, "
+            "or truncated"
+        )
+    return {
+        name: _read_tensor(name, entry, path, data, start + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Constant]:
+    """Write arrays to a safetensors file, one after the other: float32, int8, or uint16, which are
+    the bits of bfloat16.
+
+    Returns name -> :class:`~bertrt.compiler.ir.Constant`: the same arrays, with their places in the
+    file.
+    """
+    path = Path(path)
+    header, offsets, end = {}, {}, 0
+    for name, array in arrays.items():
+        offsets[name], end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _WRITTEN[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    start = 8 + len(text)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            little = array.dtype.newbyteorder("<")
+            file.write(np.ascontiguousarray(array, little).data)
+    return {
+        name: Constant(name, array, path, start + offsets[name]) for name, array in arrays.items()
+    }
+
+
+def _read_header(path: Path, data: np.ndarray) -> tuple[dict[str, Any], int]:
+    """The header without its metadata, and where the data begin."""
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if len(data) < 8 or length > min(len(data) - 8, _LONGEST_HEADER):
+        raise ModelFormatError(
+            f"{path} is no safetensors file, or is truncated: it has {len(data)} bytes, and its "
+            f"header should have {length}"
+        )
+    try:
+        text = data[8 : 8 + length].tobytes().decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{path}: the header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise ModelFormatError(f"{path}: the header is {_short(header)}, expected a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelFormatError(f"{path}: __metadata__ is {_short(metadata)}, expected text to text")
+    return header, 8 + length
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"{_short(name)} is there twice")
+        table[name] = value
+    return table
+
+
+def _check_entry(where: str, entry: Any) -> None:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ModelFormatError(
+            f"{where} is described by {_short(entry)}, expected dtype, shape and data_offsets"
+        )
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise UnsupportedModelError(
+            f"{where} has the element type {_short(kind)}, expected one of {', '.join(_DTYPES)}"
+        )
+    # Extents beside a 0 count too: numpy has no array of 0 x 2^40 x 2^40.
+    if not _counts(shape) or len(shape) > _MAX_RANK or prod(n or 1 for n in shape) > _MOST_ELEMENTS:
+        raise ModelFormatError(f"{where} has the shape {_short(shape)}")
+    if not _counts(offsets) or len(offsets) != 2:
+        raise ModelFormatError(f"{where} has the data_offsets {_short(offsets)}")
+    size = prod(shape) * np.dtype(_DTYPES[kind]).itemsize
+    if offsets[1] - offsets[0] != size:
+        raise ModelFormatError(
+            f"{where} lies at {_short(offsets)}, and its shape {_short(shape)} of {kind} takes "
+            f"{size} bytes"
+        )
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+
+
+def _read_tensor(
+    name: str, entry: dict[str, Any], path: Path, data: np.ndarray, offset: int
+) -> Constant:
+    kind = entry["dtype"]
+    array = view(data, offset, _DTYPES[kind], tuple(entry["shape"]))
+    if kind not in ("F64", "F16", "BF16"):
+        return Constant(name, array, path, offset)
+    if kind == "BF16":  # the upper half of a float32
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    else:
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float32)
+    array.flags.writeable = False
+    return Constant(name, array)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""MXNet's `*-symbol.json` and `*.params`, read into the compiler's graph without MXNet."""

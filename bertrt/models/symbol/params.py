@@ -1,0 +1,160 @@
+"""Reader of MXNet's NDArray list files (``*.params``), without MXNet.
+
+The layout, all little-endian::
+
+    u64 0x112 | u64 reserved | u64 count | count x array | u64 count | count x (u64 length | name)
+    array:  u32 magic | [i32 storage] | i32 rank | rank x i64 extent | i32 device type |
+            i32 device id | i32 dtype | data
+
+``storage`` is absent in V1 arrays. A rank of 0 in V1 and V2, or -1 in V3, means "no array": the
+record ends there.
+"""
+
+from __future__ import annotations
+
+import struct
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from bertrt.compiler.ir import Constant
+from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
+
+__all__ = ["map_file", "read_params", "view"]
+
+_LIST_MAGIC = 0x112
+_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
+_DENSE = 0
+_DTYPES = {
+    0: "float32",
+    1: "float64",
+    2: "float16",
+    3: "uint8",
+    4: "int32",
+    5: "int8",
+    6: "int64",
+    7: "bool",
+    8: "int16",
+}
+_MAX_RANK = 32
+
+
+def read_params(path: str | Path) -> dict[str, Constant]:
+    """Map the arrays of a ``.params`` file; nothing is copied.
+
+    Returns name -> :class:`~bertrt.compiler.ir.Constant` in file order. The prefixes ``arg:`` and
+    ``aux:`` of exported files are stripped.
+
+    Raises MissingFileError if there is no such file, UnsupportedModelError for a sparse array and
+    ModelFormatError for every other deviation from the format.
+    """
+    path = Path(path)
+    cursor = _Cursor(path, map_file(path))
+    magic, _reserved, count = cursor.unpack("<QQQ", "the header")
+    if magic != _LIST_MAGIC:
+        raise cursor.error(
+            f"magic number 0x{magic:x}, expected 0x{_LIST_MAGIC:x}: not a .params file"
+        )
+    # Every array takes 8 bytes at least; a count beyond that is damage, found before looping.
+    if count > len(cursor.data) // 8:
+        raise cursor.error(f"{count} arrays announced in a file of {len(cursor.data)} bytes")
+    arrays = [_read_array(cursor, index) for index in range(count)]
+    (names_count,) = cursor.unpack("<Q", "the number of names")
+    if names_count != count:
+        raise cursor.error(f"{names_count} names for {count} arrays")
+    constants: dict[str, Constant] = {}
+    for index, (array, offset) in enumerate(arrays):
+        (length,) = cursor.unpack("<Q", f"the length of name {index}")
+        raw = bytes(cursor.take(length, f"name {index}"))
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise cursor.error(f"name {index} is not UTF-8: {raw[:40]!r}") from None
+        name = name.removeprefix("arg:").removeprefix("aux:")
+        if not name or name in constants:
+            raise cursor.error(f"name {index} is {name!r}: empty, or there twice")
+        constants[name] = Constant(name, array, path, offset)
+    if cursor.position != len(cursor.data):
+        raise cursor.error(f"{len(cursor.data) - cursor.position} bytes after the last name")
+    return constants
+
+
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of a file as a read-only memory-mapped uint8 array.
+
+    Raises MissingFileError if there is no such file, ModelFormatError if it cannot be mapped.
+    """
+    try:
+        if not path.is_file():
+            raise MissingFileError(f"{path}: no such file")
+        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    except MissingFileError:
+        raise
+    except (ValueError, OSError) as error:  # an empty file cannot be mapped
+        raise ModelFormatError(f"{path}: cannot be mapped into memory: {error}") from None
+
+
+def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes of a mapped file as an array: little-endian, row-major, read-only.
+
+    A view wherever ``offset`` allows it; where it is not a multiple of the element size, a copy,
+    because compiled code may rely on aligned elements. The range must lie inside ``data``.
+    """
+    kind = np.dtype(dtype).newbyteorder("<")
+    array = data[offset : offset + prod(shape) * kind.itemsize].view(kind).reshape(shape)
+    if not array.flags.aligned:
+        array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
+class _Cursor:
+    """A position in the bytes of a file."""
+
+    def __init__(self, path: Path, data: np.ndarray) -> None:
+        self.path, self.data, self.position = path, data, 0
+
+    def error(self, message: str) -> ModelFormatError:
+        return ModelFormatError(f"{self.path}: {message} (near byte {self.position})")
+
+    def take(self, size: int, what: str) -> np.ndarray:
+        left = len(self.data) - self.position
+        if size > left:
+            raise self.error(f"truncated or damaged: {what} needs {size} bytes, {left} are left")
+        self.position += size
+        return self.data[self.position - size : self.position]
+
+    def unpack(self, layout: str, what: str) -> tuple[int, ...]:
+        return struct.unpack(layout, bytes(self.take(struct.calcsize(layout), what)))
+
+
+def _read_array(cursor: _Cursor, index: int) -> tuple[np.ndarray, int]:
+    what = f"array {index}"
+    (magic,) = cursor.unpack("<I", what)
+    version = _VERSIONS.get(magic)
+    if version is None:
+        raise cursor.error(f"{what} has the unknown magic number 0x{magic:x}")
+    if version > 1:
+        (storage,) = cursor.unpack("<i", what)
+        if storage in (1, 2):
+            raise UnsupportedModelError(
+                f"{cursor.path}: {what} is sparse (storage type {storage}); "
+                "convert it with tostype('default') before saving"
+            )
+        if storage != _DENSE:
+            raise cursor.error(f"{what} has the unknown storage type {storage}")
+    (rank,) = cursor.unpack("<i", what)
+    lowest = 0 if version == 3 else 1
+    if not lowest <= rank <= _MAX_RANK:
+        raise cursor.error(f"{what} has rank {rank}: no array, or a damaged one")
+    shape = cursor.unpack(f"<{rank}q", f"the shape of {what}")
+    if any(extent < 0 for extent in shape):
+        raise cursor.error(f"{what} has shape {shape}")
+    _device, _device_id, flag = cursor.unpack("<iii", what)
+    if flag not in _DTYPES:
+        raise cursor.error(f"{what} has the unknown element type {flag}")
+    size = prod(shape) * np.dtype(_DTYPES[flag]).itemsize
+    cursor.take(size, f"the data of {what}, shape {shape},")
+    offset = cursor.position - size
+    return view(cursor.data, offset, _DTYPES[flag], shape), offset
