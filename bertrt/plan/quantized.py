@@ -13,9 +13,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant
 from bertrt.errors import InvalidInputError
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import Step
+from bertrt.plan.weights import Constant
 
 __all__ = [
     "from_bfloat16",

@@ -1,7 +1,7 @@
 """Every backend against live Gluon: from the bundle, the symbol pair and the ONNX file.
 
-The bounds are those of `bertrt.evaluation.verify.bound`: absolute, or relative to the largest magnitude of
-an output where that is above 1.
+The bounds are those of `bertrt.evaluation.verify.bound`: absolute, or relative to the largest
+magnitude of an output where that is above 1.
 """
 
 from __future__ import annotations
