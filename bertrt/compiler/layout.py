@@ -12,6 +12,7 @@ __all__ = ["lay_out"]
 
 
 def lay_out(graph: Graph, names: dict[str, str]) -> Plan:
+    """The plan of a fused graph; `names` are those of its outputs, by value."""
     roles = _input_roles(graph)
     masks = {node.attrs["mask"] for node in graph.nodes.values() if "mask" in node.attrs}
     if len(masks) > 1:

@@ -35,6 +35,7 @@ class Layout:
 
     @property
     def columns(self) -> tuple[Any, ...]:
+        """The columns of the texts, then that of the label."""
         columns = (*self.texts, self.label)
         return columns if self.language is None else (*columns, self.language[0])
 
@@ -115,12 +116,15 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 def called(column: Any) -> str:
+    """A column as messages call it: its name, or its number from 1."""
     return f"column {column + 1}" if isinstance(column, int) else f"{column!r}"
 
 
 def counted(number: int, what: str) -> str:
+    """A number of things, in words."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def span_of(widths: range) -> str:
+    """The widths that a row may have, in words."""
     return " to ".join(str(count) for count in sorted({widths[0], widths[-1]}))

@@ -119,6 +119,8 @@ def _short(value: Any) -> str:
 
 
 def check_manifest(manifest: Any, where: Path) -> None:
+    """Check what a manifest holds; ModelFormatError names the field, what it should be and what
+    was found. `where` is the file."""
     if not isinstance(manifest, dict):
         raise ModelFormatError(f"{where} should hold a JSON object, found {_short(manifest)}")
     version = manifest.get("format_version")

@@ -15,6 +15,8 @@ __all__ = ["Classifier"]
 
 
 class Classifier(Task):
+    """See `bertrt.tasks.base.Task`."""
+
     def __init__(
         self, labels: Sequence[str] | None, pair: bool | None, outputs: Iterable[str]
     ) -> None:

@@ -18,6 +18,8 @@ __all__ = ["MaskFiller"]
 
 
 class MaskFiller(Task):
+    """See `bertrt.tasks.base.Task`."""
+
     outputs = ("masked_lm_outputs",)
     rows = "positions"
 

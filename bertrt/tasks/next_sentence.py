@@ -18,6 +18,8 @@ __all__ = ["NextSentencePredictor"]
 
 
 class NextSentencePredictor(Task):
+    """See `bertrt.tasks.base.Task`."""
+
     outputs = ("next_sentence_classifier_output",)
 
     def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:

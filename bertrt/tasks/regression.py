@@ -16,6 +16,8 @@ __all__ = ["Regressor"]
 
 
 class Regressor(Task):
+    """See `bertrt.tasks.base.Task`."""
+
     outputs = ("logits",)
 
     def __init__(self, pair: bool | None) -> None:

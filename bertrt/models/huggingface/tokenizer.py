@@ -29,6 +29,11 @@ __all__ = ["make_tokenizer"]
 
 
 def make_tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
+    """The tokenizer of the directory with this ``config.json``.
+
+    Raises MissingFileError without its files, ModelFormatError for broken ones and for a vocabulary
+    that does not fit the model, UnsupportedModelError for a setting that is not supported.
+    """
     settings: dict[str, Any] = {}
     if (directory / "tokenizer_config.json").exists():
         settings = read_object(directory / "tokenizer_config.json")

@@ -32,6 +32,7 @@ class Symbol:
 
 
 def load_symbol(path: Path) -> Symbol:
+    """Read a symbol file; MissingFileError or ModelFormatError say what is wrong with it."""
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     try:
@@ -93,6 +94,7 @@ def _references(path: Path, raw: Any, limit: int, what: str) -> list[tuple[int, 
 
 
 def pick(symbol: Symbol, values: list[list[str]], node_id: int, index: int, reader: str) -> str:
+    """The value behind a reference of `reader`: output `index` of node `node_id`."""
     outputs = values[node_id]
     if index >= len(outputs):
         node = symbol.nodes[node_id]

@@ -30,6 +30,10 @@ def _op(*names: str, inputs: int, most: int | None = None) -> Callable[[_Convert
 
 
 def convert(graph: Graph, symbol: Symbol, node: SymbolNode, values: list[list[str]]) -> list[str]:
+    """Add the nodes of the IR that mean the same as `node`; returns the values of its outputs.
+
+    Raises UnsupportedModelError for an operator or an attribute that no converter knows.
+    """
     if node.op not in _CONVERTERS:
         raise UnsupportedModelError(
             f"{graph.origin}: operator {node.op!r} at node {node.name!r} is not supported "
