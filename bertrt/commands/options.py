@@ -57,7 +57,7 @@ def add_task(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:
-    """What runs it: --backend (`backend` by default; None: all), --precision, --device, --threads."""
+    """What runs it: --backend (None: all), --precision, --device, --threads."""
     default = backend or "all that are installed"
     parser.add_argument("--backend", choices=BACKENDS, default=backend, help=f"default: {default}")
     parser.add_argument(
