@@ -8,8 +8,9 @@
 # CPU by csrc/cuda/emulator. It is never installed.
 set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/linear.cu csrc/cuda/rows.cu)
 set(host
-    csrc/bindings/cuda_engine.cpp csrc/bindings/cuda_kernels.cpp csrc/bindings/cuda_products.cpp
-    csrc/bindings/inputs.cpp csrc/cuda/engine.cpp csrc/cuda/model.cpp csrc/cuda/runtime.cpp)
+    csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
+    csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
+    csrc/cuda/engine.cpp csrc/cuda/model.cpp csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
   list(APPEND kernels tests/cuda/probes.cu)

@@ -4,8 +4,9 @@
 #include <pybind11/stl.h>
 
 #include "bindings/cuda.h"
-#include "bindings/cuda_kernels.h"
 #include "bindings/inputs.h"
+#include "bindings/testing/cuda_kernels.h"
+#include "bindings/testing/device_arrays.h"
 #include "cuda/emulator/emulator.h"
 #include "probes.h"
 
