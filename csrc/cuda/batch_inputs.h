@@ -10,7 +10,8 @@
 
 namespace bertrt::cuda {
 
-// What a batch, or a part of one, brings to the device besides weights, in one block that is copied at once.
+// What a batch, or a part of one, brings to the device besides weights, in one block that is copied
+// at once.
 class BatchInputs {
  public:
   // Of a batch that outlives them.
