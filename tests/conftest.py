@@ -1,14 +1,177 @@
-"""Hugging Face directories small enough for an oracle in plain numpy."""
+"""Tests that need MXNet, what stands for it where it is not installed, and Hugging Face directories
+small enough for an oracle in plain numpy."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
+# MXNet 1.9.1 imports with no numpy of a Python above 3.11, and GluonNLP needs it.
+MXNET = all(importlib.util.find_spec(name) for name in ("mxnet", "gluonnlp"))
+MISSING = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not MXNET:
+        for item in items:
+            if item.get_closest_marker("mxnet"):
+                item.add_marker(pytest.mark.skip(reason="needs MXNet, which is not installed here"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Count the tests that need MXNet; for want of it no other may be skipped."""
+    report = yield
+    if not MXNET and report.skipped and not hasattr(report, "wasxfail"):
+        if item.get_closest_marker("mxnet"):
+            item.config.stash[MISSING] = item.config.stash.get(MISSING, 0) + 1
+        elif _for_want_of_mxnet(report):
+            report.outcome = "failed"
+            report.longrepr = f"{report.longrepr[2]}; the test lacks the mark mxnet"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    report = yield
+    if not MXNET and report.skipped and _for_want_of_mxnet(report):
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]}; give its tests the mark mxnet"
+    return report
+
+
+def _for_want_of_mxnet(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+    return any(f"could not import '{name}" in reason for name in ("mxnet", "gluonnlp"))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not MXNET:
+        count = config.stash.get(MISSING, 0)
+        terminalreporter.write_line(f"{count} tests need MXNet and did not run")
+
+
+@pytest.fixture(scope="session")
+def with_mxnet() -> bool:
+    """Whether MXNet and GluonNLP are installed."""
+    return MXNET
+
+
+class Recorded:
+    """What MXNet answered, for environments without it.
+
+    Where MXNet is, a test gets MXNet's own answer, and what is recorded is held against that;
+    elsewhere it gets what is recorded. The file is made anew by
+
+        rm tests/data/gluon_recorded.npz; BERTRT_RECORD=1 .venv/bin/pytest tests
+    """
+
+    path = Path(__file__).parent / "data" / "gluon_recorded.npz"
+
+    def __init__(self) -> None:
+        self.recording = MXNET and bool(os.environ.get("BERTRT_RECORD"))
+        self.changed = False
+        self.stored: dict[str, np.ndarray] = {}
+        if self.path.exists():
+            with np.load(self.path, allow_pickle=False) as file:
+                self.stored = dict(file)
+
+    def save(self) -> None:
+        if self.changed:
+            np.savez_compressed(self.path, **dict(sorted(self.stored.items())))
+
+    def _get(self, name: str) -> np.ndarray:
+        if name not in self.stored:
+            pytest.fail(f"nothing is recorded as {name!r}; {self.__doc__}")
+        return self.stored[name]
+
+    def array(self, name: str, live: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array, which `live` makes with MXNet."""
+        if not MXNET:
+            return self._get(name)
+        array = live()
+        if self.recording:
+            self.stored[name], self.changed = array, True
+        recorded = self._get(name)
+        assert recorded.shape == array.shape, name
+        scale = max(1.0, float(np.abs(array).max(initial=0.0)))
+        np.testing.assert_allclose(recorded / scale, array / scale, atol=5e-6, err_msg=name)
+        return array
+
+    def arrays(self, name: str, live: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """Several arrays, which `live` makes with MXNet."""
+        if MXNET:
+            found = live()
+            return [self.array(f"{name}/{i}", lambda i=i: found[i]) for i in range(len(found))]
+        stored = [self._get(f"{name}/0")]
+        while f"{name}/{len(stored)}" in self.stored:
+            stored.append(self.stored[f"{name}/{len(stored)}"])
+        return stored
+
+    def text(self, name: str, live: Callable[[], str], same: Callable[[str], Any] = str) -> str:
+        """A text, which `live` makes with MXNet; `same` gives what of it has to stay the same."""
+        if not MXNET:
+            return self._get(name).tobytes().decode()
+        text = live()
+        if self.recording:
+            self.stored[name], self.changed = np.frombuffer(text.encode(), np.uint8), True
+        assert same(self._get(name).tobytes().decode()) == same(text), name
+        return text
+
+    def symbol(self, name: str, live: Callable[[], str]) -> str:
+        """A symbol's JSON: the names in it have numbers that depend on what was made before."""
+
+        def graph(text: str) -> Any:
+            content = json.loads(text)
+            return content["heads"], [
+                (node["op"], node["inputs"], self._attributes(node)) for node in content["nodes"]
+            ]
+
+        return self.text(name, lambda: json.dumps(json.loads(live())), graph)
+
+    @staticmethod
+    def _attributes(node: dict[str, Any]) -> dict[str, str]:
+        return {k: v for k, v in node.get("attrs", {}).items() if not k.startswith("__")}
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Iterator[Recorded]:
+    """What MXNet answered."""
+    made = Recorded()
+    yield made
+    made.save()
+
+
+@pytest.fixture(scope="session")
+def write_params():
+    """A function: path, (name, float32 array) pairs -> the path of a .params file, as MXNet writes
+    it for ``arg:`` names."""
+
+    def write(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> Path:
+        pairs = list(arrays)
+        data = struct.pack("<QQQ", 0x112, 0, len(pairs))
+        for _, array in pairs:
+            # A dense array of the CPU, of float32
+            data += struct.pack("<Iii", 0xF993FAC9, 0, array.ndim)
+            data += struct.pack(f"<{array.ndim}q", *array.shape) + struct.pack("<iii", 1, 0, 0)
+            data += np.ascontiguousarray(array, "<f4").tobytes()
+        data += struct.pack("<Q", len(pairs))
+        for name, _ in pairs:
+            data += struct.pack("<Q", len(name) + 4) + b"arg:" + name.encode()
+        path.write_bytes(data)
+        return path
+
+    return write
+
 
 DTYPES = {
     "float16": "F16",
@@ -238,8 +401,7 @@ def wide():
     or head order hardly shows. LayerNorm's gamma and every bias are drawn as well: at 1 and 0
     they could be mixed up, or left out, and nobody would see.
     """
-    mxnet = pytest.importorskip("mxnet", exc_type=ImportError)
-    pytest.importorskip("gluonnlp", exc_type=ImportError)
+    import mxnet
     from bertrt.export.gluon_to_symbol import input_names
 
     def draw(net: Any, score_std: float) -> None:
