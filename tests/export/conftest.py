@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import collections
+import functools
+import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -28,8 +34,9 @@ def call_once(net):
 
 @pytest.fixture(scope="session")
 def mxnet():
-    pytest.importorskip("gluonnlp", exc_type=ImportError)
-    return pytest.importorskip("mxnet", exc_type=ImportError)
+    import mxnet
+
+    return mxnet
 
 
 @pytest.fixture(scope="session")
@@ -137,3 +144,120 @@ def make_classifier(mxnet, make_bert):
         return net
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_bundle(request, recorded, with_mxnet, write_params) -> Callable[..., Path]:
+    """A function: path, kind and options of a net, options of export_model -> a bundle.
+
+    The kinds are "bert", "classifier", "question-answering" and "tagging"; the options of the net
+    are those of `make_bert` and `make_classifier`. Without MXNet the bundle is made of the symbol
+    that was recorded, of weights with the spread of the net's, and its golden outputs are the
+    plan's in double precision.
+    """
+
+    def build(kind: str, classes: int = 3, **options: Any) -> Any:
+        from bertrt.export.heads import bert_for_qa, bert_tagger
+
+        if kind == "classifier":
+            return request.getfixturevalue("make_classifier")(classes=classes, **options)
+        bert = request.getfixturevalue("make_bert")(**options)
+        if kind == "bert":
+            return bert
+        net = bert_for_qa(bert) if kind == "question-answering" else bert_tagger(bert, classes)
+        head = net.span_classifier if kind == "question-answering" else net.tag_classifier
+        head.initialize(request.getfixturevalue("mxnet").init.Normal(1.0))
+        call_once(net)
+        return net
+
+    def make(out: Path, kind: str, net: dict[str, Any], *, task: str, **options: Any) -> Path:
+        from bertrt.export import export_model
+        from bertrt.models.symbol.params import read_params
+
+        size = net.get("vocab_size", 60)
+        path = Path(out)
+        if with_mxnet:
+            vocab = request.getfixturevalue("make_vocab")(size)
+            export_model(build(kind, **net), path, vocab=vocab, task=task, **options)
+        name = f"{kind} {json.dumps(net, sort_keys=True)}"
+        symbol = recorded.symbol(name, lambda: (path / "model-symbol.json").read_text())
+        spreads = recorded.text(
+            f"{name}/weights",
+            lambda: json.dumps(
+                {
+                    name: [array.shape, round(float(array.mean()), 2), round(float(array.std()), 2)]
+                    for name, array in (
+                        (name, constant.array)
+                        for name, constant in read_params(path / "model-0000.params").items()
+                    )
+                }
+            ),
+            lambda text: [shape for shape, *_ in json.loads(text).values()],
+        )
+        tokens = recorded.text(f"vocabulary of {size}", lambda: vocab.to_json())
+        if not with_mxnet:
+            # The 1 was chosen: the tests of quantisation want steps of unlike sensitivity.
+            random = np.random.default_rng(zlib.crc32(name.encode(), 1))
+            arrays = [
+                (name, random.normal(mean, spread, shape).astype(np.float32))
+                for name, (shape, mean, spread) in json.loads(spreads).items()
+            ]
+            assemble(path, symbol, arrays, tokens, write_params, task=task, **options)
+        return path
+
+    return make
+
+
+def assemble(
+    out: Path,
+    symbol: str,
+    arrays: list[tuple[str, np.ndarray]],
+    vocab: str,
+    write_params: Callable[..., Path],
+    *,
+    task: str,
+    labels: list[str] | None = None,
+    settings: dict[str, Any] | None = None,
+    max_length: int,
+) -> None:
+    """A bundle as export_model makes it, of a graph and its weights."""
+    from bertrt.compiler.pipeline import compile_graph
+    from bertrt.export.golden import record_golden
+    from bertrt.export.graphs import _classes
+    from bertrt.export.model import (
+        TokenizerFile,
+        apply_preset,
+        check_labels,
+        check_pooling,
+        seal,
+    )
+    from bertrt.export.symbol_to_onnx import symbol_to_onnx
+    from bertrt.models.bundle import ONNX, PARAMS, SYMBOL, write_plan, writing
+    from bertrt.models.symbol.reader import read_mxnet
+    from bertrt.plan.interpret import interpret
+    from bertrt.tasks.settings import complete_settings
+
+    task, labels, settings = apply_preset(task, labels, settings)
+    size = len(json.loads(vocab)["idx_to_token"])
+    with writing(out) as draft:
+        (draft.directory / SYMBOL).write_text(symbol)
+        paths = draft.directory / SYMBOL, write_params(draft.directory / PARAMS, arrays)
+        symbol_to_onnx(*paths, draft.directory / ONNX)
+        plan, _ = compile_graph(read_mxnet(*paths))
+        write_plan(plan, draft.directory)
+        golden = record_golden(
+            functools.partial(interpret, plan),
+            plan.architecture,
+            masked=plan.inputs["masked_positions"] is not None,
+        )
+        seal(
+            draft,
+            plan,
+            tokenizer=TokenizerFile("gluonnlp", vocab, True, max_length, size),
+            task=task,
+            labels=check_labels(labels, task, _classes(plan)),
+            pooling=check_pooling(None, task, list(plan.outputs)),
+            settings=complete_settings(settings, task, max_length),
+            origin={"framework": "gluonnlp"},
+            golden=golden,
+        )

@@ -17,11 +17,12 @@ from bertrt.errors import (
 )
 from bertrt.models.bundle import Bundle
 
-pytest.importorskip("mxnet", exc_type=ImportError)
 
 from bertrt.export import export_zoo, zoo
 from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.export.heads import bert_for_qa, bert_tagger
+
+pytestmark = pytest.mark.mxnet
 
 DATASET = "book_corpus_wiki_en_uncased"
 
