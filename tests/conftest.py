@@ -118,7 +118,7 @@ class Recorded:
         return stored
 
     def text(self, name: str, live: Callable[[], str], same: Callable[[str], Any] = str) -> str:
-        """A text, which `live` makes with MXNet; `same` gives what of it has to stay the same."""
+        """A text, which `live` makes with MXNet; `same` gives what of it has to stay as it is."""
         if not MXNET:
             return self._get(name).tobytes().decode()
         text = live()
