@@ -73,6 +73,8 @@ class Recorded:
     elsewhere it gets what is recorded. The file is made anew by
 
         rm tests/data/gluon_recorded.npz; BERTRT_RECORD=1 .venv/bin/pytest tests
+
+    and what is missing in it without the first command.
     """
 
     path = Path(__file__).parent / "data" / "gluon_recorded.npz"
