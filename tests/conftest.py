@@ -3,6 +3,7 @@ small enough for an oracle in plain numpy."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -173,6 +174,67 @@ def write_params():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def assemble(write_params):
+    """A function that makes of a symbol and its weights what export_model makes of a net."""
+
+    def assemble(
+        out: Path,
+        symbol: str,
+        arrays: list[tuple[str, np.ndarray]],
+        vocab: str,
+        *,
+        task: str,
+        labels: list[str] | None = None,
+        settings: dict[str, Any] | None = None,
+        max_length: int,
+    ) -> None:
+        """A bundle as export_model makes it, of a graph and its weights."""
+        from bertrt.export.golden import record_golden
+        from bertrt.export.graphs import _classes
+        from bertrt.export.model import (
+            TokenizerFile,
+            apply_preset,
+            check_labels,
+            check_pooling,
+            seal,
+        )
+        from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
+        from bertrt.compiler.pipeline import compile_graph
+        from bertrt.models.bundle import ONNX, PARAMS, SYMBOL, write_plan, writing
+        from bertrt.models.symbol.reader import read_mxnet
+        from bertrt.plan.interpret import interpret
+        from bertrt.tasks.settings import complete_settings
+
+        task, labels, settings = apply_preset(task, labels, settings)
+        size = len(json.loads(vocab)["idx_to_token"])
+        with writing(out) as draft:
+            (draft.directory / SYMBOL).write_text(symbol)
+            paths = draft.directory / SYMBOL, write_params(draft.directory / PARAMS, arrays)
+            symbol_to_onnx(*paths, draft.directory / ONNX)
+            plan, _ = compile_graph(read_mxnet(*paths))
+            write_plan(plan, draft.directory)
+            golden = record_golden(
+                functools.partial(interpret, plan),
+                plan.architecture,
+                masked=plan.inputs["masked_positions"] is not None,
+            )
+            seal(
+                draft,
+                plan,
+                tokenizer=TokenizerFile("gluonnlp", vocab, True, max_length, size),
+                task=task,
+                labels=check_labels(labels, task, _classes(plan)),
+                pooling=check_pooling(None, task, list(plan.outputs)),
+                settings=complete_settings(settings, task, max_length),
+                origin={"framework": "gluonnlp"},
+                golden=golden,
+            )
+
+    return assemble
 
 
 DTYPES = {
@@ -395,7 +457,31 @@ class HuggingFace:
 
 
 @pytest.fixture(scope="session")
-def wide():
+def draw_wide():
+    """A function: shapes by the names of parameters, score_std -> names and arrays, see `wide`."""
+
+    def draw(
+        shapes: dict[str, tuple[int, ...]], score_std: float
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        (units,) = {shape[1] for name, shape in shapes.items() if "query_weight" in name}
+        sigma = (score_std**0.5) / units**0.5
+        random = np.random.default_rng(units)
+        for name, shape in shapes.items():
+            if name.endswith("gamma"):
+                mean, spread = 1, 0.2
+            elif name.endswith(("beta", "bias")):
+                mean, spread = 0, 0.1
+            elif "embed" in name or "position" in name:
+                mean, spread = 0, 1
+            else:
+                mean, spread = 0, sigma
+            yield name, mean + np.float32(spread) * random.standard_normal(shape, np.float32)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def wide(draw_wide):
     """A function: net, score_std -> None. Draws every weight of a Gluon net so that attention
     scores spread by `score_std`.
 
@@ -412,20 +498,9 @@ def wide():
         # The first call settles the shapes that MXNet leaves open.
         one = mxnet.nd.zeros((1, 1))
         net(*(one[0] + 1 if name == "valid_length" else one for name in input_names(net)))
-        (units,) = {p.shape[1] for name, p in parameters.items() if "query_weight" in name}
-        sigma = (score_std**0.5) / units**0.5
-        random = np.random.default_rng(units)
-        for name, parameter in parameters.items():
-            if name.endswith("gamma"):
-                mean, spread = 1, 0.2
-            elif name.endswith(("beta", "bias")):
-                mean, spread = 0, 0.1
-            elif "embed" in name or "position" in name:
-                mean, spread = 0, 1
-            else:
-                mean, spread = 0, sigma
-            array = random.standard_normal(parameter.shape, dtype=np.float32)
-            parameter.set_data(mxnet.nd.array(mean + np.float32(spread) * array))
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        for name, array in draw_wide(shapes, score_std):
+            parameters[name].set_data(mxnet.nd.array(array))
 
     return draw
 

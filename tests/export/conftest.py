@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import json
 import os
 import zlib
@@ -147,7 +146,7 @@ def make_classifier(mxnet, make_bert):
 
 
 @pytest.fixture(scope="session")
-def make_bundle(request, recorded, with_mxnet, write_params) -> Callable[..., Path]:
+def make_bundle(request, recorded, with_mxnet, assemble) -> Callable[..., Path]:
     """A function: path, kind and options of a net, options of export_model -> a bundle.
 
     The kinds are "bert", "classifier", "question-answering" and "tagging"; the options of the net
@@ -172,6 +171,7 @@ def make_bundle(request, recorded, with_mxnet, write_params) -> Callable[..., Pa
 
     def make(out: Path, kind: str, net: dict[str, Any], *, task: str, **options: Any) -> Path:
         from bertrt.export import export_model
+
         from bertrt.models.symbol.params import read_params
 
         size = net.get("vocab_size", 60)
@@ -202,62 +202,7 @@ def make_bundle(request, recorded, with_mxnet, write_params) -> Callable[..., Pa
                 (name, random.normal(mean, spread, shape).astype(np.float32))
                 for name, (shape, mean, spread) in json.loads(spreads).items()
             ]
-            assemble(path, symbol, arrays, tokens, write_params, task=task, **options)
+            assemble(path, symbol, arrays, tokens, task=task, **options)
         return path
 
     return make
-
-
-def assemble(
-    out: Path,
-    symbol: str,
-    arrays: list[tuple[str, np.ndarray]],
-    vocab: str,
-    write_params: Callable[..., Path],
-    *,
-    task: str,
-    labels: list[str] | None = None,
-    settings: dict[str, Any] | None = None,
-    max_length: int,
-) -> None:
-    """A bundle as export_model makes it, of a graph and its weights."""
-    from bertrt.compiler.pipeline import compile_graph
-    from bertrt.export.golden import record_golden
-    from bertrt.export.graphs import _classes
-    from bertrt.export.model import (
-        TokenizerFile,
-        apply_preset,
-        check_labels,
-        check_pooling,
-        seal,
-    )
-    from bertrt.export.symbol_to_onnx import symbol_to_onnx
-    from bertrt.models.bundle import ONNX, PARAMS, SYMBOL, write_plan, writing
-    from bertrt.models.symbol.reader import read_mxnet
-    from bertrt.plan.interpret import interpret
-    from bertrt.tasks.settings import complete_settings
-
-    task, labels, settings = apply_preset(task, labels, settings)
-    size = len(json.loads(vocab)["idx_to_token"])
-    with writing(out) as draft:
-        (draft.directory / SYMBOL).write_text(symbol)
-        paths = draft.directory / SYMBOL, write_params(draft.directory / PARAMS, arrays)
-        symbol_to_onnx(*paths, draft.directory / ONNX)
-        plan, _ = compile_graph(read_mxnet(*paths))
-        write_plan(plan, draft.directory)
-        golden = record_golden(
-            functools.partial(interpret, plan),
-            plan.architecture,
-            masked=plan.inputs["masked_positions"] is not None,
-        )
-        seal(
-            draft,
-            plan,
-            tokenizer=TokenizerFile("gluonnlp", vocab, True, max_length, size),
-            task=task,
-            labels=check_labels(labels, task, _classes(plan)),
-            pooling=check_pooling(None, task, list(plan.outputs)),
-            settings=complete_settings(settings, task, max_length),
-            origin={"framework": "gluonnlp"},
-            golden=golden,
-        )

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bertrt.export import import_huggingface
+from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.huggingface import to_gluon
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.models.model import Model
-
-from bertrt.export import import_huggingface
-from bertrt.export.gluon_to_symbol import run_gluon
-from bertrt.export.huggingface import to_gluon
 
 
 def check_same(path, bundle, inputs) -> None:
@@ -96,7 +95,9 @@ def test_half_precision(hugging, with_mxnet, tmp_path):
 def test_sequence_classification(hugging, with_mxnet, tmp_path, classes):
     config = hugging.config | {"architectures": ["BertForSequenceClassification"]}
     config["id2label"] = {str(index): f"label {index}" for index in reversed(range(classes))}
-    manifest = check_numbers(hugging, with_mxnet, tmp_path, config, hugging.weights(config, classes=classes))
+    manifest = check_numbers(
+        hugging, with_mxnet, tmp_path, config, hugging.weights(config, classes=classes)
+    )
     assert manifest["task"] == ("regression" if classes == 1 else "classification")
     expected = None if classes == 1 else ["label 0", "label 1", "label 2"]
     assert manifest["labels"] == expected

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from bertrt.export import export_model
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
 from bertrt.models.bundle import Bundle
-
-
-from bertrt.export import export_model
 
 pytestmark = pytest.mark.mxnet
 

@@ -168,7 +168,9 @@ def test_every_converter_is_tested(build):
 
     reached = {"gather_nd"}  # the language-model decoder
     for name, operator in OPERATORS.items():
-        reached |= {node["op"] for node in json.loads(build(name, operator)[2].read_text())["nodes"]}
+        reached |= {
+            node["op"] for node in json.loads(build(name, operator)[2].read_text())["nodes"]
+        }
     functions = {_CONVERTERS[op][2] for op in reached if op in _CONVERTERS}
     assert functions == {entry[2] for entry in _CONVERTERS.values()}
 

@@ -419,9 +419,7 @@ def test_pickle(hugging) -> None:
         np.testing.assert_array_equal(engine.predict(text).vector, other.predict(text).vector)
 
 
-@pytest.mark.parametrize(
-    "backend", ["onnxruntime", pytest.param("mxnet", marks=pytest.mark.mxnet)]
-)
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("mxnet", marks=pytest.mark.mxnet)])
 def test_backends_that_need_a_graph(hugging, backend) -> None:
     if backend == "onnxruntime":
         pytest.importorskip(backend)

@@ -87,7 +87,6 @@ class Both:
             assert encoding.types.tolist() == types, text
         return sum(len(ids) for ids, _ in expected)
 
-
     def expected(self, texts, max_length: int, live: bool = False):
         """Ids and types of each text, and whether something is left of it."""
 
