@@ -24,8 +24,7 @@ from bertrt.results import (
     Span,
     Tagging,
 )
-
-__version__ = "0.1.0"
+from bertrt.version import __version__
 
 __all__ = [
     "Answer",

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
-from bertrt.models.bundle import PARAMS, SYMBOL
-from bertrt.plan.plan import STACKED
+from bertrt.models.manifest import PARAMS, SYMBOL
+from bertrt.plan.steps import STACKED
 
 __all__ = [
     "import_gluon",
@@ -48,7 +48,7 @@ def import_gluon() -> tuple[Any, Any]:
 
 
 def input_names(net: Any) -> list[str]:
-    """The names of what `net` takes, in its order: out of `bertrt.plan.plan.INPUTS`.
+    """The names of what `net` takes, in its order: out of `bertrt.plan.steps.INPUTS`.
 
     A ``RoBERTaModel`` or ``DistilBERTModel``, and a block over one, takes no token types.
     """

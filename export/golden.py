@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.evaluation.verify import sample_batch
-from bertrt.models.bundle import GoldenCase
+from bertrt.models.golden import GoldenCase
 
 __all__ = ["record_golden"]
 

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bertrt.compiler.pipeline import compile_graph, compile_onnx
 from bertrt.engine import Engine
 from bertrt.errors import (
     MissingDependencyError,
@@ -21,9 +20,12 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.host.paths import check_path
-from bertrt.models.bundle import ONNX, PARAMS, SYMBOL, GoldenCase, write_plan, writing
+from bertrt.models.bundle import write_plan, writing
+from bertrt.models.golden import GoldenCase
+from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
 from bertrt.models.model import Model
-from bertrt.models.symbol.reader import read_mxnet
+from bertrt.models.onnx.plan import compile_onnx
+from bertrt.models.symbol.plan import compile_symbol
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import complete_settings
 
@@ -76,7 +78,7 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
             graph = shutil.copyfile(model.symbol_path, draft.directory / SYMBOL)
             params = shutil.copyfile(model.params_path, draft.directory / PARAMS)
             symbol_to_onnx(graph, params, draft.directory / ONNX)
-            plan, _ = compile_graph(read_mxnet(graph, params))
+            plan, _ = compile_symbol(graph, params)
             sources = ["mxnet", "onnxruntime"]
         else:
             graph = draft.directory / ONNX

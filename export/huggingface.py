@@ -1,9 +1,10 @@
 """From a Hugging Face directory to a bundle.
 
-`bertrt.models.huggingface.model` reads the directory and refuses what the runtime lacks. Where GluonNLP has the
-same network, its weights go under Gluon's names, and the bundle has the graphs and the golden
-outputs of a net from there. For everything else, and where MXNet is not installed, the bundle is
-the plan with its weights, and the golden outputs are those of the plan in double precision.
+`bertrt.models.huggingface.model` reads the directory and refuses what the runtime lacks. Where
+GluonNLP has the same network, its weights go under Gluon's names, and the bundle has the graphs and
+the golden outputs of a net from there. For everything else, and where MXNet is not installed, the
+bundle is the plan with its weights, and the golden outputs are those of the plan in double
+precision.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.compiler.pipeline import compile_graph
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -24,20 +23,13 @@ from bertrt.errors import (
 )
 from bertrt.evaluation.verify import verify
 from bertrt.host.paths import check_path
-from bertrt.models.bundle import (
-    GOLDEN,
-    ONNX,
-    TOKENIZER_FILES,
-    BundleDraft,
-    GoldenCase,
-    write_golden,
-    write_plan,
-    writing,
-)
-from bertrt.models.symbol.reader import read_mxnet
+from bertrt.models.bundle import BundleDraft, write_plan, writing
+from bertrt.models.golden import GoldenCase, write_golden
+from bertrt.models.manifest import GOLDEN, ONNX, TOKENIZER_FILES
+from bertrt.models.symbol.plan import compile_symbol
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
-from bertrt.text.tokenizer import Vocabulary
+from bertrt.text.vocabulary import Vocabulary
 
 from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol_pair
 from .golden import record_golden
@@ -58,7 +50,7 @@ class TokenizerFile:
     """A tokenizer on its way into a bundle.
 
     Attributes:
-        kind: one of `bertrt.models.bundle.TOKENIZER_FILES`: whose rules it follows.
+        kind: one of `bertrt.models.manifest.TOKENIZER_FILES`: whose rules it follows.
         content: the text of the vocabulary or tokenizer file.
         lower: whether text is lower-cased.
         max_length: the most tokens that it gives, special ones included.
@@ -132,8 +124,8 @@ def export_model(
         pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" |
             "pooled" | "tokens" | "words", "normalize": bool}``, and for words ``"subwords": "avg" |
             "sum" | "last"``; the plain mean if left out.
-        settings: what can be set for the other tasks, see `bertrt.tasks.settings.SETTINGS`; GluonNLP's
-            defaults for what is left out.
+        settings: what can be set for the other tasks, see `bertrt.tasks.settings.SETTINGS`;
+            GluonNLP's defaults for what is left out.
         origin: facts to record in the manifest beside the versions of the frameworks.
 
     Returns:
@@ -304,7 +296,7 @@ def write_bundle(
         labels = check_labels(labels, task, first["logits"].shape[-1] if "logits" in first else 0)
         symbol, params = write_symbol_pair(net, draft.directory)
         symbol_to_onnx(symbol, params, draft.directory / ONNX)
-        plan, _ = compile_graph(read_mxnet(symbol, params))
+        plan, _ = compile_symbol(symbol, params)
         write_plan(plan, draft.directory)
         golden = record_golden(
             functools.partial(run_gluon, net),

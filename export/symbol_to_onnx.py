@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant, Graph
+from bertrt.compiler.ir import Graph
+from bertrt.compiler.outputs import output_names
 from bertrt.compiler.passes import gelu
-from bertrt.compiler.pipeline import apply_pass, output_names
+from bertrt.compiler.pipeline import apply_pass
 from bertrt.compiler.types import product
 from bertrt.errors import InvalidInputError, MissingDependencyError
 from bertrt.models.symbol.reader import read_mxnet
+from bertrt.plan.weights import Constant
 
 __all__ = ["import_onnx", "symbol_to_onnx"]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.host.paths import check_path
 from bertrt.models.symbol.params import read_params
 from bertrt.tasks.settings import PRESETS, TASKS
-from bertrt.text.tokenizer import read_merges
+from bertrt.text.vocabulary import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .heads import bert_for_qa, bert_tagger
@@ -29,16 +27,9 @@ from .model import (
     load_vocab,
     write_bundle,
 )
+from .zoo_files import VOCAB_SIZES, ZooFile, fetch_files, merges_file, params_file, vocab_file
 
-__all__ = [
-    "MODELS",
-    "Pretrained",
-    "ZooFile",
-    "ZooRow",
-    "export_zoo",
-    "open_pretrained",
-    "zoo_rows",
-]
+__all__ = ["MODELS", "Pretrained", "ZooRow", "export_zoo", "open_pretrained", "zoo_rows"]
 
 MODELS = (
     "bert_12_768_12",
@@ -48,32 +39,6 @@ MODELS = (
     "distilbert_6_768_12",
     "ernie_12_768_12",
 )
-
-# The tokens of every vocabulary, which GluonNLP's package does not hold. Its tests
-# (tests/unittest/test_models.py) state them; those of KoBERT, DistilBERT and ERNIE 1.0 are what
-# SKTBrain/KoBERT, distilbert-base-uncased and PaddlePaddle/ERNIE published.
-_VOCAB_SIZES = {
-    "book_corpus_wiki_en_cased": 28996,
-    "book_corpus_wiki_en_uncased": 30522,
-    "openwebtext_book_corpus_wiki_en_uncased": 30522,
-    "wiki_multilingual_uncased": 105879,
-    "wiki_multilingual_cased": 119547,
-    "wiki_cn_cased": 21128,
-    "scibert_scivocab_uncased": 31090,
-    "scibert_scivocab_cased": 31116,
-    "scibert_basevocab_uncased": 30522,
-    "scibert_basevocab_cased": 28996,
-    "biobert_v1.0_pmc_cased": 28996,
-    "biobert_v1.0_pubmed_cased": 28996,
-    "biobert_v1.0_pubmed_pmc_cased": 28996,
-    "biobert_v1.1_pubmed_cased": 28996,
-    "clinicalbert_uncased": 30522,
-    "kobert_news_wiki_ko_cased": 8002,
-    "openwebtext_ccnews_stories_books_cased": 50265,
-    "distilbert_book_corpus_wiki_en_uncased": 30522,
-    "baidu_ernie_uncased": 17964,
-}
-
 # What the weights of pretraining hold besides the encoder, where that is less than both heads.
 _HEADS: dict[str, tuple[str, ...]] = {
     "biobert": (),
@@ -82,23 +47,6 @@ _HEADS: dict[str, tuple[str, ...]] = {
     "baidu": (),
     "openwebtext_ccnews": ("fill-mask",),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class ZooFile:
-    """A file of the zoo.
-
-    Attributes:
-        path: where GluonNLP keeps it.
-        sha1: its sha1 in hexadecimal digits.
-        option: the option of ``bertrt export`` that names another file in its place.
-        fetch: has GluonNLP download it to `path`.
-    """
-
-    path: Path
-    sha1: str
-    option: str
-    fetch: Callable[[], Any] = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +59,7 @@ class ZooRow:
         token_types: 0 for a model without.
         max_length: the positions that it has.
         activation, layer_norm_eps: of its layers.
-        tokenizer: the kind of its tokenizer, as `bertrt.text.tokenizer` names them.
+        tokenizer: the kind of its tokenizer, as `bertrt.text.load` names them.
         lower: whether its text is lower-cased.
         heads: the tasks of pretraining that its weights have a head for.
         files: what exporting it needs.
@@ -144,15 +92,15 @@ def zoo_rows() -> list[ZooRow]:
             dataset = name.removeprefix(f"{model}_")
             if dataset == name:
                 continue
-            vocab = _vocab_file(dataset)
-            files = [_params_file(model, dataset), vocab]
+            vocab = vocab_file(dataset)
+            files = [params_file(model, dataset), vocab]
             if _is_roberta(model):
-                files.append(_merges_file())
+                files.append(merges_file())
             rows.append(
                 ZooRow(
                     model=model,
                     dataset=dataset,
-                    vocab_size=_VOCAB_SIZES[dataset],
+                    vocab_size=VOCAB_SIZES[dataset],
                     token_types=settings.get("token_type_vocab_size", 0),
                     max_length=settings["max_length"],
                     activation=settings.get("activation", "gelu"),
@@ -190,8 +138,8 @@ def export_zoo(
         dataset: the zoo's name of the corpus, such as ``"book_corpus_wiki_en_uncased"``. Its
             ending, cased or uncased, says whether text is lower-cased.
         out: where the bundle goes; nothing may be there yet.
-        task: one of `bertrt.tasks.settings.TASKS`, or a data set of `bertrt.tasks.settings.PRESETS`; an
-            embedding if left out. Question answering and tagging are for the models with token
+        task: one of `bertrt.tasks.settings.TASKS`, or a data set of its `PRESETS`; an embedding if
+            left out. Question answering and tagging are for the models with token
             types, as GluonNLP's scripts are.
         params: a file of ``save_parameters``: a pretraining checkpoint for embeddings, masks and
             next sentences; a fine-tuned ``BERTClassifier`` (``RoBERTaClassifier`` for RoBERTa and
@@ -330,10 +278,10 @@ def _open_files(
             raise MissingFileError(f"the {name} file {path} does not exist")
         return path
 
-    vocab_path = find("vocabulary", vocab, lambda: _vocab_file(dataset))
-    params_path = find("parameter", params, lambda: _params_file(model, dataset))
-    merges_path = find("merges", merges, _merges_file) if _is_roberta(model) else None
-    _fetch(wanted)
+    vocab_path = find("vocabulary", vocab, lambda: vocab_file(dataset))
+    params_path = find("parameter", params, lambda: params_file(model, dataset))
+    merges_path = find("merges", merges, merges_file) if _is_roberta(model) else None
+    fetch_files(wanted)
     kind = _tokenizer_kind(model, vocab_path)
     pieces = None
     if merges_path is not None:
@@ -495,86 +443,3 @@ def _no_head(
     return ModelFormatError(
         f"{source} has no head for {task}: {wanted}, and its names begin with {names}"
     )
-
-
-def _vocab_file(dataset: str) -> ZooFile:
-    _, gluonnlp = import_gluon()
-    if dataset not in _VOCAB_SIZES:
-        raise InvalidInputError(
-            f"the zoo has no vocabulary for {dataset!r} (it has them for "
-            f"{', '.join(_VOCAB_SIZES)}); give one with --vocab"
-        )
-    utils = gluonnlp.data.utils
-    sha1, suffix, _ = utils._vocab_sha1[dataset]
-    path = _models() / f"{dataset}-{sha1[:8]}{suffix}"
-    return ZooFile(
-        path,
-        sha1,
-        "--vocab",
-        lambda: utils._download_vocab_tokenizer(str(path.parent), path.stem, suffix, str(path)),
-    )
-
-
-def _params_file(model: str, dataset: str) -> ZooFile:
-    mxnet, _ = import_gluon()
-    store = mxnet.gluon.model_zoo.model_store
-    name = f"{model}_{dataset}"
-    if name not in store._model_sha1:
-        known = sorted(
-            n.removeprefix(f"{model}_") for n in store._model_sha1 if n.startswith(f"{model}_")
-        )
-        raise InvalidInputError(
-            f"the zoo has no weights of {model} for {dataset!r}; it has them for "
-            f"{', '.join(known)}; give a file with --params"
-        )
-    path = _models() / f"{name}-{store.short_hash(name)}.params"
-    return ZooFile(
-        path,
-        store._model_sha1[name],
-        "--params",
-        lambda: store.get_model_file(name, root=str(path.parent)),
-    )
-
-
-def _merges_file() -> ZooFile:
-    _, gluonnlp = import_gluon()
-    tokenizer = gluonnlp.data.GPT2BPETokenizer
-    name, sha1 = tokenizer.bpe_ranks_file_hash
-    path = _models() / name
-    return ZooFile(path, sha1, "--merges", lambda: tokenizer(root=str(path.parent)))
-
-
-def _models() -> Path:
-    _, gluonnlp = import_gluon()
-    return Path(gluonnlp.base.get_home_dir()).expanduser() / "models"
-
-
-def _fetch(files: Sequence[ZooFile]) -> None:
-    """Have GluonNLP download the files that are not where it keeps them.
-
-    Raises:
-        MissingFileError: files are not there and cannot be downloaded; all are named.
-    """
-    mxnet, _ = import_gluon()
-    missing, reason = [], None
-    for file in files:
-        is_there = file.path.is_file()
-        if is_there and mxnet.gluon.utils.check_sha1(str(file.path), file.sha1):
-            continue
-        try:
-            # GluonNLP tells of downloads on standard output, which belongs to our own answer.
-            with contextlib.redirect_stdout(sys.stderr):
-                file.fetch()
-            if not mxnet.gluon.utils.check_sha1(str(file.path), file.sha1):
-                raise ModelFormatError("what was downloaded has another sha1")
-        except Exception as error:  # whatever the network did, what helps is the same
-            found = "; the file there has another" if is_there else ""
-            missing.append(
-                f"{file.path.name} (sha1 {file.sha1}{found}; or name one with {file.option})"
-            )
-            reason = error
-    if missing:
-        raise MissingFileError(
-            f"put {' and '.join(missing)} into {files[0].path.parent}: "
-            f"not found there, and downloading failed ({reason})"
-        ) from reason

@@ -204,7 +204,8 @@ def assemble(write_params):
         from bertrt.export.symbol_to_onnx import symbol_to_onnx
 
         from bertrt.compiler.pipeline import compile_graph
-        from bertrt.models.bundle import ONNX, PARAMS, SYMBOL, write_plan, writing
+        from bertrt.models.bundle import write_plan, writing
+        from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
         from bertrt.models.symbol.reader import read_mxnet
         from bertrt.plan.interpret import interpret
         from bertrt.tasks.settings import complete_settings

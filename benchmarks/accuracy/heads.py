@@ -31,9 +31,9 @@ from train import weights_directory
 
 from bertrt.evaluation.datasets import read_examples
 from bertrt.models.huggingface.model import HuggingFaceModel
-from bertrt.tasks.base import make_task
 from bertrt.tasks.settings import complete_settings
-from bertrt.text.tokenizer import load_tokenizer
+from bertrt.tasks.table import make_task
+from bertrt.text.load import load_tokenizer
 
 RECIPES = {
     "squad": Recipe(epochs=2, batch_size=16, learning_rate=5e-5, max_length=160),

@@ -15,7 +15,7 @@ import numpy as np
 from bertrt.backends.base import Backend, check_outputs, check_precision, cpu_only
 from bertrt.batch import PackedBatch, pack_rows
 from bertrt.errors import MissingDependencyError, ModelFormatError
-from bertrt.plan.plan import INPUTS
+from bertrt.plan.steps import INPUTS
 
 if TYPE_CHECKING:
     from bertrt.models.model import Model

@@ -16,7 +16,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.plan.plan import INPUTS
+from bertrt.plan.steps import INPUTS
 
 if TYPE_CHECKING:
     from bertrt.models.model import Model

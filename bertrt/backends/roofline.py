@@ -51,8 +51,8 @@ def roofline(steps: Sequence[StepTrace], peaks: Mapping[str, Any] | None) -> str
 
     Args:
         steps: at least one of which took time.
-        peaks: as `bertrt.host.machine.machine_peaks` gives them; None: unknown, and rates stand where
-            shares of them would.
+        peaks: as `bertrt.host.machine.machine_peaks` gives them; None: unknown, and rates stand
+            where shares of them would.
     """
     total = sum(step.seconds for step in steps)
     rows = [_row(step, total, peaks) for step in steps]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertrt.bench import plans
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import Step
 
 __all__ = ["operations", "weight_bytes"]
 

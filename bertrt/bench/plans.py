@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import Step
 
 __all__ = ["matrix", "qkv", "runnable_outputs", "runnable_steps", "vector"]
 

@@ -1,9 +1,9 @@
 """The intermediate representation that both readers build and all passes rewrite.
 
 A :class:`Graph` is a list of nodes in topological order over named values. Operators follow ONNX
-(opset 20) in meaning and attribute names; :mod:`bertrt.compiler.types` holds the closed set of them.
-The fusion passes replace groups of those nodes by fused nodes, whose ``op`` is the name of a plan
-step and whose parameters stand in ``weights``.
+(opset 20) in meaning and attribute names; :mod:`bertrt.compiler.types` holds the closed set of
+them. The fusion passes replace groups of those nodes by fused nodes, whose ``op`` is the name of a
+plan step and whose parameters stand in ``weights``.
 
 Two rules keep passes simple:
 
@@ -17,33 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertrt.compiler.types import Type, infer
 from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.plan.weights import Constant, Weights
 
-__all__ = ["Constant", "Graph", "Node"]
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A parameter or a literal of the graph.
-
-    ``array`` is read-only and usually a view of a memory-mapped file; then ``file`` and ``offset``
-    say where its bytes lie (row-major, little-endian). Both are None for a literal.
-    """
-
-    name: str
-    array: np.ndarray
-    file: Path | None = None
-    offset: int | None = None
-
-
-# What a fused step reads beside its inputs: role -> names of constants.
-Weights = dict[str, tuple[str, ...]]
+__all__ = ["Graph", "Node"]
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -16,25 +16,18 @@ from typing import Any
 import numpy as np
 
 from bertrt.backends.base import Backend, load_backend
-from bertrt.batch import PackedBatch, pad_rows
+from bertrt.batch import PackedBatch
+from bertrt.engine.outputs import join_layers, unpack
+from bertrt.engine.predictor import Predictor
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.host.cores import MAX_THREADS, usable_cores
-from bertrt.host.progress import progress
 from bertrt.models.model import Model
-from bertrt.plan.plan import Plan, layer_outputs, output_kind
+from bertrt.plan.steps import layer_outputs, output_kind
 from bertrt.results import Result
-from bertrt.tasks.base import Request, Task, make_task
-from bertrt.text.tokenizer import Encoding
 
 __all__ = ["Engine"]
 
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-
-# predict runs at most this many tokens at once (padding included where the backend pads), so that
-# memory stays bounded however long the list is. The widest activation, the FFN's, takes 64 MiB
-# here for BERT large, and a matrix product has long reached its full speed: four times as many
-# tokens were no faster natively, and slower with padding.
-_TOKENS_AT_ONCE = 4096
 
 
 class Engine:
@@ -58,15 +51,7 @@ class Engine:
         self._outputs = tuple(model.outputs)
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
         self._layered = any(output_kind(name) != name for name in self._outputs)
-        self._task: Task | None = None
-        if model.task is not None:
-            self._task = make_task(
-                model.task,
-                labels=model.labels,
-                pooling=model.pooling,
-                settings=model.settings,
-                rows=model.rows,
-            )
+        self._predictor = Predictor(model)
         self._backend: Backend | None = load()
         self._closed = False
         self._running = 0
@@ -225,8 +210,8 @@ class Engine:
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
         with self._use() as backend:
-            task, requests, single = self._encode(batch)
-            results, _ = self._answer(backend, task, requests, bar=True)
+            requests, single = self._predictor.encode(batch)
+            results, _ = self._predictor.answer(backend, requests, bar=True)
         return results[0] if single else results
 
     def predict_with_outputs(self, batch: Any) -> tuple[list[Result], list[list[np.ndarray]]]:
@@ -245,49 +230,8 @@ class Engine:
             What `predict` raises.
         """
         with self._use() as backend:
-            task, requests, _ = self._encode(batch)
-            return self._answer(backend, task, requests, keep=True)
-
-    def _answer(
-        self,
-        backend: Backend,
-        task: Task,
-        requests: Sequence[Request],
-        *,
-        keep: bool = False,
-        bar: bool = False,
-    ) -> tuple[list[Result], list[list[np.ndarray]]]:
-        """The results of requests; with `keep` also each one's rows of the output that the task
-        reads, a copy for each sequence."""
-        sequences = [(own, encoding) for own in requests for encoding in own.sequences]
-        parts: list[Any] = [None] * len(sequences)
-        kept: list[Any] = [None] * len(sequences)
-        chunks = list(self._chunks(sequences, pads=backend.pads))
-        # A bar of one step would say nothing.
-        shown = (
-            progress(len(sequences), "predict", " sequences")
-            if bar and len(chunks) > 1
-            else nullcontext(lambda count: None)
-        )
-        with shown as advance:
-            for indices in chunks:
-                packed = self._pack([sequences[i] for i in indices])
-                values = backend.run(packed, task.outputs)
-                found = task.read(values, packed, [sequences[i][0] for i in indices])
-                for i, part in zip(indices, found, strict=True):
-                    parts[i] = part
-                if keep:
-                    name = task.outputs[0]
-                    tokens = self._model.rows[name] == "tokens"
-                    rows = np.split(values[name], packed.cu_seqlens[1:-1] if tokens else len(found))
-                    for i, own_rows in zip(indices, rows, strict=True):
-                        kept[i] = own_rows.copy() if tokens else own_rows[0].copy()
-                advance(len(indices))
-        read, outputs = iter(parts), iter(kept)
-        return (
-            [task.answer(own, [next(read) for _ in own.sequences]) for own in requests],
-            [[next(outputs) for _ in own.sequences] for own in requests] if keep else [],
-        )
+            requests, _ = self._predictor.encode(batch)
+            return self._predictor.answer(backend, requests, keep=True)
 
     def tokenize(self, batch: Any) -> Any:
         """The ids that `predict` would use.
@@ -303,7 +247,7 @@ class Engine:
             What `predict` raises for its input.
         """
         with self._use():
-            _, requests, single = self._encode(batch)
+            requests, single = self._predictor.encode(batch)
         found: list[Any] = [list(own.sequences) for own in requests]
         if self.task != "question-answering":
             found = [encoding for (encoding,) in found]
@@ -378,50 +322,8 @@ class Engine:
         with self._use() as backend:
             found = backend.run(packed, outputs)
         sequence = None if ragged else np.shape(token_ids)[1]
-        shaped = _unpack(found, packed, self._model.plan(), sequence)
-        return _join_layers(shaped, ragged) if self._layered else shaped
-
-    def _encode(self, batch: Any) -> tuple[Task, list[Request], bool]:
-        tokenizer = self._model.tokenizer
-        if tokenizer is None:
-            raise BertrtError(
-                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
-                "with a vocabulary (bertrt export, bertrt import)"
-            )
-        if self._task is None:
-            raise BertrtError(
-                f"{self._model.path} has no task; predict needs a bundle that has one"
-            )
-        requests, single = self._task.encode(batch, tokenizer)
-        if self._limits.type_vocab_size == 1 and any(
-            encoding.types.any() for own in requests for encoding in own.sequences
-        ):
-            raise InvalidInputError(
-                "the model has one token type and takes single texts, not pairs"
-            )
-        return self._task, requests, single
-
-    def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
-        masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]
-        typed = self._limits.type_vocab_size > 0
-        return PackedBatch.from_sequences(
-            [encoding.ids for _, encoding in sequences],
-            [encoding.types if typed else encoding.types * 0 for _, encoding in sequences],
-            np.stack(masked) if masked else None,
-        )
-
-    def _chunks(
-        self, sequences: Sequence[tuple[Request, Encoding]], *, pads: bool
-    ) -> Iterator[list[int]]:
-        """Cut sequences into batches, as indices: those of like numbers of masks together."""
-        by_masks: dict[int, list[int]] = {}
-        for i, (own, _) in enumerate(sequences):
-            masks = 0 if own.masked_positions is None else len(own.masked_positions)
-            by_masks.setdefault(masks, []).append(i)
-        for indices in by_masks.values():
-            lengths = [len(sequences[i][1].ids) for i in indices]
-            for chunk in _chunks(lengths, pads=pads):
-                yield [indices[i] for i in chunk]
+        shaped = unpack(found, packed, self._model.plan(), sequence)
+        return join_layers(shaped, ragged) if self._layered else shaped
 
     # --- its life -----------------------------------------------------------------------------
 
@@ -495,48 +397,6 @@ def _check_threads(threads: Any) -> int:
     return count
 
 
-def _unpack(
-    found: Mapping[str, np.ndarray], batch: PackedBatch, plan: Plan, sequence: int | None
-) -> dict[str, Any]:
-    """A backend's outputs, padded to `sequence`, or ragged."""
-    shaped: dict[str, Any] = {}
-    for name, value in found.items():
-        if plan.rows[name] == "tokens":
-            if sequence is None:
-                shaped[name] = np.split(value, batch.cu_seqlens[1:-1])
-            elif batch.attended is None and len(value) == batch.seqs * sequence:
-                shaped[name] = value.reshape(batch.seqs, sequence, -1)  # nothing is padding
-            else:
-                shaped[name] = pad_rows(value, batch, sequence, plan.padding_of(name))
-        elif plan.rows[name] == "pairs":
-            shaped[name] = batch.split_pairs(value)
-            if sequence is not None:
-                shaped[name] = np.stack(shaped[name])
-        else:
-            shaped[name] = value
-    return shaped
-
-
-def _join_layers(shaped: Mapping[str, Any], ragged: bool) -> dict[str, Any]:
-    """Outputs as `Engine.run` returns them, those of the layers in one."""
-    values: dict[str, Any] = {}
-    for name, value in shaped.items():
-        kind = output_kind(name)
-        if kind == "encoding" and "all_encodings" not in values:
-            names = [*layer_outputs(shaped, "encoding"), "sequence_output"]
-            values["all_encodings"] = _stack_layers([shaped[n] for n in names], ragged)
-        elif kind == "attention_weights" and kind not in values:
-            names = layer_outputs(shaped, kind)
-            values[kind] = _stack_layers([shaped[n] for n in names], ragged)
-        elif kind == name:
-            values[name] = value
-    return values
-
-
-def _stack_layers(layers: Sequence[Any], ragged: bool) -> Any:
-    return [np.stack(own) for own in zip(*layers, strict=True)] if ragged else np.stack(layers)
-
-
 # Engines of this process, for the fork hook.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -556,23 +416,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _chunks(lengths: list[int], *, pads: bool) -> Iterator[list[int]]:
-    """Cut a list into runs of at most `_TOKENS_AT_ONCE` tokens, or of one text; as indices.
-
-    Where the backend pads, padding counts, and texts of like length go together, so that there is
-    little of it.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__) if pads else range(len(lengths))
-    chunk: list[int] = []
-    size = 0
-    for index in order:
-        # Sorted, the text at hand is the longest.
-        grown = lengths[index] * (len(chunk) + 1) if pads else size + lengths[index]
-        if chunk and grown > _TOKENS_AT_ONCE:
-            yield chunk
-            chunk, grown = [], lengths[index]
-        chunk.append(index)
-        size = grown
-    yield chunk

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertrt.errors import InvalidInputError, MissingDependencyError
-from bertrt.evaluation.datasets import GoldAnswer
+from bertrt.evaluation.examples import GoldAnswer
 from bertrt.tasks.settings import PRESETS
 from bertrt.tasks.tagging import entity_spans, to_bioes
 
@@ -85,7 +85,7 @@ def score(
 
     Args:
         metrics: names of `METRICS`.
-        gold: what is right, as `bertrt.evaluation.datasets.Examples.labels` has it.
+        gold: what is right, as `bertrt.evaluation.examples.Examples.labels` has it.
         found: what was predicted, in the same order: labels, numbers, the texts of answers, or
             lists of tags.
         labels: the labels of a classifier in the order of its logits, for "f1", which is that of

@@ -21,7 +21,8 @@ import numpy as np
 from bertrt.backends.base import BACKENDS
 from bertrt.engine import Engine
 from bertrt.errors import DeviceError, InvalidInputError, MissingDependencyError
-from bertrt.evaluation.datasets import Examples, read_examples
+from bertrt.evaluation.datasets import read_examples
+from bertrt.evaluation.examples import Examples
 from bertrt.evaluation.metrics import check_metrics, is_right, metrics_of, score
 from bertrt.evaluation.verify import bound
 from bertrt.host.cores import usable_cores
@@ -29,6 +30,7 @@ from bertrt.host.machine import cpu_name
 from bertrt.host.progress import progress
 from bertrt.models.model import Model
 from bertrt.tasks.settings import PRESETS
+from bertrt.version import __version__
 
 __all__ = [
     "PRECISIONS",
@@ -76,7 +78,8 @@ class Row:
     Attributes:
         backend, provider, device, precision, threads: what it is.
         scores: points by metric, 100 for perfect; NaN where a metric is not defined.
-        right: how many examples are right; None for regression. See `bertrt.evaluation.metrics.is_right`.
+        right: how many examples are right, as `bertrt.evaluation.metrics.is_right` has it; None for
+            regression.
         differ: in how many examples the prediction is not the reference's. Numbers of a regression
             differ where they do so by more than the bound of `bertrt verify` in fp32.
         lost: how many the reference has right and this one wrong; None for regression.
@@ -133,8 +136,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON; a number that is not finite is None. Model and data
         have their names without the directories, in which another machine has something else."""
-        from bertrt import __version__
-
         return {
             "model": self.path.name,
             "task": self.task,

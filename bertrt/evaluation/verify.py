@@ -19,7 +19,7 @@ import numpy as np
 from bertrt.backends.base import BACKENDS
 from bertrt.engine import Engine
 from bertrt.errors import DeviceError, InvalidInputError, MissingDependencyError
-from bertrt.models.bundle import GoldenCase
+from bertrt.models.golden import GoldenCase
 from bertrt.models.model import Model
 
 __all__ = ["Check", "Report", "bound", "difference", "sample_batch", "verify"]

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from bertrt.batch import Limits
 from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.host.paths import check_path
-from bertrt.models.bundle import MANIFEST, ONNX, PARAMS, SYMBOL, Bundle
+from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
-from bertrt.text.tokenizer import Tokenizer, load_tokenizer
+from bertrt.models.manifest import MANIFEST, ONNX, PARAMS, SYMBOL
+from bertrt.text.encoding import Tokenizer
+from bertrt.text.load import load_tokenizer
 
 if TYPE_CHECKING:
-    from bertrt.compiler.pipeline import Coverage
-    from bertrt.models.bundle import GoldenCase
+    from bertrt.compiler.coverage import Coverage
+    from bertrt.models.golden import GoldenCase
     from bertrt.plan.plan import Plan
 
 __all__ = ["Model"]
@@ -155,7 +157,7 @@ class Model:
         if not params.is_file():
             raise MissingFileError(f"{symbol}: its parameters, {params.name}, are not beside it")
         return cls._bare(
-            symbol, lambda: _compile_mxnet(symbol, params), symbol_path=symbol, params_path=params
+            symbol, lambda: _compile_symbol(symbol, params), symbol_path=symbol, params_path=params
         )
 
     @classmethod
@@ -201,7 +203,7 @@ class Model:
         """How the graph of `symbol_path`, or of `onnx_path`, became fused steps, by compiling it
         now; None for a model without a graph. Raises what `plan` raises."""
         if self.symbol_path is not None and self.params_path is not None:
-            return _compile_mxnet(self.symbol_path, self.params_path)[1]
+            return _compile_symbol(self.symbol_path, self.params_path)[1]
         if self.onnx_path is not None:
             return _compile_onnx(self.onnx_path)[1]
         return None
@@ -246,14 +248,13 @@ class Model:
 # The compiler is imported when a graph is read: a bundle has its plan.
 
 
-def _compile_mxnet(symbol: Path, params: Path) -> tuple[Plan, Coverage]:
-    from bertrt.compiler.pipeline import compile_graph
-    from bertrt.models.symbol.reader import read_mxnet
+def _compile_symbol(symbol: Path, params: Path) -> tuple[Plan, Coverage]:
+    from bertrt.models.symbol.plan import compile_symbol
 
-    return compile_graph(read_mxnet(symbol, params))
+    return compile_symbol(symbol, params)
 
 
 def _compile_onnx(path: Path) -> tuple[Plan, Coverage]:
-    from bertrt.compiler.pipeline import compile_onnx
+    from bertrt.models.onnx.plan import compile_onnx
 
     return compile_onnx(path)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.models.symbol.params import map_file, view
+from bertrt.host.files import map_file, view
+from bertrt.plan.weights import Constant
 
 __all__ = ["read_safetensors", "write_safetensors"]
 
@@ -52,8 +52,9 @@ _ALIGNMENT = 64
 def read_safetensors(path: str | Path) -> dict[str, Constant]:
     """Map the tensors of a safetensors file.
 
-    Returns name -> :class:`~bertrt.compiler.ir.Constant` in file order. Tensors of another float type
-    come as float32, computed in memory and so without a file; all others are views of the file.
+    Returns name -> :class:`~bertrt.plan.weights.Constant` in file order. Tensors of another float
+    type come as float32, computed in memory and so without a file; all others are views of the
+    file.
 
     Raises MissingFileError if there is no such file, UnsupportedModelError for an element type that
     is none of float, integer and bool, and ModelFormatError for every other deviation from the
@@ -88,8 +89,8 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
     """Write arrays to a safetensors file, one after the other: float32, int8, or uint16, which are
     the bits of bfloat16.
 
-    Returns name -> :class:`~bertrt.compiler.ir.Constant`: the same arrays, with their places in the
-    file.
+    Returns name -> :class:`~bertrt.plan.weights.Constant`: the same arrays, with their places in
+    the file.
     """
     path = Path(path)
     header, offsets, end = {}, {}, 0

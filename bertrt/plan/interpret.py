@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
 from bertrt.plan.quantized import from_bfloat16
+from bertrt.plan.steps import Step
 from bertrt.plan.tail import TAIL_OPS, apply_tail
 
 __all__ = ["interpret"]
@@ -33,7 +34,7 @@ def interpret(plan: Plan, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
     Args:
         plan: the plan.
-        inputs: integer arrays by the names of `bertrt.plan.plan.INPUTS`: ``token_ids`` and
+        inputs: integer arrays by the names of `bertrt.plan.steps.INPUTS`: ``token_ids`` and
             ``token_types`` (batch, seq), ``valid_length`` (batch,) and, for a plan that reads them,
             ``masked_positions`` (batch, masked). They are not checked.
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import Step
+from bertrt.plan.weights import Constant
 
 __all__ = ["Pair", "smooth", "smoothing_pairs"]
 

@@ -34,11 +34,13 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.batch import PackedBatch, Words, check_texts, split_words
+from bertrt.batch import PackedBatch
 from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.results import Answer, Span
 from bertrt.tasks.base import Request, Task, check_pairs, softmax
-from bertrt.text.tokenizer import Pieces, Text, Tokenizer, basic_tokenize
+from bertrt.text.basic import basic_tokenize
+from bertrt.text.encoding import Pieces, Text, Tokenizer
+from bertrt.text.inputs import Words, check_texts, split_words
 
 __all__ = ["QuestionAnswering"]
 
@@ -83,6 +85,7 @@ class QuestionAnswering(Task):
     """See `bertrt.tasks.base.Task`."""
 
     outputs = ("logits",)
+    rows = "tokens"
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._query: int = settings["max_query_length"]

@@ -105,7 +105,8 @@ class Preset:
         task: one of `TASKS`.
         labels: a classifier's, in the order of its logits.
         pair: whether texts come in pairs.
-        metrics: names of `bertrt.evaluation.metrics.METRICS`; the first is the one that tells models apart.
+        metrics: names of metrics of `bertrt.evaluation`; the first is the one that tells models
+            apart.
     """
 
     task: str

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.batch import PackedBatch, Words, check_words
+from bertrt.batch import PackedBatch
 from bertrt.errors import InvalidInputError
 from bertrt.results import Entity, Tagging
 from bertrt.tasks.base import Request, Task, names_of, softmax
-from bertrt.text.tokenizer import Tokenizer
+from bertrt.text.encoding import Tokenizer
+from bertrt.text.inputs import Words, check_words
 
 __all__ = ["Tagger", "entity_spans", "merge_entities", "to_bioes"]
 
@@ -27,6 +28,7 @@ class Tagger(Task):
     """See `bertrt.tasks.base.Task`."""
 
     outputs = ("logits",)
+    rows = "tokens"
 
     def __init__(self, labels: Sequence[str] | None) -> None:
         self._labels = labels

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertrt.errors import InvalidInputError
-from bertrt.evaluation.datasets import Examples
-from bertrt.text.tokenizer import Encoding, Tokenizer
+from bertrt.evaluation.examples import Examples
+from bertrt.text.encoding import Encoding, Tokenizer
 
 __all__ = ["Rows", "encode", "epoch_batches"]
 

@@ -24,17 +24,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import (
-    InvalidInputError,
-    MissingFileError,
-    ModelFormatError,
-    OutputExistsError,
-)
-from bertrt.evaluation.datasets import Examples, find_files, read_examples
+from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError, OutputExistsError
+from bertrt.evaluation.datasets import find_files, read_examples
+from bertrt.evaluation.examples import Examples
 from bertrt.evaluation.metrics import check_metrics, metrics_of, score
+from bertrt.host.files import read_json
 from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
-from bertrt.models.bundle import read_json
 from bertrt.models.symbol.params import read_params
 from bertrt.tasks.settings import PRESETS
 

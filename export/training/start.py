@@ -13,7 +13,8 @@ import numpy as np
 from bertrt.errors import InvalidInputError, UnsupportedModelError
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.model import HuggingFaceModel
-from bertrt.text.tokenizer import Tokenizer, load_tokenizer
+from bertrt.text.encoding import Tokenizer
+from bertrt.text.load import load_tokenizer
 
 from ..gluon_to_symbol import import_gluon, set_parameters, structural_parameters
 from ..huggingface import bert_arrays, gluon_bert, is_bert, weights_path

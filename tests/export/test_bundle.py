@@ -20,18 +20,9 @@ from bertrt.errors import (
     OutputExistsError,
 )
 from bertrt.models import bundle as module
-from bertrt.models.bundle import (
-    FORMAT_VERSION,
-    GOLDEN,
-    MANIFEST,
-    PLAN,
-    Bundle,
-    GoldenCase,
-    file_digest,
-    read_golden,
-    write_golden,
-    writing,
-)
+from bertrt.models.bundle import Bundle, file_digest, writing
+from bertrt.models.golden import GoldenCase, read_golden, write_golden
+from bertrt.models.manifest import FORMAT_VERSION, GOLDEN, MANIFEST, PLAN
 
 MANIFEST_FIELDS = {
     "task": "classification",

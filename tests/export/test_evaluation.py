@@ -13,7 +13,8 @@ import pytest
 from bertrt import Engine
 from bertrt.commands.main import main
 from bertrt.errors import DeviceError, InvalidInputError, MissingDependencyError
-from bertrt.evaluation.datasets import Examples, read_examples
+from bertrt.evaluation.datasets import read_examples
+from bertrt.evaluation.examples import Examples
 from bertrt.evaluation.run import Outcome, compare, evaluate, run_examples
 
 pytest.importorskip("onnxruntime")

@@ -39,7 +39,7 @@ from bertrt.export.training.learner import Learner
 from bertrt.export.training.recipe import learning_rate
 
 from bertrt.tasks.settings import PRESETS
-from bertrt.text.tokenizer import Encoding
+from bertrt.text.encoding import Encoding
 
 WORDS = ("the", "boat", "boats", "sea", "caf", "cafe")
 

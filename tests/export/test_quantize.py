@@ -21,7 +21,8 @@ from bertrt.errors import (
     OutputExistsError,
 )
 from bertrt.evaluation import quantize as module
-from bertrt.evaluation.quantize import BoundError, quantize
+from bertrt.evaluation.quantize import quantize
+from bertrt.evaluation.receipt import BoundError
 from bertrt.evaluation.run import evaluate
 from bertrt.evaluation.verify import verify
 from bertrt.models.bundle import Bundle

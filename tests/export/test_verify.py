@@ -17,7 +17,9 @@ from bertrt.errors import (
 )
 from bertrt.evaluation import verify as module
 from bertrt.evaluation.verify import bound, difference, sample_batch, verify
-from bertrt.models.bundle import GOLDEN, MANIFEST, Bundle, GoldenCase, write_golden, writing
+from bertrt.models.bundle import Bundle, writing
+from bertrt.models.golden import GoldenCase, write_golden
+from bertrt.models.manifest import GOLDEN, MANIFEST
 
 
 @pytest.fixture(scope="module")

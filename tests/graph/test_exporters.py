@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from bertrt import Engine
-from bertrt.compiler.pipeline import compile_onnx
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -16,6 +15,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+from bertrt.models.onnx.plan import compile_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

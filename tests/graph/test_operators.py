@@ -10,7 +10,10 @@ import pytest
 
 from bertrt.compiler.ir import Graph
 from bertrt.errors import BertrtError, ModelFormatError, UnsupportedModelError
-from bertrt.models.symbol.reader import _Context, _reshaped, _SymbolNode, read_mxnet
+from bertrt.models.symbol.context import Context
+from bertrt.models.symbol.file import SymbolNode
+from bertrt.models.symbol.operators import _reshaped
+from bertrt.models.symbol.reader import read_mxnet
 
 WIDTH = 12
 
@@ -164,7 +167,7 @@ def test_operator(build, recorded, name):
 
 def test_every_converter_is_tested(build):
     """The tables above, and the whole models of the parity tests, reach every converter."""
-    from bertrt.models.symbol.reader import _CONVERTERS
+    from bertrt.models.symbol.operators import _CONVERTERS
 
     reached = {"gather_nd"}  # the language-model decoder
     for name, operator in OPERATORS.items():
@@ -180,8 +183,8 @@ def test_reshape_codes_against_mxnet():
     """All short combinations of codes: MXNet's shape, or an error of ours where MXNet refuses."""
     import mxnet as mx
 
-    node = _SymbolNode("Reshape", "r", (), {})
-    context = _Context(Graph("test"), node)
+    node = SymbolNode("Reshape", "r", (), {})
+    context = Context(Graph("test"), node)
     x = mx.sym.Variable("x")
     agreed = 0
     for shape in ((2, 3, 4), (6,), (4, 6)):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertrt.compiler.pipeline import compile_graph, compile_onnx
+from bertrt.compiler.pipeline import compile_graph
+from bertrt.models.onnx.plan import compile_onnx
 from bertrt.models.onnx.reader import read_onnx
 from bertrt.models.symbol.reader import read_mxnet
 from bertrt.plan.interpret import interpret

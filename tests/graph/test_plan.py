@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertrt.compiler.ir import Constant
 from bertrt.errors import BertrtError, InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.plan.plan import Plan
+from bertrt.plan.weights import Constant
 
 
 def make_plan(directory: Path) -> dict:

@@ -10,12 +10,11 @@ import pytest
 
 from bertrt import DeviceError, Engine, InvalidInputError
 from bertrt.backends.base import load_backend
-from bertrt.compiler.ir import Constant
 from bertrt.models.bundle import write_plan
 from bertrt.models.model import Model
 from bertrt.models.safetensors import read_safetensors, write_safetensors
 from bertrt.plan.interpret import interpret
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
 from bertrt.plan.quantized import (
     from_bfloat16,
     product_steps,
@@ -25,6 +24,8 @@ from bertrt.plan.quantized import (
     to_bfloat16,
 )
 from bertrt.plan.smoothing import smooth, smoothing_pairs
+from bertrt.plan.steps import Step
+from bertrt.plan.weights import Constant
 
 
 def test_each_output_is_quantised_by_itself() -> None:

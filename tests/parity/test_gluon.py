@@ -1,8 +1,8 @@
 """Every backend against live Gluon, or the plan in double precision where MXNet is missing: from
 the bundle, the symbol pair and the ONNX file.
 
-The bounds are those of `bertrt.evaluation.verify.bound`: absolute, or relative to the largest magnitude of
-an output where that is above 1.
+The bounds are those of `bertrt.evaluation.verify.bound`: absolute, or relative to the largest
+magnitude of an output where that is above 1.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from bertrt.batch import PackedBatch
 from bertrt.engine import Engine
 from bertrt.models.model import Model
 from bertrt.tasks.settings import SETTINGS
-from bertrt.text.tokenizer import load_tokenizer
+from bertrt.text.load import load_tokenizer
 
 SPECIAL = {
     "unknown_token": "[UNK]",

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from bertrt.batch import Limits, PackedBatch, check_texts, pack_rows, pad_rows
+from bertrt.batch import Limits, PackedBatch, pack_rows, pad_rows
 from bertrt.errors import InvalidInputError, InvalidTypeError
+from bertrt.text.inputs import check_texts
 
 LIMITS = Limits(vocab_size=10, type_vocab_size=2, max_length=6)
 IDS = np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 0, 1, 2]])

@@ -394,7 +394,7 @@ import signal
 import sys
 from bertrt.commands.main import main
 from bertrt.engine import Engine
-from bertrt.tasks.base import Regression
+from bertrt.results import Regression
 
 class Fake:
     max_length = 8

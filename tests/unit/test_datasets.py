@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
-from bertrt.evaluation.datasets import GoldAnswer, find_files, read_examples
+from bertrt.evaluation.datasets import find_files, read_examples
+from bertrt.evaluation.examples import GoldAnswer
 
 
 @pytest.fixture

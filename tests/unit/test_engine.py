@@ -59,7 +59,7 @@ def test_other_tasks(tiny) -> None:
 
 @pytest.mark.parametrize("pads", [False, True])
 def test_predict_with_outputs(tiny, monkeypatch, pads: bool) -> None:
-    monkeypatch.setattr("bertrt.engine.engine._TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 8)
     tiny.pads = pads
     texts = ["hello worlds", "a", "a b"]
     pooled = tiny.load()
@@ -90,7 +90,7 @@ def test_tokenize(tiny) -> None:
 
 @pytest.mark.parametrize("pads", [False, True])
 def test_long_lists_run_in_bounded_chunks(tiny, monkeypatch, pads: bool) -> None:
-    monkeypatch.setattr("bertrt.engine.engine._TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 20)
     tiny.pads = pads
     engine = tiny.load()
     texts = ["a", "a b a b a b"] + ["b"] * 17 + ["hello world"]
@@ -113,7 +113,7 @@ def test_long_lists_run_in_bounded_chunks(tiny, monkeypatch, pads: bool) -> None
 
 
 def test_a_text_larger_than_a_chunk_runs_alone(tiny, monkeypatch) -> None:
-    monkeypatch.setattr("bertrt.engine.engine._TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 4)
     engine = tiny.load()
     assert [r.vector[1] for r in engine.predict(["a b a b", "a", "a b a b a"])] == [6, 3, 7]
 
@@ -419,7 +419,7 @@ class Terminal:
 def test_progress(tiny, monkeypatch, tty: bool, delay: float, shown: bool) -> None:
     """A bar for a person who waits long; silence for a file, and for quick runs."""
     terminal = Terminal(tty)
-    monkeypatch.setattr("bertrt.engine.engine._TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 4)
     monkeypatch.setattr("bertrt.host.progress._DELAY", delay)
     monkeypatch.setattr("sys.stderr", terminal)
     engine = tiny.load()
@@ -432,6 +432,6 @@ def test_a_process_without_a_terminal(tiny, monkeypatch, stderr: str) -> None:
     """A daemon has no standard error, or a closed one, or an object that only writes."""
     closed = io.StringIO()
     closed.close()
-    monkeypatch.setattr("bertrt.engine.engine._TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 4)
     monkeypatch.setattr("sys.stderr", {"none": None, "closed": closed, "plain": object()}[stderr])
     assert len(tiny.load().predict(["a", "b"])) == 2

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bertrt.errors import InvalidInputError, MissingDependencyError
-from bertrt.evaluation.datasets import GoldAnswer
+from bertrt.evaluation.examples import GoldAnswer
 from bertrt.evaluation.metrics import METRICS, exact_match, is_right, metrics_of, score, token_f1
 
 pytest.importorskip("sklearn")

@@ -12,7 +12,7 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.models import bundle
+from bertrt.models import manifest
 from bertrt.models.model import Model
 
 
@@ -80,6 +80,6 @@ def test_bare_onnx(tmp_path: Path) -> None:
 
 
 def test_broken_bundle(tmp_path: Path) -> None:
-    (tmp_path / bundle.MANIFEST).write_text("{}")
+    (tmp_path / manifest.MANIFEST).write_text("{}")
     with pytest.raises(ModelFormatError, match=r"bertrt\.json"):
         Model.open(tmp_path)

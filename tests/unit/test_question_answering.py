@@ -12,7 +12,7 @@ import pytest
 from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
 from bertrt.tasks.question_answering import QuestionAnswering, _align, _widest, _Window, _windows
 from bertrt.tasks.settings import complete_settings
-from bertrt.text.tokenizer import load_tokenizer
+from bertrt.text.load import load_tokenizer
 
 WORDS = ["who", "?", "ada", "##m", "eve", "and", ",", "love", "##lace", "é", "in", "1815"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

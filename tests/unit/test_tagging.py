@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertrt.batch import split_words
 from bertrt.errors import InvalidInputError, InvalidTypeError
 from bertrt.results import Entity
 from bertrt.tasks.tagging import merge_entities
+from bertrt.text.inputs import split_words
 
 
 def entities(tags: str) -> list[tuple[str, int, int]]:

@@ -15,9 +15,10 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.results import Classification, Embedding, NextSentence, Regression
-from bertrt.tasks.base import Request, make_task
+from bertrt.tasks.base import Request
 from bertrt.tasks.settings import PRESETS, TASKS, complete_pooling, complete_settings
-from bertrt.text.tokenizer import Encoding
+from bertrt.tasks.table import make_task
+from bertrt.text.encoding import Encoding
 
 ROWS = {"sequence_output": "tokens", "pooled_output": "seqs", "logits": "seqs"}
 

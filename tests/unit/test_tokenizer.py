@@ -10,7 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from bertrt.errors import BertrtError, InvalidInputError, MissingFileError, ModelFormatError
-from bertrt.text.tokenizer import Vocabulary, basic_tokenize, load_tokenizer
+from bertrt.text.basic import basic_tokenize
+from bertrt.text.load import load_tokenizer
+from bertrt.text.vocabulary import Vocabulary
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s", "!", "a", "b"]
 GLUON = {"kind": "gluonnlp", "file": "vocab.json", "lower": True, "max_length": 16}
@@ -52,7 +54,7 @@ def test_nothing_to_encode(write_vocabulary, text: str) -> None:
 
 
 def test_index_is_right_beyond_the_first_chunk(write_vocabulary, monkeypatch) -> None:
-    monkeypatch.setattr("bertrt.text.tokenizer._TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr("bertrt.text.encoding._TEXTS_AT_ONCE", 3)
     tokenizer = load_tokenizer(GLUON, write_vocabulary(TOKENS).parent)
     with pytest.raises(InvalidInputError, match=r"batch\[7\]"):
         tokenizer.encode(["a"] * 7 + [" "])

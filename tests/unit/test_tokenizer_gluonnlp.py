@@ -25,7 +25,9 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from bertrt.text.tokenizer import Vocabulary, WordPieceTokenizer, basic_tokenize  # noqa: E402
+from bertrt.text.basic import basic_tokenize  # noqa: E402
+from bertrt.text.gluonnlp import WordPieceTokenizer  # noqa: E402
+from bertrt.text.vocabulary import Vocabulary  # noqa: E402
 
 NO_LIMIT = 1_000_000
 

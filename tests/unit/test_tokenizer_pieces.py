@@ -16,14 +16,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
-from bertrt.text.tokenizer import (
-    BytePairTokenizer,
-    GluonTokenizer,
-    SentencePieceTokenizer,
-    Vocabulary,
-    load_tokenizer,
-    read_merges,
-)
+from bertrt.text.gluonnlp import BytePairTokenizer, GluonTokenizer, SentencePieceTokenizer
+from bertrt.text.load import load_tokenizer
+from bertrt.text.vocabulary import Vocabulary, read_merges
 
 hypothesis = pytest.importorskip("hypothesis")
 

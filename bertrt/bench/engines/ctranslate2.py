@@ -14,7 +14,8 @@ from bertrt.bench import plans
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.errors import UnsupportedModelError
 from bertrt.models.model import Model
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import Step
 
 METHODS = {
     "int8": "weights per output channel, activations per token at run time "

@@ -10,7 +10,8 @@ import numpy as np
 from bertrt.bench import plans
 from bertrt.bench.engines.base import Inputs, Runner
 from bertrt.models.model import Model
-from bertrt.plan.plan import Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import Step
 
 METHODS = {
     "fp32": "eager, scaled_dot_product_attention",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertrt.compiler.evaluate import dependencies
-from bertrt.compiler.ir import Constant, Graph, Node, Weights
+from bertrt.compiler.ir import Graph, Node
 from bertrt.compiler.passes import (
     Match,
     NoMatchError,
@@ -30,6 +30,7 @@ from bertrt.compiler.passes import (
     sequence_axis,
     values_of,
 )
+from bertrt.plan.weights import Constant, Weights
 
 STEP = "embed_layer_norm"
 _VIEWS = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand")

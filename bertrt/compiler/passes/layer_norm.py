@@ -10,9 +10,10 @@ becomes ``linear_add_layer_norm``. A LayerNormalization of anything else becomes
 
 from __future__ import annotations
 
-from bertrt.compiler.ir import Graph, Node, Weights
+from bertrt.compiler.ir import Graph, Node
 from bertrt.compiler.passes import Match, NoMatchError
 from bertrt.compiler.passes.rows import STEP as ROWS
+from bertrt.plan.weights import Weights
 
 
 def match(graph: Graph, node: Node) -> Match | None:

@@ -10,8 +10,9 @@ Bias and activation may be absent, and so may the Transpose: then the weight is 
 
 from __future__ import annotations
 
-from bertrt.compiler.ir import Graph, Node, Weights
+from bertrt.compiler.ir import Graph, Node
 from bertrt.compiler.passes import Match, NoMatchError
+from bertrt.plan.weights import Weights
 
 STEP = "linear"
 

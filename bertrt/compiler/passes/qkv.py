@@ -25,11 +25,12 @@ from math import prod
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant, Graph, Node
+from bertrt.compiler.ir import Graph, Node
 from bertrt.compiler.passes import Match, NoMatchError, expect, values_of
 from bertrt.compiler.passes.attention import STEP as ATTENTION
 from bertrt.compiler.passes.attention import WEIGHTS
 from bertrt.compiler.types import Type
+from bertrt.plan.weights import Constant
 
 STEP = "qkv_linear"
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze")  # row-major order stays as it is

@@ -30,7 +30,7 @@ from bertrt.compiler.passes import (
     values_of,
 )
 from bertrt.compiler.passes.mask import lengths_to_try, mask_feed, mask_input
-from bertrt.plan.plan import STEP_OPS
+from bertrt.plan.check import STEP_OPS
 
 _BY_ROW = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 _TINY = 1e-30  # a norm below every epsilon

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.models.bundle import read_json
+from bertrt.host.files import read_object
 
-__all__ = ["Config", "Family", "read_object"]
+__all__ = ["Config", "Family", "Layer", "MaskedLM"]
 
 # By the names that transformers has for them. The tanh approximations among them differ in how the
 # constant is written down, not in its value.
@@ -432,11 +432,3 @@ class Config:
             if kind == "regression" or (kind is None and classes == 1)
             else ("classification")
         )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. MissingFileError and ModelFormatError say what is wrong."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ModelFormatError(f"{path} should hold a JSON object")
-    return content

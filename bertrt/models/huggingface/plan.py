@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant, Weights
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.models.huggingface.config import Config, read_object
+from bertrt.host.files import read_object
+from bertrt.models.huggingface.config import Config
 from bertrt.models.safetensors import read_safetensors
-from bertrt.plan.plan import INPUTS, Plan, Step
+from bertrt.plan.plan import Plan
+from bertrt.plan.steps import INPUTS, Step
+from bertrt.plan.weights import Constant, Weights
 
 __all__ = ["INDEX", "WEIGHTS", "read_plan"]
 

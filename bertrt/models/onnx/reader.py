@@ -5,7 +5,7 @@ become the IR's operators (:mod:`bertrt.models.onnx.operators`), and three thing
 way, so that the fusion passes see the encoder and not its exporter:
 
 * **Sizes.** Free axes get small distinct sizes: an exporter's arithmetic on shapes, however it is
-  written, is then a matter of computing it. :func:`~bertrt.compiler.pipeline.compile_onnx` reads a
+  written, is then a matter of computing it. :func:`~bertrt.models.onnx.plan.compile_onnx` reads a
   file with two pairs of sizes and expects the same plan from both.
 * **What is known is computed**: whatever depends on integers and single numbers only.
 * **Floats are float32.** Half-precision weights are widened, exactly; casts between them go.
@@ -22,19 +22,18 @@ from typing import Any
 import numpy as np
 
 from bertrt.compiler.evaluate import compute
-from bertrt.compiler.ir import Constant, Graph
+from bertrt.compiler.ir import Graph
+from bertrt.compiler.pipeline import SIZES
 from bertrt.compiler.types import Type, infer
 from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedModelError
+from bertrt.host.files import map_file, view
 from bertrt.models.onnx.operators import DOMAINS, Call, convert
-from bertrt.models.symbol.params import map_file, view
+from bertrt.plan.weights import Constant
 
-__all__ = ["SIZES", "open_onnx", "read_onnx"]
+__all__ = ["open_onnx", "read_onnx"]
 
 # Before opset 7 operators broadcast by other rules.
 _OPSETS = range(7, 27)
-# (batch, sequence) for the free axes: the two ways to read a file. Distinct primes, so that no two
-# extents of a graph are taken for one another; short, for models with few positions.
-SIZES = ((3, 5), (2, 7))
 # The size of the axis that bertrt's own writer calls so: it must not be taken for the sequence.
 _OTHER_SIZES = {"num_masked": 4}
 # A float constant of a Constant node is a number of the graph's arithmetic up to this many

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bertrt.compiler.ir import Constant
-from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
+from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.files import map_file, view
+from bertrt.plan.weights import Constant
 
-__all__ = ["map_file", "read_params", "view"]
+__all__ = ["read_params"]
 
 _LIST_MAGIC = 0x112
 _VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
@@ -43,7 +44,7 @@ _MAX_RANK = 32
 def read_params(path: str | Path) -> dict[str, Constant]:
     """Map the arrays of a ``.params`` file; nothing is copied.
 
-    Returns name -> :class:`~bertrt.compiler.ir.Constant` in file order. The prefixes ``arg:`` and
+    Returns name -> :class:`~bertrt.plan.weights.Constant` in file order. The prefixes ``arg:`` and
     ``aux:`` of exported files are stripped.
 
     Raises MissingFileError if there is no such file, UnsupportedModelError for a sparse array and
@@ -78,35 +79,6 @@ def read_params(path: str | Path) -> dict[str, Constant]:
     if cursor.position != len(cursor.data):
         raise cursor.error(f"{len(cursor.data) - cursor.position} bytes after the last name")
     return constants
-
-
-def map_file(path: Path) -> np.ndarray:
-    """The bytes of a file as a read-only memory-mapped uint8 array.
-
-    Raises MissingFileError if there is no such file, ModelFormatError if it cannot be mapped.
-    """
-    try:
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file")
-        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    except MissingFileError:
-        raise
-    except (ValueError, OSError) as error:  # an empty file cannot be mapped
-        raise ModelFormatError(f"{path}: cannot be mapped into memory: {error}") from None
-
-
-def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes of a mapped file as an array: little-endian, row-major, read-only.
-
-    A view wherever ``offset`` allows it; where it is not a multiple of the element size, a copy,
-    because compiled code may rely on aligned elements. The range must lie inside ``data``.
-    """
-    kind = np.dtype(dtype).newbyteorder("<")
-    array = data[offset : offset + prod(shape) * kind.itemsize].view(kind).reshape(shape)
-    if not array.flags.aligned:
-        array = array.copy()
-        array.flags.writeable = False
-    return array
 
 
 class _Cursor:

@@ -1,0 +1,97 @@
+"""A bundle's golden outputs: batches, and what the source framework answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.plan.steps import INPUTS, STACKED, output_kind
+
+__all__ = ["GoldenCase", "read_golden", "write_golden"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenCase:
+    """A batch and the answer that the source framework gave for it.
+
+    Attributes:
+        inputs: integer arrays by name: ``token_ids`` and ``token_types`` of shape (batch, seq),
+            ``valid_length`` (batch,), and ``masked_positions`` (batch, masked) where the model has
+            a decoder.
+        outputs: float32 arrays by the names of `Engine.run`, and shaped as it returns them.
+    """
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> None:
+    """Write `cases` as an ``.npz`` of arrays ``<case>/inputs/<name>``, ``<case>/outputs/<name>``.
+
+    Raises:
+        InvalidInputError: there are no cases.
+    """
+    if not cases:
+        raise InvalidInputError("there are no golden cases to write")
+    arrays = {}
+    for index, case in enumerate(cases):
+        for part in ("inputs", "outputs"):
+            for name, array in getattr(case, part).items():
+                arrays[f"{index}/{part}/{name}"] = array
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_golden(path: str | os.PathLike[str]) -> list[GoldenCase]:
+    """Read what :func:`write_golden` wrote.
+
+    Raises:
+        ModelFormatError: the file is damaged, or its arrays are not named or shaped as they
+            should be.
+    """
+    cases: dict[int, GoldenCase] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                match = re.fullmatch(r"(\d{1,6})/(inputs|outputs)/(\w+)", key)
+                if match is None or not (match[3] in (*INPUTS, *STACKED) or output_kind(match[3])):
+                    raise ModelFormatError(f"{path} holds an array of unknown name: {key!r}")
+                case = cases.setdefault(int(match[1]), GoldenCase({}, {}))
+                getattr(case, match[2])[match[3]] = archive[key]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelFormatError(f"{path} is not a readable .npz file: {error}") from error
+    if sorted(cases) != list(range(len(cases))) or not cases:
+        raise ModelFormatError(f"{path}: expected cases 0, 1, ..., found {sorted(cases)}")
+    for index, case in sorted(cases.items()):
+        _check_golden_case(case, f"{path}, case {index}")
+    return [cases[index] for index in range(len(cases))]
+
+
+def _check_golden_case(case: GoldenCase, where: str) -> None:
+    missing = {"token_ids", "token_types", "valid_length"} - case.inputs.keys()
+    if missing or not case.outputs:
+        raise ModelFormatError(f"{where}: missing {', '.join(sorted(missing)) or 'outputs'}")
+    shape = case.inputs["token_ids"].shape
+    if len(shape) != 2:
+        raise ModelFormatError(f"{where}: token_ids should be (batch, seq), found {shape}")
+    for name, array in case.inputs.items():
+        expected = {"token_ids": shape, "token_types": shape, "valid_length": shape[:1]}.get(name)
+        fits = array.shape[:1] == shape[:1] if expected is None else array.shape == expected
+        if not fits or array.dtype.kind not in "iu":
+            raise ModelFormatError(
+                f"{where}: {name} should be integers of shape {expected or '(batch, masked)'}, "
+                f"found {array.dtype} {array.shape}"
+            )
+    for name, array in case.outputs.items():
+        batch = array.shape[1:2] if name in STACKED else array.shape[:1]
+        if array.dtype != np.float32 or batch != shape[:1]:
+            raise ModelFormatError(
+                f"{where}: {name} should be float32 for {shape[0]} sequences, "
+                f"found {array.dtype} {array.shape}"
+            )

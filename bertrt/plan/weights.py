@@ -1,0 +1,104 @@
+"""Arrays of weights: where they lie, how they are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.host.files import map_file, view
+from bertrt.plan.fields import LIMIT, check_keys, read_integer, read_table, read_text
+
+__all__ = ["DTYPES", "STORED", "Constant", "Weights", "dtype_name", "map_weights", "reference_to"]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A parameter or a literal of the graph.
+
+    ``array`` is read-only and usually a view of a memory-mapped file; then ``file`` and ``offset``
+    say where its bytes lie (row-major, little-endian). Both are None for a literal.
+    """
+
+    name: str
+    array: np.ndarray
+    file: Path | None = None
+    offset: int | None = None
+
+
+# What a fused step reads beside its inputs: role -> names of constants.
+Weights = dict[str, tuple[str, ...]]
+# How weights are stored; numpy has no bfloat16, so its bits are uint16. A matrix that is not
+# float32 belongs to a step that states the precision.
+DTYPES = {"float32": "float32", "bfloat16": "uint16", "int8": "int8"}
+STORED = {"uint16": "bf16", "int8": "int8"}
+
+
+def dtype_name(array: np.ndarray) -> str:
+    """How the JSON form calls an array's elements; "" where a plan has no such weights."""
+    return next((name for name, dtype in DTYPES.items() if array.dtype == dtype), "")
+
+
+def reference_to(constant: Constant, directory: Path) -> dict[str, Any]:
+    """Where a weight lies, in JSON: file, offset, dtype and shape.
+
+    Raises InvalidInputError for one that lies in no file below `directory`.
+    """
+    if constant.file is None or constant.offset is None:
+        raise InvalidInputError(f"weight {constant.name!r} does not lie in a file")
+    try:
+        inside = constant.file.resolve().relative_to(directory.resolve())
+    except ValueError:
+        raise InvalidInputError(
+            f"weight {constant.name!r} lies in {constant.file}, not below {directory}"
+        ) from None
+    return {
+        "file": inside.as_posix(),
+        "offset": constant.offset,
+        "dtype": dtype_name(constant.array),
+        "shape": list(constant.array.shape),
+    }
+
+
+def map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:
+    """The weights that `reference_to` described, by name, mapped into memory.
+
+    Raises ModelFormatError for a reference that is broken, leaves the directory or goes beyond its
+    file; MissingFileError where the file is not there.
+    """
+    files: dict[str, np.ndarray] = {}
+    weights = {}
+    for name, raw in table.items():
+        where = f"weights.{name}"
+        reference = read_table(raw, where)
+        check_keys(reference, ("file", "offset", "dtype", "shape"), where)
+        file = read_text(reference["file"], f"{where}.file")
+        parts = PurePosixPath(file)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in file:
+            raise ModelFormatError(f"{where}.file is {file!r}, which leaves the directory")
+        dtype = DTYPES.get(read_text(reference["dtype"], f"{where}.dtype"))
+        if dtype is None:
+            raise ModelFormatError(
+                f"{where}.dtype is {reference['dtype']!r}, expected one of {list(DTYPES)}"
+            )
+        shape = reference["shape"]
+        if not isinstance(shape, list) or not 1 <= len(shape) <= 2:
+            raise ModelFormatError(f"{where}.shape is {shape!r}, expected one or two extents")
+        for extent in shape:
+            read_integer(extent, f"{where}.shape", 1, LIMIT)
+        if file not in files:
+            files[file] = map_file(directory / file)
+        data = files[file]
+        offset = read_integer(reference["offset"], f"{where}.offset", 0, len(data) + 1)
+        end = offset + np.dtype(dtype).itemsize * prod(shape)
+        if end > len(data):
+            raise ModelFormatError(
+                f"{where} ends at byte {end}, {file} has {len(data)} bytes: truncated?"
+            )
+        array = view(data, offset, dtype, tuple(shape))
+        weights[name] = Constant(name, array, directory / file, offset)
+    return weights

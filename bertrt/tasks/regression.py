@@ -1,0 +1,42 @@
+"""Regression: a number for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bertrt.batch import PackedBatch
+from bertrt.errors import ModelFormatError
+from bertrt.results import Regression
+from bertrt.tasks.base import Request, Task, check_pairs
+from bertrt.text.encoding import Text
+
+__all__ = ["Regressor"]
+
+
+class Regressor(Task):
+    """See `bertrt.tasks.base.Task`."""
+
+    outputs = ("logits",)
+
+    def __init__(self, pair: bool | None) -> None:
+        self._pair = pair
+
+    def check(self, texts: Sequence[Text]) -> None:
+        """See `Task.check`."""
+        check_pairs(texts, self._pair, "this model")
+
+    def read(
+        self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
+    ) -> list[Regression]:
+        """See `Task.read`."""
+        logits = values["logits"]
+        if logits.shape[1] != 1:
+            raise ModelFormatError(
+                f"a regression model has one output number for each text, not {logits.shape[1]}"
+            )
+        return [
+            Regression(score, own.truncated)
+            for score, own in zip(logits[:, 0].tolist(), requests, strict=True)
+        ]

@@ -1,0 +1,124 @@
+"""What a tokenizer is to the rest of the package, and what it makes of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from bertrt.errors import InvalidInputError
+
+__all__ = ["Encoding", "Pieces", "Text", "Tokenizer", "no_token", "some_at_once"]
+
+Text = str | tuple[str, str]
+T = TypeVar("T")
+
+
+# Encodings of the Rust library carry much more than ids (tokens, offsets, words); this many of them
+# exist at a time.
+_TEXTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """One text, or pair of texts, as the model takes it, special tokens included.
+
+    Attributes:
+        ids: token ids, int32, shape (tokens,).
+        types: token types, int32, shape (tokens,): 0 for the first text, 1 for the second.
+        truncated: whether tokens were dropped to fit the model's maximum length.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    truncated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A list of words in tokens.
+
+    Attributes:
+        ids: the tokens' ids.
+        words: for each token, the word that it comes from.
+        spans: for each token, where it stands in ``" ".join(words)``, in characters; None where
+            the tokenizer does not know (GluonNLP's).
+    """
+
+    ids: list[int]
+    words: list[int]
+    spans: list[tuple[int, int]] | None
+
+
+class Tokenizer(Protocol):
+    """What an engine asks of a tokenizer.
+
+    Attributes:
+        max_length: the most tokens of a sequence, special ones included.
+        vocab_size: the ids are below it.
+        lower: whether text is lower-cased.
+        mask: the token that stands for a word to be guessed; None where there is none.
+        mask_id: its id.
+        special_ids: the ids of the tokens that open, close and separate texts.
+    """
+
+    max_length: int
+    vocab_size: int
+    lower: bool
+    mask: str | None
+    mask_id: int | None
+    special_ids: frozenset[int]
+
+    def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
+        """Encode texts, or pairs of texts, each to at most `max_length` tokens.
+
+        Args:
+            batch: texts, or pairs of texts.
+            masks: whether the mask token, where a text spells it out, means the mask. (It does in
+                Hugging Face's rules whatever is said here.)
+
+        Raises:
+            InvalidInputError: a text, or the first text of a pair, gives no token at all; the
+                message names its index.
+        """
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without special tokens and whatever their number."""
+        ...
+
+    def tokenize_words(self, batch: Sequence[Sequence[str]]) -> list[Pieces]:
+        """The tokens of each list of words, likewise; a word may give none."""
+        ...
+
+    def room(self, *, pair: bool) -> int:
+        """How many tokens fit into a sequence beside the special ones."""
+        ...
+
+    def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> Encoding:
+        """The sequence of one or two texts, given as ids that fit."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """A token, as the vocabulary spells it."""
+        ...
+
+    def continues(self, token: str) -> bool:
+        """Whether a token goes on with the word of the token before it."""
+        ...
+
+
+def some_at_once(texts: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The texts, in slices of as many as may be in the Rust library at a time."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        yield texts[start : start + _TEXTS_AT_ONCE]
+
+
+def no_token(index: int) -> InvalidInputError:
+    """The error for a text, by its place in the batch, that gives no token."""
+    return InvalidInputError(
+        f"batch[{index}]: the text is empty, or holds nothing that gives a token "
+        "(white space or control characters only)"
+    )

@@ -1,0 +1,189 @@
+"""The rooms of the package: what may import what. docs/architecture.md draws the same picture."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Each room, a folder or a module right below bertrt, with the rooms that it may import from. A room
+# only names rooms above it in this table, so that no arrow leads back up.
+ROOMS = {
+    "_native": "",
+    "errors": "",
+    "results": "",
+    "version": "",
+    "batch": "errors",
+    "host": "errors _native",
+    "text": "errors",
+    "plan": "errors host",
+    "tasks": "errors results batch text",
+    "compiler": "errors plan",
+    "models": "errors batch host text plan tasks compiler",
+    "backends": "errors batch host plan models _native",
+    "engine": "errors results batch host text plan tasks models backends",
+    "bench": "errors batch host plan models backends engine _native",
+    "evaluation": "errors version batch host text plan tasks models backends engine _native",
+    "export": "errors host text plan tasks compiler models engine evaluation",
+    "commands": "errors version host tasks models engine bench evaluation export",
+}
+# What is imported, and never imports its way back in: the package's own names, `python -m bertrt`,
+# and the places of version 0.1.0 that are still imported from.
+FACES = {
+    "__init__": "errors results version engine",
+    "__main__": "commands",
+    "tokenizer": "text",
+    "datasets": "evaluation",
+}
+# Files with more lines than this have a reason here.
+MOST_LINES = 500
+LONGER: dict[str, str] = {}
+
+ROOT = Path(__file__).parents[2]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module by its full name; those of export/ are bertrt.export."""
+    found = {}
+    for top in ("bertrt", "export"):
+        for path in (root / top).rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            if top == "export":
+                parts = ("bertrt", *parts)
+            found[".".join(parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of bertrt that a module imports, at its top or anywhere in it."""
+    package = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for found in names:
+            while found != "bertrt" and found not in known and f"{found}.__init__" not in known:
+                if found == "bertrt._native":
+                    break
+                found = found.rpartition(".")[0]
+                if not found:
+                    break
+            if found.split(".")[0] == "bertrt":
+                yield found if found in known else f"{found}.__init__"
+
+
+def room(module: str) -> str:
+    """The room of a module; a face is its own."""
+    return module.split(".")[1]
+
+
+def wrong_arrows(root: Path) -> list[str]:
+    """The imports that the tables above do not allow."""
+    known = modules(root)
+    wrong = []
+    for name, path in sorted(known.items()):
+        allowed = {**ROOMS, **FACES}.get(room(name))
+        if allowed is None:
+            wrong.append(f"{name} is in no room")
+            continue
+        for target in imports(name, path, known):
+            to = room(target)
+            if to != room(name) and to not in allowed.split():
+                wrong.append(f"{name} imports {target}")
+    return wrong
+
+
+def test_imports_go_one_way() -> None:
+    assert wrong_arrows(ROOT) == []
+
+
+def test_the_table_has_no_arrow_back_up() -> None:
+    above: set[str] = set()
+    for name, allowed in ROOMS.items():
+        assert set(allowed.split()) <= above, name
+        above.add(name)
+
+
+def test_the_table_has_no_arrow_that_nothing_uses() -> None:
+    known = modules(ROOT)
+    used: dict[str, set[str]] = {}
+    for name, path in known.items():
+        targets = {room(target) for target in imports(name, path, known)}
+        used.setdefault(room(name), set()).update(targets - {room(name)})
+    assert used | {"_native": set()} == {
+        name: set(allowed.split()) for name, allowed in (ROOMS | FACES).items()
+    }
+
+
+def test_no_module_imports_its_way_back_to_itself() -> None:
+    known = modules(ROOT)
+    arrows = {name: set(imports(name, path, known)) for name, path in known.items()}
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join((*way[way.index(name) :], name))}"
+        if name in done:
+            return
+        for target in arrows.get(name, ()):
+            follow(target, (*way, name))
+        done.add(name)
+
+    for name in arrows:
+        follow(name, ())
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "told"),
+    [
+        ("bertrt/text/new.py", "from bertrt.tasks.base import Task", "bertrt.tasks.base"),
+        ("bertrt/compiler/new.py", "import bertrt.engine", "bertrt.engine.__init__"),
+        ("bertrt/plan/new.py", "from bertrt import Engine", "bertrt.__init__"),
+        (
+            "bertrt/models/new.py",
+            "def f():\n    from ..engine import engine",
+            "bertrt.engine.engine",
+        ),
+        (
+            "bertrt/host/new.py",
+            "if TYPE_CHECKING:\n    from bertrt.models.model import Model",
+            "bertrt.models.model",
+        ),
+        ("bertrt/evaluation/new.py", "from bertrt.export import zoo", "bertrt.export.zoo"),
+        ("export/new.py", "from bertrt.commands.main import main", "bertrt.commands.main"),
+        ("bertrt/engine/new.py", "from bertrt.bench import run", "bertrt.bench.run"),
+    ],
+)
+def test_an_import_put_the_wrong_way_is_found(tmp_path, where, line, told) -> None:
+    for path in modules(ROOT).values():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / where).write_text(line + "\n")
+    name = ".".join(Path(where).with_suffix("").parts)
+    name = name if name.startswith("bertrt") else f"bertrt.{name}"
+    assert wrong_arrows(tmp_path) == [f"{name} imports {told}"]
+
+
+def test_a_module_in_no_room_is_found(tmp_path) -> None:
+    (tmp_path / "bertrt").mkdir()
+    (tmp_path / "bertrt" / "attic.py").write_text("")
+    assert wrong_arrows(tmp_path) == ["bertrt.attic is in no room"]
+
+
+def test_no_file_is_long_without_a_reason() -> None:
+    files = [*(ROOT / "bertrt").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
+    for kind in ("*.h", "*.cpp", "*.cu", "*.cuh"):
+        files += (ROOT / "csrc").rglob(kind)
+    long = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if len(path.read_bytes().splitlines()) > MOST_LINES
+    }
+    assert long == LONGER.keys()
