@@ -13,9 +13,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,15 +26,14 @@ MODEL, CLASSIFIER, TAGGER = "Model", "ModelForSequenceClassification", "ModelFor
 MASKED, CAUSAL = "ModelForMaskedLM", "ModelForCausalLM"
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A changed model: the class that wrote it, the changes to its config.json (`LEFT_OUT`: the
     setting is), the class to read it by behind "Auto", shapes of further tensors or of others."""
 
     architecture: str
     config: dict[str, Any]
     auto: str = MODEL
-    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 def classifier(tensors: Any = None, **config: Any) -> Case:
@@ -191,7 +191,7 @@ def main() -> None:
             base = written[case.architecture]
             config = changed(base["config"], case.config)
             (path / "config.json").write_text(json.dumps(config))
-            shapes = base["tensors"] | case.tensors
+            shapes = base["tensors"] | dict(case.tensors)
             tensors = {name: reference.draw(name, tuple(shape)) for name, shape in shapes.items()}
             safetensors.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
             recorded[name] = record(path, case.auto, reference.batch(23))

@@ -237,9 +237,9 @@ class _Net:
         head = self._config.head
         x = self._encoder()
         sequence = {"sequence_output": x}
-        if head == "ForSequenceClassification":
+        if head == "ForSequenceClassification" and task != "embedding":
             return {"logits": self._sequence_classifier(x)}
-        if head in ("ForQuestionAnswering", "ForTokenClassification"):
+        if head in ("ForQuestionAnswering", "ForTokenClassification") and task != "embedding":
             name = "qa_outputs" if head == "ForQuestionAnswering" else "classifier"
             if name == "qa_outputs" and self._config.count("num_labels") != 2:
                 raise UnsupportedModelError(
