@@ -286,6 +286,30 @@ def test_half_and_buffers(hugging) -> None:
     np.testing.assert_equal(run(as_bin(hugging, "BertModel", half | buffer)), run(safe))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ("BertForMaskedLM", "bert.embeddings.word_embeddings.weight"),
+        ("RobertaForMaskedLM", "roberta.embeddings.word_embeddings.weight"),
+        ("DistilBertForMaskedLM", "distilbert.embeddings.word_embeddings.weight"),
+    ],
+)
+def test_a_table_of_words_by_its_other_name(hugging, architecture, words) -> None:
+    """As files have it that hold each shared tensor once."""
+    config, weights = WRITTEN[architecture]["config"], tensors(architecture)
+    expected = run(hugging.write(config, weights, name="usual"))
+    decoder = {
+        "BertForMaskedLM": "cls.predictions.decoder.weight",
+        "RobertaForMaskedLM": "lm_head.decoder.weight",
+        "DistilBertForMaskedLM": "vocab_projector.weight",
+    }[architecture]
+    weights[decoder] = weights.pop(words)
+    np.testing.assert_equal(run(hugging.write(config, weights)), expected)
+    config = config | {"tie_word_embeddings": False}
+    with pytest.raises(ModelFormatError, match=r"missing: embeddings\.word_embeddings\.weight"):
+        run(hugging.write(config, weights, name="untied"))
+
+
 def test_names_of_data_parallel(hugging) -> None:
     weights = {f"module.{name}": array for name, array in tensors("BertModel").items()}
     message = r"names there begin with module\., as DataParallel leaves them: save the model inside"

@@ -91,7 +91,11 @@ class _Net:
         self.shapes: dict[str, tuple[_Extent, ...]] = {}
         self._config = config
         self._source = source
-        self._tensors = tensors
+        self._tensors = dict(tensors)
+        # A file that holds shared tensors once may have this one under its other name.
+        decoder = tensors.get(config.family.masked_lm.decoder)
+        if config.tied and decoder is not None:
+            self._tensors.setdefault(_WORDS, dataclasses.replace(decoder, name=_WORDS))
 
     # --- what there is in the files -----------------------------------------------------------
 
