@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from bertrt.batch import PackedBatch
+from bertrt.errors import ModelFormatError
 from bertrt.results import Classification
+from bertrt.tasks.activations import activate
 from bertrt.tasks.base import Request, Task, check_pairs, names_of, softmax
 from bertrt.text.encoding import Text
 
@@ -18,13 +20,22 @@ class Classifier(Task):
     """See `bertrt.tasks.base.Task`."""
 
     def __init__(
-        self, labels: Sequence[str] | None, pair: bool | None, outputs: Iterable[str]
+        self,
+        labels: Sequence[str] | None,
+        pair: bool | None,
+        activation: str,
+        outputs: Iterable[str],
     ) -> None:
         self._labels = labels
         self._pair = pair
+        self._activation = activation
         # A graph may end in the probabilities themselves.
         self._ready = "probabilities" in outputs and "logits" not in outputs
         self.outputs = ("probabilities",) if self._ready else ("logits",)
+        if self._ready and activation != "softmax":
+            raise ModelFormatError(
+                f"the activation is {activation}, and the model gives probabilities, not logits"
+            )
 
     def check(self, texts: Sequence[Text]) -> None:
         """See `Task.check`."""
@@ -36,8 +47,14 @@ class Classifier(Task):
         """See `Task.read`."""
         found = values[self.outputs[0]]
         labels = names_of(self._labels, found)
-        best = found.argmax(axis=1)
-        scores = found if self._ready else softmax(found)
+        if self._ready:
+            scores = found
+        elif self._activation == "softmax":
+            scores = softmax(found)
+        else:
+            scores = np.array([activate(self._activation, row) for row in found])
+        # Equal scores, as where an activation is flat, are told apart by their logits.
+        best = np.lexsort((-found, -scores), axis=1)[:, 0]
         return [
             Classification(labels[i], row[i], dict(zip(labels, row, strict=True)), own.truncated)
             for i, row, own in zip(best, scores.tolist(), requests, strict=True)

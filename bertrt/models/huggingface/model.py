@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from bertrt.errors import InvalidInputError, MissingFileError, UnsupportedModelE
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.plan import read_plan
-from bertrt.models.huggingface.sentence_transformers import find_encoder
+from bertrt.models.huggingface.sentence_transformers import (
+    classifier_activation,
+    read_sentence_model,
+)
 from bertrt.models.huggingface.tokenizer import make_tokenizer
 from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan
+from bertrt.tasks.embedding import pooled_width
+from bertrt.tasks.modules import Module, output_width
 from bertrt.tasks.settings import LABELLED, TASKS, complete_settings
 from bertrt.text.huggingface import HuggingFaceTokenizer
 
@@ -30,8 +36,9 @@ class HuggingFaceModel:
         plan: the fused plan, its weights mapped where they are float32.
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
-        pooling: ``{"mode": ..., "normalize": ...}`` for embeddings, None otherwise.
-        settings: what is set for the task, see `bertrt.tasks.settings`; the defaults.
+        pooling: for embeddings, see `bertrt.tasks.settings`; None otherwise.
+        modules: what comes behind the pooling.
+        settings: what is set for the task, see `bertrt.tasks.settings`.
         tokenizer: the tokenizer, with Hugging Face's rules.
         origin: what is known about where the model comes from.
     """
@@ -41,9 +48,20 @@ class HuggingFaceModel:
     task: str
     labels: list[str] | None
     pooling: dict[str, Any] | None
+    modules: tuple[Module, ...]
     settings: dict[str, Any]
     tokenizer: HuggingFaceTokenizer
     origin: dict[str, Any]
+
+    @property
+    def rows(self) -> Mapping[str, str]:
+        """What each output has a row for, as the plan says."""
+        return self.plan.rows
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """Hidden size, layers and so on, as the plan holds them."""
+        return self.plan.architecture
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], task: str | None = None) -> HuggingFaceModel:
@@ -69,7 +87,8 @@ class HuggingFaceModel:
             raise MissingFileError(
                 f"{root} is no directory; a Hugging Face model directory is wanted"
             )
-        directory, pooling = find_encoder(root)
+        sentence = read_sentence_model(root)
+        directory, pooling = sentence.encoder, sentence.pooling
         if not (directory / "config.json").exists():
             bundle = (root / MANIFEST).is_file()
             raise MissingFileError(
@@ -88,6 +107,19 @@ class HuggingFaceModel:
                     f"{root} has a pooling on top of a model for {tasks[0]}, {config.architecture}"
                 )
             tasks = ("embedding",)
+        settings = dict(sentence.prompts)
+        if config.head == "ForSequenceClassification":
+            classes = config.count("num_labels")
+            settings["activation"], cross_encoder = classifier_activation(
+                sentence, config.content, config.path, classes
+            )
+            if cross_encoder and classes == 1:  # a score, whatever it was trained as
+                tasks = ("regression",)
+        elif sentence.cross_encoder:
+            raise UnsupportedModelError(
+                f"{root} is a CrossEncoder, which classifies sequences, on top of a model for "
+                f"{tasks[0]}, {config.architecture}"
+            )
         if task is not None and task not in tasks:
             raise InvalidInputError(
                 f"{path} holds a model for {', '.join(tasks)}; "
@@ -98,6 +130,9 @@ class HuggingFaceModel:
         plan, left_out = read_plan(config, task)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
+        if pooling is not None and task == "embedding":
+            width = pooled_width(pooling, plan.architecture["hidden"])
+            output_width(sentence.modules, width, str(root))
         tokenizer = make_tokenizer(directory, config)
         return cls(
             config,
@@ -105,7 +140,8 @@ class HuggingFaceModel:
             task,
             config.labels if task in LABELLED else None,
             pooling,
-            complete_settings(None, task, tokenizer.max_length),
+            sentence.modules,
+            complete_settings(settings, task, tokenizer.max_length),
             tokenizer,
             {
                 "framework": "huggingface",
