@@ -15,6 +15,7 @@ BUNDLE := build/minilm
 GPU_PYTHON := python3
 BUNDLES :=
 CPP := $(shell find csrc cmake -type f)
+FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: demo test gpu-check lint format clean
 
@@ -31,12 +32,12 @@ lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $(filter %.h %.cpp,$(CPP))
+	$(VENV)/bin/clang-format --dry-run --Werror $(FORMATTED)
 
 format: $(VENV)/tools
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $(filter %.h %.cpp,$(CPP))
+	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info bertrt/_native*.so

@@ -62,4 +62,4 @@ class Engine:
         """See `bertrt._native.Engine.steps`; the seconds are the GPU's."""
 
 kernels: Any
-"""Single kernels, for tests: csrc/bindings/cuda_kernels.cpp."""
+"""Single kernels, for tests: csrc/bindings/testing/cuda_kernels.cpp."""

@@ -5,11 +5,12 @@
 # linked statically and opens the driver when it is first used: nothing is needed that is not
 # everywhere.
 # BERTRT_CUDA=EMULATED: _cuda_emulated, for tests: the same sources by the host's compiler, run on the
-# CPU by csrc/cuda/emulator. It is never installed.
+# CPU by tests/cuda/emulator. It is never installed.
 set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/linear.cu csrc/cuda/rows.cu)
 set(host
-    csrc/bindings/cuda_engine.cpp csrc/bindings/cuda_kernels.cpp csrc/bindings/cuda_products.cpp
-    csrc/bindings/inputs.cpp csrc/cuda/engine.cpp csrc/cuda/model.cpp csrc/cuda/runtime.cpp)
+    csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
+    csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
+    csrc/cuda/batch_inputs.cpp csrc/cuda/engine.cpp csrc/cuda/model.cpp csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
   list(APPEND kernels tests/cuda/probes.cu)
@@ -19,11 +20,14 @@ if(BERTRT_CUDA STREQUAL "EMULATED")
   # its own runtime is not linked. Line numbers are for the emulator's reports.
   target_compile_options(bertrt_cuda PRIVATE -O2 -g1 -ffp-contract=off -fsanitize=thread
                                              -Wno-unknown-pragmas)
-  target_include_directories(bertrt_cuda BEFORE PUBLIC csrc/cuda/emulator csrc tests/cuda)
+  target_include_directories(bertrt_cuda BEFORE PUBLIC tests/cuda/emulator csrc tests/cuda)
   target_compile_definitions(bertrt_cuda PUBLIC BERTRT_CUDA_EMULATOR)
   pybind11_add_module(
-    _cuda_emulated NO_EXTRAS csrc/bindings/cuda_emulated.cpp csrc/cuda/emulator/emulator.cpp
-    csrc/cuda/emulator/runtime.cpp ${host})
+    _cuda_emulated NO_EXTRAS tests/cuda/emulated_module.cpp
+    tests/cuda/emulator/device_memory.cpp tests/cuda/emulator/elements.cpp
+    tests/cuda/emulator/machine.cpp tests/cuda/emulator/primitives.cpp
+    tests/cuda/emulator/runtime.cpp tests/cuda/emulator/shared_memory.cpp
+    tests/cuda/emulator/streams.cpp tests/cuda/emulator/tsan_hooks.cpp ${host})
   target_link_libraries(_cuda_emulated PRIVATE bertrt_cuda bertrt_core)
 else()
   execute_process(

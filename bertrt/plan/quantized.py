@@ -3,7 +3,7 @@
 int8: each output of a matrix, `q * scale` with q from -127 to 127 and zero exact. bfloat16: the
 upper half of a float32, to nearest, ties to even; numpy has no such type, so its bits are uint16.
 Both are what the native engine makes of float32 weights when it is told to compute in int8 or bf16
-(csrc/cpu/cpu_ops.cpp), bit for bit.
+(csrc/cpu/panel_matrix.cpp), bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// One function a part of the CUDA modules, _cuda and _cuda_emulated, and what they share.
+// The CUDA modules' part that is for use, and what their bindings share.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,8 +11,6 @@
 namespace bertrt::bindings {
 
 void bind_cuda_engine(pybind11::module_& module);
-void bind_cuda_kernels(pybind11::module_& module);
-void bind_cuda_products(pybind11::module_& kernels);
 
 inline cuda::Element parse_element(const std::string& name) {
   if (name == "fp32") return cuda::Element::kFp32;

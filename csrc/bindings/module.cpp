@@ -1,5 +1,6 @@
 #include "bindings/bindings.h"
 #include "bindings/inputs.h"
+#include "bindings/testing/kernels.h"
 
 namespace py = pybind11;
 
@@ -8,5 +9,6 @@ PYBIND11_MODULE(_native, module) {
 
   bertrt::bindings::translate_errors();
   bertrt::bindings::bind_engine(module);
+  bertrt::bindings::bind_machine(module);
   bertrt::bindings::bind_kernels(module);
 }

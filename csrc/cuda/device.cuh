@@ -11,7 +11,7 @@
 #include "cuda/element.h"
 
 #ifdef BERTRT_CUDA_EMULATOR
-#include "cuda/emulator/device.h"
+#include "emulator/device.h"
 #else
 
 #include <cuda_runtime.h>

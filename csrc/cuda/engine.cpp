@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/error.h"
+#include "cuda/batch_inputs.h"
+#include "cuda/places.h"
 #include "runtime/arena.h"
 
 namespace bertrt::cuda {
@@ -12,25 +13,6 @@ namespace {
 // What a part returns at most, unless one sequence returns more: it passes through pinned memory.
 constexpr int64_t kPartOutputBytes = int64_t{128} << 20;
 
-// What cudaMalloc aligns to, and every array in the arena too.
-constexpr int64_t kAlignment = 256;
-
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// Arrays one behind the other in a block of memory that is not there yet.
-class Places {
- public:
-  int64_t add(int64_t bytes) {
-    const int64_t offset = bytes_;
-    bytes_ += aligned(bytes);
-    return offset;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  int64_t bytes_ = 0;
-};
-
 DeviceRows columns_from(DeviceRows rows, int64_t first) {
   return {static_cast<char*>(rows.data) + first * bytes_of(rows.element), rows.stride,
           rows.element};
@@ -38,173 +20,18 @@ DeviceRows columns_from(DeviceRows rows, int64_t first) {
 
 }  // namespace
 
-// The memory and the stream of one run. Memory grows to the largest part seen and is used again.
-class Engine::Workspace {
- public:
-  // Throws DeviceError; then nothing of that kind of memory is held.
-  void reserve(int64_t device, int64_t inputs, int64_t outputs) {
-    grow(device_, device);
-    grow(inputs_, inputs);
-    grow(outputs_, outputs);
-  }
-
-  // Two events for each of so many steps: before it and behind it.
-  const std::vector<Event>& events(size_t steps) {
-    while (events_.size() < 2 * steps) events_.emplace_back();
-    return events_;
-  }
-
-  const DeviceMemory& device() const { return device_; }
-  const PinnedMemory& inputs() const { return inputs_; }
-  const PinnedMemory& outputs() const { return outputs_; }
-  const OwnedStream& stream() const { return stream_; }
-
- private:
-  template <class Memory>
-  static void grow(Memory& memory, int64_t bytes) {
-    if (static_cast<size_t>(bytes) <= memory.bytes()) return;
-    // Steps of an eighth keep the number of times that memory is asked for small.
-    constexpr size_t kStep = size_t{1} << 16;
-    const size_t wanted = std::max(static_cast<size_t>(bytes), memory.bytes() / 8 * 9);
-    memory = Memory();
-    memory = Memory((wanted + kStep - 1) / kStep * kStep);
-  }
-
-  OwnedStream stream_;
-  DeviceMemory device_;
-  PinnedMemory inputs_;
-  PinnedMemory outputs_;
-  std::vector<Event> events_;
-};
-
-class Engine::BorrowedWorkspace {
- public:
-  explicit BorrowedWorkspace(Engine& engine) : engine_(engine) {
-    const std::lock_guard<std::mutex> lock(engine.free_mutex_);
-    if (engine.free_.empty()) {
-      workspace_ = std::make_unique<Workspace>();
-    } else {
-      workspace_ = std::move(engine.free_.back());
-      engine.free_.pop_back();
-    }
-  }
-  ~BorrowedWorkspace() {
-    // After an error copies may be under way.
-    (void)cudaStreamSynchronize(workspace_->stream());
-    const std::lock_guard<std::mutex> lock(engine_.free_mutex_);
-    engine_.free_.push_back(std::move(workspace_));
-  }
-  BorrowedWorkspace(const BorrowedWorkspace&) = delete;
-  BorrowedWorkspace& operator=(const BorrowedWorkspace&) = delete;
-
-  Workspace& operator*() const { return *workspace_; }
-
-  // As Workspace::reserve; before it gives up, memory that no run is using goes back to the device.
-  void reserve(int64_t device, int64_t inputs, int64_t outputs) {
-    try {
-      workspace_->reserve(device, inputs, outputs);
-    } catch (const DeviceError&) {
-      {
-        const std::lock_guard<std::mutex> lock(engine_.free_mutex_);
-        engine_.free_.clear();
-      }
-      workspace_->reserve(device, inputs, outputs);
-    }
-  }
-
- private:
-  Engine& engine_;
-  std::unique_ptr<Workspace> workspace_;
-};
-
 Engine::Engine(std::shared_ptr<const Model> model, bool trace, int64_t part_tokens)
     : model_(std::move(model)),
       trace_(trace),
       part_tokens_(part_tokens),
       spent_(model_->nodes.size()) {}
 
-Engine::~Engine() = default;
-
-// What a part brings to the device besides weights, in one block that is copied at once.
-class Engine::Inputs {
- public:
-  explicit Inputs(const PackedBatch& batch) : batch_(batch) {
-    const int64_t tokens = batch.tokens(), seqs = batch.seqs, word = sizeof(int32_t);
-    cu_pairs_ = places_.add((seqs + 1) * static_cast<int64_t>(sizeof(int64_t)));
-    ids_ = places_.add(tokens * word);
-    types_ = places_.add(tokens * word);
-    positions_ = places_.add(tokens * word);
-    cu_seqlens_ = places_.add((seqs + 1) * word);
-    attended_ = places_.add(seqs * word);
-    first_tokens_ = places_.add(seqs * word);
-    first_rows_ = places_.add(seqs * word);
-    masked_ = places_.add(seqs * batch.masked_per_seq * word);
-  }
-
-  int64_t bytes() const { return places_.bytes(); }
-
-  void write(const PinnedMemory& memory) const {
-    const auto ints = [&](int64_t place) { return static_cast<int32_t*>(memory.at(place)); };
-    const int64_t tokens = batch_.tokens();
-    std::copy_n(batch_.token_ids, tokens, ints(ids_));
-    std::copy_n(batch_.token_types, tokens, ints(types_));
-    auto* pairs = static_cast<int64_t*>(memory.at(cu_pairs_));
-    pairs[0] = 0;
-    for (int64_t s = 0; s <= batch_.seqs; ++s) {
-      ints(cu_seqlens_)[s] = batch_.cu_seqlens[s] - batch_.cu_seqlens[0];
-    }
-    for (int64_t s = 0; s < batch_.seqs; ++s) {
-      const int64_t length = batch_.length(s);
-      const int32_t first = ints(cu_seqlens_)[s];
-      pairs[s + 1] = pairs[s] + length * length;
-      for (int64_t i = 0; i < length; ++i) ints(positions_)[first + i] = static_cast<int32_t>(i);
-      ints(attended_)[s] = static_cast<int32_t>(batch_.keys(s));
-      // Gluon's encoder returns zeros where nothing is attended to.
-      ints(first_tokens_)[s] = batch_.keys(s) ? first : -1;
-      ints(first_rows_)[s] = batch_.keys(s) ? static_cast<int32_t>(s) : -1;
-      for (int64_t i = 0; i < batch_.masked_per_seq; ++i) {
-        const int64_t at = s * batch_.masked_per_seq + i;
-        ints(masked_)[at] = first + batch_.masked_positions[at];
-      }
-    }
-  }
-
-  // From here on the arrays lie on the device, from its memory's beginning.
-  void on_device(const DeviceMemory& memory) { memory_ = &memory; }
-
-  const int32_t* ids() const { return ints(ids_); }
-  const int32_t* types() const { return ints(types_); }
-  const int32_t* positions() const { return ints(positions_); }
-  // Rows of the sequences' first tokens in a value that has a row a token, or a row a sequence; -1
-  // for an empty sequence.
-  const int32_t* first_tokens() const { return ints(first_tokens_); }
-  const int32_t* first_rows() const { return ints(first_rows_); }
-  const int32_t* masked() const { return ints(masked_); }
-  const int64_t* cu_pairs() const { return static_cast<const int64_t*>(memory_->at(cu_pairs_)); }
-  Sequences sequences() const {
-    int64_t longest = 0;
-    for (int64_t s = 0; s < batch_.seqs; ++s) longest = std::max(longest, batch_.length(s));
-    return {ints(cu_seqlens_), batch_.attended ? ints(attended_) : nullptr, batch_.seqs, longest};
-  }
-
- private:
-  const int32_t* ints(int64_t place) const {
-    return static_cast<const int32_t*>(memory_->at(place));
-  }
-
-  const PackedBatch& batch_;
-  const DeviceMemory* memory_ = nullptr;
-  Places places_;
-  int64_t cu_pairs_, ids_, types_, positions_, cu_seqlens_, attended_, first_tokens_, first_rows_,
-      masked_;
-};
-
 // One pass of the plan over one part: where its values lie, and the steps.
 class Engine::PartRun {
  public:
   PartRun(Engine& engine, const PackedBatch& batch,
           const std::vector<std::pair<int, float*>>& wanted, const Demand& demand,
-          BorrowedWorkspace& borrowed)
+          WorkspacePool::Borrowed& borrowed)
       : engine_(engine),
         model_(*engine.model_),
         batch_(batch),
@@ -287,23 +114,8 @@ class Engine::PartRun {
     return node.op == plan::Op::kAttentionWeights ? Element::kFp32 : node.element;
   }
 
-  // The step that makes an attention's queries, keys and values.
-  const Node& qkv_of(const Node& attention) const {
-    return model_.nodes[model_.values[attention.inputs[0]].made_by];
-  }
-
   bool has_first_queries(const Node& node) const {
     return node.op == plan::Op::kAttention && demand_.first_only[node.output];
-  }
-
-  // Whether an attention makes the queries that it needs itself.
-  bool makes_queries(const Node& node) const {
-    return node.op == plan::Op::kAttention && demand_.keys_only[node.inputs[0]];
-  }
-
-  // Whether an input of a node that works row by row has more rows than the node's output.
-  bool gathers(const Node& node, int which) const {
-    return demand_.first_only[node.inputs[which]] != demand_.first_only[node.output];
   }
 
   static bool works_by_row(const Node& node) {
@@ -335,7 +147,7 @@ class Engine::PartRun {
       if (!demand_.steps[i]) continue;
       const Node& node = model_.nodes[i];
       for (const int input : node.inputs) last_use[input] = i;
-      if (makes_queries(node)) last_use[qkv_of(node).inputs[0]] = i;
+      if (demand_.makes_queries(node)) last_use[model_.qkv_of(node).inputs[0]] = i;
     }
     for (int i = 0; i < steps(); ++i) {
       if (!demand_.steps[i]) continue;
@@ -347,13 +159,13 @@ class Engine::PartRun {
       for (int which = 0; which < static_cast<int>(node.inputs.size()); ++which) {
         const int value = node.inputs[which];
         if (!works_by_row(node)) continue;
-        if (!gathers(node, which) && element_of(value) == node.element) continue;
+        if (!demand_.gathers(node, which) && element_of(value) == node.element) continue;
         own_[i].inputs[which] = new_rows(count, model_.values[value].cols, node.element, i, i);
       }
       if (has_first_queries(node)) {
-        const Node& qkv = qkv_of(node);
+        const Node& qkv = model_.qkv_of(node);
         own_[i].queries = new_rows(count, qkv.linear.outputs / 3, node.element, i, i);
-        if (makes_queries(node)) {
+        if (demand_.makes_queries(node)) {
           own_[i].inputs[0] = new_rows(count, qkv.linear.inputs, node.element, i, i);
         }
       }
@@ -381,7 +193,7 @@ class Engine::PartRun {
     const int value = node.inputs[which];
     const Place& own = own_[step].inputs[which];
     if (own.lifetime < 0) return at(values_[value]);
-    gather_rows(at(values_[value]), gathers(node, which) ? first_rows_of(value) : nullptr,
+    gather_rows(at(values_[value]), demand_.gathers(node, which) ? first_rows_of(value) : nullptr,
                 rows(node.output), model_.values[value].cols, at(own), stream_);
     return at(own);
   }
@@ -394,14 +206,14 @@ class Engine::PartRun {
   // The queries of the sequences' first tokens, a row a sequence.
   ConstDeviceRows first_queries(int step) const {
     const Node& node = model_.nodes[step];
-    const Node& qkv = qkv_of(node);
+    const Node& qkv = model_.qkv_of(node);
     const Own& own = own_[step];
-    const int made_of = makes_queries(node) ? qkv.inputs[0] : node.inputs[0];
-    const Place& place = makes_queries(node) ? own.inputs[0] : own.queries;
-    const int64_t cols = makes_queries(node) ? qkv.linear.inputs : qkv.linear.outputs / 3;
+    const int made_of = demand_.makes_queries(node) ? qkv.inputs[0] : node.inputs[0];
+    const Place& place = demand_.makes_queries(node) ? own.inputs[0] : own.queries;
+    const int64_t cols = demand_.makes_queries(node) ? qkv.linear.inputs : qkv.linear.outputs / 3;
     gather_rows(at(values_[made_of]), first_rows_of(made_of), batch_.seqs, cols, at(place),
                 stream_);
-    if (makes_queries(node)) {
+    if (demand_.makes_queries(node)) {
       Linear queries = qkv.linear;
       queries.outputs /= 3;
       bertrt::cuda::linear(queries, at(place), {}, batch_.seqs, at(own.queries), stream_);
@@ -496,8 +308,8 @@ class Engine::PartRun {
       count_product(keys ? keys_and_values(node.linear) : node.linear);
       return;
     }
-    if (makes_queries(node)) {
-      Linear queries = qkv_of(node).linear;
+    if (demand_.makes_queries(node)) {
+      Linear queries = model_.qkv_of(node).linear;
       queries.outputs /= 3;
       count_product(queries);
     }
@@ -527,7 +339,7 @@ class Engine::PartRun {
   const Demand& demand_;
   Workspace& workspace_;
   const cudaStream_t stream_;
-  Inputs inputs_;
+  BatchInputs inputs_;
   std::vector<Place> values_;
   std::vector<Own> own_;  // by node
   std::vector<Result> results_;
@@ -556,7 +368,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   const int64_t limit = std::min(part_tokens_, kPartOutputBytes / token_bytes);
 
   use_device(model_->device.number);
-  BorrowedWorkspace workspace(*this);
+  WorkspacePool::Borrowed workspace(workspaces_);
   for (int64_t begin = 0; begin < batch.seqs;) {
     const int64_t end = part_end(batch, begin, limit);
     const PackedBatch part = batch.sequences(begin, end);

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "cuda/model.h"
+#include "cuda/workspace.h"
 
 namespace bertrt::cuda {
 
@@ -18,7 +18,6 @@ class Engine {
   static constexpr int64_t kPartTokens = 16384;
 
   Engine(std::shared_ptr<const Model> model, bool trace, int64_t part_tokens = kPartTokens);
-  ~Engine();
 
   // Computes the outputs asked for, and nothing that they do not need: see Demand. Safe to call
   // from several threads, each of which gets a stream and memory of its own; they are used again by
@@ -33,18 +32,13 @@ class Engine {
 
  private:
   using Node = Model::Node;
-  class Workspace;
-  class BorrowedWorkspace;
-  class Inputs;
   class PartRun;
 
   const std::shared_ptr<const Model> model_;
   const bool trace_;
   const int64_t part_tokens_;
   std::vector<Spent> spent_;  // by node
-
-  std::mutex free_mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
+  WorkspacePool workspaces_;
 };
 
 }  // namespace bertrt::cuda

@@ -29,6 +29,11 @@ struct Model : Graph {
   // fp32. Afterwards the weights' own memory is not read any more. Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Element element, int device_number);
 
+  // The step that makes an attention's queries, keys and values.
+  const Node& qkv_of(const Step& attention) const {
+    return nodes[values[attention.inputs[0]].made_by];
+  }
+
   Device device;
   Element element;
   std::vector<Node> nodes;  // by step

@@ -1,6 +1,6 @@
 // The fused plan: what the engine executes, step by step.
 //
-// bertrt/graph/plan.py writes it and docs/plan.md describes every field. It arrives here as plain
+// bertrt/plan/plan.py writes it and docs/plan.md describes every field. It arrives here as plain
 // structs; validate() checks all that the engine and the kernels rely on, so that no plan, however
 // broken, makes them touch memory that is not theirs.
 #pragma once

@@ -2,13 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <map>
 
-#include "core/error.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
-#include "runtime/arena.h"
+#include "runtime/part_layout.h"
 
 namespace bertrt {
 namespace {
@@ -18,23 +15,6 @@ namespace {
 // costs about a hundredth of the part's arithmetic.
 constexpr int64_t kPartTokens = 2048;
 constexpr int64_t kPartTokensPerThread = 256;
-
-// Rows of a block that one thread takes through a stretch of steps (see PartRun). Every block reads
-// all the weights of the stretch. Where threads share no cache that holds them, all of them read
-// from the memory they share, so that the fewest rows, whose arithmetic has to last longer than
-// that, grow with the threads: 16 rows balance it for each thread of the two measured, in every
-// precision. The most leave several blocks to a thread, which even out how fast cores are.
-constexpr int64_t kLeastBlockRowsPerThread = 16;
-constexpr int64_t kMostBlockRows = 128;
-
-// Rows this far apart (or a multiple) share their sets of an 8-way, 32 KiB first-level cache.
-constexpr int64_t kCacheWay = 4096 / sizeof(float);
-
-int64_t padded_stride(int64_t cols) {
-  int64_t stride = (cols + 15) / 16 * 16;
-  if (stride % (kCacheWay / 4) == 0) stride += 16;
-  return stride;
-}
 
 int64_t bytes_of(Precision precision) {
   switch (precision) {
@@ -50,57 +30,6 @@ int64_t bytes_of(Precision precision) {
 
 }  // namespace
 
-// Whole sequences of a batch, and where their rows of the wanted outputs go.
-struct Engine::Part {
-  PackedBatch batch;
-  std::vector<std::pair<int, float*>> outputs;  // value, destination
-};
-
-// The memory of one run. It grows to the largest part seen and is used again.
-class Engine::Workspace {
- public:
-  void* reserve(size_t bytes) {
-    // Growing in big steps keeps the number of different sizes, and so fragmentation, small.
-    constexpr size_t kStep = size_t{1} << 20;
-    if (bytes > arena_.bytes()) {
-      arena_ = AlignedBuffer();
-      arena_ = AlignedBuffer((bytes + kStep - 1) / kStep * kStep);
-    }
-    return arena_.data();
-  }
-
-  std::vector<int32_t> index;
-
- private:
-  AlignedBuffer arena_;
-};
-
-// Neither taking nor returning a workspace ever waits: a child forked while another thread held the
-// lock must not hang on it.
-class Engine::BorrowedWorkspace {
- public:
-  explicit BorrowedWorkspace(Engine& engine) : engine_(engine) {
-    std::unique_lock<std::mutex> lock(engine.free_mutex_, std::try_to_lock);
-    if (lock.owns_lock() && !engine.free_.empty()) {
-      workspace_ = std::move(engine.free_.back());
-      engine.free_.pop_back();
-    } else {
-      workspace_ = std::make_unique<Workspace>();
-    }
-  }
-  ~BorrowedWorkspace() {
-    std::unique_lock<std::mutex> lock(engine_.free_mutex_, std::try_to_lock);
-    if (lock.owns_lock()) engine_.free_.push_back(std::move(workspace_));
-  }
-  Workspace& operator*() const { return *workspace_; }
-
- private:
-  Engine& engine_;
-  std::unique_ptr<Workspace> workspace_;
-};
-
-Engine::~Engine() = default;
-
 Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
     : model_(std::move(model)),
       pool_(threads),
@@ -110,52 +39,24 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
       trace_(trace),
       spent_(model_->nodes.size()) {}
 
-// One pass of the plan over one part: where its values lie, and the steps.
-//
-// Steps that work row by row and follow each other, which is all of a layer but its attention, make
-// a stretch. If the part has rows enough, a thread takes a block of rows through a whole stretch by
-// itself: threads meet twice a layer rather than several times a step, and what passes from step to
-// step within the stretch needs memory for a block only. If it has not, threads share every step.
+// One pass of the plan over one part.
 class Engine::PartRun {
  public:
   PartRun(Engine& engine, const Part& part, const Demand& demand, Workspace& workspace)
-      : engine_(engine), part_(part), demand_(demand), index_(workspace.index) {
-    const size_t count = engine.model_->values.size();
-    all_.ops = engine.ops_.get();
-    all_.values.resize(count);
-    all_.operands.resize(count);
-    std::vector<int> uses(count, 0);
-    std::vector<int> last_use(count, -1);
-    for (int i = 0; i < steps(); ++i) {
-      if (!demand_.steps[i]) continue;
-      const auto use = [&](int value) {
-        ++uses[value];
-        last_use[value] = i;
-      };
-      for (const int input : node(i).inputs) use(input);
-      if (makes_queries(node(i))) use(qkv_of(node(i)).inputs[0]);
-    }
-    for (const auto& [value, data] : part.outputs) {
-      all_.values[value] = {data, engine_.model_->values[value].cols};
-      ++uses[value];
-    }
-    for (int i = 0; i < steps(); ++i) {
-      if (demand_.steps[i]) want_operand(node(i), uses);
-    }
-    find_stretches();
-    find_memory(last_use, workspace);
-  }
+      : engine_(engine),
+        model_(*engine.model_),
+        part_(part),
+        demand_(demand),
+        layout_(model_, part, demand, *engine.ops_, engine.pool_.threads(), workspace),
+        index_(workspace.index) {}
 
   void run() {
-    for (const Stretch& stretch : stretches_) {
+    for (const Stretch& stretch : layout_.stretches()) {
       if (stretch.blocks == 1) {
-        run(stretch, all_, 1);
+        run(stretch, layout_.all(), 1);
       } else {
         engine_.pool_.parallel_for(stretch.blocks, [&](int64_t block, int lane) {
-          const int64_t tokens = part_.batch.tokens();
-          const int64_t begin = tokens * block / stretch.blocks;
-          const int64_t end = tokens * (block + 1) / stretch.blocks;
-          run(stretch, block_of(stretch, begin, end, lane), lanes_);
+          run(stretch, layout_.block_of(stretch, block, lane), layout_.lanes());
         });
       }
       for (int i = stretch.begin; engine_.trace_ && i < stretch.end; ++i) {
@@ -165,149 +66,14 @@ class Engine::PartRun {
   }
 
  private:
-  struct Stretch {
-    int begin, end;  // steps
-    int64_t blocks;  // 1: threads share every step
-  };
+  using Stretch = PartLayout::Stretch;
+  using View = PartLayout::View;
 
-  // What steps work on: all rows of the part, or a block of them.
-  struct View {
-    Ops* ops = nullptr;
-    int64_t rows = -1;  // of a block
-    std::vector<Rows> values;
-    std::vector<Operand> operands;  // of values, for those that have one
-    void* scratch = nullptr;
-  };
+  const Node& node(int step) const { return model_.nodes[step]; }
 
-  const Node& node(int step) const { return engine_.model_->nodes[step]; }
-
-  // Whether a row of a step's result needs no more than the same row of its inputs.
-  bool is_row_by_row(const Node& node) const {
-    return (node.matrix || node.op == plan::Op::kLayerNorm) &&
-           engine_.model_->values[node.output].rows == plan::RowKind::kTokens &&
-           !demand_.first_only[node.output];
-  }
-
-  void find_stretches() {
-    const int64_t tokens = part_.batch.tokens();
-    const int64_t threads = engine_.pool_.threads();
-    int64_t blocks = 1;
-    const int64_t least = kLeastBlockRowsPerThread * threads;
-    if (tokens >= threads * least) {
-      const int64_t most = threads * std::max(kMostBlockRows, 2 * least);
-      blocks = threads * ((tokens + most - 1) / most);
-    }
-    lanes_ = std::min(threads, blocks);
-    block_rows_ = (tokens + blocks - 1) / blocks;
-    for (int i = 0; i < steps(); ++i) {
-      const bool by_rows = blocks > 1 && demand_.steps[i] && is_row_by_row(node(i));
-      if (by_rows && !stretches_.empty() && stretches_.back().blocks > 1) {
-        stretches_.back().end = i + 1;
-      } else if (demand_.steps[i]) {
-        stretches_.push_back({i, i + 1, by_rows ? blocks : 1});
-      }
-    }
-  }
-
-  // Gives every value and operand a place in memory for as long as it lives; one that lives within
-  // a stretch gets a place in each lane instead, for a block of its rows.
-  void find_memory(const std::vector<int>& last_use, Workspace& workspace) {
-    std::vector<const Stretch*> stretch_of(static_cast<size_t>(steps()), nullptr);
-    for (const Stretch& stretch : stretches_) {
-      for (int i = stretch.begin; i < stretch.end; ++i) stretch_of[i] = &stretch;
-    }
-    lane_values_.resize(all_.values.size(), -1);
-    lane_operands_.resize(all_.values.size(), -1);
-    std::vector<Lifetime> lives, lane_lives;
-    std::vector<std::pair<int, bool>> owners, lane_owners;  // value, whether its operand
-    int64_t scratch_bytes = 0;
-    int64_t lane_scratch_bytes = 0;
-    int64_t gathered = 0;
-    for (int i = 0; i < steps(); ++i) {
-      if (!demand_.steps[i]) continue;
-      const Stretch& stretch = *stretch_of[i];
-      const int value = node(i).output;
-      const int last = last_use[value];
-      const auto place = [&](int64_t row_floats, bool operand) {
-        if (stretch.blocks > 1 && last < stretch.end) {
-          lane_lives.push_back({block_rows_ * row_floats, i, last, 0});
-          lane_owners.emplace_back(value, operand);
-        } else {
-          // Blocks are at different steps of a stretch at the same time.
-          lives.push_back(
-              {rows(all_, value) * row_floats, stretch.begin, stretch_of[last]->end - 1, 0});
-          owners.emplace_back(value, operand);
-        }
-      };
-      if (const Matrix* reader = all_.operands[value].reader) {
-        place(engine_.ops_->operand_stride(*reader) / static_cast<int64_t>(sizeof(float)), true);
-      }
-      Rows& out = all_.values[value];
-      if (!out.stride && !only_operand(all_, node(i))) {
-        out.stride = padded_stride(engine_.model_->values[value].cols);
-        place(out.stride, false);
-      }
-      if (stretch.blocks > 1) {
-        lane_scratch_bytes = std::max(lane_scratch_bytes, scratch_of(node(i), block_rows_));
-      } else {
-        scratch_bytes = std::max(scratch_bytes, scratch_of(node(i), rows(all_, value)));
-        for (const int input : node(i).inputs) gathered = std::max(gathered, gathered_size(input));
-      }
-    }
-    // Sizes are multiples of a cache line, and so are the addresses.
-    const int64_t arena = assign_offsets(lives);
-    const int64_t lane_arena = assign_offsets(lane_lives);
-    lane_size_ = lane_arena + lane_scratch_bytes / static_cast<int64_t>(sizeof(float));
-    lane_scratch_ = lane_arena;
-    auto* memory = static_cast<float*>(workspace.reserve(
-        static_cast<size_t>(arena + lanes_ * lane_size_ + 2 * gathered) * sizeof(float) +
-        static_cast<size_t>(scratch_bytes)));
-    for (size_t i = 0; i < owners.size(); ++i) {
-      float* place = memory + lives[i].offset;
-      const auto [value, operand] = owners[i];
-      if (operand) {
-        all_.operands[value].data = place;
-      } else {
-        all_.values[value].data = place;
-      }
-    }
-    for (size_t i = 0; i < lane_owners.size(); ++i) {
-      const auto [value, operand] = lane_owners[i];
-      (operand ? lane_operands_ : lane_values_)[value] = lane_lives[i].offset;
-    }
-    lane_memory_ = memory + arena;
-    gathered_[0] = lane_memory_ + lanes_ * lane_size_;
-    gathered_[1] = gathered_[0] + gathered;
-    all_.scratch = gathered_[1] + gathered;
-  }
-
-  View block_of(const Stretch& stretch, int64_t begin, int64_t end, int lane) const {
-    View view = all_;
-    view.ops = engine_.ops_alone_.get();
-    view.rows = end - begin;
-    float* memory = lane_memory_ + lane * lane_size_;
-    view.scratch = memory + lane_scratch_;
-    const auto place = [&](int value) {
-      Rows& rows = view.values[value];
-      Operand& operand = view.operands[value];
-      if (lane_values_[value] >= 0) {
-        rows.data = memory + lane_values_[value];
-      } else if (rows.data) {
-        rows.data = all_.values[value].data + begin * rows.stride;
-      }
-      if (lane_operands_[value] >= 0) {
-        operand.data = memory + lane_operands_[value];
-      } else if (operand.data) {
-        operand.data = static_cast<char*>(all_.operands[value].data) +
-                       begin * view.ops->operand_stride(*operand.reader);
-      }
-    };
-    for (int i = stretch.begin; i < stretch.end; ++i) {
-      if (!demand_.steps[i]) continue;
-      place(node(i).output);
-      for (const int input : node(i).inputs) place(input);
-    }
-    return view;
+  // On the pool, or for a block on the thread that has taken it.
+  Ops& ops_for(const View& view) const {
+    return view.rows < 0 ? *engine_.ops_ : *engine_.ops_alone_;
   }
 
   void run(const Stretch& stretch, const View& view, int64_t lanes) {
@@ -326,13 +92,10 @@ class Engine::PartRun {
     }
   }
 
-  int steps() const { return static_cast<int>(engine_.model_->nodes.size()); }
-
   // See StepTrace.
   void count_work(const Node& node, Spent& total) const {
-    const int64_t count = rows(all_, node.output);
-    const int64_t row_bytes =
-        engine_.model_->values[node.output].cols * static_cast<int64_t>(sizeof(float));
+    const int64_t count = layout_.rows(node.output);
+    const int64_t row_bytes = model_.values[node.output].cols * static_cast<int64_t>(sizeof(float));
     const auto count_product = [&](const Matrix& matrix, int64_t rows, int64_t columns) {
       total.operations += 2 * rows * matrix.inputs * columns;
       total.bytes += matrix.inputs * columns * bytes_of(matrix.precision);
@@ -342,8 +105,8 @@ class Engine::PartRun {
       count_product(*node.matrix, count, node.matrix->outputs - left_out);
       return;
     }
-    if (makes_queries(node)) {
-      const Node& qkv = qkv_of(node);
+    if (demand_.makes_queries(node)) {
+      const Node& qkv = model_.qkv_of(node);
       count_product(*qkv.matrix, count, query_columns(qkv));
     }
     switch (node.op) {
@@ -367,33 +130,6 @@ class Engine::PartRun {
     }
   }
 
-  int64_t rows(const View& view, int value) const {
-    if (view.rows >= 0) return view.rows;
-    return demand_.first_only[value] ? part_.batch.seqs : engine_.model_->rows(value, part_.batch);
-  }
-
-  // Bytes of scratch for so many rows.
-  int64_t scratch_of(const Node& node, int64_t rows) const {
-    if (node.matrix) {
-      if (has_operand(node)) return 0;
-      return rows * engine_.ops_->operand_stride(*node.matrix);
-    }
-    if (node.op != plan::Op::kAttention) return 0;
-    const int64_t queries =
-        makes_queries(node) ? part_.batch.seqs * engine_.ops_->operand_stride(*qkv_of(node).matrix)
-                            : 0;
-    int64_t longest = 0;
-    for (int64_t s = 0; s < part_.batch.seqs; ++s) {
-      longest = std::max(longest, part_.batch.length(s));
-    }
-    return std::max(queries, engine_.ops_->attention_scratch(node.attention, longest));
-  }
-
-  // Floats that the first tokens' rows of a value take.
-  int64_t gathered_size(int value) const {
-    return part_.batch.seqs * padded_stride(engine_.model_->values[value].cols);
-  }
-
   void gather(ConstRows x, int64_t cols, Rows out) const {
     engine_.ops_->gather_rows(x, index_.data(), static_cast<int64_t>(index_.size()), cols, out);
   }
@@ -409,118 +145,72 @@ class Engine::PartRun {
     }
   }
 
-  // Whether an input of a node that works row by row has more rows than the node's output.
-  bool gathers(const Node& node, int which) const {
-    return demand_.first_only[node.inputs[which]] != demand_.first_only[node.output];
-  }
-
   // An input of a node that works row by row: the rows of the node's output.
   ConstRows input(const View& view, const Node& node, int which) {
     const int value = node.inputs[which];
-    if (!gathers(node, which)) return view.values[value];
-    const int64_t cols = engine_.model_->values[value].cols;
-    const Rows rows{gathered_[which], padded_stride(cols)};
+    if (!demand_.gathers(node, which)) return view.values[value];
+    const int64_t cols = model_.values[value].cols;
+    const Rows rows = layout_.gathered(which, cols);
     index_first_tokens(value);
-    gather(all_.values[value], cols, rows);
+    gather(layout_.all().values[value], cols, rows);
     return rows;
   }
 
-  // Whether the step before a product has written the form of its rows that the product reads.
-  bool has_operand(const Node& node) const {
-    const Matrix* reader = all_.operands[node.inputs[0]].reader;
-    return reader && reader->precision == node.matrix->precision && !gathers(node, 0);
-  }
-
   void linear(const View& view, const Node& node, const Epilogue& epilogue) {
-    Ops& ops = *view.ops;
-    const int64_t count = rows(view, node.output);
+    Ops& ops = ops_for(view);
+    const int64_t count = layout_.rows(view, node.output);
     const ConstRows x = input(view, node, 0);
     const void* operand = view.scratch;
-    if (has_operand(node)) {
+    if (layout_.has_operand(node)) {
       operand = view.operands[node.inputs[0]].data;
     } else if (ops.operand_stride(*node.matrix)) {
       ops.to_operand(x, count, {node.matrix.get(), view.scratch});
     }
     ops.linear(*node.matrix, epilogue, x, operand, count, view.values[node.output],
-               only_operand(view, node) ? view.operands[node.output] : Operand{},
+               layout_.only_operand(node) ? view.operands[node.output] : Operand{},
                next_matrix(node));
   }
 
   // The matrix of the next product, or null.
   const Matrix* next_matrix(const Node& node) const {
-    const std::vector<Node>& nodes = engine_.model_->nodes;
+    const std::vector<Node>& nodes = model_.nodes;
     for (size_t i = static_cast<size_t>(&node - nodes.data()) + 1; i < nodes.size(); ++i) {
       if (nodes[i].matrix && demand_.steps[i]) return nodes[i].matrix.get();
     }
     return nullptr;
   }
 
-  // Has the step before a product write the product's operand, where it can: beside its rows, if it
-  // has whole rows at hand; or instead of them, if it is a product and nobody else reads them.
-  void want_operand(const Node& node, const std::vector<int>& uses) {
-    if (!node.matrix || gathers(node, 0) || !engine_.ops_->operand_stride(*node.matrix)) return;
-    const int value = node.inputs[0];
-    bool can = false;
-    switch (engine_.model_->nodes[engine_.model_->values[value].made_by].op) {
-      case plan::Op::kEmbedLayerNorm:
-      case plan::Op::kLinearAddLayerNorm:
-      case plan::Op::kLayerNorm:
-        can = true;
-        break;
-      case plan::Op::kLinear:
-        can = uses[value] == 1 && engine_.ops_->makes_operand(*node.matrix);
-        break;
-      default:
-        break;
-    }
-    if (can) all_.operands[value].reader = node.matrix.get();
-  }
-
   static int64_t query_columns(const Node& qkv) { return qkv.matrix->outputs / 3; }
-
-  // The step that makes an attention's queries, keys and values.
-  const Node& qkv_of(const Node& attention) const {
-    return engine_.model_->nodes[engine_.model_->values[attention.inputs[0]].made_by];
-  }
-
-  // Whether an attention makes the queries that it needs itself.
-  bool makes_queries(const Node& node) const {
-    return node.op == plan::Op::kAttention && demand_.keys_only[node.inputs[0]];
-  }
 
   // The queries of the sequences' first tokens, a row a sequence.
   ConstRows first_queries(const Node& attention) {
     const int value = attention.inputs[0];
-    const Node& qkv = qkv_of(attention);
+    const Node& qkv = model_.qkv_of(attention);
     const int64_t hidden = query_columns(qkv);
-    const Rows queries{gathered_[1], padded_stride(hidden)};
-    if (!makes_queries(attention)) {
+    const Rows queries = layout_.gathered(1, hidden);
+    if (!demand_.makes_queries(attention)) {
       index_first_tokens(value);
-      gather(all_.values[value], hidden, queries);
+      gather(layout_.all().values[value], hidden, queries);
       return queries;
     }
     const int input = qkv.inputs[0];
-    const int64_t inputs = engine_.model_->values[input].cols;
-    const Rows x{gathered_[0], padded_stride(inputs)};
+    const int64_t inputs = model_.values[input].cols;
+    const Rows x = layout_.gathered(0, inputs);
     index_first_tokens(input);
-    gather(all_.values[input], inputs, x);
+    gather(layout_.all().values[input], inputs, x);
     if (engine_.ops_->operand_stride(*qkv.matrix)) {
-      engine_.ops_->to_operand(x, part_.batch.seqs, {qkv.matrix.get(), all_.scratch});
+      engine_.ops_->to_operand(x, part_.batch.seqs, {qkv.matrix.get(), layout_.all().scratch});
     }
     Epilogue epilogue;
     epilogue.bias = qkv.bias.empty() ? nullptr : qkv.bias.data();
     epilogue.last_column = hidden;
-    engine_.ops_->linear(*qkv.matrix, epilogue, x, all_.scratch, part_.batch.seqs, queries, {},
-                         next_matrix(attention));
+    engine_.ops_->linear(*qkv.matrix, epilogue, x, layout_.all().scratch, part_.batch.seqs, queries,
+                         {}, next_matrix(attention));
     return queries;
   }
 
-  static bool only_operand(const View& view, const Node& node) {
-    return node.op == plan::Op::kLinear && view.operands[node.output].reader;
-  }
-
   void run(const View& view, const Node& node) {
-    Ops& ops = *view.ops;
+    Ops& ops = ops_for(view);
     const Rows out = view.values[node.output];
     const Operand operand = view.operands[node.output];
     const PackedBatch& batch = part_.batch;
@@ -548,10 +238,12 @@ class Engine::PartRun {
         return;
       case plan::Op::kLinearAddLayerNorm:
         linear(view, node, epilogue);
-        ops.layer_norm(node.norm, out, input(view, node, 1), rows(view, node.output), out, operand);
+        ops.layer_norm(node.norm, out, input(view, node, 1), layout_.rows(view, node.output), out,
+                       operand);
         return;
       case plan::Op::kLayerNorm:
-        ops.layer_norm(node.norm, input(view, node, 0), {}, rows(view, node.output), out, operand);
+        ops.layer_norm(node.norm, input(view, node, 0), {}, layout_.rows(view, node.output), out,
+                       operand);
         return;
       case plan::Op::kFirstToken:
         index_first_tokens(node.inputs[0]);
@@ -566,24 +258,15 @@ class Engine::PartRun {
         }
         break;
     }
-    gather(view.values[node.inputs[0]], engine_.model_->values[node.output].cols, out);
+    gather(view.values[node.inputs[0]], model_.values[node.output].cols, out);
   }
 
   Engine& engine_;
+  const Model& model_;
   const Part& part_;
   const Demand& demand_;
+  const PartLayout layout_;
   std::vector<int32_t>& index_;
-  View all_;
-  float* gathered_[2];  // a node reads two values at most
-
-  std::vector<Stretch> stretches_;
-  int64_t lanes_ = 1;  // threads that take blocks
-  int64_t block_rows_ = 0;
-  // A lane's memory, in floats; where values and operands lie in it, -1 for those that do not.
-  float* lane_memory_ = nullptr;
-  int64_t lane_size_ = 0;
-  int64_t lane_scratch_ = 0;
-  std::vector<int64_t> lane_values_, lane_operands_;
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
@@ -597,7 +280,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   const Demand demand(*model_, wanted);
 
   const ThreadPool::Call call(pool_);
-  BorrowedWorkspace workspace(*this);
+  const WorkspacePool::Borrowed workspace(workspaces_);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {
     const int64_t end = part_end(batch, begin, limit);

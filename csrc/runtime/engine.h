@@ -3,15 +3,14 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
-#include "core/aligned_buffer.h"
 #include "core/ops.h"
 #include "runtime/graph.h"
 #include "runtime/model.h"
 #include "runtime/thread_pool.h"
+#include "runtime/workspace.h"
 
 namespace bertrt {
 
@@ -19,7 +18,6 @@ class Engine {
  public:
   // Throws DeviceError.
   Engine(std::shared_ptr<const Model> model, int threads, bool trace);
-  ~Engine();
 
   // Computes the outputs asked for, no step that they do not need, and, where they need no more, of
   // the last layer the first tokens' rows only. Safe to call from several threads. Throws
@@ -33,9 +31,6 @@ class Engine {
 
  private:
   using Node = Model::Node;
-  class Workspace;
-  class BorrowedWorkspace;
-  struct Part;
   class PartRun;
 
   const std::shared_ptr<const Model> model_;
@@ -45,9 +40,7 @@ class Engine {
   std::unique_ptr<Ops> ops_alone_;  // on the calling thread
   const bool trace_;
   std::vector<Spent> spent_;  // by node
-
-  std::mutex free_mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
+  WorkspacePool workspaces_;
 };
 
 }  // namespace bertrt

@@ -86,6 +86,15 @@ struct Graph {
 struct Demand {
   Demand(const Graph& graph, const std::vector<int>& outputs);
 
+  // Whether an input of a step that works row by row has more rows than the step's output.
+  bool gathers(const Graph::Step& step, int which) const {
+    return first_only[step.inputs[which]] != first_only[step.output];
+  }
+  // Whether an attention makes the queries that it needs itself.
+  bool makes_queries(const Graph::Step& step) const {
+    return step.op == plan::Op::kAttention && keys_only[step.inputs[0]];
+  }
+
   std::vector<char> steps;
   // Values with a row per token of which only the first tokens' are read: they have a row per
   // sequence instead. (A classifier reads one row of the last layer.)

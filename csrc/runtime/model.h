@@ -34,6 +34,11 @@ struct Model : Graph {
   Model(const plan::Plan& plan, Precision precision, int threads);
   ~Model();
 
+  // The step that makes an attention's queries, keys and values.
+  const Node& qkv_of(const Step& attention) const {
+    return nodes[values[attention.inputs[0]].made_by];
+  }
+
   std::string device;  // the kernels that it is packed for
   // All packed matrices, one after the other: each alone would fill its huge pages in part only,
   // or be too small for one.

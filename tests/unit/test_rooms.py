@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +171,18 @@ def test_an_import_put_the_wrong_way_is_found(tmp_path, where, line, told) -> No
     name = ".".join(Path(where).with_suffix("").parts)
     name = name if name.startswith("bertrt") else f"bertrt.{name}"
     assert wrong_arrows(tmp_path) == [f"{name} imports {told}"]
+
+
+def test_what_serves_a_model_loads_no_compiler(hugging) -> None:
+    program = """
+import sys, bertrt
+bertrt.Engine.load(sys.argv[1]).predict("the boats")
+print([name for name in sys.modules if name.startswith("bertrt.compiler")])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, hugging.write()], capture_output=True, text=True
+    )
+    assert run.stdout == "[]\n", run.stderr
 
 
 def test_a_module_in_no_room_is_found(tmp_path) -> None:

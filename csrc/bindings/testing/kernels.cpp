@@ -1,4 +1,5 @@
-// The kernels one by one, for tests and benchmarks: each instruction set beside the reference.
+#include "bindings/testing/kernels.h"
+
 #include <cstring>
 #include <optional>
 
@@ -9,7 +10,6 @@
 #include "core/error.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
-#include "cpu/peaks.h"
 #include "plan/plan.h"
 #include "reference/reference.h"
 
@@ -133,51 +133,9 @@ FloatArray activation(const std::string& isa, const std::string& name, const Flo
   return out;
 }
 
-std::vector<std::string> supported_isas() {
-  std::vector<std::string> names;
-  for (const cpu::KernelTable* table : cpu::supported_tables()) names.emplace_back(table->isa);
-  return names;
-}
-
-double present_fp32_peak(int threads) {
-  ThreadPool pool(threads);
-  const cpu::KernelTable& table = cpu::select_table();
-  py::gil_scoped_release release;
-  return cpu::present_fp32_peak(table, pool);
-}
-
-py::dict machine_peaks(int threads) {
-  const cpu::KernelTable& table = cpu::select_table();
-  cpu::Peaks peaks;
-  {
-    py::gil_scoped_release release;
-    ThreadPool pool(threads);
-    peaks = cpu::measure_peaks(table, pool);
-  }
-  py::dict found;
-  found["isa"] = table.isa;
-  found["fp32"] = peaks.fp32;
-  found["bf16"] = peaks.bf16;
-  found["int8"] = peaks.int8;
-  found["read"] = peaks.read_bytes;
-  return found;
-}
-
 }  // namespace
 
 void bind_kernels(py::module_& module) {
-  module.def(
-      "supported_isas", &supported_isas,
-      "The instruction sets that can run here, best first; behind \"portable\" those that are "
-      "for tests alone.");
-  module.def("present_fp32_peak", &present_fp32_peak, py::arg("threads"),
-             "What machine_peaks()'s fp32 comes to just now, in 30 milliseconds");
-  module.def("machine_peaks", &machine_peaks, py::arg("threads"),
-             R"(What this machine can do at most on so many threads, measured for about a second.
-
-"isa": the instruction set in use; "fp32", "bf16", "int8": operations a second of the instruction
-that its matrix products of that precision use, on registers alone, an addition and a multiplication
-being two; "read": bytes a second from memory. Raises bertrt.DeviceError as Engine does.)");
   auto kernels = module.def_submodule(
       "kernels", "Single kernels by instruction set; isa \"reference\" is the double oracle.");
   kernels.def("linear", &linear, py::arg("isa"), py::arg("x"), py::arg("weight"),

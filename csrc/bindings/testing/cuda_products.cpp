@@ -3,7 +3,9 @@
 
 #include <pybind11/stl.h>
 
-#include "bindings/cuda_kernels.h"
+#include "bindings/cuda.h"
+#include "bindings/testing/cuda_kernels.h"
+#include "bindings/testing/device_arrays.h"
 #include "cuda/linear_tiles.h"
 #include "plan/plan.h"
 

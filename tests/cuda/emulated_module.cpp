@@ -4,9 +4,10 @@
 #include <pybind11/stl.h>
 
 #include "bindings/cuda.h"
-#include "bindings/cuda_kernels.h"
 #include "bindings/inputs.h"
-#include "cuda/emulator/emulator.h"
+#include "bindings/testing/cuda_kernels.h"
+#include "bindings/testing/device_arrays.h"
+#include "emulator/emulator.h"
 #include "probes.h"
 
 namespace py = pybind11;
@@ -91,7 +92,7 @@ py::array widen(const std::string& name, const py::array_t<uint16_t>& x) {
 
 PYBIND11_MODULE(_cuda_emulated, module) {
   using namespace bertrt;
-  module.doc() = "CUDA kernels on the emulator of csrc/cuda/emulator.";
+  module.doc() = "CUDA kernels on the emulator of tests/cuda/emulator.";
   bindings::translate_errors();
   bindings::bind_cuda_engine(module);
   bindings::bind_cuda_kernels(module);

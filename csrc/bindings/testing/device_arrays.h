@@ -8,7 +8,6 @@
 #include <string>
 
 #include "bindings/bindings.h"
-#include "bindings/cuda.h"
 #include "core/error.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"

@@ -1,11 +1,11 @@
-// The CUDA kernels one by one, for tests: on a device, or on the emulator.
-#include "bindings/cuda_kernels.h"
-
-#include "bindings/cuda.h"
+#include "bindings/testing/cuda_kernels.h"
 
 #include <optional>
 
 #include <pybind11/stl.h>
+
+#include "bindings/cuda.h"
+#include "bindings/testing/device_arrays.h"
 
 namespace py = pybind11;
 

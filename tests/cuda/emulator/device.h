@@ -9,7 +9,7 @@
 
 #include "core/error.h"
 #include "cuda/element.h"
-#include "cuda/emulator/emulator.h"
+#include "emulator/emulator.h"
 
 #define __global__
 #define __device__

@@ -1,0 +1,121 @@
+// What the kernels of matrix products share: the way of their inputs to shared memory.
+#pragma once
+
+#include "cuda/kernels.h"
+#include "cuda/tile.cuh"
+
+namespace bertrt::cuda {
+
+// Inputs that a block takes at a time.
+constexpr int kDepth = 32;
+
+template <class T>
+struct Product {
+  const T* x;
+  int64_t x_stride;
+  const T* weight;
+  int64_t weight_stride;
+  const float* bias;
+  Activation activation;
+  const T* residual;
+  int64_t residual_stride;
+  T* out;
+  int64_t out_stride;
+  int64_t rows;
+  int inputs;
+  int outputs;
+  int tiles_across;  // of a row of the result
+  bool vectors;      // whether rows of out and residual are at multiples of 16 bytes
+};
+
+// The tiles of a result are numbered along its rows; where the block's begins.
+struct Corner {
+  int64_t row;
+  int column;
+};
+
+template <int kRows, int kColumns, class T>
+__device__ __forceinline__ Corner corner_of_block(const Product<T>& p) {
+  const int tile = static_cast<int>(blockIdx.x);
+  return {static_cast<int64_t>(tile / p.tiles_across) * kRows, tile % p.tiles_across * kColumns};
+}
+
+// This thread's copies of kRows rows to a tile, kDepth inputs at a time: where they begin is
+// worked out once. Rows beyond the valid ones repeat the last of them, and nobody reads what comes
+// of it.
+template <int kRows, int kThreads, class T>
+class RowCopies {
+ public:
+  static constexpr int kPerChunk = 16 / sizeof(T);
+  static constexpr int kChunks = kDepth / kPerChunk;
+  static constexpr int kTileBytes = kRows * kChunks * 16;
+
+  __device__ __forceinline__ RowCopies(const T* rows, int64_t stride, int64_t valid_rows)
+      : rows_(rows) {
+    const unsigned row = threadIdx.x / kChunks;
+    const unsigned chunk = threadIdx.x % kChunks;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int64_t wanted = row + i * kRowsApart;
+      from_[i] = static_cast<unsigned>((wanted < valid_rows ? wanted : valid_rows - 1) * stride) +
+                 chunk * kPerChunk;
+    }
+    to_ = chunk_offset<kChunks>(row, chunk);
+  }
+
+  // Starts them for the inputs from k on, of which `left` are there: the others become zeros.
+  __device__ __forceinline__ void start(unsigned char* tile, int k, int left) const {
+    const int count = left - static_cast<int>(threadIdx.x % kChunks * kPerChunk);
+    const int bytes = count < 0 ? 0 : count < kPerChunk ? count * static_cast<int>(sizeof(T)) : 16;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      cp_async16(tile + to_ + i * kRowsApart * kChunks * 16, rows_ + k + from_[i], bytes);
+    }
+  }
+
+ private:
+  static constexpr int kCopies = kRows * kChunks / kThreads;
+  static constexpr int kRowsApart = kThreads / kChunks;
+  static_assert(kRows * kChunks % kThreads == 0);
+  static_assert(kRowsApart % 8 == 0, "chunk_offset repeats every eight rows");
+  static_assert(spreads_over_banks<kChunks>());
+
+  const T* rows_;
+  unsigned from_[kCopies];  // elements behind rows_: 32 bits count those of a tile
+  unsigned to_;
+};
+
+// Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
+// kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
+// barrier is needed.
+template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
+__device__ __forceinline__ void walk_depth(const Product<T>& p, const Corner& corner,
+                                           unsigned char* shared, Compute compute) {
+  using XCopies = RowCopies<kRows, kThreads, T>;
+  using WeightCopies = RowCopies<kColumns, kThreads, T>;
+  constexpr int kStageBytes = XCopies::kTileBytes + WeightCopies::kTileBytes;
+  const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, p.rows - corner.row);
+  const WeightCopies weight(p.weight + corner.column * p.weight_stride, p.weight_stride,
+                            p.outputs - corner.column);
+  const auto load = [&](int step) {
+    const int k = step * kDepth;
+    if (k < p.inputs) {
+      unsigned char* stage = shared + step % kStages * kStageBytes;
+      x.start(stage, k, p.inputs - k);
+      weight.start(stage + XCopies::kTileBytes, k, p.inputs - k);
+    }
+    cp_async_commit();  // an empty group keeps the count of those under way
+  };
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) load(step);
+  const int steps = (p.inputs + kDepth - 1) / kDepth;
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<kStages - 2>();
+    syncthreads();  // everybody's copies are here, and everybody has read the stage before
+    load(step + kStages - 1);
+    const unsigned char* stage = shared + step % kStages * kStageBytes;
+    compute(stage, stage + XCopies::kTileBytes);
+  }
+}
+
+}  // namespace bertrt::cuda

@@ -1,0 +1,296 @@
+#include "emulator/machine.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+uint3 threadIdx;
+uint3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace bertrt::cuda::emulator {
+namespace {
+
+bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+
+std::string at(Site site) {
+  const char* name = std::strrchr(site.file, '/');
+  return std::string(name ? name + 1 : site.file) + ":" + std::to_string(site.line);
+}
+
+std::string hex(uintptr_t value) {
+  char text[2 * sizeof(value) + 1];
+  std::snprintf(text, sizeof(text), "%lx", static_cast<unsigned long>(value));
+  return text;
+}
+
+}  // namespace
+
+Machine::Machine() {
+  stacks_ = static_cast<unsigned char*>(mmap(nullptr, kMaxThreads * kStackBytes, PROT_NONE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  if (stacks_ == MAP_FAILED) throw std::bad_alloc();
+  // The lowest page of a stack stays closed.
+  for (int t = 0; t < kMaxThreads; ++t) {
+    mprotect(stacks_ + t * kStackBytes + kPageBytes, kStackBytes - kPageBytes,
+             PROT_READ | PROT_WRITE);
+  }
+  dl_iterate_phdr(&Machine::find_image, this);
+}
+
+// The constants of a kernel lie in the module that holds this function.
+int Machine::find_image(dl_phdr_info* info, size_t, void* data) {
+  auto* machine = static_cast<Machine*>(data);
+  const auto here = reinterpret_cast<uintptr_t>(&Machine::find_image);
+  uintptr_t begin = UINTPTR_MAX, end = 0;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& header = info->dlpi_phdr[i];
+    if (header.p_type != PT_LOAD) continue;
+    begin = std::min<uintptr_t>(begin, info->dlpi_addr + header.p_vaddr);
+    end = std::max<uintptr_t>(end, info->dlpi_addr + header.p_vaddr + header.p_memsz);
+  }
+  if (here < begin || here >= end) return 0;
+  machine->image_begin_ = begin;
+  machine->image_end_ = end;
+  return 1;
+}
+
+void Machine::run(const Launch& launch) {
+  launch_ = &launch;
+  const int64_t blocks = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  gridDim = launch.grid;
+  blockDim = dim3(static_cast<unsigned>(launch.threads));
+  fault_.clear();
+  for (int64_t b = 0; b < blocks && fault_.empty(); ++b) {
+    const int64_t block = settings().backwards ? blocks - 1 - b : b;
+    blockIdx = {static_cast<unsigned>(block % launch.grid.x),
+                static_cast<unsigned>(block / launch.grid.x % launch.grid.y),
+                static_cast<unsigned>(block / launch.grid.x / launch.grid.y)};
+    run_block();
+  }
+  if (!fault_.empty()) {
+    // The other threads are left where they stood.
+    for (Thread& thread : threads_) thread = Thread();
+    throw Fault(fault_ + " (block " + std::to_string(blockIdx.x) + ", " +
+                std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")");
+  }
+}
+
+void Machine::run_block() {
+  const auto count = static_cast<size_t>(launch_->threads);
+  threads_.resize(count);
+  warps_.assign(count / kWarp, Warp());
+  at_barrier_ = 0;
+  shared_.begin_block(launch_->shared_bytes, launch_->threads);
+  for (Thread& thread : threads_) {
+    thread.state = State::kReady;
+    thread.group = 0;
+  }
+  for (size_t done = 0; done < count;) {
+    bool moved = false;
+    for (size_t i = 0; i < count; ++i) {
+      const size_t t = settings().backwards ? count - 1 - i : i;
+      if (threads_[t].state != State::kReady) continue;
+      moved = true;
+      resume(static_cast<int>(t));
+      if (!fault_.empty()) return;
+      if (threads_[t].state == State::kDone) ++done;
+    }
+    if (!moved) {
+      fault_ = stuck();
+      return;
+    }
+  }
+}
+
+// Why no thread can go on.
+std::string Machine::stuck() const {
+  std::string what = "divergence:";
+  for (size_t t = 0; t < threads_.size();) {
+    const Thread& thread = threads_[t];
+    const size_t first = t;
+    while (t < threads_.size() && threads_[t].state == thread.state &&
+           (thread.state == State::kDone || same(threads_[t].site, thread.site))) {
+      ++t;
+    }
+    what += (first ? ", threads " : " threads ") + std::to_string(first) + " to " +
+            std::to_string(t - 1);
+    if (thread.state == State::kDone) {
+      what += " have ended";
+    } else if (thread.state == State::kAtBarrier) {
+      what += " wait at the barrier " + at(thread.site);
+    } else {
+      what += std::string(" wait at ") + warps_[first / kWarp].collective + " " + at(thread.site);
+    }
+  }
+  return what;
+}
+
+// Fibers are born by makecontext and switched by longjmp, which unlike swapcontext makes no
+// system call. A fiber outlives its thread: it runs the next block's, too.
+void Machine::resume(int t) {
+  current_ = t;
+  threadIdx = {static_cast<unsigned>(t), 0, 0};
+  Thread& thread = here();
+  if (_setjmp(scheduler_) == 0) {
+    if (thread.started) _longjmp(thread.context, 1);
+    thread.started = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks_ + t * kStackBytes + kPageBytes;
+    context.uc_stack.ss_size = kStackBytes - kPageBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, &Machine::fiber, 0);
+    setcontext(&context);
+  }
+  current_ = -1;
+}
+
+void Machine::fiber() {
+  Machine& m = machine();
+  for (;;) {
+    m.launch_->run_thread(m.launch_->call.get());
+    if (!m.here().copies.empty()) m.fail("a cp.async that nobody has waited for");
+    m.here().state = State::kDone;
+    m.leave();
+  }
+}
+
+// Back to the scheduler, until this thread is ready again.
+void Machine::leave() {
+  if (_setjmp(here().context) == 0) _longjmp(scheduler_, 1);
+}
+
+void Machine::wait(State state, Site site) {
+  here().state = state;
+  here().site = site;
+  leave();
+}
+
+void Machine::syncthreads(Site site) {
+  for (const Thread& other : threads_) {
+    if (other.state == State::kAtBarrier && !same(other.site, site)) {
+      fail("divergence: thread " + std::to_string(current_) + " is at the barrier " + at(site) +
+           ", thread " + std::to_string(&other - threads_.data()) + " at the one of " +
+           at(other.site));
+    }
+  }
+  if (++at_barrier_ < launch_->threads) {
+    wait(State::kAtBarrier, site);
+    return;
+  }
+  at_barrier_ = 0;
+  shared_.begin_epoch();
+  for (Thread& thread : threads_) {
+    if (thread.state == State::kAtBarrier) thread.state = State::kReady;
+  }
+}
+
+void Machine::collective(const char* name, Site site, void* lane, WarpWork work) {
+  Warp& warp = warps_[static_cast<size_t>(current_ / kWarp)];
+  if (warp.arrived == 0) {
+    warp.collective = name;
+    warp.site = site;
+  } else if (std::strcmp(warp.collective, name) != 0 || !same(warp.site, site)) {
+    fail("divergence: thread " + std::to_string(current_) + " is at " + name + " " + at(site) +
+         ", others of its warp at " + warp.collective + " " + at(warp.site));
+  }
+  warp.lanes[current_ % kWarp] = lane;
+  if (++warp.arrived < kWarp) {
+    wait(State::kAtCollective, site);
+    return;
+  }
+  // A copy on this fiber's stack, which `work` may read.
+  void* lanes[kWarp];
+  std::copy(warp.lanes, warp.lanes + kWarp, lanes);
+  work(lanes);
+  warp.arrived = 0;
+  const int first = current_ / kWarp * kWarp;
+  for (int t = first; t < first + kWarp; ++t) {
+    threads_[static_cast<size_t>(t)].state = State::kReady;
+  }
+}
+
+void Machine::copy(void* shared, const void* global, int bytes) {
+  if (bytes < 0 || bytes > 16) fail("cp.async of " + std::to_string(bytes) + " of 16 bytes");
+  require_alignment(shared, 16);
+  require_alignment(global, 16);
+  if (!shared_.holds(shared)) fail_access(true, shared, "by cp.async, which is not shared memory");
+  touch_shared(shared, 16, true, current_);
+  if (bytes > 0) touch_global(global, static_cast<size_t>(bytes), false);
+  shared_.send(shared_.offset(shared));
+  Thread& thread = here();
+  thread.copies.push_back({static_cast<unsigned char*>(shared), global, bytes, thread.group});
+}
+
+void Machine::wait_for_copies(int groups) {
+  Thread& thread = here();
+  const auto landed =
+      std::stable_partition(thread.copies.begin(), thread.copies.end(),
+                            [&](const Copy& copy) { return copy.group >= thread.group - groups; });
+  for (auto copy = landed; copy != thread.copies.end(); ++copy) {
+    std::memset(copy->to, 0, 16);
+    if (copy->bytes > 0) std::memcpy(copy->to, copy->from, static_cast<size_t>(copy->bytes));
+    shared_.land(shared_.offset(copy->to), current_);
+  }
+  thread.copies.erase(landed, thread.copies.end());
+}
+
+void Machine::load_matrix_row(const void* row, int thread) {
+  if (!shared_.holds(row)) fail_access(false, row, "by ldmatrix, which is not shared memory");
+  require_alignment(row, 16);
+  touch_shared(row, 16, false, thread);
+}
+
+void Machine::require_alignment(const void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    fail_access(false, p, "whose address must be a multiple of " + std::to_string(bytes));
+  }
+}
+
+void Machine::touch_global(const void* p, size_t bytes, bool write) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  const Allocation* allocation = find_allocation(address);
+  if (!allocation) fail_access(write, p, "which is no device memory in use");
+  if (address + bytes > allocation->end) {
+    fail_access(write, p, "past the end of an allocation");
+  }
+  if (allocation->device != launch_->device) {
+    fail_access(write, p, "the memory of device " + std::to_string(allocation->device));
+  }
+}
+
+void Machine::touch_shared(const void* p, size_t bytes, bool write, int thread) {
+  const size_t first = shared_.offset(p);
+  if (first + bytes > launch_->shared_bytes) {
+    fail_access(write, p,
+                "past the end of shared memory (byte " + std::to_string(first) + " of " +
+                    std::to_string(launch_->shared_bytes) + ")");
+  }
+  const std::string wrong = shared_.touch(first, bytes, write, thread);
+  if (!wrong.empty()) fail(wrong);
+}
+
+void Machine::fail(const std::string& what) {
+  fault_ = what;
+  if (code_) {
+    // For addr2line.
+    fault_ += " [code at +0x" + hex(reinterpret_cast<uintptr_t>(code_) - image_begin_) + "]";
+  }
+  code_ = nullptr;
+  _longjmp(scheduler_, 1);
+}
+
+void Machine::fail_access(bool write, const void* p, const std::string& why) {
+  fail("thread " + std::to_string(current_) + (write ? " writes" : " reads") + " at 0x" +
+       hex(reinterpret_cast<uintptr_t>(p)) + ", " + why);
+}
+
+void run(const Launch& launch) { machine().run(launch); }
+
+}  // namespace bertrt::cuda::emulator

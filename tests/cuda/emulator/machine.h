@@ -1,0 +1,131 @@
+// Blocks, warps and threads: how a kernel runs, and what it must not do.
+#pragma once
+
+#include <link.h>
+#include <setjmp.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "emulator/device.h"
+#include "emulator/emulator.h"
+#include "emulator/shared_memory.h"
+
+namespace bertrt::cuda::emulator {
+
+// One, since the runtime runs one kernel at a time.
+class Machine {
+ public:
+  Machine();
+
+  // Raises Fault.
+  void run(const Launch& launch);
+
+  // Every access of a kernel to memory.
+  void touch_aligned(const void* p, size_t bytes, bool write, const void* code) {
+    if (current_ >= 0 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+      code_ = code;
+      fail_access(write, p, "whose address is no multiple of " + std::to_string(bytes));
+    }
+    touch(p, bytes, write, code);
+  }
+  void touch(const void* p, size_t bytes, bool write, const void* code) {
+    const auto address = reinterpret_cast<uintptr_t>(p);
+    if (address - reinterpret_cast<uintptr_t>(stacks_) < kMaxThreads * kStackBytes) return;
+    if (current_ < 0) return;
+    code_ = code;
+    if (shared_.holds(p)) {
+      touch_shared(p, bytes, write, current_);
+    } else if (address - image_begin_ >= image_end_ - image_begin_ &&
+               address - reinterpret_cast<uintptr_t>(launch_->call.get()) >= launch_->call_bytes) {
+      touch_global(p, bytes, write);
+    }
+    code_ = nullptr;
+  }
+
+  void syncthreads(Site site);
+  void collective(const char* name, Site site, void* lane, WarpWork work);
+  // By the last lane of a warp to come to its barrier.
+  void begin_warp_epoch() { shared_.begin_warp_epoch(current_ / kWarp); }
+
+  // cp.async, its groups and their waits.
+  void copy(void* shared, const void* global, int bytes);
+  void commit() { ++here().group; }
+  void wait_for_copies(int groups);
+
+  // What ldmatrix reads for one of a warp's lanes.
+  void load_matrix_row(const void* row, int thread);
+  void require_alignment(const void* p, size_t bytes);
+
+  unsigned char* shared() const { return shared_.data(); }
+  int current() const { return current_; }
+
+ private:
+  static constexpr size_t kStackBytes = 64 << 10;
+  static constexpr size_t kPageBytes = 4 << 10;
+
+  struct Copy {
+    unsigned char* to;
+    const void* from;
+    int bytes;
+    int group;
+  };
+
+  enum class State { kReady, kAtBarrier, kAtCollective, kDone };
+
+  struct Thread {
+    jmp_buf context;
+    bool started = false;
+    State state = State::kDone;
+    Site site{};  // of the barrier or collective
+    std::vector<Copy> copies;
+    int group = 0;  // that cp.async goes to
+  };
+
+  struct Warp {
+    const char* collective = nullptr;
+    Site site{};
+    int arrived = 0;
+    void* lanes[kWarp];
+  };
+
+  Thread& here() { return threads_[static_cast<size_t>(current_)]; }
+  static int find_image(dl_phdr_info* info, size_t, void* data);
+
+  void run_block();
+  std::string stuck() const;
+  void resume(int t);
+  static void fiber();
+  void leave();
+  void wait(State state, Site site);
+
+  [[noreturn]] void fail(const std::string& what);
+  [[noreturn]] void fail_access(bool write, const void* p, const std::string& why);
+
+  void touch_global(const void* p, size_t bytes, bool write);
+  void touch_shared(const void* p, size_t bytes, bool write, int thread);
+
+  const Launch* launch_ = nullptr;
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  int at_barrier_ = 0;
+  // The thread that runs: for the CPU's thread that runs the block. Host code beside kernels calls
+  // the hooks too, and may run on another one meanwhile.
+  static inline thread_local int current_ __attribute__((tls_model("initial-exec"))) = -1;
+  jmp_buf scheduler_;
+  std::string fault_;
+  const void* code_ = nullptr;  // the access that is looked at
+
+  unsigned char* stacks_ = nullptr;
+  SharedMemory shared_;
+  uintptr_t image_begin_ = 0, image_end_ = 0;
+};
+
+inline Machine& machine() {
+  static Machine machine;
+  return machine;
+}
+
+}  // namespace bertrt::cuda::emulator

@@ -1,0 +1,92 @@
+// The primitives of device.cuh: barriers, copies to shared memory, tensor core products.
+#include <cstdint>
+#include <cstring>
+
+#include "emulator/device.h"
+#include "emulator/machine.h"
+
+namespace bertrt::cuda::emulator {
+
+void warp_collective(const char* name, Site site, void* lane, WarpWork work) {
+  machine().collective(name, site, lane, work);
+}
+void syncthreads(Site site) { machine().syncthreads(site); }
+void syncwarp(Site site) {
+  warp_collective("syncwarp", site, nullptr, [](void* const*) { machine().begin_warp_epoch(); });
+}
+void cp_async16(void* shared, const void* global, int bytes) {
+  machine().copy(shared, global, bytes);
+}
+void cp_async_commit() { machine().commit(); }
+void cp_async_wait(int groups) { machine().wait_for_copies(groups); }
+void require_alignment(const void* p, int bytes) {
+  machine().require_alignment(p, static_cast<size_t>(bytes));
+}
+void* shared_memory() { return machine().shared(); }
+
+// PTX ISA 9.7.14.5.15, "Warp-level matrix load instruction: ldmatrix".
+void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site) {
+  struct Lane {
+    const void* row;
+    uint32_t* out;
+    bool transposed;
+    int thread;
+  } mine{row, out, transposed, machine().current()};
+  warp_collective(transposed ? "ldmatrix.trans" : "ldmatrix", site, &mine, [](void* const* lanes) {
+    uint16_t elements[4][8][8];
+    for (int l = 0; l < kWarp; ++l) {
+      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      machine().load_matrix_row(lane.row, lane.thread);
+      std::memcpy(elements[l / 8][l % 8], lane.row, 16);
+    }
+    for (int l = 0; l < kWarp; ++l) {
+      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      for (int m = 0; m < 4; ++m) {
+        const int major = l / 4, minor = l % 4 * 2;
+        const auto element = [&](int i) -> uint32_t {
+          return lane.transposed ? elements[m][minor + i][major] : elements[m][major][minor + i];
+        };
+        lane.out[m] = element(0) | element(1) << 16;
+      }
+    }
+  });
+}
+
+// PTX ISA 9.7.14.5.8, "Matrix Fragments for mma.m16n8k16 with floating point type". The order of
+// the hardware's sums is not documented; here they are exact but for one rounding at the end.
+void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
+                  Site site) {
+  struct Lane {
+    float* sums;
+    const uint32_t* a;
+    const uint32_t* b;
+    float (*widen)(uint16_t);
+  } mine{sums, a, b, widen};
+  warp_collective("mma", site, &mine, [](void* const* lanes) {
+    float a[16][16], b[8][16];  // b by columns
+    for (int l = 0; l < kWarp; ++l) {
+      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      const int group = l / 4, pair = l % 4 * 2;
+      for (int i = 0; i < 8; ++i) {
+        const auto bits = static_cast<uint16_t>(lane.a[i / 2] >> (i % 2 * 16));
+        a[group + (i / 2 % 2 ? 8 : 0)][pair + i % 2 + (i < 4 ? 0 : 8)] = lane.widen(bits);
+      }
+      for (int i = 0; i < 4; ++i) {
+        const auto bits = static_cast<uint16_t>(lane.b[i / 2] >> (i % 2 * 16));
+        b[group][pair + i % 2 + (i < 2 ? 0 : 8)] = lane.widen(bits);
+      }
+    }
+    for (int l = 0; l < kWarp; ++l) {
+      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      for (int i = 0; i < 4; ++i) {
+        const float* row = a[l / 4 + (i < 2 ? 0 : 8)];
+        const float* column = b[l % 4 * 2 + i % 2];
+        double sum = lane.sums[i];
+        for (int k = 0; k < 16; ++k) sum += static_cast<double>(row[k]) * column[k];
+        lane.sums[i] = static_cast<float>(sum);
+      }
+    }
+  });
+}
+
+}  // namespace bertrt::cuda::emulator
