@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.path,
             arguments.out,
             task=arguments.task,
-            settings=dict(arguments.settings),
+            settings=dict(arguments.settings) or None,
         )
     else:
         from bertrt.export import import_graph

@@ -123,7 +123,9 @@ def make_modules(
             )
         for name, values in choices.items():
             # True is 1 to Python, and no value of ours.
-            if not any(type(found[name]) is type(value) and found[name] == value for value in values):
+            if not any(
+                type(found[name]) is type(value) and found[name] == value for value in values
+            ):
                 raise ModelFormatError(
                     f"{where}: the module {index}, {kind}: {name} should be one of "
                     f"{', '.join(map(str, values))}, found {found[name]!r}"

@@ -81,9 +81,7 @@ def _choice(*values: str, optional: bool = False) -> Setting:
 
 def _activation(default: str) -> dict[str, Setting]:
     names = (name.lower() for name in ACTIVATIONS)
-    return {
-        "activation": _choice(default, *(n for n in names if n != default), optional=True)
-    }
+    return {"activation": _choice(default, *(n for n in names if n != default), optional=True)}
 
 
 def _is_pooling(value: Any) -> bool:
@@ -269,7 +267,10 @@ def _complete(
             raise InvalidInputError(
                 f"{what}: {name} should be {known[name].expected}, found {value!r}"
             )
-    chosen = {name: setting.default for name, setting in known.items()} | {**(before or {}), **given}
+    chosen = {name: setting.default for name, setting in known.items()} | {
+        **(before or {}),
+        **given,
+    }
     return {
         name: chosen[name]
         for name, setting in known.items()

@@ -74,8 +74,8 @@ class HuggingFaceTokenizer:
     def limit(self, max_length: int) -> None:
         """See `Tokenizer.limit`."""
         self.max_length = max_length
-        truncation = self._tokenizer.truncation | {"max_length": max_length}
-        self._tokenizer.enable_truncation(**truncation)
+        truncation = self._tokenizer.truncation or {}
+        self._tokenizer.enable_truncation(**{**truncation, "max_length": max_length})
 
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""

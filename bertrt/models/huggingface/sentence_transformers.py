@@ -51,7 +51,8 @@ _DENSE_FIELDS = {"in_features", "out_features", "bias", "activation_function", "
 }
 _VECTOR = "sentence_embedding"
 
-# Of a transformer's file: what decides ids is the tokenizer's business; the others change no number.
+# What a transformer's file may say: what decides ids, which is read elsewhere; what changes no
+# number; and what has to be as bertrt computes it.
 _TRANSFORMER_FIELDS = {
     "max_seq_length": "tokenizer",
     "do_lower_case": "tokenizer",
@@ -164,8 +165,8 @@ def _read_modules(path: Path) -> list[dict[str, str]]:
     for module in modules:
         if not module["type"].startswith("sentence_transformers."):
             raise UnsupportedModelError(
-                f"{path}: the module {module['type']} is code of the model's own, which may compute "
-                "something else and is never run"
+                f"{path}: the module {module['type']} is code of the model's own, which may "
+                "compute something else and is never run"
             )
         if "\0" in module["path"]:  # which no file system takes
             raise ModelFormatError(f"{path}: {module['path']!r} is no path")
@@ -452,6 +453,7 @@ def classifier_activation(
     if entry is not None and not isinstance(entry, dict):
         raise ModelFormatError(f"{path}: sentence_transformers should be an object")
     told = sentence.cross_encoder or entry is not None or config.get(older) is not None
+    named: Any
     if sentence.activation is not None:
         named, where = sentence.activation, f"{_MODEL_CONFIG}: activation_fn"
     elif entry is not None and "activation_fn" in entry:
