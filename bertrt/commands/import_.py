@@ -25,6 +25,12 @@ def add(commands: Any) -> None:
     parser.set_defaults(command=run)
 
 
+def _listed(name: str, value: Any) -> Any:
+    """A value as a shell has it: lists may be split by commas."""
+    several = name in ("labels", "pooling") and isinstance(value, str) and "," in value
+    return value.split(",") if several else value
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     if Path(arguments.path).is_dir():
@@ -34,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.path,
             arguments.out,
             task=arguments.task,
-            settings=dict(arguments.settings) or None,
+            settings={name: _listed(name, value) for name, value in arguments.settings} or None,
         )
     else:
         from bertrt.export import import_graph

@@ -170,7 +170,11 @@ def test_minilm_agrees_with_sentence_transformers(tmp_path):
     reference = np.load(Path(__file__).parents[1] / "data" / "minilm_reference.npz")
     sentences = reference["sentences"].tolist()
     bundle = import_huggingface(source, tmp_path / "bundle")
-    assert Bundle.open(bundle).manifest["pooling"] == {"mode": "mean", "normalize": True}
+    assert Bundle.open(bundle).manifest["pooling"] == {
+        "mode": "mean",
+        "normalize": True,
+        "similarity": "cosine",
+    }
     check_same(source, bundle, Bundle.open(bundle).golden()[0].inputs)
     for backend in ("native", "onnxruntime", "mxnet"):
         if backend != "native":

@@ -328,7 +328,7 @@ def test_export(exporter, capsys) -> None:
 def test_import(exporter, tmp_path, capsys) -> None:
     directory, file = str(tmp_path), str(tmp_path / "net-symbol.json")
     assert main(["import", directory, "--out", "o"]) == 0
-    settings = ["--set", 'pooling=["cls","max"]', "--set", "truncate_dim=4"]
+    settings = ["--set", "pooling=cls,max", "--set", "truncate_dim=4"]
     assert main(["import", directory, "--out", "o", "--task", "embedding", *settings]) == 0
     assert main(["import", file, "--out", "o"]) == 0
     assert exporter.calls == [

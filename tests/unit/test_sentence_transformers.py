@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+from bertrt.evaluation.quantize import quantize
 from bertrt.export.huggingface import import_huggingface
 from bertrt.models.bundle import Bundle
 from bertrt.models.model import Model
@@ -532,3 +534,21 @@ def test_a_bundle_of_before(hugging, tmp_path) -> None:
         "default_prompt_name": None,
         "max_length": 16,
     }
+
+
+def test_a_quantised_bundle_keeps_what_is_behind_the_pooling(write, tmp_path) -> None:
+    case = "dense no bias, twice"
+    bundle = import_huggingface(write(case), tmp_path / "bundle")
+    quantize(bundle, tmp_path / "quantised", precision="bf16")
+    with Engine.load(bundle) as engine, Engine.load(tmp_path / "quantised") as other:
+        one, two = (ask(e, CASES[case], {}) for e in (engine, other))
+        np.testing.assert_allclose(one, two, atol=0.05)
+
+
+def test_an_engine_is_pickled_with_its_settings(write) -> None:
+    settings = {"pooling": "max", "max_length": 5}
+    with Engine.load(write("pooling mean"), settings=settings) as engine:
+        with pickle.loads(pickle.dumps(engine)) as other:
+            assert other.max_length == 5
+            text = "the boats . the boats"
+            assert other.predict(text).vector.tolist() == engine.predict(text).vector.tolist()
