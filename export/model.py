@@ -122,9 +122,9 @@ def export_model(
             ``tag_vocab.idx_to_token``); "0", "1", ... if left out.
         lower: whether the model was trained on lower-cased text; a `tokenizer` knows itself.
         max_length: the longest input in tokens, special ones included; longer text is truncated.
-        pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" |
-            "pooled" | "tokens" | "words", "normalize": bool}``, and for words ``"subwords": "avg" |
-            "sum" | "last"``; the plain mean if left out.
+        pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" | "max" |
+            ... | "pooled" | "tokens" | "words", "normalize": bool}``, for words ``"subwords": "avg"
+            | "sum" | "last"``, and what else docs/tasks.md has; the plain mean if left out.
         settings: what can be set for the other tasks, see `bertrt.tasks.settings.SETTINGS`;
             GluonNLP's defaults for what is left out.
         origin: facts to record in the manifest beside the versions of the frameworks.

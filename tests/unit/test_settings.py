@@ -88,9 +88,9 @@ def test_settings_are_used(load) -> None:
         assert len(engine.tokenize(("a", "b " * 12))) > 1
         answer = engine.predict(("a", "b " * 12))
         assert len(answer.nbest) <= 4 and "" in [span.text for span in answer.nbest]
-    with load("regression", {"pair": True}) as engine:
-        with pytest.raises(InvalidInputError, match="takes a pair"):
-            engine.predict("a")
+    engine = load("regression", {"pair": True})
+    with engine, pytest.raises(InvalidInputError, match="takes a pair"):
+        engine.predict("a")
     with load("tagging", {"labels": ["p", "q", "r", "s"]}) as engine:
         assert set(engine.predict("a b").tags) <= set("pqrs")
         assert engine.labels == ["p", "q", "r", "s"]
