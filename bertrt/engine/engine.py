@@ -20,6 +20,7 @@ from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
 from bertrt.engine.outputs import join_layers, unpack
 from bertrt.engine.predictor import Predictor
+from bertrt.engine.reranking import pair_up, rank
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.host.cores import MAX_THREADS, usable_cores
 from bertrt.models.model import Model
@@ -258,24 +259,8 @@ class Engine:
                 below 1, there is no document; and what `predict` raises for the pairs.
             InvalidTypeError: `query` is no str, or `documents` no list of them.
         """
-        if self.task != "regression":
-            raise InvalidInputError(
-                f"rerank needs a model that gives a pair one score (regression); the task of this "
-                f"one is {self.task or 'none'}"
-            )
-        if not isinstance(query, str):
-            raise InvalidTypeError(f"query is a {type(query).__name__}; expected a str")
-        if not isinstance(documents, list | tuple):
-            raise InvalidTypeError(
-                f"documents is a {type(documents).__name__}; expected a list of str"
-            )
-        if top_k is not None and (type(top_k) is not int or top_k < 1):
-            raise InvalidInputError(f"top_k is {top_k!r}; expected a whole number from 1, or None")
-        results = self.predict([(query, document) for document in documents], prompt=prompt)
-        ranked = [
-            Ranked(index, result.score, result.truncated) for index, result in enumerate(results)
-        ]
-        return sorted(ranked, key=lambda one: -one.score)[:top_k]
+        pairs = pair_up(self.task, query, documents, top_k)
+        return rank(self.predict(pairs, prompt=prompt))[:top_k]
 
     def predict_with_outputs(
         self, batch: Any, *, prompt: str | None = None

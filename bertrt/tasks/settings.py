@@ -52,36 +52,36 @@ class Setting:
         default: its value unless told otherwise.
         expected: what values it may have, in words.
         fits: whether a value is one of them.
-        optional: whether a file says it only where it is not the default. Files of before there was
-            such a setting say nothing, and mean the default.
+        later: whether there was no such setting once. A file says it only where it is not the
+            default, and one of before, which says nothing, means the default.
     """
 
     default: Any
     expected: str
     fits: Callable[[Any], bool]
-    optional: bool = False
+    later: bool = False
 
 
 def _count(default: int) -> Setting:
     return Setting(default, "a whole number from 1", lambda v: type(v) is int and v >= 1)
 
 
-def _flag(default: bool, *, optional: bool = False) -> Setting:
-    return Setting(default, "true or false", lambda v: isinstance(v, bool), optional)
+def _flag(default: bool, *, later: bool = False) -> Setting:
+    return Setting(default, "true or false", lambda v: isinstance(v, bool), later)
 
 
-def _choice(*values: str, optional: bool = False) -> Setting:
+def _choice(*values: str, later: bool = False) -> Setting:
     return Setting(
         values[0],
         f"one of {', '.join(values)}",
         lambda v: isinstance(v, str) and v in values,
-        optional,
+        later,
     )
 
 
 def _activation(default: str) -> dict[str, Setting]:
     names = (name.lower() for name in ACTIVATIONS)
-    return {"activation": _choice(default, *(n for n in names if n != default), optional=True)}
+    return {"activation": _choice(default, *(n for n in names if n != default), later=True)}
 
 
 def _is_pooling(value: Any) -> bool:
@@ -104,12 +104,12 @@ _PAIR = {
     )
 }
 _PROMPTS = {
-    "prompts": Setting({}, "an object of texts by their names", _are_texts, optional=True),
+    "prompts": Setting({}, "an object of texts by their names", _are_texts, later=True),
     "default_prompt_name": Setting(
         None,
         "the name of a prompt, or null",
         lambda v: v is None or isinstance(v, str),
-        optional=True,
+        later=True,
     ),
 }
 _POOLING = {
@@ -123,17 +123,17 @@ _POOLING = {
         None,
         "a whole number from 1, or null",
         lambda v: v is None or (type(v) is int and v >= 1),
-        optional=True,
+        later=True,
     ),
-    "include_prompt": _flag(True, optional=True),
+    "include_prompt": _flag(True, later=True),
     "similarity": Setting(
         None,
         "one of cosine, dot, euclidean, manhattan, or null",
         lambda v: v in (None, "cosine", "dot", "euclidean", "manhattan"),
-        optional=True,
+        later=True,
     ),
     # Described, and checked with their arrays, by `bertrt.tasks.modules`
-    "modules": Setting([], "a list of modules", lambda v: isinstance(v, list), optional=True),
+    "modules": Setting([], "a list of modules", lambda v: isinstance(v, list), later=True),
 }
 _SUBWORDS = {"subwords": _choice("avg", "sum", "last")}
 
@@ -274,7 +274,7 @@ def _complete(
     return {
         name: chosen[name]
         for name, setting in known.items()
-        if not (setting.optional and chosen[name] == setting.default)
+        if not (setting.later and chosen[name] == setting.default)
     }
 
 
@@ -287,7 +287,7 @@ def _prompt_problem(settings: Mapping[str, Any]) -> str | None:
 
 
 def check_settings(found: Any, task: str, where: str) -> dict[str, Any]:
-    """Check the settings that a file holds: all of them must be there, but the optional ones.
+    """Check the settings that a file holds: all of them must be there, but later ones.
 
     Returns:
         Every setting of the task, the defaults of those that are not there among them.
@@ -308,7 +308,7 @@ def check_pooling(found: Any, where: str) -> dict[str, Any]:
 
 
 def _check(found: Any, known: Mapping[str, Setting], where: str) -> dict[str, Any]:
-    required = [name for name, setting in known.items() if not setting.optional]
+    required = [name for name, setting in known.items() if not setting.later]
     if not isinstance(found, Mapping) or not set(required) <= found.keys() <= known.keys():
         raise ModelFormatError(f"{where}: found {found!r}, expected {', '.join(known) or '{}'}")
     for name, value in found.items():

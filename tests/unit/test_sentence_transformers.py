@@ -129,7 +129,11 @@ def test_live(tmp_path, case) -> None:
         "cross 1, prompts",
     ],
 )
-def test_a_bundle_gives_the_same_bits(write, tmp_path, case) -> None:
+@pytest.mark.parametrize("gluon", [False, True])
+def test_a_bundle_gives_the_same_bits(write, tmp_path, monkeypatch, case, gluon) -> None:
+    """With the graphs of Gluon where that is installed, and with the plan alone."""
+    if not gluon:
+        monkeypatch.setattr("bertrt.export.huggingface._in_gluon", lambda model: False)
     path = write(case)
     bundle = import_huggingface(path, tmp_path / "bundle")
     with Engine.load(path) as engine, Engine.load(bundle) as other:

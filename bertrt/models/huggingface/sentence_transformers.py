@@ -26,7 +26,7 @@ __all__ = ["SENTENCE_CONFIGS", "SentenceModel", "classifier_activation", "read_s
 # Before modules had one name for it, each family of transformers had its own.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "electra")
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "electra")
 )
 _MODEL_CONFIG = "config_sentence_transformers.json"
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
