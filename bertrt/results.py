@@ -14,6 +14,7 @@ __all__ = [
     "Entity",
     "FillMask",
     "NextSentence",
+    "Ranked",
     "Regression",
     "Result",
     "Span",
@@ -28,9 +29,10 @@ class Classification:
     Attributes:
         label: the label that scores highest, also of a model that gives several at once: those
             are what `scores` says of each.
-        score: its probability. (Of several numbers that are no classes: the number.)
-        scores: every label's probability; they add up to 1 unless the model gives several labels
-            at once. Where outputs share a name, the highest of theirs.
+        score: its score, a probability unless the model's `activation` makes something else of
+            its logits, as that of a CrossEncoder may.
+        scores: every label's; with softmax they add up to 1. Where outputs share a name, the
+            highest of theirs.
         truncated: whether the text was longer than the model takes, and was cut.
     """
 
@@ -45,10 +47,25 @@ class Regression:
     """The answer of a model that predicts a number.
 
     Attributes:
-        score: the number.
+        score: the number; of a CrossEncoder what its activation makes of it.
         truncated: whether the text was longer than the model takes, and was cut.
     """
 
+    score: float
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document's place in the answer of `Engine.rerank`, whose list has the best first.
+
+    Attributes:
+        index: which of the documents it is, from 0.
+        score: what the model gives for the query and the document.
+        truncated: whether the two were longer than the model takes, and were cut.
+    """
+
+    index: int
     score: float
     truncated: bool = False
 
@@ -131,15 +148,19 @@ class Embedding:
     """A text as a vector, or its tokens or words as one each.
 
     Attributes:
-        vector: float32, shape (hidden,); where the model gives a vector for each token or word,
-            (tokens, hidden) or (words, hidden).
+        vector: float32, shape (width,): the model's hidden size, unless its poolings, modules or
+            settings make another of it; where the model gives a vector for each token or word,
+            (tokens, width) or (words, width).
         truncated: whether the text was longer than the model takes, and was cut.
         tokens: these tokens or words, one for each row of `vector`; None for a text as a whole.
+        similarity: how the model's vectors are meant to be compared, "cosine", "dot", "euclidean"
+            or "manhattan"; None where the model does not say.
     """
 
     vector: np.ndarray
     truncated: bool = False
     tokens: tuple[str, ...] | None = None
+    similarity: str | None = None
 
 
 @dataclass(frozen=True)

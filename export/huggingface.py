@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bertrt.models.bundle import write_plan, writing
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.models.huggingface.weights import WEIGHTS
 from bertrt.models.safetensors import write_safetensors
+from bertrt.models.settings import with_settings
 from bertrt.plan.interpret import interpret
 
 from .gluon_to_symbol import import_gluon, set_parameters
@@ -59,7 +61,10 @@ _RENAMES = tuple(
 
 
 def import_huggingface(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], task: str | None = None
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    task: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Convert a Hugging Face or sentence-transformers directory to a bundle.
 
@@ -68,6 +73,7 @@ def import_huggingface(
         out: where the bundle goes; nothing may be there yet.
         task: the task that the model is wanted for, where it has several (`Config.tasks`); its own
             if left out.
+        settings: what goes before the model's own settings; see `bertrt.Engine.load`.
 
     Returns:
         The path of the bundle. The manifest's ``origin.golden`` says where its golden outputs come
@@ -77,12 +83,13 @@ def import_huggingface(
         MissingFileError: the directory or one of its files is not there.
         ModelFormatError: a file is broken, or the weights do not fit the configuration.
         UnsupportedModelError: the model has a setting or a part that the runtime does not have.
-        InvalidInputError: the model is not for `task`.
+        InvalidInputError, InvalidTypeError: the model is not for `task`; a setting that it does not
+            have, or a value that this cannot have.
         OutputExistsError: `out` exists.
         MissingDependencyError: mxnet and gluonnlp are installed, and onnx is not.
         BertrtError: the finished bundle gives other numbers than the golden ones; it is not kept.
     """
-    model = HuggingFaceModel.open(path, task)
+    model = with_settings(HuggingFaceModel.open(path, task), settings)
     tokenizer = TokenizerFile(
         "huggingface",
         model.tokenizer.to_json(),
@@ -98,6 +105,7 @@ def import_huggingface(
             task=model.task,
             labels=model.labels,
             pooling=model.pooling,
+            modules=model.modules,
             settings=model.settings,
             origin=model.origin | {"golden": "mxnet"},
         )
@@ -118,6 +126,7 @@ def import_huggingface(
             task=model.task,
             labels=model.labels,
             pooling=model.pooling,
+            modules=model.modules,
             settings=model.settings,
             origin=model.origin | {"golden": "the plan in double precision"},
             golden=golden,

@@ -23,11 +23,12 @@ from bertrt.errors import (
 )
 from bertrt.evaluation.verify import verify
 from bertrt.host.paths import check_path
-from bertrt.models.bundle import BundleDraft, write_plan, writing
+from bertrt.models.bundle import BundleDraft, write_modules, write_plan, writing
 from bertrt.models.golden import GoldenCase, write_golden
 from bertrt.models.manifest import GOLDEN, ONNX, TOKENIZER_FILES
 from bertrt.models.symbol.plan import compile_symbol
 from bertrt.plan.plan import Plan
+from bertrt.tasks.modules import Module
 from bertrt.tasks.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
 from bertrt.text.vocabulary import Vocabulary
 
@@ -121,9 +122,9 @@ def export_model(
             ``tag_vocab.idx_to_token``); "0", "1", ... if left out.
         lower: whether the model was trained on lower-cased text; a `tokenizer` knows itself.
         max_length: the longest input in tokens, special ones included; longer text is truncated.
-        pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" |
-            "pooled" | "tokens" | "words", "normalize": bool}``, and for words ``"subwords": "avg" |
-            "sum" | "last"``; the plain mean if left out.
+        pooling: for embeddings, what becomes of the token rows: ``{"mode": "mean" | "cls" | "max" |
+            ... | "pooled" | "tokens" | "words", "normalize": bool}``, for words ``"subwords": "avg"
+            | "sum" | "last"``, and what else docs/tasks.md has; the plain mean if left out.
         settings: what can be set for the other tasks, see `bertrt.tasks.settings.SETTINGS`;
             GluonNLP's defaults for what is left out.
         origin: facts to record in the manifest beside the versions of the frameworks.
@@ -274,8 +275,10 @@ def write_bundle(
     pooling: Mapping[str, Any] | None,
     settings: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any],
+    modules: Sequence[Module] = (),
 ) -> Path:
-    """Write the bundle of `net`; :func:`export_model` says what the arguments are and raise."""
+    """Write the bundle of `net`; :func:`export_model` says what the arguments are and raise.
+    `modules` are what comes behind an embedding's pooling."""
     names = output_names(net)
     check_task(task, names)
     pooling = check_pooling(pooling, task, names)
@@ -313,6 +316,7 @@ def write_bundle(
             settings=settings,
             origin=origin,
             golden=golden,
+            modules=modules,
         )
     return Path(out_dir)
 
@@ -328,6 +332,7 @@ def seal(
     settings: Mapping[str, Any],
     origin: Mapping[str, Any],
     golden: Sequence[GoldenCase],
+    modules: Sequence[Module] = (),
 ) -> None:
     """Write what is left of a bundle, its manifest last, and check its numbers.
 
@@ -339,6 +344,7 @@ def seal(
     if tokenizer is not None:
         _check_tokenizer(tokenizer, plan.architecture)
         files = tokenizer.write(draft.directory)
+    write_modules(modules, draft.directory)
     if golden:
         write_golden(draft.directory / GOLDEN, golden)
     draft.seal(

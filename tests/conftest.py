@@ -366,7 +366,12 @@ class HuggingFace:
         """The content of a ``modules.json``."""
         paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
         return [
-            {"idx": i, "name": str(i), "path": paths.get(kind, kind), "type": f"st.models.{kind}"}
+            {
+                "idx": i,
+                "name": str(i),
+                "path": paths.get(kind, kind),
+                "type": f"sentence_transformers.models.{kind}",
+            }
             for i, kind in enumerate(kinds)
         ]
 

@@ -9,10 +9,10 @@ from typing import Any
 from bertrt.commands.options import (
     add_json,
     add_out,
+    add_settings,
     add_task,
     label_list,
     positive,
-    setting,
     to_json,
 )
 from bertrt.tasks.settings import PRESETS, TASKS
@@ -41,15 +41,7 @@ def add(commands: Any) -> None:
         type=label_list,
         help="a classifier's labels, a tagger's tags",
     )
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        type=setting,
-        action="append",
-        default=[],
-        dest="settings",
-        help="a setting of the task, such as mode=words or null_answer=true; may be given again",
-    )
+    add_settings(parser, "mode=words or null_answer=true")
     parser.add_argument("--max-length", metavar="N", type=positive, help="tokens of a text at most")
     add_out(parser, required=False)
     parser.add_argument(

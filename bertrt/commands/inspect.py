@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             "task": model.task,
             "labels": model.labels,
             "pooling": model.pooling,
-            "settings": model.settings,
+            "settings": model.shown_settings(),
             "manifest": model.manifest,
             # A bundle's plan says where its weights lie; others need not lie in one place.
             "plan": plan.to_engine() if model.manifest is None else plan.to_dict(model.path),
@@ -44,10 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(model.path)
     if model.task is not None:
         print(f"  {'task':<13}{model.task}: {TABLE[model.task].takes}")
-        for key in ("labels", "pooling", "settings"):
-            if value := getattr(model, key):
-                print(f"  {key:<13}{to_json(value)}")
-        print(f"  {'max_length':<13}{model.max_length}")
+        shown = model.shown_settings()
+        if labels := shown.pop("labels", None):
+            print(f"  {'labels':<13}{to_json(labels)}")
+        print(f"  {'settings':<13}{to_json(shown)}")
+        if modules := (model.pooling or {}).get("modules"):
+            print(f"  {'modules':<13}{to_json(modules)}")
     if model.manifest is not None:
         for key in ("tokenizer", "origin"):
             print(f"  {key:<13}{to_json(model.manifest[key])}")

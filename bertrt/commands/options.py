@@ -20,6 +20,7 @@ __all__ = [
     "add_engine",
     "add_json",
     "add_out",
+    "add_settings",
     "add_task",
     "bound",
     "column_list",
@@ -54,6 +55,19 @@ def add_out(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 def add_task(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
     """What a model is for: --task, one of `tasks`."""
     parser.add_argument("--task", choices=tasks, metavar="TASK", help=", ".join(tasks))
+
+
+def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
+    """Settings: --set, any number of times."""
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=setting,
+        action="append",
+        default=[],
+        dest="settings",
+        help=f"a setting of the task, such as {example}; may be given again",
+    )
 
 
 def add_engine(parser: argparse.ArgumentParser, backend: str | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -19,11 +20,12 @@ from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
 from bertrt.engine.outputs import join_layers, unpack
 from bertrt.engine.predictor import Predictor
+from bertrt.engine.reranking import pair_up, rank
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.host.cores import MAX_THREADS, usable_cores
 from bertrt.models.model import Model
 from bertrt.plan.steps import layer_outputs, output_kind
-from bertrt.results import Result
+from bertrt.results import Ranked, Result
 
 __all__ = ["Engine"]
 
@@ -67,6 +69,7 @@ class Engine:
         device: str = "cpu",
         precision: str | None = None,
         threads: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -82,6 +85,10 @@ class Engine:
                 bundle is the one it was quantised to, and of others fp32.
             threads: the threads to use, 1 to 1024; None: the cores that this process may really
                 use.
+            settings: what goes before the model's own settings, by name: ``max_length``, and for
+                its task ``labels``, ``pooling``, ``normalize``, ``truncate_dim``, ``doc_stride``,
+                ``null_answer``, ``top_k`` and so on, as docs/tasks.md lists them and `explain`
+                shows them.
 
         Raises:
             MissingFileError: there is nothing at `path`, or a file of the model is missing.
@@ -105,6 +112,7 @@ class Engine:
         # Other libraries get no file before it is known to be whole.
         opened = Model.opening(path) if backend == "native" else nullcontext(Model.open(path))
         with opened as model:
+            model = model.with_settings(settings)
             precision = precision or model.precision
             load = functools.partial(
                 load_backend, model, backend, device=device, precision=precision, threads=threads
@@ -115,6 +123,7 @@ class Engine:
                 "device": device,
                 "precision": precision,
                 "threads": threads,
+                "settings": None if settings is None else dict(settings),
             }
             return cls(model, load, arguments)
 
@@ -172,12 +181,18 @@ class Engine:
             return (
                 f"model      {self._model.path}\n"
                 f"task       {self.task or 'none (a bare graph)'}\n"
+                f"{self._explain_settings()}"
                 f"backend    {backend.name} ({backend.provider})\n"
                 f"device     {backend.device}\n"
                 f"precision  {backend.precision}\n"
                 f"threads    {backend.threads}\n\n"
                 f"{backend.explain()}"
             )
+
+    def _explain_settings(self) -> str:
+        shown = self._model.shown_settings()
+        lines = (f"{name}={json.dumps(shown[name], ensure_ascii=False)}" for name in shown)
+        return f"settings   {' '.join(lines)}\n" if shown else ""
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -188,13 +203,17 @@ class Engine:
 
     # --- what it does -------------------------------------------------------------------------
 
-    def predict(self, batch: Any) -> Any:
+    def predict(self, batch: Any, *, prompt: str | None = None) -> Any:
         """Tokenize, run and post-process.
 
         Args:
             batch: a list of str, a list of (str, str) tuples, or one str or (str, str) tuple.
                 For question answering (question, context) tuples; for tagging texts, each a str
                 or a list of words.
+            prompt: what goes before every text, or the first of a pair, of embeddings and
+                classifiers: the name of one of the model's prompts, or a text, which is taken for
+                one by what no name has, such as a blank or a colon ("query: "); "": nothing. None:
+                the prompt of the setting ``default_prompt_name``, if there is one.
 
         Returns:
             A list of results as long as the batch and in its order; for a single input, the one
@@ -205,20 +224,51 @@ class Engine:
             InvalidInputError: an empty batch, a text that is empty or gives no token, a NUL
                 character, a lone surrogate, single texts where the task takes pairs or the other
                 way round, a text that is too long to be tagged, or that lacks the mask to fill.
-                The message names the index.
+                The message names the index. Also a prompt that the model does not have.
             InvalidTypeError: anything that is no text, texts and pairs together.
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
         with self._use() as backend:
-            requests, single = self._predictor.encode(batch)
+            requests, single = self._predictor.encode(batch, prompt)
             results, _ = self._predictor.answer(backend, requests, bar=True)
         return results[0] if single else results
 
-    def predict_with_outputs(self, batch: Any) -> tuple[list[Result], list[list[np.ndarray]]]:
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        prompt: str | None = None,
+    ) -> list[Ranked]:
+        """Order documents by what a model of pairs, such as a CrossEncoder, gives for each of them
+        with a query.
+
+        Args:
+            query: the first text of every pair.
+            documents: a list of the second ones.
+            top_k: how many of the best to return; None: all.
+            prompt: as for `predict`; it goes before the query.
+
+        Returns:
+            A `Ranked` for each document, the highest score first; equal ones in the order of
+            `documents`. The scores are those of `predict`.
+
+        Raises:
+            InvalidInputError: the model's task is not to give a score (regression), `top_k` is
+                below 1, there is no document; and what `predict` raises for the pairs.
+            InvalidTypeError: `query` is no str, or `documents` no list of them.
+        """
+        pairs = pair_up(self.task, query, documents, top_k)
+        return rank(self.predict(pairs, prompt=prompt))[:top_k]
+
+    def predict_with_outputs(
+        self, batch: Any, *, prompt: str | None = None
+    ) -> tuple[list[Result], list[list[np.ndarray]]]:
         """As `predict`, with the numbers that the results are made of.
 
         Args:
-            batch: as for `predict`; a single input counts as a list of it.
+            batch, prompt: as for `predict`; a single input counts as a list of it.
 
         Returns:
             The results, as a list. And for each input a list with an array, float32, for each of
@@ -230,14 +280,14 @@ class Engine:
             What `predict` raises.
         """
         with self._use() as backend:
-            requests, _ = self._predictor.encode(batch)
+            requests, _ = self._predictor.encode(batch, prompt)
             return self._predictor.answer(backend, requests, keep=True)
 
-    def tokenize(self, batch: Any) -> Any:
+    def tokenize(self, batch: Any, *, prompt: str | None = None) -> Any:
         """The ids that `predict` would use.
 
         Args:
-            batch: as for `predict`.
+            batch, prompt: as for `predict`.
 
         Returns:
             A list of `Encoding` (ids, types, truncated), or one for a single input. For question
@@ -247,7 +297,7 @@ class Engine:
             What `predict` raises for its input.
         """
         with self._use():
-            requests, single = self._predictor.encode(batch)
+            requests, single = self._predictor.encode(batch, prompt)
         found: list[Any] = [list(own.sequences) for own in requests]
         if self.task != "question-answering":
             found = [encoding for (encoding,) in found]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bertrt.backends.base import Backend
 from bertrt.batch import PackedBatch
-from bertrt.errors import BertrtError, InvalidInputError
+from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.host.progress import progress
 from bertrt.models.model import Model
 from bertrt.results import Result
 from bertrt.tasks.base import Request, Task
+from bertrt.tasks.settings import SETTINGS
 from bertrt.tasks.table import make_task
-from bertrt.text.encoding import Encoding
+from bertrt.text.encoding import Encoding, Tokenizer
+from bertrt.text.inputs import check_text, check_texts
 
 __all__ = ["Predictor"]
 
@@ -62,9 +66,10 @@ class Predictor:
                 pooling=model.pooling,
                 settings=model.settings,
                 rows=model.rows,
+                modules=model.modules,
             )
 
-    def encode(self, batch: Any) -> tuple[list[Request], bool]:
+    def encode(self, batch: Any, prompt: str | None = None) -> tuple[list[Request], bool]:
         """A request for each input of what `Engine.predict` is given, and whether it was one input
         alone. Raises what `Engine.predict` raises."""
         tokenizer = self._model.tokenizer
@@ -77,7 +82,10 @@ class Predictor:
             raise BertrtError(
                 f"{self._model.path} has no task; predict needs a bundle that has one"
             )
-        requests, single = self._task.encode(batch, tokenizer)
+        if text := self._prompt(prompt):
+            requests, single = self._prompted(self._task, batch, tokenizer, text)
+        else:
+            requests, single = self._task.encode(batch, tokenizer)
         if self._limits.type_vocab_size == 1 and any(
             encoding.types.any() for own in requests for encoding in own.sequences
         ):
@@ -100,6 +108,44 @@ class Predictor:
                         f"batch[{i}]: the token {tokenizer.token(int(beyond[0]))!r} has the id "
                         f"{beyond[0]}, and the model's table of tokens has {rows} rows"
                     )
+
+    def _prompt(self, prompt: str | None) -> str:
+        """The text that goes before every input, "" for none."""
+        prompts = self._model.settings.get("prompts", {})
+        if prompt is None:
+            default = self._model.settings.get("default_prompt_name")
+            return "" if default is None else str(prompts[default])
+        if not isinstance(prompt, str):
+            raise InvalidTypeError(f"prompt is a {type(prompt).__name__}; expected a str")
+        if "prompts" not in SETTINGS[self._model.task or ""]:
+            raise InvalidInputError(f"{self._model.task} takes no prompt")
+        if prompt in prompts:
+            return str(prompts[prompt])
+        # What looks like a name is one that is misspelled, or a model's that is not this one.
+        if re.fullmatch(r"[\w.-]+", prompt):
+            raise InvalidInputError(
+                f"the model has no prompt {prompt!r}; "
+                + (f"its prompts are {', '.join(prompts)}" if prompts else "it has none")
+                + " (a text to put before every input has a blank or a colon, such as 'query: ')"
+            )
+        check_text("prompt", prompt, may_be_empty=True)
+        return prompt
+
+    def _prompted(
+        self, task: Task, batch: Any, tokenizer: Tokenizer, prompt: str
+    ) -> tuple[list[Request], bool]:
+        texts, single = check_texts(batch)
+        requests, _ = task.encode(
+            [
+                prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
+                for text in texts
+            ],
+            tokenizer,
+        )
+        # The prompt's tokens are those that it has alone, as in sentence-transformers.
+        ids = tokenizer.encode([prompt])[0].ids
+        tokens = len(ids) - (int(ids[-1]) in tokenizer.special_ids)
+        return [replace(own, prompt=tokens) for own in requests], single
 
     def answer(
         self,

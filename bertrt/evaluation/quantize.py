@@ -25,7 +25,7 @@ from bertrt.evaluation.receipt import Report, StepError, make_report
 from bertrt.evaluation.search import FALLBACKS, Search
 from bertrt.host.cores import usable_cores
 from bertrt.models.bundle import write_plan, writing
-from bertrt.models.manifest import GOLDEN
+from bertrt.models.manifest import GOLDEN, MODULES
 from bertrt.models.model import Model
 from bertrt.models.safetensors import write_safetensors
 from bertrt.plan.plan import Plan
@@ -162,7 +162,7 @@ def _write(model: Model, stated: Plan, report: Report, directory: Path) -> None:
     assert model.manifest is not None
     tokenizer = model.manifest["tokenizer"] or {}
     kept = [tokenizer[key] for key in ("file", "pieces") if key in tokenizer]
-    for name in (*kept, GOLDEN):
+    for name in (*kept, GOLDEN, MODULES):
         if name in model.manifest["files"]:
             shutil.copyfile(model.path / name, directory / name)
 

@@ -7,6 +7,7 @@
 graphs and weights  ``model-symbol.json`` with ``model-0000.params``, ``model.onnx``
 tokenizer           ``vocab.json`` (GluonNLP), with ``merges.txt`` or ``sentencepiece.model``
                     where it has one; or ``tokenizer.json`` (Hugging Face)
+modules             ``modules.safetensors``: the weights of what comes behind a pooling, if any
 ``golden.npz``      inputs and the outputs that the source framework gave for them
 ==================  ==============================================================================
 
@@ -24,7 +25,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,16 @@ from bertrt.models.manifest import (
     FORMAT_VERSION,
     GOLDEN,
     MANIFEST,
+    MODULES,
     PLAN,
     check_manifest,
     manifest_digest,
 )
+from bertrt.models.safetensors import read_safetensors, write_safetensors
 from bertrt.plan.plan import Plan
+from bertrt.tasks.modules import Module, make_modules
 
-__all__ = ["Bundle", "BundleDraft", "file_digest", "write_plan", "writing"]
+__all__ = ["Bundle", "BundleDraft", "file_digest", "write_modules", "write_plan", "writing"]
 
 # Hashing a file in blocks of this size costs next to nothing beside the hash itself, and memory
 # stays flat however large the weights are.
@@ -144,6 +148,21 @@ class Bundle:
                 "export the model again"
             )
         return plan
+
+    def modules(self) -> tuple[Module, ...]:
+        """What comes behind an embedding's pooling; empty where nothing does.
+
+        Raises:
+            ModelFormatError: the modules or their weights are not what they should be.
+        """
+        described = (self.manifest["pooling"] or {}).get("modules", [])
+        path = self.file(MODULES)
+        arrays = {} if path is None else read_safetensors(path)
+        return make_modules(
+            described,
+            {name: constant.array for name, constant in arrays.items()},
+            str(path or self.directory / MANIFEST),
+        )
 
     def golden(self) -> list[GoldenCase]:
         """The recorded cases; empty where the bundle was made without a source framework.
@@ -252,6 +271,17 @@ def write_plan(plan: Plan, directory: Path) -> None:
     """Write ``plan.json``; the plan's weights must lie in files of `directory`."""
     text = json.dumps(plan.to_dict(directory), indent=1) + "\n"
     (directory / PLAN).write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_modules(modules: Sequence[Module], directory: Path) -> None:
+    """Write the weights of an embedding's modules, if they have any."""
+    arrays = {
+        f"{index}.{role}": array
+        for index, module in enumerate(modules)
+        for role, array in module.arrays.items()
+    }
+    if arrays:
+        write_safetensors(directory / MODULES, arrays)
 
 
 def _sync(path: Path) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT_VERSION",
     "GOLDEN",
     "MANIFEST",
+    "MODULES",
     "ONNX",
     "PARAMS",
     "PLAN",
@@ -33,6 +34,7 @@ SYMBOL = "model-symbol.json"
 PARAMS = "model-0000.params"
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
+MODULES = "modules.safetensors"
 # By the kind of tokenizer: its main file, and that of the pieces of words where it has one.
 TOKENIZER_FILES = {
     "gluonnlp": ("vocab.json",),

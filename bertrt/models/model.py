@@ -4,7 +4,7 @@ engine needs."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +17,8 @@ from bertrt.host.paths import check_path
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
 from bertrt.models.manifest import MANIFEST, ONNX, PARAMS, SYMBOL
+from bertrt.models.settings import shown_settings, with_settings
+from bertrt.tasks.modules import Module
 from bertrt.text.encoding import Tokenizer
 from bertrt.text.load import load_tokenizer
 
@@ -39,7 +41,9 @@ class Model:
         manifest: the bundle's manifest; None where there is no bundle.
         task: what the model is for; None for a bare graph.
         labels: a classifier's or tagger's labels.
-        pooling: an embedding model's pooling, ``{"mode": ..., "normalize": ...}``.
+        pooling: an embedding model's pooling, ``{"mode": ..., "normalize": ...}`` and what else is
+            not the default. See `bertrt.tasks.settings`.
+        modules: what comes behind the pooling.
         settings: what is set for the task; empty for a bare graph. See `bertrt.tasks.settings`.
         tokenizer: None for a bare graph, and for a bundle without one.
         symbol_path, params_path, onnx_path: the graphs' files, None where there are none.
@@ -58,6 +62,7 @@ class Model:
     onnx_path: Path | None
     golden: Callable[[], list[GoldenCase]]
     _read_plan: Callable[[], Plan]
+    modules: Sequence[Module] = ()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Model:
@@ -131,6 +136,7 @@ class Model:
             onnx_path=bundle.file(ONNX),
             golden=bundle.golden,
             _read_plan=bundle.plan,
+            modules=bundle.modules(),
         )
 
     @classmethod
@@ -149,6 +155,7 @@ class Model:
             onnx_path=None,
             golden=list,
             _read_plan=lambda: found.plan,
+            modules=found.modules,
         )
 
     @classmethod
@@ -236,6 +243,14 @@ class Model:
     def limits(self) -> Limits:
         """What the model can take."""
         return Limits.of(self.architecture)
+
+    def with_settings(self, given: Any) -> Model:
+        """The same model with settings of the user's own; see `bertrt.models.settings`."""
+        return with_settings(self, given)
+
+    def shown_settings(self) -> dict[str, Any]:
+        """All that is set, by the names that the user has for it."""
+        return shown_settings(self)
 
     @property
     def max_length(self) -> int:

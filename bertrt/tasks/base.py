@@ -33,12 +33,14 @@ class Request:
         masked_positions: int32, shape (masks,): what the masked language model is asked for, in
             its one sequence; None where it is not asked.
         source: what the task wants to know again when the answer is made.
+        prompt: how many of the first tokens are those of a prompt, [CLS] among them.
     """
 
     sequences: Sequence[Encoding]
     truncated: bool
     masked_positions: np.ndarray | None = None
     source: Any = None
+    prompt: int = 0
 
 
 class Task(ABC):

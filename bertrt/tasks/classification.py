@@ -1,8 +1,7 @@
 """Classification: a label for a text or a pair of texts, and what each label scores.
 
-Scores are those of transformers' pipeline: of a model with one label a text, the probabilities that
-softmax makes; of one with several at once, a sigmoid of each output; of several numbers that are no
-classes, the outputs themselves.
+What makes scores of a model's outputs is its `activation`: softmax for one label a text, sigmoid
+for several at once, identity for numbers that are no classes; see `bertrt.tasks.settings`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from bertrt.batch import PackedBatch
+from bertrt.errors import ModelFormatError
 from bertrt.results import Classification
+from bertrt.tasks.activations import activate
 from bertrt.tasks.base import Request, Task, check_pairs, names_of, softmax
 from bertrt.text.encoding import Text
 
@@ -26,15 +27,19 @@ class Classifier(Task):
         self,
         labels: Sequence[str] | None,
         pair: bool | None,
-        outputs: Iterable[str],
         activation: str,
+        outputs: Iterable[str],
     ) -> None:
         self._labels = labels
         self._pair = pair
+        self._activation = activation
         # A graph may end in the probabilities themselves.
         self._ready = "probabilities" in outputs and "logits" not in outputs
         self.outputs = ("probabilities",) if self._ready else ("logits",)
-        self._activation = "none" if self._ready else activation
+        if self._ready and activation != "softmax":
+            raise ModelFormatError(
+                f"the activation is {activation}, and the model gives probabilities, not logits"
+            )
 
     def check(self, texts: Sequence[Text]) -> None:
         """See `Task.check`."""
@@ -46,20 +51,18 @@ class Classifier(Task):
         """See `Task.read`."""
         found = values[self.outputs[0]]
         labels = names_of(self._labels, found)
-        best = found.argmax(axis=1)
-        scores = _ACTIVATIONS[self._activation](found)
+        if self._ready:
+            scores = found
+        elif self._activation == "softmax":
+            scores = softmax(found)
+        else:
+            scores = np.array([activate(self._activation, row) for row in found])
+        # Equal scores, as where an activation is flat, are told apart by their logits.
+        best = np.lexsort((-found, -scores), axis=1)[:, 0]
         return [
             Classification(labels[i], row[i], _by_label(labels, row), own.truncated)
             for i, row, own in zip(best, scores.tolist(), requests, strict=True)
         ]
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    """In double precision, as `softmax`."""
-    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float64)))
-
-
-_ACTIVATIONS = {"softmax": softmax, "sigmoid": _sigmoid, "none": lambda outputs: outputs}
 
 
 def _by_label(labels: Sequence[str], row: Sequence[float]) -> dict[str, float]:

@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bertrt.batch import PackedBatch
+from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.results import Embedding
 from bertrt.tasks.base import Request, Task
-from bertrt.tasks.settings import POOLED_FROM
+from bertrt.tasks.modules import Module, normalize
+from bertrt.tasks.settings import GROUPED, POOLED_FROM
 from bertrt.text.encoding import Encoding, Tokenizer
 
-# An embedding is divided by this where its norm is smaller, as in PyTorch's normalize.
-_LEAST_NORM = np.float32(1e-12)
+__all__ = ["Embedder", "pooled_width"]
 
-__all__ = ["Embedder"]
+
+def _mean(rows: np.ndarray, first: int) -> np.ndarray:
+    vector = np.add.reduce(rows, axis=0)
+    vector /= len(rows)
+    return np.asarray(vector)
+
+
+def _mean_sqrt(rows: np.ndarray, first: int) -> np.ndarray:
+    vector = np.add.reduce(rows, axis=0)
+    vector /= np.sqrt(np.float32(len(rows)))
+    return np.asarray(vector)
+
+
+def _weighted_mean(rows: np.ndarray, first: int) -> np.ndarray:
+    # A token weighs as much as its place in the whole sequence, from 1.
+    weights = np.arange(first + 1, first + 1 + len(rows), dtype=np.float32)
+    vector = np.add.reduce(rows * weights[:, None], axis=0)
+    vector /= weights.sum()
+    return np.asarray(vector)
+
+
+# What becomes of a sequence's rows, the first of which stands at `first`; as in Pooling of
+# sentence-transformers 6. A sum for each sequence, and no reduction over the whole batch: the order
+# of the additions, and so every bit, is the same in any batch.
+_POOLINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "mean": _mean,
+    "cls": lambda rows, first: rows[0],
+    "max": lambda rows, first: rows.max(axis=0),
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted_mean,
+    "lasttoken": lambda rows, first: rows[-1],
+}
+
+
+def pooled_width(pooling: Mapping[str, Any], hidden: int) -> int:
+    """How many numbers the pooling gives, of rows with `hidden` numbers."""
+    return hidden if isinstance(pooling["mode"], str) else hidden * len(pooling["mode"])
 
 
 class Embedder(Task):
     """Modes "tokens" and "words" follow scripts/bert/embedding.py of GluonNLP: the special tokens
-    are left out, and a word's vector is made of those of its pieces."""
+    are left out, and a word's vector is made of those of its pieces. The others, and what comes
+    behind the pooling, are those of sentence-transformers."""
 
-    def __init__(self, pooling: Mapping[str, Any]) -> None:
-        self._mode, self._normalize = pooling["mode"], pooling["normalize"]
+    def __init__(self, pooling: Mapping[str, Any], modules: Sequence[Module] = ()) -> None:
+        mode = pooling["mode"]
+        self._modes = (mode,) if isinstance(mode, str) else tuple(mode)
+        self._grouped_by = mode if mode in GROUPED else None
+        if self._grouped_by and any(module.widths for module in modules):
+            raise ModelFormatError(
+                f"the pooling {mode} gives several vectors of a text, and the modules behind the "
+                "pooling take one"
+            )
+        self._normalize = pooling["normalize"]
         self._subwords = pooling.get("subwords")
-        self.outputs = (POOLED_FROM[self._mode],)
+        self._include_prompt = pooling["include_prompt"]
+        self._truncate_dim = pooling["truncate_dim"]
+        self._similarity = pooling["similarity"]
+        self._modules = modules
+        self.outputs = (POOLED_FROM[self._modes[0]],)
         self.rows = "tokens" if self.outputs == ("sequence_output",) else "seqs"
 
     def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
         """See `Task.encode`."""
         requests, single = super().encode(batch, tokenizer)
-        if self._mode not in ("tokens", "words"):
+        if self._grouped_by is None:
             return requests, single
         return [
             Request(own.sequences, own.truncated, source=self._groups(own.sequences[0], tokenizer))
@@ -51,7 +101,7 @@ class Embedder(Task):
             if special:
                 continue
             token = tokenizer.token(token_id)
-            if self._mode == "words" and not before and tokenizer.continues(token):
+            if self._grouped_by == "words" and not before and tokenizer.continues(token):
                 names[-1] += token.removeprefix("##")
                 groups[-1].append(position)
             else:
@@ -68,25 +118,31 @@ class Embedder(Task):
         embeddings = []
         for i, request in enumerate(requests):
             tokens = None
-            if self._mode == "pooled":
-                vector = rows[i].copy()
+            if self.rows == "seqs":
+                vector = rows[i]
+            elif self._grouped_by is None:
+                vector = self._pooled(rows[starts[i] : starts[i + 1]], request)
             else:
-                own = rows[starts[i] : starts[i + 1]]
-                if self._mode == "mean":
-                    # A sum for each sequence, and no reduction over the whole batch: the order of
-                    # the additions, and so every bit, is the same in any batch.
-                    vector = np.add.reduce(own, axis=0)
-                    vector /= len(own)
-                elif self._mode == "cls":
-                    vector = own[0].copy()
-                else:
-                    tokens, groups = request.source
-                    vector = self._grouped(own, groups)
+                tokens, groups = request.source
+                vector = self._grouped(rows[starts[i] : starts[i + 1]], groups)
+            for module in self._modules:
+                vector = module(vector)
             if self._normalize:
-                squares = np.add.reduce(np.square(vector), axis=-1, keepdims=True)
-                vector /= np.maximum(np.sqrt(squares), _LEAST_NORM)
-            embeddings.append(Embedding(vector, request.truncated, tokens))
+                vector = normalize(vector)
+            # A copy: what is handed out must not keep its whole batch alive.
+            vector = np.array(vector[..., : self._truncate_dim])
+            embeddings.append(Embedding(vector, request.truncated, tokens, self._similarity))
         return embeddings
+
+    def _pooled(self, rows: np.ndarray, request: Request) -> np.ndarray:
+        first = 0 if self._include_prompt else request.prompt
+        if first >= len(rows):
+            raise InvalidInputError(
+                f"the prompt's {first} tokens are left out of the pooling (include_prompt is "
+                f"false), and a text has only {len(rows)} with it: nothing is left to pool"
+            )
+        parts = [_POOLINGS[mode](rows[first:], first) for mode in self._modes]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _grouped(self, rows: np.ndarray, groups: list[list[int]]) -> np.ndarray:
         vectors = np.empty((len(groups), rows.shape[1]), np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 from bertrt.batch import PackedBatch
 from bertrt.errors import ModelFormatError
 from bertrt.results import Regression
+from bertrt.tasks.activations import activate
 from bertrt.tasks.base import Request, Task, check_pairs
 from bertrt.text.encoding import Text
 
@@ -20,8 +21,9 @@ class Regressor(Task):
 
     outputs = ("logits",)
 
-    def __init__(self, pair: bool | None) -> None:
+    def __init__(self, pair: bool | None, activation: str) -> None:
         self._pair = pair
+        self._activation = activation
 
     def check(self, texts: Sequence[Text]) -> None:
         """See `Task.check`."""
@@ -37,6 +39,6 @@ class Regressor(Task):
                 f"a regression model has one output number for each text, not {logits.shape[1]}"
             )
         return [
-            Regression(score, own.truncated)
-            for score, own in zip(logits[:, 0].tolist(), requests, strict=True)
+            Regression(float(activate(self._activation, row)[0]), own.truncated)
+            for row, own in zip(logits, requests, strict=True)
         ]

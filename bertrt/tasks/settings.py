@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
+from bertrt.tasks.activations import ACTIVATIONS
 
 __all__ = [
+    "GROUPED",
     "LABELLED",
     "POOLED_FROM",
     "PRESETS",
@@ -17,6 +19,7 @@ __all__ = [
     "SETTINGS",
     "TASKS",
     "Preset",
+    "Setting",
     "check_pooling",
     "check_settings",
     "complete_pooling",
@@ -29,21 +32,29 @@ LABELLED = ("classification", "tagging")
 # The tasks that labelled data are read for
 SCORED = ("classification", "regression", "question-answering", "tagging")
 
-# An embedding's mode, and the output that it reads
-POOLED_FROM = {
-    "mean": "sequence_output",
-    "cls": "sequence_output",
+# What becomes of a token's rows, and the output that each reads: the poolings of
+# sentence-transformers, of which several may be joined, then ours
+_JOINED = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+POOLED_FROM = dict.fromkeys(_JOINED, "sequence_output") | {
     "pooled": "pooled_output",
     "tokens": "sequence_output",
     "words": "sequence_output",
 }
+# Of these, those that give a vector for each of several parts of a text
+GROUPED = ("tokens", "words")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A thing that can be set: its value unless told otherwise, and what values it may have.
-    Bundles lack a `later` one where they were made before there was such a thing, and mean the
-    default."""
+    """A thing that can be set.
+
+    Attributes:
+        default: its value unless told otherwise.
+        expected: what values it may have, in words.
+        fits: whether a value is one of them.
+        later: whether there was no such setting once. A file says it only where it is not the
+            default, and one of before, which says nothing, means the default.
+    """
 
     default: Any
     expected: str
@@ -55,13 +66,33 @@ def _count(default: int) -> Setting:
     return Setting(default, "a whole number from 1", lambda v: type(v) is int and v >= 1)
 
 
-def _flag(default: bool) -> Setting:
-    return Setting(default, "true or false", lambda v: isinstance(v, bool))
+def _flag(default: bool, *, later: bool = False) -> Setting:
+    return Setting(default, "true or false", lambda v: isinstance(v, bool), later)
 
 
-def _choice(*values: str) -> Setting:
+def _choice(*values: str, later: bool = False) -> Setting:
     return Setting(
-        values[0], f"one of {', '.join(values)}", lambda v: isinstance(v, str) and v in values
+        values[0],
+        f"one of {', '.join(values)}",
+        lambda v: isinstance(v, str) and v in values,
+        later,
+    )
+
+
+def _activation(default: str) -> dict[str, Setting]:
+    names = (name.lower() for name in ACTIVATIONS)
+    return {"activation": _choice(default, *(n for n in names if n != default), later=True)}
+
+
+def _is_pooling(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) > 1 and all(isinstance(mode, str) and mode in _JOINED for mode in value)
+    return isinstance(value, str) and value in POOLED_FROM
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(part, str) for item in value.items() for part in item
     )
 
 
@@ -72,17 +103,45 @@ _PAIR = {
         lambda v: v is None or isinstance(v, bool),
     )
 }
-# What makes scores of a classifier's outputs: probabilities that exclude each other, a probability
-# each, or the outputs themselves.
-_ACTIVATION = {"activation": replace(_choice("softmax", "sigmoid", "none"), later=True)}
-_POOLING = {"mode": _choice(*POOLED_FROM), "normalize": _flag(False)}
+_PROMPTS = {
+    "prompts": Setting({}, "an object of texts by their names", _are_texts, later=True),
+    "default_prompt_name": Setting(
+        None,
+        "the name of a prompt, or null",
+        lambda v: v is None or isinstance(v, str),
+        later=True,
+    ),
+}
+_POOLING = {
+    "mode": Setting(
+        "mean",
+        f"one of {', '.join(POOLED_FROM)}, or a list of two or more of {', '.join(_JOINED)}",
+        _is_pooling,
+    ),
+    "normalize": _flag(False),
+    "truncate_dim": Setting(
+        None,
+        "a whole number from 1, or null",
+        lambda v: v is None or (type(v) is int and v >= 1),
+        later=True,
+    ),
+    "include_prompt": _flag(True, later=True),
+    "similarity": Setting(
+        None,
+        "one of cosine, dot, euclidean, manhattan, or null",
+        lambda v: v in (None, "cosine", "dot", "euclidean", "manhattan"),
+        later=True,
+    ),
+    # Described, and checked with their arrays, by `bertrt.tasks.modules`
+    "modules": Setting([], "a list of modules", lambda v: isinstance(v, list), later=True),
+}
 _SUBWORDS = {"subwords": _choice("avg", "sum", "last")}
 
 # Question answering's are those of GluonNLP's scripts/bert/finetune_squad.py, with its defaults.
 SETTINGS: dict[str, dict[str, Setting]] = {
-    "classification": _PAIR | _ACTIVATION,
-    "regression": _PAIR,
-    "embedding": {},
+    "classification": _PAIR | _activation("softmax") | _PROMPTS,
+    "regression": _PAIR | _activation("identity") | _PROMPTS,
+    "embedding": _PROMPTS,
     "question-answering": {
         "max_query_length": _count(64),
         "doc_stride": _count(128),
@@ -142,7 +201,9 @@ PRESETS = {
 }
 
 
-def complete_settings(given: Any, task: str, max_length: int) -> dict[str, Any]:
+def complete_settings(
+    given: Any, task: str, max_length: int, before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What a person sets for `task`, checked, with the defaults for the rest.
 
     Args:
@@ -150,13 +211,16 @@ def complete_settings(given: Any, task: str, max_length: int) -> dict[str, Any]:
         task: one of `TASKS`.
         max_length: the tokens of a sequence at most. A question gets half of what is too short for
             the default.
+        before: what holds in the place of the defaults.
 
     Raises:
         InvalidInputError, InvalidTypeError: a setting that the task does not have, or a value
             that it cannot have.
     """
     what = f"the settings of {task}"
-    settings = _complete(given, SETTINGS[task], what)
+    settings = _complete(given, SETTINGS[task], what, before)
+    if problem := _prompt_problem(settings):
+        raise InvalidInputError(f"{what}: {problem}")
     longest = settings.get("max_query_length")
     # [CLS], two [SEP], and a token of the context
     if longest is not None and max_length <= longest + 3:
@@ -169,11 +233,17 @@ def complete_settings(given: Any, task: str, max_length: int) -> dict[str, Any]:
     return settings
 
 
-def complete_pooling(given: Any) -> dict[str, Any]:
+def complete_pooling(given: Any, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """As `complete_settings`, for an embedding's pooling; the plain mean if `given` is None."""
-    given = _table(given, "pooling")
-    words = given.get("mode") == "words"
-    return _complete(given, _POOLING | (_SUBWORDS if words else {}), "pooling")
+    given, before = _table(given, "pooling"), before or {}
+    known = _pooling_of(given.get("mode", before.get("mode")))
+    # The setting of another mode does not hold any more.
+    before = {name: value for name, value in before.items() if name in known}
+    return _complete(given, known, "pooling", before)
+
+
+def _pooling_of(mode: Any) -> dict[str, Setting]:
+    return _POOLING | (_SUBWORDS if mode == "words" else {})
 
 
 def _table(given: Any, what: str) -> Mapping[str, Any]:
@@ -184,7 +254,9 @@ def _table(given: Any, what: str) -> Mapping[str, Any]:
     return given
 
 
-def _complete(given: Any, known: Mapping[str, Setting], what: str) -> dict[str, Any]:
+def _complete(
+    given: Any, known: Mapping[str, Setting], what: str, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
     given = _table(given, what)
     for name, value in given.items():
         if name not in known:
@@ -195,30 +267,53 @@ def _complete(given: Any, known: Mapping[str, Setting], what: str) -> dict[str, 
             raise InvalidInputError(
                 f"{what}: {name} should be {known[name].expected}, found {value!r}"
             )
-    return {name: given.get(name, setting.default) for name, setting in known.items()}
+    chosen = {name: setting.default for name, setting in known.items()} | {
+        **(before or {}),
+        **given,
+    }
+    return {
+        name: chosen[name]
+        for name, setting in known.items()
+        if not (setting.later and chosen[name] == setting.default)
+    }
 
 
-def check_settings(found: Any, task: str, where: str) -> None:
-    """Check the settings that a file holds: all of them must be there, but for later ones.
+def _prompt_problem(settings: Mapping[str, Any]) -> str | None:
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts", {})
+    if name is None or name in prompts:
+        return None
+    there = f"the prompts are {', '.join(prompts)}" if prompts else "there are no prompts"
+    return f"default_prompt_name is {name!r}, and {there}"
+
+
+def check_settings(found: Any, task: str, where: str) -> dict[str, Any]:
+    """Check the settings that a file holds: all of them must be there, but later ones.
+
+    Returns:
+        Every setting of the task, the defaults of those that are not there among them.
 
     Raises:
         ModelFormatError: one is missing, unknown, or has a value that it cannot have.
     """
-    _check(found, SETTINGS[task], f"{where}, settings")
+    settings = _check(found, SETTINGS[task], f"{where}, settings")
+    if problem := _prompt_problem(settings):
+        raise ModelFormatError(f"{where}, settings: {problem}")
+    return settings
 
 
-def check_pooling(found: Any, where: str) -> None:
+def check_pooling(found: Any, where: str) -> dict[str, Any]:
     """As `check_settings`, for an embedding's pooling."""
-    words = isinstance(found, Mapping) and found.get("mode") == "words"
-    _check(found, _POOLING | (_SUBWORDS if words else {}), f"{where}, pooling")
+    mode = found.get("mode") if isinstance(found, Mapping) else None
+    return _check(found, _pooling_of(mode), f"{where}, pooling")
 
 
-def _check(found: Any, known: Mapping[str, Setting], where: str) -> None:
-    wanted = {name for name, setting in known.items() if not setting.later}
-    if not isinstance(found, Mapping) or not wanted <= found.keys() <= known.keys():
+def _check(found: Any, known: Mapping[str, Setting], where: str) -> dict[str, Any]:
+    required = [name for name, setting in known.items() if not setting.later]
+    if not isinstance(found, Mapping) or not set(required) <= found.keys() <= known.keys():
         raise ModelFormatError(f"{where}: found {found!r}, expected {', '.join(known) or '{}'}")
     for name, value in found.items():
         if not known[name].fits(value):
             raise ModelFormatError(
                 f"{where}: the field {name!r} should be {known[name].expected}, found {value!r}"
             )
+    return {name: found.get(name, setting.default) for name, setting in known.items()}

@@ -11,10 +11,11 @@ from bertrt.tasks.base import Task
 from bertrt.tasks.classification import Classifier
 from bertrt.tasks.embedding import Embedder
 from bertrt.tasks.fill_mask import MaskFiller
+from bertrt.tasks.modules import Module
 from bertrt.tasks.next_sentence import NextSentencePredictor
 from bertrt.tasks.question_answering import QuestionAnswering
 from bertrt.tasks.regression import Regressor
-from bertrt.tasks.settings import SETTINGS, TASKS, check_pooling, check_settings
+from bertrt.tasks.settings import TASKS, check_pooling, check_settings
 from bertrt.tasks.tagging import Tagger
 
 __all__ = ["TABLE", "make_task"]
@@ -28,6 +29,7 @@ class _Given:
     pooling: Mapping[str, Any]
     settings: Mapping[str, Any]
     rows: Mapping[str, str]
+    modules: Sequence[Module]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ TABLE = {
     "classification": Entry(
         "texts or pairs to a Classification",
         lambda given: Classifier(
-            given.labels, given.settings["pair"], given.rows, given.settings["activation"]
+            given.labels, given.settings["pair"], given.settings["activation"], given.rows
         ),
     ),
     "regression": Entry(
-        "texts or pairs to a Regression", lambda given: Regressor(given.settings["pair"])
+        "texts or pairs to a Regression",
+        lambda given: Regressor(given.settings["pair"], given.settings["activation"]),
     ),
-    "embedding": Entry("texts or pairs to an Embedding", lambda given: Embedder(given.pooling)),
+    "embedding": Entry(
+        "texts or pairs to an Embedding", lambda given: Embedder(given.pooling, given.modules)
+    ),
     "question-answering": Entry(
         "(question, context) pairs, of any length, to an Answer",
         lambda given: QuestionAnswering(given.settings),
@@ -74,6 +79,7 @@ def make_task(
     pooling: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
     rows: Mapping[str, str],
+    modules: Sequence[Module] = (),
 ) -> Task:
     """The task of a model.
 
@@ -84,6 +90,7 @@ def make_task(
         pooling: an embedding model's, see `bertrt.tasks.settings`.
         settings: the task's, see `bertrt.tasks.settings`.
         rows: the model's outputs, with what each has a row for ("tokens", "seqs", "positions").
+        modules: an embedding model's, behind its pooling.
 
     Raises:
         UnsupportedModelError: there is no such task.
@@ -94,11 +101,9 @@ def make_task(
             f"the model's task is {task!r}; this version predicts {', '.join(TASKS)} "
             "(run() works for every model)"
         )
-    check_settings(settings, task, "the model")
-    if task == "embedding":
-        check_pooling(pooling, "the model")
-    settings = {name: setting.default for name, setting in SETTINGS[task].items()} | dict(settings)
-    made = TABLE[task].make(_Given(labels, pooling or {}, settings, rows))
+    settings = check_settings(settings, task, "the model")
+    pooling = check_pooling(pooling, "the model") if task == "embedding" else {}
+    made = TABLE[task].make(_Given(labels, pooling, settings, rows, modules))
     for name in made.outputs:
         if name not in rows:
             raise ModelFormatError(

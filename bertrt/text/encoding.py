@@ -71,6 +71,10 @@ class Tokenizer(Protocol):
     mask_id: int | None
     special_ids: frozenset[int]
 
+    def limit(self, max_length: int) -> None:
+        """Make `max_length` another one, from 3 on."""
+        ...
+
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """Encode texts, or pairs of texts, each to at most `max_length` tokens.
 

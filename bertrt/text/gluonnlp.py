@@ -41,6 +41,10 @@ class GluonTokenizer(ABC):
         self.mask = vocabulary.mask
         self.mask_id = None if self.mask is None else vocabulary.token_to_idx[self.mask]
 
+    def limit(self, max_length: int) -> None:
+        """See `Tokenizer.limit`."""
+        self.max_length = max_length
+
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`. A second text without tokens counts as none, as in GluonNLP."""
         pieces = self._masked if masks else self.tokenize

@@ -71,6 +71,12 @@ class HuggingFaceTokenizer:
         content["truncation"] = None
         return json.dumps(content, ensure_ascii=False)
 
+    def limit(self, max_length: int) -> None:
+        """See `Tokenizer.limit`."""
+        self.max_length = max_length
+        truncation = self._tokenizer.truncation or {}
+        self._tokenizer.enable_truncation(**{**truncation, "max_length": max_length})
+
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""
         pairs = bool(batch) and isinstance(batch[0], tuple)

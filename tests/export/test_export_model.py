@@ -6,9 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from bertrt.export import export_model, import_graph
-from bertrt.export import model as export_module
-from bertrt.export.gluon_to_symbol import run_gluon
 
 from bertrt import Engine
 from bertrt.errors import (
@@ -20,6 +17,9 @@ from bertrt.errors import (
     OutputExistsError,
 )
 from bertrt.evaluation.verify import sample_batch, verify
+from bertrt.export import export_model, import_graph
+from bertrt.export import model as export_module
+from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.models.bundle import Bundle, writing
 
 HEADS = {
@@ -179,7 +179,7 @@ def export_anything(net, its_vocab, out, **options):
         ({"task": "tagging"}, InvalidInputError, "logits, as of a BERTTagger"),
         ({"task": "fill-mask"}, InvalidInputError, "use_decoder=True"),
         ({"task": "next-sentence"}, InvalidInputError, "use_classifier=True"),
-        ({"settings": {"top_k": 3}}, InvalidInputError, "no 'top_k'; there is nothing to set"),
+        ({"settings": {"top_k": 3}}, InvalidInputError, "no 'top_k'; there is prompts"),
         ({"settings": ["top_k"]}, InvalidTypeError, "dict of names"),
         ({"labels": ["a"]}, InvalidInputError, "labels are for classification"),
         ({"max_length": 41}, InvalidInputError, "40 positions"),
@@ -189,7 +189,7 @@ def export_anything(net, its_vocab, out, **options):
         ({"lower": "yes"}, InvalidTypeError, "lower"),
         ({"vocab": 7}, InvalidTypeError, "BERTVocab"),
         ({"vocab": "nowhere.vocab"}, MissingFileError, r"nowhere\.vocab"),
-        ({"pooling": {"mode": "max"}}, InvalidInputError, "max"),
+        ({"pooling": {"mode": "best"}}, InvalidInputError, "best"),
         ({"pooling": {"mode": "cls", "scale": 2}}, InvalidInputError, "scale"),
         ({"pooling": {"mode": "pooled"}}, InvalidInputError, "use_pooler"),
         ({"pooling": "mean"}, InvalidTypeError, "pooling should be a dict .* found 'mean'"),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bertrt.export import import_huggingface
-from bertrt.export.gluon_to_symbol import run_gluon
-from bertrt.export.huggingface import to_gluon
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
+from bertrt.export import import_huggingface
+from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.huggingface import to_gluon
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.models.model import Model
@@ -170,7 +170,11 @@ def test_minilm_agrees_with_sentence_transformers(with_mxnet, tmp_path):
     reference = np.load(Path(__file__).parents[1] / "data" / "minilm_reference.npz")
     sentences = reference["sentences"].tolist()
     bundle = import_huggingface(source, tmp_path / "bundle")
-    assert Bundle.open(bundle).manifest["pooling"] == {"mode": "mean", "normalize": True}
+    assert Bundle.open(bundle).manifest["pooling"] == {
+        "mode": "mean",
+        "normalize": True,
+        "similarity": "cosine",
+    }
     check_same(source, bundle, Bundle.open(bundle).golden()[0].inputs)
     # Of a Gluon net the bundle has graphs for the others.
     for backend in ("native", *["onnxruntime", "mxnet"] * with_mxnet):

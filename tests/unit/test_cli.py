@@ -328,15 +328,22 @@ def test_export(exporter, capsys) -> None:
 def test_import(exporter, tmp_path, capsys) -> None:
     directory, file = str(tmp_path), str(tmp_path / "net-symbol.json")
     assert main(["import", directory, "--out", "o"]) == 0
-    assert main(["import", directory, "--out", "o", "--task", "embedding"]) == 0
+    settings = ["--set", "pooling=cls,max", "--set", "truncate_dim=4"]
+    assert main(["import", directory, "--out", "o", "--task", "embedding", *settings]) == 0
     assert main(["import", file, "--out", "o"]) == 0
     assert exporter.calls == [
-        ("import_huggingface", (directory, "o"), {"task": None}),
-        ("import_huggingface", (directory, "o"), {"task": "embedding"}),
+        ("import_huggingface", (directory, "o"), {"task": None, "settings": None}),
+        (
+            "import_huggingface",
+            (directory, "o"),
+            {"task": "embedding", "settings": {"pooling": ["cls", "max"], "truncate_dim": 4}},
+        ),
         ("import_graph", (file, "o"), {}),
     ]
     assert main(["import", file, "--out", "o", "--task", "embedding"]) == 1
     assert "bare graph has no vocabulary" in capsys.readouterr().err
+    assert main(["import", file, "--out", "o", *settings]) == 1
+    assert "--set pooling: a bare graph has no vocabulary" in capsys.readouterr().err
 
 
 def test_failed_export(exporter, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,8 +81,14 @@ def test_regression() -> None:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("mode", ["mean", "cls", "pooled"])
-def test_embedding(mode: str, normalize: bool, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *("mean", "cls", "pooled", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"),
+        ("lasttoken", "max"),
+    ],
+)
+def test_embedding(mode: Any, normalize: bool, rng: np.random.Generator) -> None:
     batch = batch_of(3, 1, 5)
     rows = rng.standard_normal((9, 8)).astype(np.float32)
     pooled = rng.standard_normal((3, 8)).astype(np.float32)
@@ -95,6 +102,13 @@ def test_embedding(mode: str, normalize: bool, rng: np.random.Generator) -> None
         "mean": [part.astype(np.float64).mean(axis=0) for part in parts],
         "cls": [part[0] for part in parts],
         "pooled": list(pooled),
+        "max": [part.max(axis=0) for part in parts],
+        "mean_sqrt_len_tokens": [part.sum(axis=0) / math.sqrt(len(part)) for part in parts],
+        "weightedmean": [
+            np.average(part, axis=0, weights=range(1, len(part) + 1)) for part in parts
+        ],
+        "lasttoken": [part[-1] for part in parts],
+        ("lasttoken", "max"): [np.append(part[-1], part.max(axis=0)) for part in parts],
     }[mode]
     for result, vector in zip(found, expected, strict=True):
         assert isinstance(result, Embedding) and result.vector.dtype == np.float32
@@ -115,9 +129,14 @@ def test_zero_vector_stays_zero() -> None:
     assert result.vector.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "mode", ["mean", "mean_sqrt_len_tokens", ["weightedmean", "max", "lasttoken"]]
+)
 @pytest.mark.parametrize("hidden", [1, 7, 384])
-def test_embedding_bits_do_not_depend_on_the_batch(hidden: int, rng: np.random.Generator) -> None:
-    task = make("embedding", pooling={"mode": "mean", "normalize": True})
+def test_embedding_bits_do_not_depend_on_the_batch(
+    hidden: int, mode: Any, rng: np.random.Generator
+) -> None:
+    task = make("embedding", pooling={"mode": mode, "normalize": True})
     lengths = [1, 17, 2, 64, 33]
     rows = rng.standard_normal((sum(lengths), hidden)).astype(np.float32)
     together = task.read({"sequence_output": rows}, batch_of(*lengths), requests(*[False] * 5))
@@ -270,9 +289,9 @@ def test_results_are_frozen() -> None:
         ),
         ({"task": "embedding"}, ModelFormatError, "pooling"),
         (
-            {"task": "embedding", "pooling": {"mode": "max", "normalize": True}},
+            {"task": "embedding", "pooling": {"mode": "best", "normalize": True}},
             ModelFormatError,
-            "max",
+            "best",
         ),
         (
             {"task": "embedding", "pooling": {"mode": "mean", "normalize": "no"}},
@@ -300,7 +319,7 @@ def test_models_that_do_not_fit(arguments: dict, error: type, message: str) -> N
     [
         ("softmax", 0.70538451, {"a": 0.70538451, "b": 0.25949646}),
         ("sigmoid", 0.88079708, {"a": 0.88079708, "b": 0.73105858}),
-        ("none", 2.0, {"a": 2.0, "b": 1.0}),
+        ("identity", 2.0, {"a": 2.0, "b": 1.0}),
     ],
 )
 def test_scores_of_a_classifier(activation, score, scores) -> None:
@@ -326,8 +345,8 @@ def test_bundles_of_before_a_setting_mean_the_default() -> None:
     )
     logits = np.array([[0, 0]], np.float32)
     assert task.read({"logits": logits}, None, [Request([], False)])[0].score == 0.5
-    with pytest.raises(ModelFormatError, match="'activation' should be one of softmax, sigmoid"):
-        check_settings({"pair": None, "activation": "tanh"}, "classification", "a bundle")
+    with pytest.raises(ModelFormatError, match="'activation' should be one of softmax, identity"):
+        check_settings({"pair": None, "activation": "none such"}, "classification", "a bundle")
 
 
 def test_settings_have_defaults() -> None:

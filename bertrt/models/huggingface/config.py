@@ -323,9 +323,3 @@ class Config:
     def _classifier_task(self) -> str:
         regression = self._problem() == "regression" and self._classes() == 1
         return "regression" if regression else "classification"
-
-    @property
-    def scores(self) -> str:
-        """What makes scores of a sequence classifier's outputs: "softmax", "sigmoid" of each, or
-        "none" for several numbers that are no classes."""
-        return {"regression": "none", _SINGLE: "softmax", _MULTI: "sigmoid"}[self._problem()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,16 @@ from bertrt.errors import (
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.plan import read_plan
-from bertrt.models.huggingface.sentence_transformers import find_encoder
+from bertrt.models.huggingface.sentence_transformers import (
+    classifier_activation,
+    read_sentence_model,
+)
 from bertrt.models.huggingface.tokenizer import make_tokenizer
 from bertrt.models.huggingface.weights import find_weights, read_weights
 from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan
+from bertrt.tasks.embedding import pooled_width
+from bertrt.tasks.modules import Module, output_width
 from bertrt.tasks.settings import LABELLED, TASKS, complete_settings
 from bertrt.text.huggingface import HuggingFaceTokenizer
 
@@ -39,8 +44,9 @@ class HuggingFaceModel:
         plan: the fused plan, its weights mapped where they are float32.
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
-        pooling: ``{"mode": ..., "normalize": ...}`` for embeddings, None otherwise.
-        settings: what is set for the task, see `bertrt.tasks.settings`; the defaults.
+        pooling: for embeddings, see `bertrt.tasks.settings`; None otherwise.
+        modules: what comes behind the pooling.
+        settings: what is set for the task, see `bertrt.tasks.settings`.
         tokenizer: the tokenizer, with Hugging Face's rules.
         origin: what is known about where the model comes from.
     """
@@ -51,9 +57,20 @@ class HuggingFaceModel:
     task: str
     labels: list[str] | None
     pooling: dict[str, Any] | None
+    modules: tuple[Module, ...]
     settings: dict[str, Any]
     tokenizer: HuggingFaceTokenizer
     origin: dict[str, Any]
+
+    @property
+    def rows(self) -> Mapping[str, str]:
+        """What each output has a row for, as the plan says."""
+        return self.plan.rows
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """Hidden size, layers and so on, as the plan holds them."""
+        return self.plan.architecture
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], task: str | None = None) -> HuggingFaceModel:
@@ -80,7 +97,8 @@ class HuggingFaceModel:
             raise MissingFileError(
                 f"{root} is no directory; a Hugging Face model directory is wanted"
             )
-        directory, pooling = find_encoder(root)
+        sentence = read_sentence_model(root)
+        directory, pooling = sentence.encoder, sentence.pooling
         if not (directory / "config.json").exists():
             bundle = (root / MANIFEST).is_file()
             raise MissingFileError(
@@ -104,6 +122,19 @@ class HuggingFaceModel:
             config = config.without_head()
         # What pools takes the encoder of whatever there is.
         tasks = config.tasks if pooling is None else ("embedding",)
+        settings = dict(sentence.prompts)
+        if pooling is None and config.head == "ForSequenceClassification":
+            classes = config.count("num_labels")
+            settings["activation"], cross_encoder = classifier_activation(
+                sentence, config.content, config.path, classes
+            )
+            if cross_encoder and classes == 1:  # a score, whatever it was trained as
+                tasks = ("regression",)
+        elif sentence.cross_encoder:
+            raise UnsupportedModelError(
+                f"{root} is a CrossEncoder, which classifies sequences, on top of a model for "
+                f"{tasks[0]}, {config.architecture}"
+            )
         if task is not None and task not in tasks:
             raise InvalidInputError(
                 f"{path} holds a model for {', '.join(tasks)}; "
@@ -114,8 +145,10 @@ class HuggingFaceModel:
         plan, left_out = read_plan(config, source, tensors, task)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
+        if pooling is not None and task == "embedding":
+            width = pooled_width(pooling, plan.architecture["hidden"])
+            output_width(sentence.modules, width, str(root))
         tokenizer = make_tokenizer(directory, config)
-        given = {"activation": config.scores} if task == "classification" else None
         return cls(
             config,
             source,
@@ -123,7 +156,8 @@ class HuggingFaceModel:
             task,
             config.labels if task in LABELLED else None,
             pooling,
-            complete_settings(given, task, tokenizer.max_length),
+            sentence.modules,
+            complete_settings(settings, task, tokenizer.max_length),
             tokenizer,
             {
                 "framework": "huggingface",
