@@ -13,10 +13,10 @@ from bertrt.batch import PackedBatch
 from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.host.progress import progress
 from bertrt.models.model import Model
-from bertrt.results import Result
 from bertrt.tasks.base import Request, Task
 from bertrt.tasks.table import make_task
 from bertrt.text.encoding import Encoding
+from bertrt.text.inputs import raise_errors
 
 __all__ = ["Predictor"]
 
@@ -64,9 +64,12 @@ class Predictor:
                 rows=model.rows,
             )
 
-    def encode(self, batch: Any) -> tuple[list[Request], bool]:
+    def encode(
+        self, batch: Any, on_error: str = "raise"
+    ) -> tuple[list[Request | BertrtError], bool]:
         """A request for each input of what `Engine.predict` is given, and whether it was one input
-        alone. Raises what `Engine.predict` raises."""
+        alone. Raises what `Engine.predict` raises; with `on_error` "return" the error for an input
+        that cannot be answered stands in its place."""
         tokenizer = self._model.tokenizer
         if tokenizer is None:
             raise BertrtError(
@@ -78,27 +81,35 @@ class Predictor:
                 f"{self._model.path} has no task; predict needs a bundle that has one"
             )
         requests, single = self._task.encode(batch, tokenizer)
-        if self._limits.type_vocab_size == 1 and any(
-            encoding.types.any() for own in requests for encoding in own.sequences
-        ):
-            raise InvalidInputError(
-                "the model has one token type and takes single texts, not pairs"
-            )
+        if self._limits.type_vocab_size == 1:
+            for i, own in enumerate(requests):
+                if isinstance(own, Request) and any(part.types.any() for part in own.sequences):
+                    requests[i] = InvalidInputError(
+                        f"batch[{i}] is a pair, and the model has one token type and takes single "
+                        "texts, not pairs"
+                    )
+        if on_error == "raise":
+            raise_errors(requests)
         return requests, single
 
     def answer(
         self,
         backend: Backend,
-        requests: Sequence[Request],
+        requests: Sequence[Request | BertrtError],
         *,
         keep: bool = False,
         bar: bool = False,
-    ) -> tuple[list[Result], list[list[np.ndarray]]]:
-        """The results of requests; with `keep` also each one's rows of the output that the task
-        reads, a copy for each sequence."""
+    ) -> tuple[list[Any], list[list[np.ndarray]]]:
+        """The results of requests, errors in the places where they are; with `keep` also the rows
+        of the output that the task reads, of each input a copy for each sequence."""
         task = self._task
         assert task is not None  # or there were no requests
-        sequences = [(own, encoding) for own in requests for encoding in own.sequences]
+        sequences = [
+            (own, encoding)
+            for own in requests
+            if isinstance(own, Request)
+            for encoding in own.sequences
+        ]
         parts: list[Any] = [None] * len(sequences)
         kept: list[Any] = [None] * len(sequences)
         chunks = list(self._chunks(sequences, pads=backend.pads))
@@ -123,10 +134,16 @@ class Predictor:
                         kept[i] = own_rows.copy() if tokens else own_rows[0].copy()
                 advance(len(indices))
         read, outputs = iter(parts), iter(kept)
-        return (
-            [task.answer(own, [next(read) for _ in own.sequences]) for own in requests],
-            [[next(outputs) for _ in own.sequences] for own in requests] if keep else [],
-        )
+        results: list[Any] = []
+        found_outputs: list[list[np.ndarray]] = []
+        for own in requests:
+            if isinstance(own, BertrtError):
+                results.append(own)
+                continue
+            results.append(task.answer(own, [next(read) for _ in own.sequences]))
+            if keep:
+                found_outputs.append([next(outputs) for _ in own.sequences])
+        return results, found_outputs
 
     def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
         masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]

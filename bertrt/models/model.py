@@ -17,6 +17,7 @@ from bertrt.host.paths import check_path
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
 from bertrt.models.manifest import MANIFEST, ONNX, PARAMS, SYMBOL
+from bertrt.tasks.settings import check_settings
 from bertrt.text.encoding import Tokenizer
 from bertrt.text.load import load_tokenizer
 
@@ -124,7 +125,7 @@ class Model:
             task=manifest["task"],
             labels=manifest["labels"],
             pooling=manifest["pooling"],
-            settings=manifest["settings"],
+            settings=check_settings(manifest["settings"], manifest["task"], str(directory)),
             tokenizer=tokenizer,
             symbol_path=bundle.file(SYMBOL),
             params_path=bundle.file(PARAMS),

@@ -8,8 +8,7 @@ import numpy as np
 
 from bertrt.batch import PackedBatch
 from bertrt.results import Classification
-from bertrt.tasks.base import Request, Task, check_pairs, names_of, softmax
-from bertrt.text.encoding import Text
+from bertrt.tasks.base import Request, Task, names_of, softmax
 
 __all__ = ["Classifier"]
 
@@ -17,18 +16,16 @@ __all__ = ["Classifier"]
 class Classifier(Task):
     """See `bertrt.tasks.base.Task`."""
 
+    what = "this classifier"
+
     def __init__(
         self, labels: Sequence[str] | None, pair: bool | None, outputs: Iterable[str]
     ) -> None:
         self._labels = labels
-        self._pair = pair
+        self.pair = pair
         # A graph may end in the probabilities themselves.
         self._ready = "probabilities" in outputs and "logits" not in outputs
         self.outputs = ("probabilities",) if self._ready else ("logits",)
-
-    def check(self, texts: Sequence[Text]) -> None:
-        """See `Task.check`."""
-        check_pairs(texts, self._pair, "this classifier")
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

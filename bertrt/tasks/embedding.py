@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bertrt.batch import PackedBatch
+from bertrt.errors import BertrtError
 from bertrt.results import Embedding
 from bertrt.tasks.base import Request, Task
 from bertrt.tasks.settings import POOLED_FROM
@@ -29,15 +31,19 @@ class Embedder(Task):
         self.outputs = (POOLED_FROM[self._mode],)
         self.rows = "tokens" if self.outputs == ("sequence_output",) else "seqs"
 
-    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
-        """See `Task.encode`."""
-        requests, single = super().encode(batch, tokenizer)
+    def requests(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer
+    ) -> Mapping[int, Request | BertrtError]:
+        """See `Task.requests`."""
+        made = super().requests(texts, tokenizer)
         if self._mode not in ("tokens", "words"):
-            return requests, single
-        return [
-            Request(own.sequences, own.truncated, source=self._groups(own.sequences[0], tokenizer))
-            for own in requests
-        ], single
+            return made
+        return {
+            i: replace(own, source=self._groups(own.sequences[0], tokenizer))
+            if isinstance(own, Request)
+            else own
+            for i, own in made.items()
+        }
 
     def _groups(
         self, encoding: Encoding, tokenizer: Tokenizer

@@ -9,8 +9,7 @@ import numpy as np
 from bertrt.batch import PackedBatch
 from bertrt.errors import ModelFormatError
 from bertrt.results import Regression
-from bertrt.tasks.base import Request, Task, check_pairs
-from bertrt.text.encoding import Text
+from bertrt.tasks.base import Request, Task
 
 __all__ = ["Regressor"]
 
@@ -19,13 +18,10 @@ class Regressor(Task):
     """See `bertrt.tasks.base.Task`."""
 
     outputs = ("logits",)
+    what = "this model"
 
     def __init__(self, pair: bool | None) -> None:
-        self._pair = pair
-
-    def check(self, texts: Sequence[Text]) -> None:
-        """See `Task.check`."""
-        check_pairs(texts, self._pair, "this model")
+        self.pair = pair
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

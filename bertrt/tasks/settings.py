@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
 
 __all__ = [
+    "AGGREGATIONS",
     "LABELLED",
     "POOLED_FROM",
     "PRESETS",
@@ -38,14 +39,26 @@ POOLED_FROM = {
     "words": "sequence_output",
 }
 
+# How the tags of a word's tokens become the word's, by the names that transformers has for it
+AGGREGATIONS = ("first", "average", "max", "simple")
+
 
 @dataclass(frozen=True)
 class Setting:
-    """A thing that can be set: its value unless told otherwise, and what values it may have."""
+    """A thing that can be set.
+
+    Attributes:
+        default: its value unless told otherwise; where it is a rule, that of GluonNLP's scripts.
+        expected, fits: what values it may have, in words, and whether one is among them.
+        huggingface: its value, unless told otherwise, of a model that came from Hugging Face.
+        later: whether there was no such setting once: a bundle that lacks it means the default.
+    """
 
     default: Any
     expected: str
     fits: Callable[[Any], bool]
+    huggingface: Any = None
+    later: bool = False
 
 
 def _count(default: int) -> Setting:
@@ -60,6 +73,11 @@ def _choice(*values: str) -> Setting:
     return Setting(
         values[0], f"one of {', '.join(values)}", lambda v: isinstance(v, str) and v in values
     )
+
+
+def _rule(*names: str, huggingface: str) -> Setting:
+    """A choice that came later, of GluonNLP's rule, the first, and others."""
+    return replace(_choice(*names), huggingface=huggingface, later=True)
 
 
 _PAIR = {
@@ -80,6 +98,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "question-answering": {
         "max_query_length": _count(64),
         "doc_stride": _count(128),
+        "windows": _rule("gluonnlp", "overlapping", huggingface="overlapping"),
         "n_best": _count(20),
         "max_answer_length": _count(30),
         "null_answer": _flag(False),
@@ -89,7 +108,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
         ),
     },
-    "tagging": {},
+    "tagging": {
+        "aggregation": _rule("gluonnlp", *AGGREGATIONS, huggingface="first"),
+    },
     "fill-mask": {"top_k": _count(5)},
     "next-sentence": {},
 }
@@ -136,7 +157,9 @@ PRESETS = {
 }
 
 
-def complete_settings(given: Any, task: str, max_length: int) -> dict[str, Any]:
+def complete_settings(
+    given: Any, task: str, max_length: int, *, huggingface: bool = False
+) -> dict[str, Any]:
     """What a person sets for `task`, checked, with the defaults for the rest.
 
     Args:
@@ -144,13 +167,19 @@ def complete_settings(given: Any, task: str, max_length: int) -> dict[str, Any]:
         task: one of `TASKS`.
         max_length: the tokens of a sequence at most. A question gets half of what is too short for
             the default.
+        huggingface: whether the model came from Hugging Face, and not from Gluon: the rules are
+            then those that such models are asked by, unless told otherwise.
 
     Raises:
         InvalidInputError, InvalidTypeError: a setting that the task does not have, or a value
             that it cannot have.
     """
     what = f"the settings of {task}"
-    settings = _complete(given, SETTINGS[task], what)
+    known = SETTINGS[task]
+    if huggingface:
+        own = {name: setting.huggingface or setting.default for name, setting in known.items()}
+        known = {name: replace(setting, default=own[name]) for name, setting in known.items()}
+    settings = _complete(given, known, what)
     longest = settings.get("max_query_length")
     # [CLS], two [SEP], and a token of the context
     if longest is not None and max_length <= longest + 3:
@@ -192,13 +221,22 @@ def _complete(given: Any, known: Mapping[str, Setting], what: str) -> dict[str, 
     return {name: given.get(name, setting.default) for name, setting in known.items()}
 
 
-def check_settings(found: Any, task: str, where: str) -> None:
-    """Check the settings that a file holds: all of them must be there.
+def check_settings(found: Any, task: str, where: str) -> dict[str, Any]:
+    """Check the settings that a file holds: all of them must be there, but for those that there
+    were not always.
+
+    Returns:
+        The settings, with what a bundle meant that lacks one.
 
     Raises:
         ModelFormatError: one is missing, unknown, or has a value that it cannot have.
     """
-    _check(found, SETTINGS[task], f"{where}, settings")
+    known = SETTINGS[task]
+    if isinstance(found, Mapping):
+        meant = {name: setting.default for name, setting in known.items() if setting.later}
+        found = {**meant, **found}
+    _check(found, known, f"{where}, settings")
+    return {name: found[name] for name in known}
 
 
 def check_pooling(found: Any, where: str) -> None:

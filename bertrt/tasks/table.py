@@ -56,7 +56,10 @@ TABLE = {
         "(question, context) pairs, of any length, to an Answer",
         lambda given: QuestionAnswering(given.settings),
     ),
-    "tagging": Entry("texts or lists of words to a Tagging", lambda given: Tagger(given.labels)),
+    "tagging": Entry(
+        "texts or lists of words to a Tagging",
+        lambda given: Tagger(given.labels, given.settings["aggregation"]),
+    ),
     "fill-mask": Entry(
         "texts with masks to a FillMask", lambda given: MaskFiller(given.settings["top_k"])
     ),
@@ -92,7 +95,7 @@ def make_task(
             f"the model's task is {task!r}; this version predicts {', '.join(TASKS)} "
             "(run() works for every model)"
         )
-    check_settings(settings, task, "the model")
+    settings = check_settings(settings, task, "the model")
     if task == "embedding":
         check_pooling(pooling, "the model")
     made = TABLE[task].make(_Given(labels, pooling or {}, settings, rows))

@@ -16,7 +16,13 @@ from bertrt.errors import (
 )
 from bertrt.results import Classification, Embedding, NextSentence, Regression
 from bertrt.tasks.base import Request
-from bertrt.tasks.settings import PRESETS, TASKS, complete_pooling, complete_settings
+from bertrt.tasks.settings import (
+    PRESETS,
+    TASKS,
+    check_settings,
+    complete_pooling,
+    complete_settings,
+)
 from bertrt.tasks.table import make_task
 from bertrt.text.encoding import Encoding
 
@@ -294,6 +300,7 @@ def test_settings_have_defaults() -> None:
     assert complete_settings({"n_best": 3}, "question-answering", 384) == {
         "max_query_length": 64,
         "doc_stride": 128,
+        "windows": "gluonnlp",
         "n_best": 3,
         "max_answer_length": 30,
         "null_answer": False,
@@ -310,11 +317,43 @@ def test_settings_have_defaults() -> None:
     }
 
 
+def test_rules_of_models_from_hugging_face() -> None:
+    for task, name, own in (
+        ("tagging", "aggregation", "first"),
+        ("question-answering", "windows", "overlapping"),
+    ):
+        assert complete_settings(None, task, 384)[name] == "gluonnlp"
+        assert complete_settings(None, task, 384, huggingface=True)[name] == own
+        given = {name: "gluonnlp"}
+        assert complete_settings(given, task, 384, huggingface=True)[name] == "gluonnlp"
+    # What both do alike has one default.
+    both = [complete_settings({}, "question-answering", 384, huggingface=own) for own in (0, 1)]
+    assert {name for name in both[0] if both[0][name] != both[1][name]} == {"windows"}
+
+
+def test_bundles_of_before_mean_gluonnlps_rules() -> None:
+    assert check_settings({}, "tagging", "here") == {"aggregation": "gluonnlp"}
+    before = complete_settings(None, "question-answering", 384)
+    del before["windows"]
+    assert check_settings(before, "question-answering", "here")["windows"] == "gluonnlp"
+    for found, task, message in (
+        ({}, "fill-mask", "here, settings: found {}, expected top_k"),
+        ({"aggregation": "first", "k": 1}, "tagging", "found .*'k'"),
+        ({"aggregation": "none"}, "tagging", "'aggregation' should be one of gluonnlp"),
+        ([], "tagging", r"found \[\]"),
+    ):
+        with pytest.raises(ModelFormatError, match=message):
+            check_settings(found, task, "here")
+
+
 @pytest.mark.parametrize(
     ("task", "given", "error", "message"),
     [
         ("fill-mask", {"k": 3}, InvalidInputError, "there is no 'k'; there is top_k"),
-        ("tagging", {"k": 3}, InvalidInputError, "nothing to set"),
+        ("tagging", {"k": 3}, InvalidInputError, "there is no 'k'; there is aggregation"),
+        ("tagging", {"aggregation": "none"}, InvalidInputError, "one of gluonnlp, first, average"),
+        ("tagging", {"aggregation": None}, InvalidInputError, "one of gluonnlp, first, average"),
+        ("question-answering", {"windows": 3}, InvalidInputError, "one of gluonnlp, overlapping"),
         ("fill-mask", {"top_k": 0}, InvalidInputError, "top_k should be a whole number from 1"),
         ("fill-mask", {"top_k": True}, InvalidInputError, "found True"),
         ("fill-mask", [3], InvalidTypeError, "a dict of names and values"),

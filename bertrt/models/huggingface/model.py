@@ -31,7 +31,8 @@ class HuggingFaceModel:
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
         pooling: ``{"mode": ..., "normalize": ...}`` for embeddings, None otherwise.
-        settings: what is set for the task, see `bertrt.tasks.settings`; the defaults.
+        settings: what is set for the task, see `bertrt.tasks.settings`; the defaults of
+            such models.
         tokenizer: the tokenizer, with Hugging Face's rules.
         origin: what is known about where the model comes from.
     """
@@ -105,7 +106,7 @@ class HuggingFaceModel:
             task,
             config.labels if task in LABELLED else None,
             pooling,
-            complete_settings(None, task, tokenizer.max_length),
+            complete_settings(None, task, tokenizer.max_length, huggingface=True),
             tokenizer,
             {
                 "framework": "huggingface",
