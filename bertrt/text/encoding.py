@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -124,8 +125,9 @@ def text_pieces(text: str, parts: Iterable[Any]) -> Pieces:
     """What the Rust library made of a text, in encodings that together are all of it.
 
     A word begins where the tokenizer's own pre-tokenization begins one, and on either side of a
-    mark of punctuation. BERT's pre-tokenization does both, that of others splits at white space
-    alone: a word is the same with all of them.
+    mark of punctuation; not at an accent or vowel sign that is a character of its own, nor behind
+    it. BERT's pre-tokenization does both. That of others splits at white space alone, or (GPT-2's)
+    takes such signs for no part of a word: a word is the same with all of them.
     """
     ids: list[int] = []
     words: list[int] = []
@@ -136,7 +138,8 @@ def text_pieces(text: str, parts: Iterable[Any]) -> Pieces:
             part.ids, part.word_ids, part.offsets, strict=True
         ):
             start += len(text[start:end]) - len(text[start:end].lstrip())
-            if not ids or owner is None or owner != last or _parted(text, spans[-1], (start, end)):
+            apart = owner is None or owner != last
+            if not ids or _begins(text, spans[-1], (start, end), apart):
                 word += 1
             last = owner
             ids.append(token_id)
@@ -145,11 +148,17 @@ def text_pieces(text: str, parts: Iterable[Any]) -> Pieces:
     return Pieces(ids, words, spans)
 
 
-def _parted(text: str, one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether punctuation parts two tokens. (Bytes of one character have its place, each.)"""
-    return one[1] <= other[0] < other[1] and (
-        is_punctuation(text[other[0]]) or (one[0] < one[1] and is_punctuation(text[one[1] - 1]))
-    )
+def _begins(text: str, one: tuple[int, int], other: tuple[int, int], apart: bool) -> bool:
+    """Whether a word begins with a token that stands behind another one; `apart` says that the
+    pre-tokenization parts them."""
+    # Bytes of one character have its place, each of them.
+    if not one[0] < one[1] <= other[0] < other[1]:
+        return apart or (one[1] <= other[0] < other[1] and is_punctuation(text[other[0]]))
+    ends = text[one[1] - 1], text[other[0]]
+    if any(map(is_punctuation, ends)):
+        return True
+    joined = one[1] == other[0] and any(unicodedata.category(char)[0] == "M" for char in ends)
+    return apart and not joined
 
 
 def no_token(index: int) -> InvalidInputError:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 import unicodedata
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +21,9 @@ from bertrt.tasks.windows import cut_windows, overlapping, stitch_rows
 from bertrt.text.huggingface import HuggingFaceTokenizer
 from bertrt.text.inputs import raise_errors, split_words
 from bertrt.text.load import load_tokenizer
+
+DATA = Path(__file__).parents[1] / "data"
+REFERENCE = json.loads((DATA / "tagging_reference.json").read_text())
 
 
 def entities(tags: str) -> list[tuple[str, int, int]]:
@@ -228,6 +236,22 @@ def test_words_of_a_text(write_vocabulary) -> None:
     assert tag(gluon_pieces(write_vocabulary), "한국어 paris").words == ("한국어", "paris")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "e\u0301e Paris",
+        "हिन्दी Paris",
+        "\u0e01\u0e34\u0e19 Paris",
+        "Pari\u0301s Paris",
+    ],
+)
+def test_accents_and_vowel_signs_part_no_word(any_tokenizer, text: str) -> None:
+    """They are no letters to Unicode, nor to the pre-tokenization of GPT-2."""
+    found = tag(any_tokenizer, text)
+    assert found.words == tuple(text.split())
+    assert found.entities[-1].text == "Paris"
+
+
 def test_aggregations_by_hand() -> None:
     """ "parisian" is paris ##ian, with the probabilities (O, B, I) = (.5, .4, .1) and (.1, .2, .7)
     of its two tokens."""
@@ -296,7 +320,7 @@ def test_gluonnlps_rule_by_name(any_tokenizer) -> None:
 def test_a_text_without_words(any_tokenizer, text: str, aggregation: str) -> None:
     found = tag(any_tokenizer, text, aggregation)
     # A byte-level tokenizer has tokens for anything.
-    assert not found.entities and set(found.words) <= {"", "\u200b"}
+    assert not found.entities and set(found.words) <= {"\u200b"}
     assert len(found.words) == len(found.tags) == len(found.scores)
 
 
@@ -378,3 +402,61 @@ def test_the_same_bits_alone_and_in_a_batch(hugging) -> None:
         together = engine.predict(texts)
         assert together == [engine.predict(text) for text in texts]
         assert len({score for result in together for score in result.scores}) > 20
+
+
+# --- the pipeline of transformers --------------------------------------------------------------
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DATA / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made() -> ModuleType:
+    """The script that made the reference; it imports another, as scripts do."""
+    with pytest.MonkeyPatch.context() as patch:
+        name = "make_huggingface_reference"
+        patch.setitem(sys.modules, name, load_script(name))
+        return load_script("make_tagging_reference")
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_as_the_pipeline(hugging, made, case: str) -> None:
+    """Entities, places and scores, as recorded; at most 1e-5 from its float32."""
+    lower, labels = made.CASES[case]
+    tensors = {
+        name: load_script("make_huggingface_reference").draw(name, tuple(shape))
+        for name, shape in REFERENCE[case]["tensors"].items()
+    }
+    config = REFERENCE[case]["config"]
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "strip_accents": None}
+    path = hugging.write(config, tensors, vocab=False, tokenizer_config=tokenizer)
+    (path / "vocab.txt").write_text("\n".join(made.WORDS) + "\n", encoding="utf-8")
+    with Engine.load(path, threads=1) as engine:
+        for aggregation, expected in REFERENCE[case]["found"].items():
+            engine._predictor._task = Tagger(labels, aggregation)
+            for text, entities, result in zip(
+                made.TEXTS, expected, engine.predict(made.TEXTS), strict=True
+            ):
+                found = [[own.label, own.start, own.end, own.score] for own in result.entities]
+                assert found == [[*own[:3], pytest.approx(own[3], abs=1e-5)] for own in entities], (
+                    text,
+                    aggregation,
+                )
+    assert sum(map(len, REFERENCE[case]["found"]["first"])) > 20
+
+
+def test_the_pipeline_finds_what_is_recorded(made, tmp_path) -> None:
+    """Where transformers is installed, it is asked again."""
+    pytest.importorskip("torch", exc_type=ImportError)
+    pytest.importorskip("transformers", exc_type=ImportError)
+    for case, arguments in made.CASES.items():
+        path = tmp_path / case
+        made.write(path, *arguments)
+        found = json.loads(json.dumps(made.find(path)))
+        for aggregation, expected in REFERENCE[case]["found"].items():
+            for own, recorded in zip(found[aggregation], expected, strict=True):
+                assert [entity[:3] for entity in own] == [entity[:3] for entity in recorded]
