@@ -22,6 +22,12 @@ of a window that runs unpadded.
 
 A tokenizer that knows where its tokens stand (Hugging Face's) needs no alignment, and its flags are
 looked up at the token itself.
+
+That is the rule where the setting `windows` is "gluonnlp". Windows do not overlap where the model
+has no room for more than `doc_stride` tokens beside the question, and an answer across an edge is
+lost. Where `windows` is "overlapping", the stride is at most half of that room
+(`windows.overlapping`), and there are no flags: an answer may begin in any window that shows it as
+a whole, as in transformers' own scripts, so that every answer of up to half the room can be found.
 """
 
 from __future__ import annotations
@@ -201,7 +207,9 @@ class QuestionAnswering(Task):
             if not window.begin <= first < window.end:
                 continue
             flagged = first + late
-            if flagged >= window.end or _widest(context.windows, flagged) != index:
+            if not self._overlap and (
+                flagged >= window.end or _widest(context.windows, flagged) != index
+            ):
                 continue
             for end in ends.tolist():
                 last = end - window.offset + window.begin

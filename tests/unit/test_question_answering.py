@@ -176,6 +176,21 @@ def test_an_answer_across_an_edge_is_found(answer) -> None:
     assert (found.text, found.start, found.end) == ("ada love in", 28, 39)
 
 
+@pytest.mark.parametrize("before", range(30))
+def test_answers_of_half_the_room_are_found_anywhere(answer, before: int) -> None:
+    """[CLS] who [SEP] context [SEP] of 24 tokens: 20 of the context, and an answer of ten."""
+    context = "eve " * before + "ada " + "and " * 8 + "love" + " eve" * 30
+    logits = {before: (9, -9), before + 9: (-9, 9)}
+    found, request = answer("who", context, logits, max_length=24, windows="overlapping")
+    assert request.source.windows[1].begin == 10
+    assert found.text == "ada " + "and " * 8 + "love"
+    assert (found.start, context[found.start : found.end]) == (4 * before, found.text)
+
+
+def test_a_context_of_one_token_has_an_answer(answer) -> None:
+    assert answer("who ?", "eve", {0: (9, 9)}, windows="overlapping")[0].text == "eve"
+
+
 def test_limits_of_an_answer(answer) -> None:
     context = "eve and adam , in 1815 ,"
     logits = {0: (5, -9), 1: (4.5, -9), 5: (-9, 6), 3: (-9, 5)}
