@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from bertrt.errors import BertrtError, MissingFileError, ModelFormatError
-from bertrt.text.basic import basic_tokenize
+from bertrt.text.basic import basic_spans, basic_tokenize
 from bertrt.text.load import load_tokenizer
 from bertrt.text.vocabulary import Vocabulary
 
@@ -262,3 +262,27 @@ def test_huggingface_corpus(corpora: Path) -> None:
     found = tokenizer.encode([case["original"] for case in gold])
     for case, encoding in zip(gold, found, strict=True):
         assert encoding.ids[1:-1].tolist() == case["ids"], case["original"]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_where_the_words_of_the_basic_tokenizer_stand(lower: bool, rng) -> None:
+    alphabet = (
+        "aBz09 é\u0301\u0323\u0130ß\u2260\u037e東\u4eac한ㅎकि\u0e34\U0001f642\u200b\u200d\ufe0f"
+        "\u00ad\x00\x1c\x85\u2028\u00a0\u3000\t\n.-'\"()«»$^_\ufffd\ufb01\u1fef\u0345"
+    )
+    for _ in range(3000):
+        text = "".join(alphabet[i] for i in rng.integers(0, len(alphabet), rng.integers(0, 12)))
+        spans = basic_spans(text, lower=lower)
+        words = [word for s, e in spans for word in basic_tokenize(text[s:e], lower=lower).split()]
+        assert words == basic_tokenize(text, lower=lower).split(), repr(text)
+        flat = [place for span in spans for place in span]
+        assert flat == sorted(flat) and all(start < end for start, end in spans), repr(text)
+        # A word is one word, and ends with a character that shows.
+        assert all(len(basic_tokenize(text[s:e], lower=lower).split()) == 1 for s, e in spans)
+    # A sigma that is capital ends a word as in the text.
+    spans = basic_spans("ΟΔΟΣ, ΣΑΣ", lower=True)
+    assert [basic_tokenize("ΟΔΟΣ, ΣΑΣ"[s:e], lower=True).split() for s, e in spans] == [
+        ["οδος"],
+        [","],
+        ["σας"],
+    ]

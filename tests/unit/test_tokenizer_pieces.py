@@ -196,6 +196,23 @@ def test_byte_pairs_in_a_bundle(bpe_files) -> None:
     assert len(tokenizer.encode([" "])[0].ids) == 3
 
 
+def test_words_of_byte_pairs(bpe_files) -> None:
+    """The pieces of the whole text, with the places of what they show."""
+    vocab, merges = bpe_files
+    given = {"kind": "gluonnlp-bpe", "file": vocab.name, "pieces": merges.name, "max_length": 9}
+    tokenizer = load_tokenizer(given, vocab.parent)
+    text = "the (the) e\u0301the \U0001f642"
+    (pieces,) = tokenizer.tokenize_text([text])
+    assert pieces.ids == tokenizer.tokenize([text])[0]
+    words: dict[int, list[int]] = {}
+    for word, span in zip(pieces.words, pieces.spans, strict=True):
+        if span[0] < span[1]:  # else it is a blank alone
+            words.setdefault(word, []).extend(span)
+    assert [text[min(own) : max(own)] for own in words.values()] == [
+        *("the", "(", "the", ")", "e\u0301the", "\U0001f642")
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -290,6 +307,10 @@ def test_sentencepiece_in_a_bundle(pieces_model: Path, tmp_path: Path, monkeypat
     # [UNK] is 0 and [PAD] 1 in KoBERT's vocabulary.
     assert encoding.ids[0] == 2 and encoding.ids[-1] == 3 and 0 in encoding.ids
     assert [e.ids.tolist() for e in tokenizer.encode(["\u0301", " "])] == [[2, 3], [2, 3]]
+    text = "한국어(뷁)"
+    (pieces,) = tokenizer.tokenize_text([text])
+    assert pieces.ids == tokenizer.tokenize(["한국어 ( 뷁 )"])[0]
+    assert list(dict.fromkeys(pieces.spans)) == [(0, 3), (3, 4), (4, 5), (5, 6)]
 
     whole = pieces_model.read_bytes()
     path = tmp_path / "broken.spiece"
