@@ -99,7 +99,7 @@ class QuestionAnswering(Task):
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._query: int = settings["max_query_length"]
         self._stride: int = settings["doc_stride"]
-        self._overlap: bool = settings["windows"] == "overlapping"
+        self._overlap: bool = settings.get("windows") == "overlapping"
         self._n_best: int = settings["n_best"]
         self._longest: int = settings["max_answer_length"]
         self._may_be_null: bool = settings["null_answer"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
 
 __all__ = [
     "AGGREGATIONS",
+    "HUGGINGFACE",
     "LABELLED",
     "POOLED_FROM",
     "PRESETS",
@@ -48,16 +49,16 @@ class Setting:
     """A thing that can be set.
 
     Attributes:
-        default: its value unless told otherwise; where it is a rule, that of GluonNLP's scripts.
-        expected, fits: what values it may have, in words, and whether one is among them.
-        huggingface: its value, unless told otherwise, of a model that came from Hugging Face.
-        later: whether there was no such setting once: a bundle that lacks it means the default.
+        default: its value unless told otherwise.
+        expected: what values it may have, in words.
+        fits: whether a value is one of them.
+        later: whether there was no such setting once. A file says it only where it is not the
+            default, and one of before, which says nothing, means the default.
     """
 
     default: Any
     expected: str
     fits: Callable[[Any], bool]
-    huggingface: Any = None
     later: bool = False
 
 
@@ -69,15 +70,13 @@ def _flag(default: bool) -> Setting:
     return Setting(default, "true or false", lambda v: isinstance(v, bool))
 
 
-def _choice(*values: str) -> Setting:
+def _choice(*values: str, later: bool = False) -> Setting:
     return Setting(
-        values[0], f"one of {', '.join(values)}", lambda v: isinstance(v, str) and v in values
+        values[0],
+        f"one of {', '.join(values)}",
+        lambda v: isinstance(v, str) and v in values,
+        later,
     )
-
-
-def _rule(*names: str, huggingface: str) -> Setting:
-    """A choice that came later, of GluonNLP's rule, the first, and others."""
-    return replace(_choice(*names), huggingface=huggingface, later=True)
 
 
 _PAIR = {
@@ -98,7 +97,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "question-answering": {
         "max_query_length": _count(64),
         "doc_stride": _count(128),
-        "windows": _rule("gluonnlp", "overlapping", huggingface="overlapping"),
+        "windows": _choice("gluonnlp", "overlapping", later=True),
         "n_best": _count(20),
         "max_answer_length": _count(30),
         "null_answer": _flag(False),
@@ -108,13 +107,18 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
         ),
     },
-    "tagging": {
-        "aggregation": _rule("gluonnlp", *AGGREGATIONS, huggingface="first"),
-    },
+    "tagging": {"aggregation": _choice("gluonnlp", *AGGREGATIONS, later=True)},
     "fill-mask": {"top_k": _count(5)},
     "next-sentence": {},
 }
 TASKS = tuple(SETTINGS)
+
+# What is set for a model from Hugging Face, where the default is a rule of GluonNLP's scripts that
+# such a model does not follow
+HUGGINGFACE: dict[str, dict[str, Any]] = {
+    "question-answering": {"windows": "overlapping"},
+    "tagging": {"aggregation": "first"},
+}
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,7 @@ PRESETS = {
 }
 
 
-def complete_settings(
-    given: Any, task: str, max_length: int, *, huggingface: bool = False
-) -> dict[str, Any]:
+def complete_settings(given: Any, task: str, max_length: int) -> dict[str, Any]:
     """What a person sets for `task`, checked, with the defaults for the rest.
 
     Args:
@@ -167,19 +169,13 @@ def complete_settings(
         task: one of `TASKS`.
         max_length: the tokens of a sequence at most. A question gets half of what is too short for
             the default.
-        huggingface: whether the model came from Hugging Face, and not from Gluon: the rules are
-            then those that such models are asked by, unless told otherwise.
 
     Raises:
         InvalidInputError, InvalidTypeError: a setting that the task does not have, or a value
             that it cannot have.
     """
     what = f"the settings of {task}"
-    known = SETTINGS[task]
-    if huggingface:
-        own = {name: setting.huggingface or setting.default for name, setting in known.items()}
-        known = {name: replace(setting, default=own[name]) for name, setting in known.items()}
-    settings = _complete(given, known, what)
+    settings = _complete(given, SETTINGS[task], what)
     longest = settings.get("max_query_length")
     # [CLS], two [SEP], and a token of the context
     if longest is not None and max_length <= longest + 3:
@@ -218,25 +214,24 @@ def _complete(given: Any, known: Mapping[str, Setting], what: str) -> dict[str, 
             raise InvalidInputError(
                 f"{what}: {name} should be {known[name].expected}, found {value!r}"
             )
-    return {name: given.get(name, setting.default) for name, setting in known.items()}
+    chosen = {name: setting.default for name, setting in known.items()} | {**given}
+    return {
+        name: chosen[name]
+        for name, setting in known.items()
+        if not (setting.later and chosen[name] == setting.default)
+    }
 
 
 def check_settings(found: Any, task: str, where: str) -> dict[str, Any]:
-    """Check the settings that a file holds: all of them must be there, but for those that there
-    were not always.
+    """Check the settings that a file holds: all of them must be there, but later ones.
 
     Returns:
-        The settings, with what a bundle meant that lacks one.
+        Every setting of the task, the defaults of those that are not there among them.
 
     Raises:
         ModelFormatError: one is missing, unknown, or has a value that it cannot have.
     """
-    known = SETTINGS[task]
-    if isinstance(found, Mapping):
-        meant = {name: setting.default for name, setting in known.items() if setting.later}
-        found = {**meant, **found}
-    _check(found, known, f"{where}, settings")
-    return {name: found[name] for name in known}
+    return _check(found, SETTINGS[task], f"{where}, settings")
 
 
 def check_pooling(found: Any, where: str) -> None:
@@ -245,11 +240,13 @@ def check_pooling(found: Any, where: str) -> None:
     _check(found, _POOLING | (_SUBWORDS if words else {}), f"{where}, pooling")
 
 
-def _check(found: Any, known: Mapping[str, Setting], where: str) -> None:
-    if not isinstance(found, Mapping) or found.keys() != known.keys():
+def _check(found: Any, known: Mapping[str, Setting], where: str) -> dict[str, Any]:
+    required = [name for name, setting in known.items() if not setting.later]
+    if not isinstance(found, Mapping) or not set(required) <= found.keys() <= known.keys():
         raise ModelFormatError(f"{where}: found {found!r}, expected {', '.join(known) or '{}'}")
-    for name, setting in known.items():
-        if not setting.fits(found[name]):
+    for name, value in found.items():
+        if not known[name].fits(value):
             raise ModelFormatError(
-                f"{where}: the field {name!r} should be {setting.expected}, found {found[name]!r}"
+                f"{where}: the field {name!r} should be {known[name].expected}, found {value!r}"
             )
+    return {name: found.get(name, setting.default) for name, setting in known.items()}

@@ -168,6 +168,8 @@ def _as_list(batch: Any, single: bool, expected: str, *, sequences: bool = True)
 
 
 def _attempt(check: Callable[[int, Any], Any], index: int, item: Any) -> Any:
+    if isinstance(item, BertrtError):
+        return item  # checked before
     try:
         return check(index, item)
     except BertrtError as error:

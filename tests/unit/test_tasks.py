@@ -17,6 +17,7 @@ from bertrt.errors import (
 from bertrt.results import Classification, Embedding, NextSentence, Regression
 from bertrt.tasks.base import Request
 from bertrt.tasks.settings import (
+    HUGGINGFACE,
     PRESETS,
     TASKS,
     check_settings,
@@ -300,7 +301,6 @@ def test_settings_have_defaults() -> None:
     assert complete_settings({"n_best": 3}, "question-answering", 384) == {
         "max_query_length": 64,
         "doc_stride": 128,
-        "windows": "gluonnlp",
         "n_best": 3,
         "max_answer_length": 30,
         "null_answer": False,
@@ -322,19 +322,17 @@ def test_rules_of_models_from_hugging_face() -> None:
         ("tagging", "aggregation", "first"),
         ("question-answering", "windows", "overlapping"),
     ):
-        assert complete_settings(None, task, 384)[name] == "gluonnlp"
-        assert complete_settings(None, task, 384, huggingface=True)[name] == own
-        given = {name: "gluonnlp"}
-        assert complete_settings(given, task, 384, huggingface=True)[name] == "gluonnlp"
-    # What both do alike has one default.
-    both = [complete_settings({}, "question-answering", 384, huggingface=own) for own in (0, 1)]
-    assert {name for name in both[0] if both[0][name] != both[1][name]} == {"windows"}
+        # GluonNLP's rule is the default, and is not said.
+        assert name not in complete_settings({name: "gluonnlp"}, task, 384)
+        assert check_settings(complete_settings(None, task, 384), task, "here")[name] == "gluonnlp"
+        settings = complete_settings(HUGGINGFACE[task], task, 384)
+        assert check_settings(settings, task, "here")[name] == settings[name] == own
+    assert all(task in TASKS for task in HUGGINGFACE)
 
 
 def test_bundles_of_before_mean_gluonnlps_rules() -> None:
     assert check_settings({}, "tagging", "here") == {"aggregation": "gluonnlp"}
     before = complete_settings(None, "question-answering", 384)
-    del before["windows"]
     assert check_settings(before, "question-answering", "here")["windows"] == "gluonnlp"
     for found, task, message in (
         ({}, "fill-mask", "here, settings: found {}, expected top_k"),

@@ -15,7 +15,7 @@ from bertrt.models.huggingface.sentence_transformers import find_encoder
 from bertrt.models.huggingface.tokenizer import make_tokenizer
 from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan
-from bertrt.tasks.settings import LABELLED, TASKS, complete_settings
+from bertrt.tasks.settings import HUGGINGFACE, LABELLED, TASKS, complete_settings
 from bertrt.text.huggingface import HuggingFaceTokenizer
 
 __all__ = ["HuggingFaceModel", "is_huggingface"]
@@ -106,7 +106,7 @@ class HuggingFaceModel:
             task,
             config.labels if task in LABELLED else None,
             pooling,
-            complete_settings(None, task, tokenizer.max_length, huggingface=True),
+            complete_settings(HUGGINGFACE.get(task), task, tokenizer.max_length),
             tokenizer,
             {
                 "framework": "huggingface",
