@@ -128,12 +128,12 @@ class Tagging:
     """A tag for each word of a text.
 
     Attributes:
-        words: the words.
+        words: the words, as they stand in the text; with the aggregation "simple" the tokens.
         tags: a tag for each, as the model was trained: in GluonNLP's scheme "O", or the kind of
             entity behind "B-" (first word), "I-", "E-" (last word) or "S-" (single word).
         scores: each tag's probability.
         entities: the entities that the tags make up, in order.
-        truncated: always False: a text that is too long is an error, and not cut.
+        truncated: always False: a text that is too long is read in windows, or is an error.
     """
 
     words: tuple[str, ...]

@@ -99,8 +99,8 @@ def train_conll(data: Path, out: Path) -> None:
     # Only a word's first token has a tag; -1 for all others.
     targets = np.full((len(requests), recipe.max_length), -1, np.float32)
     for row, request, tags in zip(targets, requests, examples.labels, strict=True):
-        _, tagged = request.source
-        row[tagged] = [TAGS.index(tag) for tag in tags]
+        tagged = request.source
+        row[[tagged.before + own[0] for own in tagged.tokens]] = [TAGS.index(tag) for tag in tags]
 
     def loss(logits: Any, tags: Any) -> Any:
         tags = tags[:, : logits.shape[1]]

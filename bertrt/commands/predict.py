@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -29,6 +30,13 @@ def add(commands: Any) -> None:
         "input",
     )
     add_engine(parser, backend="native")
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "return"),
+        default="raise",
+        help="what becomes of a text that cannot be answered: raise (the default): stop there, "
+        "with its number; return: say so in the place of its answer, and go on",
+    )
     add_json(parser, "JSON lines")
     parser.set_defaults(command=run)
 
@@ -54,13 +62,22 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             what = "line"
             groups = _read_lines(sys.stdin.buffer, read)
-        done = truncated = 0
+        number = truncated = unanswered = 0
         try:
             for group in groups:
-                for result in _results(engine, group, what, done):
-                    print(to_json(_plain(result)) if arguments.json else _text(result))
-                    truncated += result.truncated
-                done += len(group)
+                for result in _results(engine, group):
+                    number += 1
+                    if isinstance(result, InvalidInputError):
+                        result = _numbered(result, f"{what} {number}")
+                        if arguments.on_error == "raise":
+                            raise result
+                        unanswered += 1
+                    else:
+                        truncated += result.truncated
+                    if arguments.json:
+                        print(to_json(_plain(result)))
+                    else:
+                        print(_text(result, engine.task))
                 sys.stdout.flush()
         finally:
             if truncated:
@@ -69,23 +86,21 @@ def run(arguments: argparse.Namespace) -> int:
                     f"{engine.max_length} tokens",
                     file=sys.stderr,
                 )
-    return 0
+    if unanswered:
+        print(f"bertrt: error: {unanswered} {what}s cannot be answered", file=sys.stderr)
+    return 1 if unanswered else 0
 
 
 def _read_lines(stream: BinaryIO, read: Callable[[str], Any]) -> Iterator[list[Any]]:
     """What has arrived, in groups of whole lines: many at once from a file, and each at once from
-    a person or program that waits for the answer."""
-    number = 0
+    a person or program that waits for the answer. A line that is no text is an error among them."""
     for lines in _split_lines(stream):
         group: list[Any] = []
         for line in lines:
-            number += 1
             try:
                 group.append(read(line.removesuffix(b"\r").decode("utf-8")))
             except UnicodeDecodeError as error:
-                # The lines before it get their answers.
-                yield group
-                raise InvalidInputError(f"line {number} is not UTF-8 ({error})") from None
+                group.append(InvalidInputError(f"batch[0] is not UTF-8 ({error})"))
         yield group
 
 
@@ -103,29 +118,24 @@ def _input(text: str) -> str | tuple[str, str]:
     return (first, second) if tab else text
 
 
-def _results(engine: Any, group: list[Any], what: str, done: int) -> Iterator[Any]:
-    """Results in order; where one input is bad, those before it come out, and the error names it
-    by its number."""
-    for _, part in itertools.groupby(group, key=type):
-        batch = list(part)
-        try:
-            yield from engine.predict(batch)
-        except InvalidInputError:
-            for number, item in enumerate(batch, start=done + 1):
-                try:
-                    result = engine.predict(item)
-                except InvalidInputError as error:
-                    # It tells of the first of a batch of one, which is a line to who typed it.
-                    where, message = f"{what} {number}", str(error)
-                    if message.startswith("batch[0]"):
-                        raise InvalidInputError(message.replace("batch[0]", where, 1)) from None
-                    raise InvalidInputError(f"{where}: {message}") from None
-                yield result
-        done += len(batch)
+def _results(engine: Any, group: list[Any]) -> Iterator[Any]:
+    """Results in order, and errors in the places of what cannot be answered."""
+    for kind, part in itertools.groupby(group, key=type):
+        if kind is InvalidInputError:
+            yield from part
+        else:
+            yield from engine.predict(list(part), on_error="return")
+
+
+def _numbered(error: InvalidInputError, where: str) -> InvalidInputError:
+    """The error of an input with what whoever typed it calls it, a line, in place of its index."""
+    return InvalidInputError(re.sub(r"^batch\[\d+\]", where, str(error)))
 
 
 def _plain(result: Any) -> Any:
     """A result as values that JSON has; what is None is left out."""
+    if isinstance(result, InvalidInputError):
+        return {"error": str(result)}
     if dataclasses.is_dataclass(result):
         values = ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
         return {name: _plain(value) for name, value in values if value is not None}
@@ -134,10 +144,13 @@ def _plain(result: Any) -> Any:
     return result.tolist() if hasattr(result, "tolist") else result
 
 
-def _text(result: Any) -> str:
+def _text(result: Any, task: str | None) -> str:
     """A result for people: a line of what it says and its score, with tabs between; for a result
-    of several such lines an empty one at the end."""
+    of several such lines, and for an error in the place of one, an empty one at the end."""
     match type(result).__name__:
+        case "InvalidInputError":
+            end = "\n" if task in ("tagging", "fill-mask") else ""
+            return f"error\t{' '.join(str(result).split())}{end}"
         case "Classification":
             return f"{result.label}\t{result.score:.6f}"
         case "Answer":

@@ -26,6 +26,7 @@ from bertrt.host.cores import MAX_THREADS, usable_cores
 from bertrt.models.model import Model
 from bertrt.plan.steps import layer_outputs, output_kind
 from bertrt.results import Ranked, Result
+from bertrt.tasks.base import Request
 
 __all__ = ["Engine"]
 
@@ -203,7 +204,7 @@ class Engine:
 
     # --- what it does -------------------------------------------------------------------------
 
-    def predict(self, batch: Any, *, prompt: str | None = None) -> Any:
+    def predict(self, batch: Any, *, prompt: str | None = None, on_error: str = "raise") -> Any:
         """Tokenize, run and post-process.
 
         Args:
@@ -214,6 +215,9 @@ class Engine:
                 classifiers: the name of one of the model's prompts, or a text, which is taken for
                 one by what no name has, such as a blank or a colon ("query: "); "": nothing. None:
                 the prompt of the setting ``default_prompt_name``, if there is one.
+            on_error: what becomes of an input that cannot be answered. "raise": nothing runs, and
+                one error names them all. "return": its error stands in its place among the
+                results, and is the result of a single input.
 
         Returns:
             A list of results as long as the batch and in its order; for a single input, the one
@@ -221,15 +225,21 @@ class Engine:
             `truncated` says that something was longer than `max_length` allows, and was cut.
 
         Raises:
-            InvalidInputError: an empty batch, a text that is empty or gives no token, a NUL
-                character, a lone surrogate, single texts where the task takes pairs or the other
-                way round, a text that is too long to be tagged, or that lacks the mask to fill.
-                The message names the index. Also a prompt that the model does not have.
+            InvalidInputError: an input with a NUL character or a lone surrogate, a single text
+                where the task takes pairs or the other way round, a text that lacks the mask to
+                fill, that is too long to be tagged by GluonNLP's rule, or that is empty where the
+                task cannot do without: a question, its context, a second sentence, a word. The
+                message names the index of each. Also an empty batch, a
+                prompt that the model does not have, an unknown `on_error`.
             InvalidTypeError: anything that is no text, texts and pairs together.
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
+        if not isinstance(on_error, str):
+            raise InvalidTypeError(f"on_error is a {type(on_error).__name__}; expected a str")
+        if on_error not in ("raise", "return"):
+            raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
         with self._use() as backend:
-            requests, single = self._predictor.encode(batch, prompt)
+            requests, single = self._predictor.encode(batch, prompt, on_error)
             results, _ = self._predictor.answer(backend, requests, bar=True)
         return results[0] if single else results
 
@@ -272,9 +282,10 @@ class Engine:
 
         Returns:
             The results, as a list. And for each input a list with an array, float32, for each of
-            its sequences (one, but for the windows of question answering): the rows of the output
-            that the task reads. That are a classifier's logits (classes,), a regression's (1,),
-            those of tagging and question answering (tokens, tags) and (tokens, 2).
+            its sequences (one, but for the windows of question answering and tagging): the rows of
+            the output that the task reads. That are a classifier's logits (classes,), a
+            regression's (1,), those of tagging and question answering (tokens, tags) and
+            (tokens, 2).
 
         Raises:
             What `predict` raises.
@@ -291,16 +302,17 @@ class Engine:
 
         Returns:
             A list of `Encoding` (ids, types, truncated), or one for a single input. For question
-            answering every input has a list of them, one for each window of its context.
+            answering every input has a list of them, one for each window of its context; for
+            tagging so has a text that is longer than the model.
 
         Raises:
             What `predict` raises for its input.
         """
         with self._use():
             requests, single = self._predictor.encode(batch, prompt)
-        found: list[Any] = [list(own.sequences) for own in requests]
+        found: list[Any] = [list(own.sequences) for own in requests if isinstance(own, Request)]
         if self.task != "question-answering":
-            found = [encoding for (encoding,) in found]
+            found = [own[0] if len(own) == 1 else own for own in found]
         return found[0] if single else found
 
     def run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,11 @@ from bertrt.batch import PackedBatch
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.host.progress import progress
 from bertrt.models.model import Model
-from bertrt.results import Result
 from bertrt.tasks.base import Request, Task
 from bertrt.tasks.settings import SETTINGS
 from bertrt.tasks.table import make_task
-from bertrt.text.encoding import Encoding, Tokenizer
-from bertrt.text.inputs import check_text, check_texts
+from bertrt.text.encoding import Encoding
+from bertrt.text.inputs import check_text, raise_errors
 
 __all__ = ["Predictor"]
 
@@ -69,9 +67,12 @@ class Predictor:
                 modules=model.modules,
             )
 
-    def encode(self, batch: Any, prompt: str | None = None) -> tuple[list[Request], bool]:
+    def encode(
+        self, batch: Any, prompt: str | None = None, on_error: str = "raise"
+    ) -> tuple[list[Request | BertrtError], bool]:
         """A request for each input of what `Engine.predict` is given, and whether it was one input
-        alone. Raises what `Engine.predict` raises."""
+        alone. Raises what `Engine.predict` raises; with `on_error` "return" the error for an input
+        that cannot be answered stands in its place."""
         tokenizer = self._model.tokenizer
         if tokenizer is None:
             raise BertrtError(
@@ -82,32 +83,32 @@ class Predictor:
             raise BertrtError(
                 f"{self._model.path} has no task; predict needs a bundle that has one"
             )
-        if text := self._prompt(prompt):
-            requests, single = self._prompted(self._task, batch, tokenizer, text)
-        else:
-            requests, single = self._task.encode(batch, tokenizer)
-        if self._limits.type_vocab_size == 1 and any(
-            encoding.types.any() for own in requests for encoding in own.sequences
-        ):
-            raise InvalidInputError(
-                "the model has one token type and takes single texts, not pairs"
-            )
-        self._check_ids(requests)
+        requests, single = self._task.encode(batch, tokenizer, prompt=self._prompt(prompt))
+        for i, own in enumerate(requests):
+            if isinstance(own, Request) and (error := self._misfit(i, own)):
+                requests[i] = error
+        if on_error == "raise":
+            raise_errors(requests)
         return requests, single
 
-    def _check_ids(self, requests: Sequence[Request]) -> None:
-        """Refuse what holds a token that the model has no row for, as a vocabulary of Hugging
-        Face's may give."""
+    def _misfit(self, index: int, request: Request) -> InvalidInputError | None:
+        """Why the model cannot run what the tokenizer made: types of tokens that it does not have,
+        or a token without a row, as a vocabulary of Hugging Face's may give."""
         tokenizer, rows = self._model.tokenizer, self._limits.vocab_size
+        if self._limits.type_vocab_size == 1 and any(own.types.any() for own in request.sequences):
+            return InvalidInputError(
+                f"batch[{index}] is a pair, and the model has one token type and takes single "
+                "texts, not pairs"
+            )
         if tokenizer is None or tokenizer.vocab_size <= rows:
-            return
-        for i, own in enumerate(requests):
-            for encoding in own.sequences:
-                if (beyond := encoding.ids[encoding.ids >= rows]).size:
-                    raise InvalidInputError(
-                        f"batch[{i}]: the token {tokenizer.token(int(beyond[0]))!r} has the id "
-                        f"{beyond[0]}, and the model's table of tokens has {rows} rows"
-                    )
+            return None
+        for encoding in request.sequences:
+            if (beyond := encoding.ids[encoding.ids >= rows]).size:
+                return InvalidInputError(
+                    f"batch[{index}]: the token {tokenizer.token(int(beyond[0]))!r} has the id "
+                    f"{beyond[0]}, and the model's table of tokens has {rows} rows"
+                )
+        return None
 
     def _prompt(self, prompt: str | None) -> str:
         """The text that goes before every input, "" for none."""
@@ -131,35 +132,24 @@ class Predictor:
         check_text("prompt", prompt, may_be_empty=True)
         return prompt
 
-    def _prompted(
-        self, task: Task, batch: Any, tokenizer: Tokenizer, prompt: str
-    ) -> tuple[list[Request], bool]:
-        texts, single = check_texts(batch)
-        requests, _ = task.encode(
-            [
-                prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
-                for text in texts
-            ],
-            tokenizer,
-        )
-        # The prompt's tokens are those that it has alone, as in sentence-transformers.
-        ids = tokenizer.encode([prompt])[0].ids
-        tokens = len(ids) - (int(ids[-1]) in tokenizer.special_ids)
-        return [replace(own, prompt=tokens) for own in requests], single
-
     def answer(
         self,
         backend: Backend,
-        requests: Sequence[Request],
+        requests: Sequence[Request | BertrtError],
         *,
         keep: bool = False,
         bar: bool = False,
-    ) -> tuple[list[Result], list[list[np.ndarray]]]:
-        """The results of requests; with `keep` also each one's rows of the output that the task
-        reads, a copy for each sequence."""
+    ) -> tuple[list[Any], list[list[np.ndarray]]]:
+        """The results of requests, errors in the places where they are; with `keep` also the rows
+        of the output that the task reads, of each input a copy for each sequence."""
         task = self._task
         assert task is not None  # or there were no requests
-        sequences = [(own, encoding) for own in requests for encoding in own.sequences]
+        sequences = [
+            (own, encoding)
+            for own in requests
+            if isinstance(own, Request)
+            for encoding in own.sequences
+        ]
         parts: list[Any] = [None] * len(sequences)
         kept: list[Any] = [None] * len(sequences)
         chunks = list(self._chunks(sequences, pads=backend.pads))
@@ -184,10 +174,16 @@ class Predictor:
                         kept[i] = own_rows.copy() if tokens else own_rows[0].copy()
                 advance(len(indices))
         read, outputs = iter(parts), iter(kept)
-        return (
-            [task.answer(own, [next(read) for _ in own.sequences]) for own in requests],
-            [[next(outputs) for _ in own.sequences] for own in requests] if keep else [],
-        )
+        results: list[Any] = []
+        found_outputs: list[list[np.ndarray]] = []
+        for own in requests:
+            if isinstance(own, BertrtError):
+                results.append(own)
+                continue
+            results.append(task.answer(own, [next(read) for _ in own.sequences]))
+            if keep:
+                found_outputs.append([next(outputs) for _ in own.sequences])
+        return results, found_outputs
 
     def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
         masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]

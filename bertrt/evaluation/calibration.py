@@ -83,7 +83,7 @@ class Calibration:
         """The sample, as an engine takes it."""
         with self.engine(self.model.plan()) as engine:
             found = engine.tokenize(self.sample.texts)
-        # Of question answering, a list of windows for each text.
+        # Of a text in windows, a list of them.
         encodings = [own for item in found for own in (item if isinstance(item, list) else [item])]
         typed = self.model.limits.type_vocab_size > 0
         for begin in range(0, len(encodings), _AT_ONCE):

@@ -385,7 +385,12 @@ def _predict(engine: Engine, examples: Examples, begin: int, end: int) -> Any:
         # It counts from the first of those that it was given.
         found = re.match(r"batch\[(\d+)\]", str(error))
         if found is None:
-            raise InvalidInputError(f"{examples.path}: {error}") from None
+            message = re.sub(
+                r"\bbatch\[(\d+)\]",
+                lambda place: examples.where(begin + int(place[1])),
+                str(error),
+            )
+            raise InvalidInputError(f"{examples.path}: {message}") from None
         place = examples.where(begin + int(found[1]))
         raise InvalidInputError(f"{place}: {str(error)[found.end() :].lstrip(': ')}") from None
 

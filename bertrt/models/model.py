@@ -19,6 +19,7 @@ from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
 from bertrt.models.manifest import MANIFEST, ONNX, PARAMS, SYMBOL
 from bertrt.models.settings import shown_settings, with_settings
 from bertrt.tasks.modules import Module
+from bertrt.tasks.settings import check_settings
 from bertrt.text.encoding import Tokenizer
 from bertrt.text.load import load_tokenizer
 
@@ -129,7 +130,7 @@ class Model:
             task=manifest["task"],
             labels=manifest["labels"],
             pooling=manifest["pooling"],
-            settings=manifest["settings"],
+            settings=check_settings(manifest["settings"], manifest["task"], str(directory)),
             tokenizer=tokenizer,
             symbol_path=bundle.file(SYMBOL),
             params_path=bundle.file(PARAMS),

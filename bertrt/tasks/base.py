@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bertrt.batch import PackedBatch
-from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.errors import BertrtError, ModelFormatError
 from bertrt.results import Result
-from bertrt.text.encoding import Encoding, Text, Tokenizer
+from bertrt.text.encoding import Encoding, Tokenizer, no_token
 from bertrt.text.inputs import check_texts
 
-__all__ = ["Request", "Task", "check_pairs", "names_of", "softmax"]
+__all__ = ["Request", "Task", "names_of", "softmax"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,29 +49,70 @@ class Task(ABC):
     Attributes:
         outputs: the names of the outputs that it needs.
         rows: what these have a row for: "tokens", "seqs" (sequences) or "positions" (masked ones).
+        pair: whether it takes pairs of texts, or single ones; None: either.
+        what: what messages call it where it takes the one and not the other.
     """
 
     outputs: tuple[str, ...]
     rows: str = "seqs"
+    pair: bool | None = None
+    what: str = "the task"
 
-    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
+    def encode(
+        self, batch: Any, tokenizer: Tokenizer, *, prompt: str = ""
+    ) -> tuple[list[Request | BertrtError], bool]:
         """Check and tokenize what `predict` is given.
 
+        Args:
+            batch: what `predict` is given.
+            tokenizer: the model's.
+            prompt: what goes before every text, or the first of a pair.
+
         Returns:
-            A request for each input, and whether there was a single input.
+            A request for each input, or the error that says why it cannot be answered, with its
+            index; and whether there was a single input.
 
         Raises:
-            InvalidInputError, InvalidTypeError: an input that the task cannot take; the message
-                names its index.
+            InvalidInputError, InvalidTypeError: the batch is empty, or none.
         """
-        texts, single = check_texts(batch)
-        self.check(texts)
-        encodings = tokenizer.encode(texts)
-        return [Request([encoding], encoding.truncated) for encoding in encodings], single
+        items, single = self.inputs(batch)
+        good = {i: item for i, item in enumerate(items) if not isinstance(item, BertrtError)}
+        if not prompt:
+            made = self.requests(good, tokenizer)
+        else:
+            made = self._prompted(good, tokenizer, prompt)
+        return [made.get(i, item) for i, item in enumerate(items)], single
 
-    def check(self, texts: Sequence[Text]) -> None:
-        """Raise InvalidInputError for texts, or pairs of them, that the task cannot take."""
-        return None
+    def _prompted(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer, prompt: str
+    ) -> Mapping[int, Request | BertrtError]:
+        # The prompt's tokens are those that it has alone, as in sentence-transformers.
+        ids = tokenizer.encode([prompt])[0].ids
+        tokens = len(ids) - (len(ids) > 0 and int(ids[-1]) in tokenizer.special_ids)
+        made = self.requests(
+            {
+                i: prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
+                for i, text in texts.items()
+            },
+            tokenizer,
+        )
+        return {
+            i: replace(own, prompt=tokens) if isinstance(own, Request) else own
+            for i, own in made.items()
+        }
+
+    def inputs(self, batch: Any) -> tuple[list[Any], bool]:
+        """What `predict` is given, each input or its error, and whether it was a single one."""
+        return check_texts(batch, pair=self.pair, what=self.what)
+
+    def requests(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer
+    ) -> Mapping[int, Request | BertrtError]:
+        """A request for each input, by its place in the batch, or why there can be none."""
+        return {
+            i: Request([encoding], encoding.truncated) if len(encoding.ids) else no_token(i)
+            for i, encoding in zip(texts, tokenizer.encode(list(texts.values())), strict=True)
+        }
 
     @abstractmethod
     def read(
@@ -108,10 +149,3 @@ def names_of(labels: Sequence[str] | None, logits: np.ndarray) -> Sequence[str]:
     if len(labels) != classes:
         raise ModelFormatError(f"the model has {classes} classes and {len(labels)} labels")
     return labels
-
-
-def check_pairs(texts: Sequence[Text], pair: bool | None, what: str) -> None:
-    """Check that `texts` are pairs, or single texts, where the task wants the one or the other."""
-    if pair is not None and isinstance(texts[0], tuple) != pair:
-        found, wanted = ("a text", "a pair") if pair else ("a pair", "a single text")
-        raise InvalidInputError(f"batch[0] is {found}; {what} takes {wanted}")

@@ -14,14 +14,15 @@ from bertrt.batch import PackedBatch
 from bertrt.errors import ModelFormatError
 from bertrt.results import Classification
 from bertrt.tasks.activations import activate
-from bertrt.tasks.base import Request, Task, check_pairs, names_of, softmax
-from bertrt.text.encoding import Text
+from bertrt.tasks.base import Request, Task, names_of, softmax
 
 __all__ = ["Classifier"]
 
 
 class Classifier(Task):
     """See `bertrt.tasks.base.Task`."""
+
+    what = "this classifier"
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class Classifier(Task):
         outputs: Iterable[str],
     ) -> None:
         self._labels = labels
-        self._pair = pair
+        self.pair = pair
         self._activation = activation
         # A graph may end in the probabilities themselves.
         self._ready = "probabilities" in outputs and "logits" not in outputs
@@ -40,10 +41,6 @@ class Classifier(Task):
             raise ModelFormatError(
                 f"the activation is {activation}, and the model gives probabilities, not logits"
             )
-
-    def check(self, texts: Sequence[Text]) -> None:
-        """See `Task.check`."""
-        check_pairs(texts, self._pair, "this classifier")
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bertrt.batch import PackedBatch
-from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.errors import BertrtError, InvalidInputError, ModelFormatError
 from bertrt.results import Embedding
 from bertrt.tasks.base import Request, Task
 from bertrt.tasks.modules import Module, normalize
@@ -79,15 +80,19 @@ class Embedder(Task):
         self.outputs = (POOLED_FROM[self._modes[0]],)
         self.rows = "tokens" if self.outputs == ("sequence_output",) else "seqs"
 
-    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
-        """See `Task.encode`."""
-        requests, single = super().encode(batch, tokenizer)
+    def requests(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer
+    ) -> Mapping[int, Request | BertrtError]:
+        """See `Task.requests`."""
+        made = super().requests(texts, tokenizer)
         if self._grouped_by is None:
-            return requests, single
-        return [
-            Request(own.sequences, own.truncated, source=self._groups(own.sequences[0], tokenizer))
-            for own in requests
-        ], single
+            return made
+        return {
+            i: replace(own, source=self._groups(own.sequences[0], tokenizer))
+            if isinstance(own, Request)
+            else own
+            for i, own in made.items()
+        }
 
     def _groups(
         self, encoding: Encoding, tokenizer: Tokenizer

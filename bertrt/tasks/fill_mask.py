@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from bertrt.batch import PackedBatch
-from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.errors import BertrtError, InvalidInputError, ModelFormatError
 from bertrt.results import Candidate, FillMask
 from bertrt.tasks.base import Request, Task, softmax
 from bertrt.text.encoding import Tokenizer
-from bertrt.text.inputs import check_texts
 
 __all__ = ["MaskFiller"]
 
@@ -26,24 +25,27 @@ class MaskFiller(Task):
     def __init__(self, top_k: int) -> None:
         self._top_k = top_k
 
-    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
-        """See `Task.encode`. The mask token, where a text spells it out, means the mask."""
+    def requests(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer
+    ) -> Mapping[int, Request | BertrtError]:
+        """See `Task.requests`. The mask token, where a text spells it out, means the mask."""
         if tokenizer.mask is None:
             raise ModelFormatError("the model's vocabulary has no mask token")
-        texts, single = check_texts(batch)
-        requests = []
-        for i, encoding in enumerate(tokenizer.encode(texts, masks=True)):
-            given = "".join(texts[i]).count(tokenizer.mask)
+        made: dict[int, Request | BertrtError] = {}
+        encodings = tokenizer.encode(list(texts.values()), masks=True)
+        for (i, text), encoding in zip(texts.items(), encodings, strict=True):
+            given = "".join(text).count(tokenizer.mask)
             positions = np.flatnonzero(encoding.ids == tokenizer.mask_id).astype(np.int32)
             if not given:
-                raise InvalidInputError(f"batch[{i}] holds no {tokenizer.mask} to fill")
-            if len(positions) < given:
-                raise InvalidInputError(
+                made[i] = InvalidInputError(f"batch[{i}] holds no {tokenizer.mask} to fill")
+            elif len(positions) < given:
+                made[i] = InvalidInputError(
                     f"batch[{i}] is longer than {tokenizer.max_length} tokens, and only "
                     f"{len(positions)} of its {given} {tokenizer.mask} are within"
                 )
-            requests.append(Request([encoding], encoding.truncated, positions, tokenizer))
-        return requests, single
+            else:
+                made[i] = Request([encoding], encoding.truncated, positions, tokenizer)
+        return made
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

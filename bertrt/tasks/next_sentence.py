@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from bertrt.batch import PackedBatch
-from bertrt.errors import InvalidInputError
+from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.results import NextSentence
-from bertrt.tasks.base import Request, Task, check_pairs, softmax
-from bertrt.text.encoding import Text, Tokenizer
-from bertrt.text.inputs import check_texts
+from bertrt.tasks.base import Request, Task, softmax
+from bertrt.text.encoding import Tokenizer
 
 __all__ = ["NextSentencePredictor"]
 
@@ -21,21 +20,21 @@ class NextSentencePredictor(Task):
     """See `bertrt.tasks.base.Task`."""
 
     outputs = ("next_sentence_classifier_output",)
+    pair = True
+    what = "next-sentence prediction"
 
-    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
-        """See `Task.encode`. The second text must give a token too."""
-        requests, single = super().encode(batch, tokenizer)
-        texts, _ = check_texts(batch)
-        for i, pieces in enumerate(tokenizer.tokenize([text[1] for text in texts])):
+    def requests(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer
+    ) -> Mapping[int, Request | BertrtError]:
+        """See `Task.requests`. The second text must give a token too."""
+        made = dict(super().requests(texts, tokenizer))
+        seconds = tokenizer.tokenize([second for _, second in texts.values()])
+        for i, pieces in zip(texts, seconds, strict=True):
             if not pieces:
-                raise InvalidInputError(
+                made[i] = InvalidInputError(
                     f"batch[{i}]: the second text is empty, or holds nothing that gives a token"
                 )
-        return requests, single
-
-    def check(self, texts: Sequence[Text]) -> None:
-        """See `Task.check`."""
-        check_pairs(texts, True, "next-sentence prediction")
+        return made
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

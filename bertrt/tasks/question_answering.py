@@ -22,6 +22,12 @@ of a window that runs unpadded.
 
 A tokenizer that knows where its tokens stand (Hugging Face's) needs no alignment, and its flags are
 looked up at the token itself.
+
+That is the rule where the setting `windows` is "gluonnlp". Windows do not overlap where the model
+has no room for more than `doc_stride` tokens beside the question, and an answer across an edge is
+lost. Where `windows` is "overlapping", the stride is at most half of that room
+(`windows.overlapping`), and there are no flags: an answer may begin in any window that shows it as
+a whole, as in transformers' own scripts, so that every answer of up to half the room can be found.
 """
 
 from __future__ import annotations
@@ -35,12 +41,13 @@ from typing import Any
 import numpy as np
 
 from bertrt.batch import PackedBatch
-from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.errors import BertrtError, InvalidInputError, ModelFormatError
 from bertrt.results import Answer, Span
-from bertrt.tasks.base import Request, Task, check_pairs, softmax
+from bertrt.tasks.base import Request, Task, softmax
+from bertrt.tasks.windows import cut_windows, overlapping
 from bertrt.text.basic import basic_tokenize
-from bertrt.text.encoding import Pieces, Text, Tokenizer
-from bertrt.text.inputs import Words, check_texts, split_words
+from bertrt.text.encoding import Pieces, Tokenizer
+from bertrt.text.inputs import Words, split_words
 
 __all__ = ["QuestionAnswering"]
 
@@ -86,53 +93,53 @@ class QuestionAnswering(Task):
 
     outputs = ("logits",)
     rows = "tokens"
+    pair = True
+    what = "question answering, as (question, context),"
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._query: int = settings["max_query_length"]
         self._stride: int = settings["doc_stride"]
+        self._overlap: bool = settings.get("windows") == "overlapping"
         self._n_best: int = settings["n_best"]
         self._longest: int = settings["max_answer_length"]
         self._may_be_null: bool = settings["null_answer"]
         self._threshold: float = settings["null_threshold"]
 
-    def check(self, texts: Sequence[Text]) -> None:
-        """See `Task.check`."""
-        check_pairs(texts, True, "question answering, as (question, context),")
-
-    def encode(self, batch: Any, tokenizer: Tokenizer) -> tuple[list[Request], bool]:
-        """See `Task.encode`."""
-        pairs, single = check_texts(batch)
-        self.check(pairs)
+    def requests(
+        self, texts: Mapping[int, Any], tokenizer: Tokenizer
+    ) -> Mapping[int, Request | BertrtError]:
+        """See `Task.requests`."""
         room = tokenizer.room(pair=True)
         if self._query >= room:
             raise ModelFormatError(
                 f"the model takes sequences of {tokenizer.max_length} tokens, and a question may "
                 f"have {self._query}: there is no room for a context"
             )
-        contexts = [split_words(context) for _, context in pairs]
-        questions = tokenizer.tokenize([question for question, _ in pairs])
+        contexts = [split_words(context) for _, context in texts.values()]
+        questions = tokenizer.tokenize([question for question, _ in texts.values()])
         documents = tokenizer.tokenize_words([context.words for context in contexts])
-        requests = []
-        for i, (question, pieces) in enumerate(zip(questions, documents, strict=True)):
-            for name, ids in (("question", question), ("context", pieces.ids)):
-                if not ids:
-                    raise InvalidInputError(
-                        f"batch[{i}]: the {name} is empty, or holds nothing that gives a token"
-                    )
+        made: dict[int, Request | BertrtError] = {}
+        for i, context, question, pieces in zip(texts, contexts, questions, documents, strict=True):
+            if not question or not pieces.ids:
+                made[i] = InvalidInputError(
+                    f"batch[{i}]: the {'context' if question else 'question'} is empty, or holds "
+                    "nothing that gives a token"
+                )
+                continue
             asked = question[: self._query]
             offset = int(np.flatnonzero(tokenizer.join(asked, [-1]).ids == -1)[0])
+            beside = room - len(asked)
+            stride = min(self._stride, overlapping(beside)) if self._overlap else self._stride
             windows = [
                 _Window(begin, end, offset)
-                for begin, end in _windows(len(pieces.ids), room - len(asked), self._stride)
+                for begin, end in cut_windows(len(pieces.ids), beside, stride)
             ]
-            requests.append(
-                Request(
-                    [tokenizer.join(asked, pieces.ids[w.begin : w.end]) for w in windows],
-                    len(asked) < len(question),
-                    source=_Context(contexts[i], pieces, windows, tokenizer),
-                )
+            made[i] = Request(
+                [tokenizer.join(asked, pieces.ids[w.begin : w.end]) for w in windows],
+                len(asked) < len(question),
+                source=_Context(context, pieces, windows, tokenizer),
             )
-        return requests, single
+        return made
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]
@@ -200,7 +207,9 @@ class QuestionAnswering(Task):
             if not window.begin <= first < window.end:
                 continue
             flagged = first + late
-            if flagged >= window.end or _widest(context.windows, flagged) != index:
+            if not self._overlap and (
+                flagged >= window.end or _widest(context.windows, flagged) != index
+            ):
                 continue
             for end in ends.tolist():
                 last = end - window.offset + window.begin
@@ -209,29 +218,19 @@ class QuestionAnswering(Task):
         return spans
 
 
-def _windows(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Where each window begins and ends: `room` tokens or what is left of them, and the next one
-    `stride` tokens on, or directly behind where a window is shorter than that."""
-    windows = []
-    begin = 0
-    while True:
-        end = min(begin + room, tokens)
-        windows.append((begin, end))
-        if end == tokens:
-            return windows
-        begin += min(end - begin, stride)
-
-
 def _widest(windows: Sequence[_Window], token: int) -> int:
     """The first window that shows most of the text around a token: whose shorter side is longest,
     a longer window counting a little more."""
     best, index = -1.0, -1
-    for i, window in enumerate(windows):
-        if window.begin <= token < window.end:
-            sides = min(token - window.begin, window.end - 1 - token)
-            score = sides + 0.01 * (window.end - window.begin)
-            if score > best:
-                best, index = score, i
+    # Windows begin and end one after the other.
+    for i in range(bisect.bisect_right(windows, token, key=lambda w: w.end), len(windows)):
+        window = windows[i]
+        if window.begin > token:
+            break
+        sides = min(token - window.begin, window.end - 1 - token)
+        score = sides + 0.01 * (window.end - window.begin)
+        if score > best:
+            best, index = score, i
     return index
 
 

@@ -10,8 +10,7 @@ from bertrt.batch import PackedBatch
 from bertrt.errors import ModelFormatError
 from bertrt.results import Regression
 from bertrt.tasks.activations import activate
-from bertrt.tasks.base import Request, Task, check_pairs
-from bertrt.text.encoding import Text
+from bertrt.tasks.base import Request, Task
 
 __all__ = ["Regressor"]
 
@@ -20,14 +19,11 @@ class Regressor(Task):
     """See `bertrt.tasks.base.Task`."""
 
     outputs = ("logits",)
+    what = "this model"
 
     def __init__(self, pair: bool | None, activation: str) -> None:
-        self._pair = pair
+        self.pair = pair
         self._activation = activation
-
-    def check(self, texts: Sequence[Text]) -> None:
-        """See `Task.check`."""
-        check_pairs(texts, self._pair, "this model")
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

@@ -11,7 +11,9 @@ from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
 from bertrt.tasks.activations import ACTIVATIONS
 
 __all__ = [
+    "AGGREGATIONS",
     "GROUPED",
+    "HUGGINGFACE",
     "LABELLED",
     "POOLED_FROM",
     "PRESETS",
@@ -42,6 +44,9 @@ POOLED_FROM = dict.fromkeys(_JOINED, "sequence_output") | {
 }
 # Of these, those that give a vector for each of several parts of a text
 GROUPED = ("tokens", "words")
+
+# How the tags of a word's tokens become the word's, by the names that transformers has for it
+AGGREGATIONS = ("first", "average", "max", "simple")
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "question-answering": {
         "max_query_length": _count(64),
         "doc_stride": _count(128),
+        "windows": _choice("gluonnlp", "overlapping", later=True),
         "n_best": _count(20),
         "max_answer_length": _count(30),
         "null_answer": _flag(False),
@@ -154,11 +160,18 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
         ),
     },
-    "tagging": {},
+    "tagging": {"aggregation": _choice("gluonnlp", *AGGREGATIONS, later=True)},
     "fill-mask": {"top_k": _count(5)},
     "next-sentence": {},
 }
 TASKS = tuple(SETTINGS)
+
+# What is set for a model from Hugging Face, where the default is a rule of GluonNLP's scripts that
+# such a model does not follow
+HUGGINGFACE: dict[str, dict[str, Any]] = {
+    "question-answering": {"windows": "overlapping"},
+    "tagging": {"aggregation": "first"},
+}
 
 
 @dataclass(frozen=True)

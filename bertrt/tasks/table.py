@@ -63,7 +63,10 @@ TABLE = {
         "(question, context) pairs, of any length, to an Answer",
         lambda given: QuestionAnswering(given.settings),
     ),
-    "tagging": Entry("texts or lists of words to a Tagging", lambda given: Tagger(given.labels)),
+    "tagging": Entry(
+        "texts or lists of words to a Tagging",
+        lambda given: Tagger(given.labels, given.settings["aggregation"]),
+    ),
     "fill-mask": Entry(
         "texts with masks to a FillMask", lambda given: MaskFiller(given.settings["top_k"])
     ),

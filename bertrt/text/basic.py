@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 
-__all__ = ["basic_tokenize"]
+__all__ = ["basic_spans", "basic_tokenize", "is_punctuation"]
 
 
 class _Table(dict[int, int | str | None]):
@@ -45,9 +45,17 @@ def _split(codepoint: int) -> int | str | None:
         return None
     if char.isspace():
         return " "
-    if category.startswith("P") or _is_ascii_symbol(codepoint):
+    if is_punctuation(char):
         return f" {char} "
     return codepoint
+
+
+def is_punctuation(char: str) -> bool:
+    """Whether BERT takes a character for punctuation."""
+    # "$" or "^" is no punctuation to Unicode, and is to BERT.
+    return unicodedata.category(char).startswith("P") or (
+        33 <= ord(char) <= 126 and not char.isalnum()
+    )
 
 
 def _is_chinese(codepoint: int) -> bool:
@@ -61,11 +69,6 @@ def _is_chinese(codepoint: int) -> bool:
         or 0xF900 <= codepoint <= 0xFAFF
         or 0x2F800 <= codepoint <= 0x2FA1F
     )
-
-
-def _is_ascii_symbol(codepoint: int) -> bool:
-    # "$" or "^" is no punctuation to Unicode, and is to BERT.
-    return 33 <= codepoint <= 126 and not chr(codepoint).isalnum()
 
 
 _CLEAN = _Table(_clean)
@@ -84,3 +87,27 @@ def basic_tokenize(text: str, *, lower: bool) -> str:
     if lower:
         text = text.lower()
     return unicodedata.normalize("NFD", text).translate(_SPLIT)
+
+
+def basic_spans(text: str, *, lower: bool) -> list[tuple[int, int]]:
+    """Where the words of `basic_tokenize` stand in `text`, in characters: what is between white
+    space, with punctuation and Chinese characters words of their own. A character that is dropped
+    parts nothing; an accent belongs to the word that it stands on.
+    """
+    spans: list[tuple[int, int]] = []
+    inside = False
+    for place, char in enumerate(text):
+        made = basic_tokenize(char, lower=lower)
+        if not made:
+            if inside and unicodedata.category(char) == "Mn":
+                spans[-1] = spans[-1][0], place + 1
+        elif " " in made:
+            inside = False
+            if made.strip():
+                spans.append((place, place + 1))
+        elif inside:
+            spans[-1] = spans[-1][0], place + 1
+        else:
+            inside = True
+            spans.append((place, place + 1))
+    return spans

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from bertrt.errors import InvalidInputError
+from bertrt.text.basic import is_punctuation
 
-__all__ = ["Encoding", "Pieces", "Text", "Tokenizer", "no_token", "some_at_once"]
+__all__ = ["Encoding", "Pieces", "Text", "Tokenizer", "no_token", "some_at_once", "text_pieces"]
 
 Text = str | tuple[str, str]
 T = TypeVar("T")
@@ -38,13 +40,13 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """A list of words in tokens.
+    """A text, or a list of words, in tokens.
 
     Attributes:
         ids: the tokens' ids.
-        words: for each token, the word that it comes from.
-        spans: for each token, where it stands in ``" ".join(words)``, in characters; None where
-            the tokenizer does not know (GluonNLP's).
+        words: for each token, the number of the word that it comes from.
+        spans: for each token, where it stands in the text, in characters, of a list of words in
+            ``" ".join(words)``; None where the tokenizer does not know (GluonNLP's, of words).
     """
 
     ids: list[int]
@@ -83,9 +85,7 @@ class Tokenizer(Protocol):
             masks: whether the mask token, where a text spells it out, means the mask. (It does in
                 Hugging Face's rules whatever is said here.)
 
-        Raises:
-            InvalidInputError: a text, or the first text of a pair, gives no token at all; the
-                message names its index.
+        A text without tokens, such as an empty one, has the special tokens alone.
         """
         ...
 
@@ -95,6 +95,11 @@ class Tokenizer(Protocol):
 
     def tokenize_words(self, batch: Sequence[Sequence[str]]) -> list[Pieces]:
         """The tokens of each list of words, likewise; a word may give none."""
+        ...
+
+    def tokenize_text(self, texts: Sequence[str]) -> list[Pieces]:
+        """The tokens of each text, likewise, with words of the tokenizer's own: see
+        `text_pieces`."""
         ...
 
     def room(self, *, pair: bool) -> int:
@@ -118,6 +123,46 @@ def some_at_once(texts: Sequence[T]) -> Iterator[Sequence[T]]:
     """The texts, in slices of as many as may be in the Rust library at a time."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         yield texts[start : start + _TEXTS_AT_ONCE]
+
+
+def text_pieces(text: str, parts: Iterable[Any]) -> Pieces:
+    """What the Rust library made of a text, in encodings that together are all of it.
+
+    A word begins where the tokenizer's own pre-tokenization begins one, and on either side of a
+    mark of punctuation; not at an accent or vowel sign that is a character of its own, nor behind
+    it. BERT's pre-tokenization does both. That of others splits at white space alone, or (GPT-2's)
+    takes such signs for no part of a word: a word is the same with all of them.
+    """
+    ids: list[int] = []
+    words: list[int] = []
+    spans: list[tuple[int, int]] = []
+    last, word = None, -1
+    for part in parts:
+        for token_id, owner, (start, end) in zip(
+            part.ids, part.word_ids, part.offsets, strict=True
+        ):
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            apart = owner is None or owner != last
+            if not ids or _begins(text, spans[-1], (start, end), apart):
+                word += 1
+            last = owner
+            ids.append(token_id)
+            words.append(word)
+            spans.append((start, end))
+    return Pieces(ids, words, spans)
+
+
+def _begins(text: str, one: tuple[int, int], other: tuple[int, int], apart: bool) -> bool:
+    """Whether a word begins with a token that stands behind another one; `apart` says that the
+    pre-tokenization parts them."""
+    # Bytes of one character have its place, each of them.
+    if not one[0] < one[1] <= other[0] < other[1]:
+        return apart or (one[1] <= other[0] < other[1] and is_punctuation(text[other[0]]))
+    ends = text[one[1] - 1], text[other[0]]
+    if any(map(is_punctuation, ends)):
+        return True
+    joined = one[1] == other[0] and any(unicodedata.category(char)[0] == "M" for char in ends)
+    return apart and not joined
 
 
 def no_token(index: int) -> InvalidInputError:

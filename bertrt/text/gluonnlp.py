@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as _RustTokenizer
 from tokenizers import models, pre_tokenizers
 
 from bertrt.errors import MissingDependencyError, ModelFormatError
-from bertrt.text.basic import basic_tokenize
-from bertrt.text.encoding import Encoding, Pieces, Text, no_token, some_at_once
+from bertrt.text.basic import basic_spans, basic_tokenize
+from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
 from bertrt.text.vocabulary import BYTES, Vocabulary
 
 __all__ = ["BytePairTokenizer", "GluonTokenizer", "SentencePieceTokenizer", "WordPieceTokenizer"]
@@ -54,10 +54,7 @@ class GluonTokenizer(ABC):
         else:
             firsts = pieces([text for text in batch if isinstance(text, str)])
             seconds = [[]] * len(batch)
-        return [
-            self._join(i, first, second)
-            for i, (first, second) in enumerate(zip(firsts, seconds, strict=True))
-        ]
+        return [self._join(*pair) for pair in zip(firsts, seconds, strict=True)]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.tokenize`."""
@@ -100,6 +97,19 @@ class GluonTokenizer(ABC):
             )
         return found
 
+    def tokenize_text(self, texts: Sequence[str]) -> list[Pieces]:
+        """See `Tokenizer.tokenize_text`. The words are those of the basic tokenizer, each
+        tokenized by itself, as in GluonNLP's scripts; their pieces have no place of their own, and
+        stand where the word does."""
+        words = [basic_spans(text, lower=self.lower) for text in texts]
+        batch = [
+            [text[start:end] for start, end in own] for text, own in zip(texts, words, strict=True)
+        ]
+        return [
+            Pieces(pieces.ids, pieces.words, [own[word] for word in pieces.words])
+            for pieces, own in zip(self.tokenize_words(batch), words, strict=True)
+        ]
+
     def room(self, *, pair: bool) -> int:
         """See `Tokenizer.room`."""
         return self.max_length - (3 if pair else 2)
@@ -112,9 +122,7 @@ class GluonTokenizer(ABC):
     def continues(self, token: str) -> bool:
         """See `Tokenizer.continues`: what GluonNLP's own tokenizer says, ``is_first_subword``."""
 
-    def _join(self, index: int, first: list[int], second: list[int]) -> Encoding:
-        if not first:
-            raise no_token(index)
+    def _join(self, first: list[int], second: list[int]) -> Encoding:
         # The room for pieces: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
         room = self.max_length - (3 if second else 2)
         truncated = len(first) + len(second) > room
@@ -182,6 +190,12 @@ class BytePairTokenizer(GluonTokenizer):
     def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._texts.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def tokenize_text(self, texts: Sequence[str]) -> list[Pieces]:
+        """See `Tokenizer.tokenize_text`. White space is part of the pieces, and so they are those
+        of the whole text, and know their places."""
+        encodings = self._texts.encode_batch(texts, add_special_tokens=False)
+        return [text_pieces(text, [own]) for text, own in zip(texts, encodings, strict=True)]
 
     def continues(self, token: str) -> bool:
         """See `Tokenizer.continues`."""

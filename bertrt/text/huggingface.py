@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as _RustTokenizer
 from tokenizers import models, normalizers
 
 from bertrt.errors import ModelFormatError
-from bertrt.text.encoding import Encoding, Pieces, Text, no_token, some_at_once
+from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
 
 __all__ = ["HuggingFaceTokenizer", "read_tokenizer"]
 
@@ -59,7 +59,6 @@ class HuggingFaceTokenizer:
             model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
         )
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
-        self._num_special = self._tokenizer.num_special_tokens_to_add(False)
         # tokenizer.json has no name for it; these are BERT's and RoBERTa's.
         known = (mask for mask in ("[MASK]", "<mask>") if tokenizer.token_to_id(mask) is not None)
         self.mask = next(known, None)
@@ -79,20 +78,15 @@ class HuggingFaceTokenizer:
 
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""
-        pairs = bool(batch) and isinstance(batch[0], tuple)
-        encoded: list[Encoding] = []
-        for some in some_at_once(batch):
-            for encoding in self._tokenizer.encode_batch_fast(some):
-                if 0 not in encoding.sequence_ids if pairs else len(encoding) <= self._num_special:
-                    raise no_token(len(encoded))
-                encoded.append(
-                    Encoding(
-                        np.array(encoding.ids, np.int32),
-                        np.array(encoding.type_ids, np.int32),
-                        truncated=bool(encoding.overflowing),
-                    )
-                )
-        return encoded
+        return [
+            Encoding(
+                np.array(encoding.ids, np.int32),
+                np.array(encoding.type_ids, np.int32),
+                truncated=bool(encoding.overflowing),
+            )
+            for some in some_at_once(batch)
+            for encoding in self._tokenizer.encode_batch_fast(some)
+        ]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.tokenize`."""
@@ -114,6 +108,12 @@ class HuggingFaceTokenizer:
                     spans.append((start, end))
             found.append(Pieces(ids, owners, spans))
         return found
+
+    def tokenize_text(self, texts: Sequence[str]) -> list[Pieces]:
+        """See `Tokenizer.tokenize_text`."""
+        return [
+            text_pieces(text, parts) for text, parts in zip(texts, self._whole(texts), strict=True)
+        ]
 
     def _whole(self, texts: Sequence[str]) -> Iterator[list[Any]]:
         """The library's encodings of each text, which together are all of it."""

@@ -4,52 +4,96 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bertrt.errors import InvalidInputError, InvalidTypeError
+from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 
-__all__ = ["Words", "check_text", "check_texts", "check_words", "split_words"]
+__all__ = [
+    "Words",
+    "check_text",
+    "check_texts",
+    "check_words",
+    "join_words",
+    "raise_errors",
+    "split_words",
+]
+
+# Of the errors of a batch one message tells so many in full, each up to so many characters, and
+# so many places, or runs of them, of the others.
+_ERRORS_TOLD, _MESSAGE, _PLACES_TOLD = 3, 300, 50
 
 
-def check_texts(batch: Any) -> tuple[list[Any], bool]:
-    """What `predict` takes, checked: texts, or pairs of texts.
+def check_texts(
+    batch: Any, *, pair: bool | None = None, what: str = "the task"
+) -> tuple[list[Any], bool]:
+    """What `predict` takes, each input checked by itself: texts, or pairs of texts.
 
     Args:
         batch: a list of str, a list of (str, str) tuples, one str, or one (str, str) tuple. A list
             of two str is a batch of two; a tuple is always one pair.
+        pair: whether pairs are wanted, or single texts; None: either, as the first of them is.
+        what: what wants them, in messages.
 
     Returns:
-        The batch as a list of str or of (str, str), and whether it was a single input.
+        A list as long as the batch, of str or of (str, str); in the place of what is no such text,
+        holds a NUL character or a lone surrogate, the InvalidTypeError or InvalidInputError that
+        says so with its index. And whether it was a single input.
 
     Raises:
-        InvalidTypeError: anything else, a None in it, or texts and pairs together.
-        InvalidInputError: an empty batch, an empty text, a NUL character or a lone surrogate. The
-            message names the index.
+        InvalidTypeError: the batch is none.
+        InvalidInputError: it is empty.
     """
     single = isinstance(batch, str) or _is_pair(batch)
-    if single:
-        batch = [batch]
-    elif not isinstance(batch, list):
-        raise InvalidTypeError(
-            f"batch is {_describe(batch)}; expected a list of str, a list of (str, str), "
-            "or one of either (use list(...) for other sequences)"
-        )
-    if not batch:
-        raise InvalidInputError("the batch is empty")
-    pairs = not isinstance(batch[0], str)
-    for i, text in enumerate(batch):
-        if not pairs:
-            # type(...) is str first, because it is nearly always true and much the cheapest.
-            if type(text) is not str and not isinstance(text, str):
-                raise _bad_item(i, text, pairs)
-            check_text(f"batch[{i}]", text, may_be_empty=False)
+    items = _as_list(batch, single, "a list of str, a list of (str, str), or one of either")
+    kinds = (_is_pair(item) for item in items if isinstance(item, str) or _is_pair(item))
+    pairs = pair if pair is not None else next(kinds, None)
+
+    def check(index: int, item: Any) -> Any:
+        # type(...) is str first, because it is nearly always true and much the cheapest.
+        if not pairs and (type(item) is str or isinstance(item, str)):
+            check_text(f"batch[{index}]", item)
+        elif pairs is not False and _is_pair(item):
+            for side, text in enumerate(item):
+                check_text(f"batch[{index}][{side}]", text)
+        elif pair is not None and (isinstance(item, str) or _is_pair(item)):
+            found, wanted = ("a text", "a pair") if pair else ("a pair", "a single text")
+            raise InvalidInputError(f"batch[{index}] is {found}; {what} takes {wanted}")
         else:
-            if not _is_pair(text):
-                raise _bad_item(i, text, pairs)
-            check_text(f"batch[{i}][0]", text[0], may_be_empty=False)
-            check_text(f"batch[{i}][1]", text[1], may_be_empty=True)
-    return list(batch), single
+            raise _bad_item(index, item, pairs)
+        return item
+
+    return [_attempt(check, index, item) for index, item in enumerate(items)], single
+
+
+def raise_errors(items: Sequence[Any]) -> None:
+    """Raise the errors among `items` as one: the only one as it is, of several the first few in
+    full and the places of all, as far as they go into a message that can be read."""
+    bad = {index: item for index, item in enumerate(items) if isinstance(item, BertrtError)}
+    if not bad:
+        return
+    first, *others = bad.values()
+    if not others:
+        raise first
+    told = dict(itertools.islice(bad.items(), _ERRORS_TOLD))
+    places: list[list[int]] = []
+    for index in bad:
+        if index in told:
+            continue
+        if places and places[-1][-1] == index - 1:
+            places[-1][1:] = [index]
+        else:
+            places.append([index])
+    shown = [" to ".join(f"batch[{index}]" for index in ends) for ends in places[:_PLACES_TOLD]]
+    message = f"{len(bad)} of {len(items)} inputs cannot be answered: " + "; ".join(
+        _cut(str(error)) for error in told.values()
+    )
+    if shown:
+        message += f"; nor can {', '.join(shown)}"
+        if len(places) > len(shown):
+            message += f", and others up to batch[{places[-1][-1]}]"
+    raise type(first)(message)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,49 +117,68 @@ def split_words(text: str) -> Words:
     return Words(text, [match[0] for match in found], [match.span() for match in found])
 
 
-def check_words(batch: Any) -> tuple[list[Words], bool]:
-    """What `predict` takes where it is about words, checked.
+def join_words(words: Sequence[str]) -> Words:
+    """The text of a list of words, apart by blanks."""
+    starts = itertools.accumulate((len(word) + 1 for word in words), initial=0)
+    spans = [(start, start + len(word)) for start, word in zip(starts, words, strict=False)]
+    return Words(" ".join(words), list(words), spans)
+
+
+def check_words(batch: Any) -> tuple[list[Any], bool]:
+    """What `predict` takes where it is about words, each input checked by itself.
 
     Args:
-        batch: a list of texts, of which each is a str, split at white space, or a list of words;
-            or one str.
+        batch: a list of texts, of which each is a str or a list of words; or one str.
 
-    Returns:
-        The texts in words, those of a list joined by blanks; and whether it was a single input.
-
-    Raises:
-        InvalidTypeError, InvalidInputError: as `check_texts`; also a text without words, and an
-            empty word.
+    Returns, raises:
+        As `check_texts`, of str and lists of str. A list without words, or with an empty one, is
+        an error too.
     """
     single = isinstance(batch, str)
-    if single:
-        batch = [batch]
-    elif not isinstance(batch, list):
-        raise InvalidTypeError(
-            f"batch is {_describe(batch)}; expected a list of texts, each a str or a list of "
-            "words, or one str"
-        )
-    if not batch:
-        raise InvalidInputError("the batch is empty")
-    texts = []
-    for i, item in enumerate(batch):
+    items = _as_list(
+        batch, single, "a list of texts, each a str or a list of words, or one str", sequences=False
+    )
+
+    def check(index: int, item: Any) -> Any:
         if isinstance(item, str):
-            check_text(f"batch[{i}]", item, may_be_empty=False)
-            words = split_words(item)
+            check_text(f"batch[{index}]", item)
         elif isinstance(item, list) and all(isinstance(word, str) for word in item):
-            for index, word in enumerate(item):
-                check_text(f"batch[{i}][{index}]", word, may_be_empty=False)
-            starts = [0, *itertools.accumulate(len(word) + 1 for word in item)]
-            spans = [(start, start + len(word)) for start, word in zip(starts, item, strict=False)]
-            words = Words(" ".join(item), list(item), spans)
+            for number, word in enumerate(item):
+                check_text(f"batch[{index}][{number}]", word, may_be_empty=False)
+            if not item:
+                raise InvalidInputError(f"batch[{index}] holds no word")
         else:
             raise InvalidTypeError(
-                f"batch[{i}] is {_describe(item)}; expected a str or a list of words"
+                f"batch[{index}] is {_describe(item)}; expected a str or a list of words"
             )
-        if not words.words:
-            raise InvalidInputError(f"batch[{i}] holds no word")
-        texts.append(words)
-    return texts, single
+        return item
+
+    return [_attempt(check, index, item) for index, item in enumerate(items)], single
+
+
+def _as_list(batch: Any, single: bool, expected: str, *, sequences: bool = True) -> list[Any]:
+    if single:
+        return [batch]
+    if not isinstance(batch, list):
+        hint = " (use list(...) for other sequences)" if sequences else ""
+        raise InvalidTypeError(f"batch is {_describe(batch)}; expected {expected}{hint}")
+    if not batch:
+        raise InvalidInputError("the batch is empty")
+    return batch
+
+
+def _attempt(check: Callable[[int, Any], Any], index: int, item: Any) -> Any:
+    if isinstance(item, BertrtError):
+        return item  # checked before
+    try:
+        return check(index, item)
+    except BertrtError as error:
+        # Without the frames that it came through, which hold the whole batch.
+        return error.with_traceback(None)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _MESSAGE else message[: _MESSAGE - 3] + "..."
 
 
 def _is_pair(value: Any) -> bool:
@@ -127,18 +190,15 @@ def _is_pair(value: Any) -> bool:
     )
 
 
-def _bad_item(index: int, item: Any, pairs: bool) -> InvalidTypeError:
+def _bad_item(index: int, item: Any, pairs: bool | None) -> InvalidTypeError:
     if isinstance(item, str):
         found = "a str among pairs"
     elif _is_pair(item):
         found = "a pair among single texts"
     else:
         found = _describe(item)
-    if index == 0:
-        expected = "a str or a tuple (str, str)"
-    else:
-        expected = "a tuple (str, str)" if pairs else "a str"
-    return InvalidTypeError(f"batch[{index}] is {found}; expected {expected}")
+    expected = {None: "a str or a tuple (str, str)", True: "a tuple (str, str)", False: "a str"}
+    return InvalidTypeError(f"batch[{index}] is {found}; expected {expected[pairs]}")
 
 
 def _describe(value: Any) -> str:
@@ -150,7 +210,7 @@ def _describe(value: Any) -> str:
     return found
 
 
-def check_text(name: str, text: str, *, may_be_empty: bool) -> None:
+def check_text(name: str, text: str, *, may_be_empty: bool = True) -> None:
     """Check a text; `name` is what messages call it.
 
     Raises:

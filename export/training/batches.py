@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertrt.errors import InvalidInputError
 from bertrt.evaluation.examples import Examples
 from bertrt.text.encoding import Encoding, Tokenizer
 
@@ -64,26 +63,13 @@ def encode(examples: Examples, tokenizer: Tokenizer, labels: Sequence[str] | Non
         examples: of classification or regression.
         tokenizer: the one that the finished bundle will have.
         labels: a classifier's, in the order of its logits; None for regression.
-
-    Raises:
-        InvalidInputError: a text gives no token; the message names the file and the line.
     """
     if labels is None:
         targets = np.array(examples.labels, np.float32)
     else:
         numbers = {label: number for number, label in enumerate(labels)}
         targets = np.array([numbers[label] for label in examples.labels], np.float32)
-    try:
-        encodings = tokenizer.encode(examples.texts)
-    except InvalidInputError:
-        for index, text in enumerate(examples.texts):
-            try:
-                tokenizer.encode([text])
-            except InvalidInputError as error:
-                reason = str(error).removeprefix("batch[0]: ")
-                raise InvalidInputError(f"{examples.where(index)}: {reason}") from None
-        raise
-    return Rows(encodings, targets)
+    return Rows(tokenizer.encode(examples.texts), targets)
 
 
 def epoch_batches(

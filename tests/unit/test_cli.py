@@ -209,9 +209,9 @@ def test_lines_cut_at_any_place(predict, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("stdin", "done", "message"),
     [
-        (b"hello\n\na\n", 1, "line 2 is an empty string"),
-        (b"hello\na\tb\na\n \n", 3, "line 4: the text is empty"),
+        (b"hello\na\tb\na\n\0\n", 3, "line 4 holds a NUL character"),
         (b"hello\na\0b\n", 1, "line 2 holds a NUL character"),
+        (b"hello\na\tb\0\na\0\n", 1, "line 2[1] holds a NUL character"),
         (b"hello\n\xff\n", 1, "line 2 is not UTF-8"),
     ],
 )
@@ -222,6 +222,28 @@ def test_bad_line(predict, stdin: bytes, done: int, message: str) -> None:
     assert len(out) == done
     (line,) = err
     assert line.startswith(f"bertrt: error: {message}")
+
+
+def test_lines_without_a_token_have_an_answer(predict) -> None:
+    status, out, err = predict(stdin=b"hello\n\n \n")
+    assert (status, out, err) == (0, ["2 3 10 0", "2 2 5 0", "2 2 5 0"], [])
+
+
+def test_bad_lines_in_their_places(predict) -> None:
+    stdin = b"hello\na\0b\na\tb\n\xff\nhello\n"
+    status, out, err = predict("--on-error", "return", stdin=stdin)
+    assert (status, err) == (1, ["bertrt: error: 2 lines cannot be answered"])
+    assert out[1] == "error\tline 2 holds a NUL character at position 1"
+    assert out[3].startswith("error\tline 4 is not UTF-8 (")
+    assert [out[0], out[2], out[4]] == ["2 3 10 0", "2 5 27 2", "2 3 10 0"]
+    status, out, _ = predict("--on-error", "return", "--json", stdin=stdin)
+    assert status == 1
+    assert [list(json.loads(line)) for line in out] == [
+        *(["vector", "truncated"], ["error"]) * 2,
+        ["vector", "truncated"],
+    ]
+    assert json.loads(out[1]) == {"error": "line 2 holds a NUL character at position 1"}
+    assert predict("a", "--on-error", "return")[0] == 0
 
 
 def test_error_of_the_engine(tmp_path, capsys) -> None:
@@ -408,7 +430,7 @@ class Fake:
     task = "regression"
     def __enter__(self): return self
     def __exit__(self, *error): pass
-    def predict(self, batch):
+    def predict(self, batch, on_error):
         return [Regression(float(len(text))) for text in batch]
 
 Engine.load = lambda *args, **kwargs: Fake()

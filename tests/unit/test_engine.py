@@ -123,7 +123,7 @@ def test_bad_input_runs_nothing(tiny) -> None:
     for batch, error, message in [
         ([], InvalidInputError, "empty"),
         (["a", None], InvalidTypeError, r"batch\[1\]"),
-        (["a", " "], InvalidInputError, r"batch\[1\].*gives a token"),
+        (["\0", "a", "b\0"], InvalidInputError, r"2 of 3 .*batch\[0\] holds.*batch\[2\] holds"),
         (["a", ("a", "b")], InvalidTypeError, r"batch\[1\]"),
         (np.array(["a"]), InvalidTypeError, "ndarray; expected a list of str"),
         ((text for text in "ab"), InvalidTypeError, "generator"),
@@ -134,6 +134,73 @@ def test_bad_input_runs_nothing(tiny) -> None:
             with pytest.raises(error, match=message):
                 method(batch)
     assert not tiny.backends[0].batches
+
+
+def test_errors_in_their_places(tiny) -> None:
+    engine = tiny.load()
+    found = engine.predict(["a", "\0", "b", None, "hello worlds"], on_error="return")
+    assert [type(item).__name__ for item in found] == [
+        *("Embedding", "InvalidInputError", "Embedding", "InvalidTypeError", "Embedding")
+    ]
+    alone = engine.predict(["a", "b", "hello worlds"])
+    for item, result in zip([found[0], found[2], found[4]], alone, strict=True):
+        assert item.vector.tobytes() == result.vector.tobytes()
+    assert str(found[1]) == "batch[1] holds a NUL character at position 0"
+    assert pickle.loads(pickle.dumps(found[3])).args == found[3].args
+    # A single input has the one error; a list of bad ones runs nothing.
+    assert "NUL" in str(engine.predict("\0", on_error="return"))
+    ran = len(tiny.backends[0].batches)
+    assert [type(e) for e in engine.predict([None, 3], on_error="return")] == [InvalidTypeError] * 2
+    assert len(tiny.backends[0].batches) == ran
+
+
+@pytest.mark.parametrize(
+    ("on_error", "error"),
+    [("skip", InvalidInputError), (None, InvalidTypeError), (np.array(["a"]), InvalidTypeError)],
+)
+def test_on_error_is_checked(tiny, on_error, error) -> None:
+    engine = tiny.load()
+    with pytest.raises(error, match="on_error"):
+        engine.predict("a", on_error=on_error)
+    # What is no batch has no places to put errors.
+    for batch in ([], None, ("a", "b", "c")):
+        with pytest.raises((InvalidInputError, InvalidTypeError)):
+            engine.predict(batch, on_error="return")
+
+
+def test_errors_across_chunks(tiny, monkeypatch) -> None:
+    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 6)
+    for pads in (False, True):
+        tiny.pads = pads
+        engine = tiny.load()
+        texts = ["hello " * (1 + i % 5) if i % 3 else "\0" for i in range(20)]
+        found = engine.predict(texts, on_error="return")
+        assert len(tiny.backends[-1].batches) > 3
+        for i, (text, item) in enumerate(zip(texts, found, strict=True)):
+            if i % 3:
+                assert item.vector.tolist() == engine.predict(text).vector.tolist()
+            else:
+                assert str(item).startswith(f"batch[{i}] holds")
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\u200b\x01", "\u0301"])
+def test_a_text_without_tokens_is_its_special_tokens(tiny, text: str) -> None:
+    """[CLS] [SEP], as transformers has it."""
+    engine = tiny.load()
+    assert engine.tokenize(text).ids.tolist() == [2, 3]
+    assert engine.predict(text).vector.tolist() == [2, 2, 5, 0]
+    assert [r.vector[1] for r in engine.predict(["a", text, "b"])] == [3, 2, 3]
+    # [CLS] [SEP] b [SEP]; a second text without tokens is none to GluonNLP.
+    assert engine.tokenize((text, "b")).ids.tolist() == [2, 3, 10, 3]
+    assert engine.tokenize((text, "b")).types.tolist() == [0, 0, 1, 1]
+    assert engine.tokenize((text, text)).ids.tolist() == [2, 3]
+    words = tiny.load(pooling={"mode": "words", "normalize": True, "subwords": "avg"})
+    result = words.predict(text)
+    assert result.tokens == () and result.vector.shape == (0, 4)
+    classifier = tiny.load(
+        task="classification", labels=["x", "y"], pooling=None, outputs=["logits"]
+    )
+    assert classifier.predict(text).label == "y"
 
 
 def test_no_tokenizer(tiny) -> None:

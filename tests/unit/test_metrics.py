@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
 from bertrt.errors import InvalidInputError, MissingDependencyError
-from bertrt.evaluation.examples import GoldAnswer
+from bertrt.evaluation.examples import Examples, GoldAnswer
 from bertrt.evaluation.metrics import METRICS, exact_match, is_right, metrics_of, score, token_f1
+from bertrt.evaluation.run import run_examples
 
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
@@ -148,3 +150,25 @@ def test_a_library_that_is_missing(monkeypatch) -> None:
             score([name], gold, gold)
     # SQuAD's are ours.
     assert score(["exact_match"], [()], [""]) == {"exact_match": 100.0}
+
+
+def test_examples_that_cannot_be_answered_have_their_places(tiny) -> None:
+    engine = tiny.load(
+        task="tagging",
+        labels=["O", "B-a", "I-a", "E-a"],
+        pooling=None,
+        outputs=["logits"],
+        rows={"logits": "tokens"},
+    )
+    texts = [["a"], ["a"] * 7, ["b"], ["a"] * 9]
+    places = [f"line {i}" for i in (1, 3, 11, 14)]
+    examples = Examples("tagging", Path("words.txt"), "", texts, [["O"]] * 4, places, 0)
+    with pytest.raises(InvalidInputError) as caught:
+        run_examples(engine, examples)
+    message = str(caught.value)
+    assert message.startswith(
+        "words.txt: 2 of 4 inputs cannot be answered: words.txt, line 3 has 7"
+    )
+    assert "; words.txt, line 14 has 9 tokens" in message and "batch" not in message
+    with pytest.raises(InvalidInputError, match=r"^words.txt, line 3: has 7 tokens"):
+        run_examples(engine, examples.take([0, 1, 2]))

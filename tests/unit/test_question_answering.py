@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
-from bertrt.tasks.question_answering import QuestionAnswering, _align, _widest, _Window, _windows
+from bertrt.tasks.question_answering import QuestionAnswering, _align, _widest, _Window
 from bertrt.tasks.settings import complete_settings
+from bertrt.tasks.windows import cut_windows, overlapping
+from bertrt.text.inputs import raise_errors
 from bertrt.text.load import load_tokenizer
 
 WORDS = ["who", "?", "ada", "##m", "eve", "and", ",", "love", "##lace", "é", "in", "1815"]
@@ -113,7 +115,7 @@ def test_windows_and_their_best(answer) -> None:
     list(itertools.product([1, 7, 8, 9, 30], [1, 3, 8], [1, 3, 8, 128])),
 )
 def test_windows_cover_every_token(tokens: int, room: int, stride: int) -> None:
-    windows = _windows(tokens, room, stride)
+    windows = cut_windows(tokens, room, stride)
     assert windows[0][0] == 0 and windows[-1][1] == tokens
     assert all(0 < end - begin <= room for begin, end in windows)
     assert all(
@@ -124,6 +126,69 @@ def test_windows_cover_every_token(tokens: int, room: int, stride: int) -> None:
     for token in range(tokens):
         index = _widest(made, token)
         assert made[index].begin <= token < made[index].end
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 59, 123, 379])
+@pytest.mark.parametrize("stride", [1, 16, 128])
+def test_windows_overlap_by_half(answer, room: int, stride: int) -> None:
+    """With the rule "overlapping" a span of half the room stands whole in a window."""
+    tokens = 1000
+    _, request = answer(
+        "who ?",
+        "eve " * tokens,
+        {},
+        max_length=room + 5,
+        doc_stride=stride,
+        max_query_length=1,
+        windows="overlapping",
+    )
+    windows = [(w.begin, w.end) for w in request.source.windows]
+    # The question takes a token, and so there is one more.
+    assert windows[0] == (0, room + 1) and windows[-1][1] == tokens
+    assert {later - first for (first, _), (later, _) in itertools.pairwise(windows)} == {
+        min(stride, (room + 1) // 2)
+    }
+    half = (room + 1) // 2
+    assert all(
+        any(begin <= first and first + half <= end for begin, end in windows)
+        for first in range(tokens - half + 1)
+    )
+
+
+def test_gluonnlp_windows_keep_its_stride(answer) -> None:
+    """Its script goes on by `doc_stride` whatever the room is, and directly behind a window that
+    is shorter."""
+    for settings, expected in (
+        ({}, [(0, 8), (8, 16), (16, 20)]),
+        ({"doc_stride": 6}, [(0, 8), (6, 14), (12, 20)]),
+        ({"windows": "overlapping"}, [(0, 8), (4, 12), (8, 16), (12, 20)]),
+    ):
+        _, request = answer("who ?", "eve " * 20, {}, max_length=13, **settings)
+        assert [(w.begin, w.end) for w in request.source.windows] == expected
+    assert overlapping(1) == 1
+
+
+def test_an_answer_across_an_edge_is_found(answer) -> None:
+    context = "eve " * 7 + "ada love in " + "eve " * 9
+    logits = {7: (9, -9), 9: (-9, 9)}
+    assert answer("who ?", context, logits, max_length=13)[0].text != "ada love in"
+    found, _ = answer("who ?", context, logits, max_length=13, windows="overlapping")
+    assert (found.text, found.start, found.end) == ("ada love in", 28, 39)
+
+
+@pytest.mark.parametrize("before", range(30))
+def test_answers_of_half_the_room_are_found_anywhere(answer, before: int) -> None:
+    """[CLS] who [SEP] context [SEP] of 24 tokens: 20 of the context, and an answer of ten."""
+    context = "eve " * before + "ada " + "and " * 8 + "love" + " eve" * 30
+    logits = {before: (9, -9), before + 9: (-9, 9)}
+    found, request = answer("who", context, logits, max_length=24, windows="overlapping")
+    assert request.source.windows[1].begin == 10
+    assert found.text == "ada " + "and " * 8 + "love"
+    assert (found.start, context[found.start : found.end]) == (4 * before, found.text)
+
+
+def test_a_context_of_one_token_has_an_answer(answer) -> None:
+    assert answer("who ?", "eve", {0: (9, 9)}, windows="overlapping")[0].text == "eve"
 
 
 def test_limits_of_an_answer(answer) -> None:
@@ -183,7 +248,12 @@ def test_questions_are_cut_and_contexts_are_not(answer) -> None:
         (("who ?", ""), InvalidInputError, r"batch\[0\]: the context is empty"),
         (("who ?", " \u200b "), InvalidInputError, r"batch\[0\]: the context .* no|gives a token"),
         (("\u200b", "eve"), InvalidInputError, r"batch\[0\]: the question"),
-        (("", "eve"), InvalidInputError, r"batch\[0\]\[0\] is an empty string"),
+        (("", "eve"), InvalidInputError, r"batch\[0\]: the question is empty"),
+        (
+            [("", "eve"), ("who ?", "eve"), ("who ?", " "), "eve"],
+            InvalidInputError,
+            r"3 of 4 .*batch\[0\]: the question .*batch\[2\]: the context .*batch\[3\] is a text;",
+        ),
         ("who ?", InvalidInputError, r"\(question, context\), takes a pair"),
         ([["who ?", "eve"]], InvalidTypeError, r"batch\[0\] is a list"),
     ],
@@ -191,8 +261,9 @@ def test_questions_are_cut_and_contexts_are_not(answer) -> None:
 def test_bad_input(answer, batch, error, message) -> None:
     _, request = answer("who ?", "eve", {})
     task = QuestionAnswering(complete_settings(None, "question-answering", 16))
+    found, _ = task.encode(batch, request.source.tokenizer)
     with pytest.raises(error, match=message):
-        task.encode(batch, request.source.tokenizer)
+        raise_errors(found)
 
 
 def test_a_model_that_cannot_answer(answer) -> None:

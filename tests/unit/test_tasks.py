@@ -18,6 +18,7 @@ from bertrt.errors import (
 from bertrt.results import Classification, Embedding, NextSentence, Regression
 from bertrt.tasks.base import Request
 from bertrt.tasks.settings import (
+    HUGGINGFACE,
     PRESETS,
     TASKS,
     check_settings,
@@ -370,11 +371,41 @@ def test_settings_have_defaults() -> None:
     }
 
 
+def test_rules_of_models_from_hugging_face() -> None:
+    for task, name, own in (
+        ("tagging", "aggregation", "first"),
+        ("question-answering", "windows", "overlapping"),
+    ):
+        # GluonNLP's rule is the default, and is not said.
+        assert name not in complete_settings({name: "gluonnlp"}, task, 384)
+        assert check_settings(complete_settings(None, task, 384), task, "here")[name] == "gluonnlp"
+        settings = complete_settings(HUGGINGFACE[task], task, 384)
+        assert check_settings(settings, task, "here")[name] == settings[name] == own
+    assert all(task in TASKS for task in HUGGINGFACE)
+
+
+def test_bundles_of_before_mean_gluonnlps_rules() -> None:
+    assert check_settings({}, "tagging", "here") == {"aggregation": "gluonnlp"}
+    before = complete_settings(None, "question-answering", 384)
+    assert check_settings(before, "question-answering", "here")["windows"] == "gluonnlp"
+    for found, task, message in (
+        ({}, "fill-mask", "here, settings: found {}, expected top_k"),
+        ({"aggregation": "first", "k": 1}, "tagging", "found .*'k'"),
+        ({"aggregation": "none"}, "tagging", "'aggregation' should be one of gluonnlp"),
+        ([], "tagging", r"found \[\]"),
+    ):
+        with pytest.raises(ModelFormatError, match=message):
+            check_settings(found, task, "here")
+
+
 @pytest.mark.parametrize(
     ("task", "given", "error", "message"),
     [
         ("fill-mask", {"k": 3}, InvalidInputError, "there is no 'k'; there is top_k"),
-        ("tagging", {"k": 3}, InvalidInputError, "nothing to set"),
+        ("tagging", {"k": 3}, InvalidInputError, "there is no 'k'; there is aggregation"),
+        ("tagging", {"aggregation": "none"}, InvalidInputError, "one of gluonnlp, first, average"),
+        ("tagging", {"aggregation": None}, InvalidInputError, "one of gluonnlp, first, average"),
+        ("question-answering", {"windows": 3}, InvalidInputError, "one of gluonnlp, overlapping"),
         ("fill-mask", {"top_k": 0}, InvalidInputError, "top_k should be a whole number from 1"),
         ("fill-mask", {"top_k": True}, InvalidInputError, "found True"),
         ("fill-mask", [3], InvalidTypeError, "a dict of names and values"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from bertrt.errors import BertrtError, InvalidInputError, MissingFileError, ModelFormatError
-from bertrt.text.basic import basic_tokenize
+from bertrt.errors import BertrtError, MissingFileError, ModelFormatError
+from bertrt.text.basic import basic_spans, basic_tokenize
 from bertrt.text.load import load_tokenizer
 from bertrt.text.vocabulary import Vocabulary
 
@@ -44,20 +44,16 @@ def test_truncation_is_told(write_vocabulary) -> None:
     assert (len(beyond.ids), beyond.truncated) == (5, True)
 
 
-@pytest.mark.parametrize("text", [" ", "\t\u200b\x01", "\u0301"])
+@pytest.mark.parametrize("text", ["", " ", "\t\u200b\x01", "\u0301"])
 def test_nothing_to_encode(write_vocabulary, text: str) -> None:
     tokenizer = load_tokenizer(GLUON, write_vocabulary(TOKENS).parent)
-    with pytest.raises(InvalidInputError, match=r"batch\[1\].*gives a token"):
-        tokenizer.encode(["a", text])
-    with pytest.raises(InvalidInputError, match=r"batch\[1\]"):
-        tokenizer.encode([("a", "b"), (text, "b")])
+    some, none = tokenizer.encode(["hello", text])
+    assert len(some.ids) == 3 and none.ids.tolist() == [some.ids[0], some.ids[-1]]
 
 
-def test_index_is_right_beyond_the_first_chunk(write_vocabulary, monkeypatch) -> None:
+def test_more_texts_than_a_chunk(write_vocabulary, monkeypatch) -> None:
     monkeypatch.setattr("bertrt.text.encoding._TEXTS_AT_ONCE", 3)
     tokenizer = load_tokenizer(GLUON, write_vocabulary(TOKENS).parent)
-    with pytest.raises(InvalidInputError, match=r"batch\[7\]"):
-        tokenizer.encode(["a"] * 7 + [" "])
     many = tokenizer.encode(["hello", "world", "a", "b", "!", "hello world", "b a"])
     assert [encoding.ids[1] for encoding in many] == [5, 6, 9, 10, 8, 5, 10]
     assert tokenizer.encode([]) == []
@@ -235,12 +231,10 @@ def test_huggingface_truncation(huggingface) -> None:
 
 def test_huggingface_nothing_to_encode(huggingface) -> None:
     tokenizer = huggingface(16)
-    with pytest.raises(InvalidInputError, match=r"batch\[1\]"):
-        tokenizer.encode(["a", " "])
-    with pytest.raises(InvalidInputError, match=r"batch\[0\]"):
-        tokenizer.encode([(" ", "a")])
-    (pair,) = tokenizer.encode([("a", " ")])
-    assert pair.ids.tolist()[:3] == [2, 9, 3]
+    assert [e.ids.tolist() for e in tokenizer.encode(["", " "])] == [[2, 3], [2, 3]]
+    pairs = tokenizer.encode([(" ", "a"), ("a", ""), ("", "")])
+    assert [e.ids.tolist() for e in pairs] == [[2, 3, 9, 3], [2, 9, 3, 3], [2, 3, 3]]
+    assert [e.types.tolist() for e in pairs] == [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1]]
 
 
 def test_huggingface_file_is_broken(huggingface, tmp_path: Path) -> None:
@@ -268,3 +262,27 @@ def test_huggingface_corpus(corpora: Path) -> None:
     found = tokenizer.encode([case["original"] for case in gold])
     for case, encoding in zip(gold, found, strict=True):
         assert encoding.ids[1:-1].tolist() == case["ids"], case["original"]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_where_the_words_of_the_basic_tokenizer_stand(lower: bool, rng) -> None:
+    alphabet = (
+        "aBz09 é\u0301\u0323\u0130ß\u2260\u037e東\u4eac한ㅎकि\u0e34\U0001f642\u200b\u200d\ufe0f"
+        "\u00ad\x00\x1c\x85\u2028\u00a0\u3000\t\n.-'\"()«»$^_\ufffd\ufb01\u1fef\u0345"
+    )
+    for _ in range(3000):
+        text = "".join(alphabet[i] for i in rng.integers(0, len(alphabet), rng.integers(0, 12)))
+        spans = basic_spans(text, lower=lower)
+        words = [word for s, e in spans for word in basic_tokenize(text[s:e], lower=lower).split()]
+        assert words == basic_tokenize(text, lower=lower).split(), repr(text)
+        flat = [place for span in spans for place in span]
+        assert flat == sorted(flat) and all(start < end for start, end in spans), repr(text)
+        # A word is one word, and ends with a character that shows.
+        assert all(len(basic_tokenize(text[s:e], lower=lower).split()) == 1 for s, e in spans)
+    # A sigma that is capital ends a word as in the text.
+    spans = basic_spans("ΟΔΟΣ, ΣΑΣ", lower=True)
+    assert [basic_tokenize("ΟΔΟΣ, ΣΑΣ"[s:e], lower=True).split() for s, e in spans] == [
+        ["οδος"],
+        [","],
+        ["σας"],
+    ]

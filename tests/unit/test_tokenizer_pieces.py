@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
+from bertrt.errors import MissingDependencyError, ModelFormatError
 from bertrt.text.gluonnlp import BytePairTokenizer, GluonTokenizer, SentencePieceTokenizer
 from bertrt.text.load import load_tokenizer
 from bertrt.text.vocabulary import Vocabulary, read_merges
@@ -195,10 +195,26 @@ def test_byte_pairs_in_a_bundle(bpe_files) -> None:
     tokenizer = load_tokenizer(given, vocab.parent)
     (encoding,) = tokenizer.encode(["the the the the the the the the the the"])
     assert len(encoding.ids) == 9 and encoding.truncated and tokenizer.lower is False
-    with pytest.raises(InvalidInputError, match="gives a token"):
-        tokenizer.encode([""])
+    assert len(tokenizer.encode([""])[0].ids) == 2
     # White space is text here.
     assert len(tokenizer.encode([" "])[0].ids) == 3
+
+
+def test_words_of_byte_pairs(bpe_files) -> None:
+    """The pieces of the whole text, with the places of what they show."""
+    vocab, merges = bpe_files
+    given = {"kind": "gluonnlp-bpe", "file": vocab.name, "pieces": merges.name, "max_length": 9}
+    tokenizer = load_tokenizer(given, vocab.parent)
+    text = "the (the) e\u0301the \U0001f642"
+    (pieces,) = tokenizer.tokenize_text([text])
+    assert pieces.ids == tokenizer.tokenize([text])[0]
+    words: dict[int, list[int]] = {}
+    for word, span in zip(pieces.words, pieces.spans, strict=True):
+        if span[0] < span[1]:  # else it is a blank alone
+            words.setdefault(word, []).extend(span)
+    assert [text[min(own) : max(own)] for own in words.values()] == [
+        *("the", "(", "the", ")", "e\u0301the", "\U0001f642")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -313,10 +329,11 @@ def test_sentencepiece_in_a_bundle(pieces_model: Path, tmp_path: Path, monkeypat
     (encoding,) = tokenizer.encode(["한국어 뷁"])
     # [UNK] is 0 and [PAD] 1 in KoBERT's vocabulary.
     assert encoding.ids[0] == 2 and encoding.ids[-1] == 3 and 0 in encoding.ids
-    with pytest.raises(InvalidInputError, match="gives a token"):
-        tokenizer.encode(["\u0301"])
-    with pytest.raises(InvalidInputError, match="gives a token"):
-        tokenizer.encode([" ", " "])
+    assert [e.ids.tolist() for e in tokenizer.encode(["\u0301", " "])] == [[2, 3], [2, 3]]
+    text = "한국어(뷁)"
+    (pieces,) = tokenizer.tokenize_text([text])
+    assert pieces.ids == tokenizer.tokenize(["한국어 ( 뷁 )"])[0]
+    assert list(dict.fromkeys(pieces.spans)) == [(0, 3), (3, 4), (4, 5), (5, 6)]
 
     whole = pieces_model.read_bytes()
     path = tmp_path / "broken.spiece"

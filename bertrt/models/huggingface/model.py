@@ -28,7 +28,7 @@ from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan
 from bertrt.tasks.embedding import pooled_width
 from bertrt.tasks.modules import Module, output_width
-from bertrt.tasks.settings import LABELLED, TASKS, complete_settings
+from bertrt.tasks.settings import HUGGINGFACE, LABELLED, TASKS, complete_settings
 from bertrt.text.huggingface import HuggingFaceTokenizer
 
 __all__ = ["HuggingFaceModel", "is_huggingface"]
@@ -46,7 +46,7 @@ class HuggingFaceModel:
         labels: the names of the classes or tags; None for the tasks without them.
         pooling: for embeddings, see `bertrt.tasks.settings`; None otherwise.
         modules: what comes behind the pooling.
-        settings: what is set for the task, see `bertrt.tasks.settings`.
+        settings: what is set for the task, see `bertrt.tasks.settings`; the rules of such models.
         tokenizer: the tokenizer, with Hugging Face's rules.
         origin: what is known about where the model comes from.
     """
@@ -157,7 +157,7 @@ class HuggingFaceModel:
             config.labels if task in LABELLED else None,
             pooling,
             sentence.modules,
-            complete_settings(settings, task, tokenizer.max_length),
+            complete_settings(HUGGINGFACE.get(task, {}) | settings, task, tokenizer.max_length),
             tokenizer,
             {
                 "framework": "huggingface",
