@@ -255,6 +255,14 @@ def test_archives_that_are_something_else(file) -> None:
             read_torch(file(content))
 
 
+def test_a_directory_that_is_wrong_about_itself(file) -> None:
+    content = bytearray(archive({"x/data.pkl": named(tensor()), "x/data/0": bytes(16)}))
+    end = content.rindex(b"PK\5\6")
+    content[end + 16 : end + 20] = (10_000).to_bytes(4, "little")  # where it begins
+    with pytest.raises(ModelFormatError, match=r"is not where the archive's directory|read as"):
+        read_torch(file(bytes(content)))
+
+
 def test_entries_over_each_other(file) -> None:
     """What makes a small archive as large as one likes."""
     content = bytearray(archive({"x/data.pkl": named(tensor()), "x/data/0": bytes(16)}))
