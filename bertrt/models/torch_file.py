@@ -36,8 +36,7 @@ __all__ = ["read_torch"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-# A pickle takes some 200 bytes a tensor, and may become some 40 times as large when it is read; an
-# archive's directory takes some 100.
+# A pickle takes some 200 bytes a tensor, an archive's directory some 100.
 _LONGEST_PICKLE = 8 << 20
 _LONGEST_DIRECTORY = 16 << 20
 _LOCAL_HEADER = 30

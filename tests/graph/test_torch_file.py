@@ -339,6 +339,8 @@ def bounded(content: bytes, file, message: str, most: int) -> None:
 def test_memory_is_bounded(file) -> None:
     megabyte = 1 << 20
     deep = b"\x80\2)" + b"\x85" * (megabyte // 4) + b"."
+    many = b"\x80\2]" + b"}a" * megabyte + b"."
+    bounded(with_pickle(many), file, "has more than 1000000 instructions", 100 * megabyte)
     bounded(with_pickle(deep), file, "holds a tuple, expected a dictionary", 100 * megabyte)
     bounded(with_pickle(b"\x80\2" + b"}" * megabyte), file, "objects at once", 10 * megabyte)
     bounded(with_pickle(b"N" * (9 * megabyte)), file, "its data.pkl has 9437184 bytes", megabyte)
