@@ -354,6 +354,7 @@ class HuggingFace:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", torch_pickle(arrays))
             archive.writestr("archive/byteorder", "little")
+            archive.writestr("archive/version", "3\n")
             for key, array in enumerate(arrays.values()):
                 entry = zipfile.ZipInfo(f"archive/data/{key}")
                 # The elements begin at a multiple of 64.

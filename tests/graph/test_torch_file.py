@@ -255,6 +255,14 @@ def test_archives_that_are_something_else(file) -> None:
             read_torch(file(content))
 
 
+def test_a_directory_that_is_wrong_about_itself(file) -> None:
+    content = bytearray(archive({"x/data.pkl": named(tensor()), "x/data/0": bytes(16)}))
+    end = content.rindex(b"PK\5\6")
+    content[end + 16 : end + 20] = (10_000).to_bytes(4, "little")  # where it begins
+    with pytest.raises(ModelFormatError, match=r"is not where the archive's directory|read as"):
+        read_torch(file(bytes(content)))
+
+
 def test_entries_over_each_other(file) -> None:
     """What makes a small archive as large as one likes."""
     content = bytearray(archive({"x/data.pkl": named(tensor()), "x/data/0": bytes(16)}))
@@ -331,6 +339,8 @@ def bounded(content: bytes, file, message: str, most: int) -> None:
 def test_memory_is_bounded(file) -> None:
     megabyte = 1 << 20
     deep = b"\x80\2)" + b"\x85" * (megabyte // 4) + b"."
+    many = b"\x80\2]" + b"}a" * megabyte + b"."
+    bounded(with_pickle(many), file, "has more than 1000000 instructions", 100 * megabyte)
     bounded(with_pickle(deep), file, "holds a tuple, expected a dictionary", 100 * megabyte)
     bounded(with_pickle(b"\x80\2" + b"}" * megabyte), file, "objects at once", 10 * megabyte)
     bounded(with_pickle(b"N" * (9 * megabyte)), file, "its data.pkl has 9437184 bytes", megabyte)

@@ -97,6 +97,18 @@ def test_what_transformers_makes_of_it(hugging, name) -> None:
         check_scores(model, found["logits"], scores)
 
 
+@pytest.mark.parametrize("name", configs.CASES)
+def test_what_is_recorded_is_what_transformers_makes_of_it(hugging, name) -> None:
+    pytest.importorskip("torch", exc_type=ImportError)
+    pytest.importorskip("transformers", exc_type=ImportError)
+    found = configs.record(write(hugging, name), configs.CASES[name].auto, reference.batch(23))
+    recorded = dict(RECORDED[name])
+    if "output" in recorded:
+        np.testing.assert_allclose(found.pop("output"), recorded.pop("output"), atol=1e-5)
+        assert len(found.pop("scores", [])) == len(recorded.pop("scores", []))
+    assert found == recorded
+
+
 def check_scores(model: Model, logits: np.ndarray, recorded) -> None:
     """Results of logits against those of transformers' pipeline."""
     task = make_task(
