@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 
-__all__ = ["basic_spans", "basic_tokenize", "is_punctuation"]
+__all__ = ["basic_spans", "basic_tokenize", "is_chinese", "is_punctuation"]
 
 
 class _Table(dict[int, int | str | None]):
@@ -31,7 +31,7 @@ def _clean(codepoint: int) -> int | str | None:
         return " "
     if category in ("Cc", "Cf") or codepoint == 0xFFFD:
         return None
-    if _is_chinese(codepoint):
+    if is_chinese(char):
         return f" {char} "
     return codepoint
 
@@ -58,7 +58,9 @@ def is_punctuation(char: str) -> bool:
     )
 
 
-def _is_chinese(codepoint: int) -> bool:
+def is_chinese(char: str) -> bool:
+    """Whether BERT takes a character for Chinese, and so for a word."""
+    codepoint = ord(char)
     return (
         0x4E00 <= codepoint <= 0x9FFF
         or 0x3400 <= codepoint <= 0x4DBF

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from bertrt.errors import InvalidInputError
-from bertrt.text.basic import is_punctuation
+from bertrt.text.basic import is_chinese, is_punctuation
 
 __all__ = ["Encoding", "Pieces", "Text", "Tokenizer", "no_token", "some_at_once", "text_pieces"]
 
@@ -125,25 +125,32 @@ def some_at_once(texts: Sequence[T]) -> Iterator[Sequence[T]]:
         yield texts[start : start + _TEXTS_AT_ONCE]
 
 
-def text_pieces(text: str, parts: Iterable[Any]) -> Pieces:
+def text_pieces(text: str, parts: Iterable[Any], prefix: str | None = None) -> Pieces:
     """What the Rust library made of a text, in encodings that together are all of it.
 
     A word begins where the tokenizer's own pre-tokenization begins one, and on either side of a
-    mark of punctuation; not at an accent or vowel sign that is a character of its own, nor behind
-    it. BERT's pre-tokenization does both. That of others splits at white space alone, or (GPT-2's)
-    takes such signs for no part of a word: a word is the same with all of them.
+    mark of punctuation or a Chinese character; not at an accent or vowel sign that is a character
+    of its own, nor behind it. BERT's pre-tokenization does all of that. That of others splits at
+    white space alone, or (GPT-2's) takes such signs for no part of a word: a word is the same with
+    all of them.
+
+    Args:
+        text: the text.
+        parts: the encodings.
+        prefix: what a token begins with that goes on with a word; None where none says so.
     """
     ids: list[int] = []
     words: list[int] = []
     spans: list[tuple[int, int]] = []
     last, word = None, -1
     for part in parts:
-        for token_id, owner, (start, end) in zip(
-            part.ids, part.word_ids, part.offsets, strict=True
+        for token_id, token, owner, (start, end) in zip(
+            part.ids, part.tokens, part.word_ids, part.offsets, strict=True
         ):
             start += len(text[start:end]) - len(text[start:end].lstrip())
             apart = owner is None or owner != last
-            if not ids or _begins(text, spans[-1], (start, end), apart):
+            goes_on = prefix is not None and token.startswith(prefix)
+            if not ids or _begins(text, spans[-1], (start, end), apart, goes_on):
                 word += 1
             last = owner
             ids.append(token_id)
@@ -152,14 +159,16 @@ def text_pieces(text: str, parts: Iterable[Any]) -> Pieces:
     return Pieces(ids, words, spans)
 
 
-def _begins(text: str, one: tuple[int, int], other: tuple[int, int], apart: bool) -> bool:
+def _begins(
+    text: str, one: tuple[int, int], other: tuple[int, int], apart: bool, goes_on: bool
+) -> bool:
     """Whether a word begins with a token that stands behind another one; `apart` says that the
-    pre-tokenization parts them."""
+    pre-tokenization parts them, `goes_on` that the token says it does not."""
     # Bytes of one character have its place, each of them.
     if not one[0] < one[1] <= other[0] < other[1]:
         return apart or (one[1] <= other[0] < other[1] and is_punctuation(text[other[0]]))
     ends = text[one[1] - 1], text[other[0]]
-    if any(map(is_punctuation, ends)):
+    if any(map(is_punctuation, ends)) or (not goes_on and any(map(is_chinese, ends))):
         return True
     joined = one[1] == other[0] and any(unicodedata.category(char)[0] == "M" for char in ends)
     return apart and not joined

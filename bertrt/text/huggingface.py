@@ -112,7 +112,8 @@ class HuggingFaceTokenizer:
     def tokenize_text(self, texts: Sequence[str]) -> list[Pieces]:
         """See `Tokenizer.tokenize_text`."""
         return [
-            text_pieces(text, parts) for text, parts in zip(texts, self._whole(texts), strict=True)
+            text_pieces(text, parts, self._prefix)
+            for text, parts in zip(texts, self._whole(texts), strict=True)
         ]
 
     def _whole(self, texts: Sequence[str]) -> Iterator[list[Any]]:

@@ -208,6 +208,8 @@ def any_tokenizer(request, write_vocabulary):
         ("\U0001f642 Paris e\u0301 Paris", [2, 11]),
         ("é\u0130\u0130 Paris", [4]),
         ("\u200b Paris", [2]),
+        ("我在Paris。", [2]),
+        ("東Paris京 (Paris)京", [1, 9]),
     ],
 )
 @pytest.mark.parametrize("aggregation", ["first", "average", "max"])
@@ -250,6 +252,17 @@ def test_accents_and_vowel_signs_part_no_word(any_tokenizer, text: str) -> None:
     found = tag(any_tokenizer, text)
     assert found.words == tuple(text.split())
     assert found.entities[-1].text == "Paris"
+
+
+def test_chinese_characters_are_words(any_tokenizer) -> None:
+    found = tag(any_tokenizer, "東京, Paris")
+    # Unigram has one unknown token for the two.
+    assert found.words in (("東", "京", ",", "Paris"), ("東京", ",", "Paris"))
+    made = Tokenizer(models.WordPiece({"[UNK]": 0, "東": 1, "##京": 2}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(handle_chinese_chars=False)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # A model that has words of them says so.
+    assert tag(HuggingFaceTokenizer(made, max_length=9), "東京").words == ("東京",)
 
 
 def test_aggregations_by_hand() -> None:
