@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "BertrtError",
+    "BertrtWarning",
     "DeviceError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -54,3 +55,8 @@ class MissingDependencyError(BertrtError, ImportError):
 
 class DeviceError(BertrtError, RuntimeError):
     """A device, provider, precision or instruction set cannot be used here."""
+
+
+class BertrtWarning(UserWarning):
+    """A model runs, and not as its files say in every respect; the message names file and
+    reason."""
