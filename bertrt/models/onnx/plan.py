@@ -62,10 +62,11 @@ def _in_int8(plan: Plan, quantized: Mapping[str, Quantized]) -> tuple[Plan, str]
             if name not in quantized:
                 return plan, f"of the weights of {step.name}, {name!r} is none of them"
             parts, why = _outputs(quantized[name], transposed=step.fields["transposed"])
+            own = name.replace(".dequantized", "")
             if parts is None:
-                return plan, f"the weight {name!r} of {step.name} {why}"
-            stored["weight"].append(Constant(f"{name}, int8", parts[0]))
-            stored["scale"].append(Constant(f"{name}, scale", parts[1]))
+                return plan, f"the weight {own!r} of {step.name} {why}"
+            stored["weight"].append(Constant(own, parts[0]))
+            stored["scale"].append(Constant(f"{own}.scale", parts[1]))
         for role in stored.values():
             weights |= {constant.name: constant for constant in role}
         roles = {role: tuple(c.name for c in own) for role, own in stored.items()}

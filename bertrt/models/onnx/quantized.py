@@ -30,6 +30,7 @@ CONVERSIONS = Table()
 
 # They move elements and change none, so that a scale of all of them may come before or after.
 _VIEWS = ("Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_PARTS = ("query", "key", "value")
 _NONNEGATIVE = (
     "Abs", "Exp", "ReduceL2", "ReduceSumSquare", "Relu", "Sigmoid", "Softmax", "Sqrt"
 )  # fmt: skip
@@ -79,7 +80,7 @@ def _quantize(call: Call) -> str:
             zeros = _along(call, zero, values.ndim, axis) if zero else np.int16(0)
             return np.clip(steps + zeros, low, high).astype(dtype)
 
-        return call.builder.made(f"{x} / {scale}", rounded)
+        return call.builder.made(f"{x}.quantized", rounded)
     scales, zeros = _array(call, scale), _array(call, zero) if zero else np.zeros((), np.uint8)
     if scales.size != 1 or zeros.size != 1:
         call.refuse("a scale for each part of what is computed is not supported")
@@ -141,7 +142,7 @@ def _matmul_integer(call: Call) -> str:
         _unrounded(call, weight, zero)
         return call.emit("MatMul", x, weight)
     integers = call.builder.made(
-        f"{weight} - {zero}" if zero else f"{weight} as it is",
+        f"{weight}.integers",
         lambda: _integers(call, weight, zero, 1).astype(np.float32),
     )
     product = call.emit("MatMul", x, integers)
@@ -193,7 +194,7 @@ def _attention(call: Call) -> str:
     for index, (integers, own) in enumerate(
         zip(np.split(whole.integers, 3, axis=1), np.split(scales, 3, axis=1), strict=True)
     ):
-        part = _declared(call, f"{weight} * {scale}, {index}", Quantized(integers, own))
+        part = _declared(call, f"{weight}.dequantized.{_PARTS[index]}", Quantized(integers, own))
         parts.append(call.emit("Add", call.emit("MatMul", x, part), biases[index]))
     return attend_projections(call, parts, mask, "")
 
@@ -225,20 +226,22 @@ def _unrounded(call: Call, x: str, zero: str, scale: str = "") -> None:
 
 def _weight(call: Call, value: str, scale: str, zero: str, axis: int) -> str:
     """The float32 values of a quantised parameter."""
-    graph = call.builder.graph
-    if not graph.is_parametric(value):
+    if not call.builder.graph.is_parametric(value):
         call.refuse(f"{value!r} is computed, expected a parameter")
-    name = f"{value} * {scale}" + (f" from {zero}" if zero else "")
-    known = call.builder.quantized.get(name)
-    quantized = known or _quantized(call, value, scale, zero, axis)
+    quantized = _quantized(call, value, scale, zero, axis)
     if quantized.integers.size == 1:
         return call.builder.literal(quantized.values.tolist(), "float32")
-    return _declared(call, name, quantized)
+    return _declared(call, f"{value}.dequantized", quantized)
 
 
 def _declared(call: Call, name: str, quantized: Quantized) -> str:
-    call.builder.quantized.setdefault(name, quantized)
-    return call.builder.made(name, lambda: quantized.values)
+    known = call.builder.quantized.setdefault(name, quantized)
+    if known is not quantized and not (
+        np.array_equal(known.scale, quantized.scale)
+        and np.array_equal(known.integers, quantized.integers)
+    ):
+        call.refuse(f"a weight with two scales or zero points ({name}) is not supported")
+    return call.builder.made(name, lambda: known.values)
 
 
 def _quantized(call: Call, value: str, scale: str, zero: str, axis: int) -> Quantized:
