@@ -59,6 +59,10 @@ class Builder(Protocol):
         """A constant of this name, which `make` makes the first time that the file is read."""
         ...
 
+    def is_weight(self, value: str) -> bool:
+        """Whether a value is a tensor of the file, and no arithmetic of the graph's."""
+        ...
+
     def shape(self, value: str) -> tuple[int, ...]:
         """The shape of a value."""
         ...

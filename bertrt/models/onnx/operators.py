@@ -131,6 +131,15 @@ def _size(call: Call) -> str:
     return call.ints(math.prod(call.shape(call.input(0))))
 
 
+@CONVERSIONS.of("NonZero")
+def _non_zero(call: Call) -> str:
+    """So exporters wrote 0, 1, 2, ... before opset 11: the places of a vector of ones."""
+    array = call.builder.graph.array(call.input(0))
+    if array is None:
+        call.refuse("the places of what is computed are not supported, only those of a constant")
+    return call.ints(np.array(np.nonzero(array), np.int64).tolist())
+
+
 @CONVERSIONS.of("ConstantOfShape")
 def _constant_of_shape(call: Call) -> str:
     value = call.attrs.pop("value", np.zeros(1, np.float32))

@@ -34,6 +34,8 @@ _PARTS = ("query", "key", "value")
 _NONNEGATIVE = (
     "Abs", "Exp", "ReduceL2", "ReduceSumSquare", "Relu", "Sigmoid", "Softmax", "Sqrt"
 )  # fmt: skip
+# A range as wide as this has BERT's mask in it, which adds -10,000.
+_MASKED = 9999.0
 _RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -44,8 +46,8 @@ def _dequantize(call: Call) -> str:
     call.given(2, 3)
     x, scale, zero = call.input(0), call.input(1), call.input(2)
     graph = call.builder.graph
-    if not graph.is_parametric(x) and call.builder.dtype(x) == "float32":
-        return x  # a computed value, which was not rounded
+    if call.builder.dtype(x) == "float32":
+        return x  # was not rounded
     views: list[Node] = []
     base = x
     while (node := graph.producer(base)) is not None and node.op in _VIEWS:
@@ -73,6 +75,8 @@ def _quantize(call: Call) -> str:
         call.refuse(f"it rounds to {dtype}, supported are {' and '.join(_RANGES)}")
     low, high = _RANGES[dtype]
     if graph.is_parametric(x):
+        if graph.scalar(x) is None and not call.builder.is_weight(x):
+            return x  # rows of a table, say
 
         def rounded() -> np.ndarray:
             values = evaluate(graph, x, {})
@@ -80,18 +84,34 @@ def _quantize(call: Call) -> str:
             zeros = _along(call, zero, values.ndim, axis) if zero else np.int16(0)
             return np.clip(steps + zeros, low, high).astype(dtype)
 
+        if graph.scalar(x) is not None:
+            return call.builder.literal(rounded().tolist(), dtype)
         return call.builder.made(f"{x}.quantized", rounded)
     scales, zeros = _array(call, scale), _array(call, zero) if zero else np.zeros((), np.uint8)
     if scales.size != 1 or zeros.size != 1:
         call.refuse("a scale for each part of what is computed is not supported")
-    if not scales.ravel()[0] > 0:
-        call.refuse(f"its scale is {scales.ravel()[0]}")
+    step = float(scales.ravel()[0])
+    if not step > 0:
+        call.refuse(f"its scale is {step:g}")
+    if step * (high - low) >= _MASKED and _of_products(graph, x):
+        call.refuse(
+            f"it rounds scores to multiples of {step:g}, because the mask is added to them before, "
+            "and so loses them: leave Add and Softmax out of the operators that are quantised"
+        )
     offset = int(zeros.ravel()[0])
     if offset == low and not _never_negative(graph, x):
         return call.emit("Relu", x)
     if offset == high:
         return call.emit("Clip", x, "", call.number(0.0))
     return x
+
+
+def _of_products(graph: Graph, value: str) -> bool:
+    """Whether products, masked or scaled, are what a value is."""
+    node = graph.producer(value)
+    if node is None or node.op not in (*_VIEWS, "Add", "Div", "MatMul", "Mul", "Sub", "Where"):
+        return False
+    return node.op == "MatMul" or any(_of_products(graph, own) for own in node.inputs if own)
 
 
 def _never_negative(graph: Graph, value: str) -> bool:

@@ -352,6 +352,9 @@ class _Reader:
             self.graph.add_constant(stored[name])
         return name
 
+    def is_weight(self, value: str) -> bool:
+        return value in self.tensors.stored and value not in self.known
+
     def literal(self, values: Any, dtype: str) -> str:
         value = self.graph.literal(values, dtype)
         self.known.add(value)
