@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -19,12 +20,14 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+from bertrt.host.files import read_object
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.golden import GoldenCase
 from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
 from bertrt.models.model import Model
 from bertrt.models.onnx.plan import compile_onnx
+from bertrt.models.symbol.params import read_params, write_params
 from bertrt.models.symbol.plan import compile_symbol
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import complete_settings
@@ -38,6 +41,8 @@ __all__ = ["import_graph"]
 _ONNX_DATA = "model.onnx.data"
 # Weights begin at a cache line, so that they can be used where they are mapped.
 _ALIGNMENT = 64
+# MXNet's number for float32 in a symbol
+_FLOAT32 = "0"
 
 
 # The constants of both GELUs, by what half precision makes of them
@@ -75,8 +80,8 @@ def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> P
     model.plan()  # compiles the graph: its errors come before anything is written
     with writing(out) as draft:
         if model.symbol_path is not None and model.params_path is not None:
-            graph = shutil.copyfile(model.symbol_path, draft.directory / SYMBOL)
-            params = shutil.copyfile(model.params_path, draft.directory / PARAMS)
+            graph, params = draft.directory / SYMBOL, draft.directory / PARAMS
+            _copy_symbol(model.symbol_path, model.params_path, graph, params)
             symbol_to_onnx(graph, params, draft.directory / ONNX)
             plan, _ = compile_symbol(graph, params)
             sources = ["mxnet", "onnxruntime"]
@@ -161,6 +166,26 @@ def _record(
             )
             return cases, name
     return [], None
+
+
+def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path) -> None:
+    """Copy a symbol pair. Half precision becomes float32 in both files, as in the plan: MXNet has
+    no half precision on a CPU."""
+    arrays = read_params(params)
+    half = [name for name, constant in arrays.items() if constant.file is None]
+    if not half:
+        shutil.copyfile(symbol, new_symbol)
+        shutil.copyfile(params, new_params)
+        return
+    content = read_object(symbol)
+    for node in content["nodes"]:
+        attrs = node.get("attrs", {})
+        if node["name"] in half and "__dtype__" in attrs:
+            attrs["__dtype__"] = _FLOAT32
+        if attrs.get("dtype") == "float16":
+            attrs["dtype"] = "float32"
+    new_symbol.write_text(json.dumps(content), encoding="utf-8")
+    write_params(new_params, {name: constant.array for name, constant in arrays.items()})
 
 
 def _copy_onnx(source: Path, target: Path) -> None:

@@ -65,6 +65,8 @@ def _cast(c: Context, x: str) -> str:
         raise c.unsupported(f"dtype {wanted!r}")
     elif c.graph.types[x].dtype == "int64":
         return x
+    elif wanted == "float16":  # parameters are widened, and the arithmetic is float32
+        wanted = "float32"
     return x if c.graph.types[x].dtype == wanted else c.add("Cast", x, to=wanted)
 
 
