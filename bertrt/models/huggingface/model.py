@@ -10,6 +10,7 @@ from typing import Any
 from bertrt.errors import InvalidInputError, MissingFileError, UnsupportedModelError
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
+from bertrt.models.huggingface.graph import answerable, fitted, pooling_of
 from bertrt.models.huggingface.plan import read_plan
 from bertrt.models.huggingface.sentence_transformers import find_encoder
 from bertrt.models.huggingface.tokenizer import make_tokenizer
@@ -46,7 +47,9 @@ class HuggingFaceModel:
     origin: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], task: str | None = None) -> HuggingFaceModel:
+    def open(
+        cls, path: str | os.PathLike[str], task: str | None = None, graph: Plan | None = None
+    ) -> HuggingFaceModel:
         """Open a directory with a ``config.json``, with weights in ``model.safetensors`` or in the
         shards of a ``model.safetensors.index.json``, and with a ``tokenizer.json``, a
         ``vocab.txt``, or a ``vocab.json`` with ``merges.txt``; or one with the ``modules.json`` of
@@ -57,6 +60,7 @@ class HuggingFaceModel:
             task: which of its tasks a model with heads of pretraining is wanted for: such a one
                 makes embeddings too. Its own task, the first of `Config.tasks`, if left out, and
                 "embedding" where the directory brings a pooling.
+            graph: the plan of a graph that has the weights, so that the directory needs none.
 
         Raises:
             MissingFileError: the directory or one of its files is not there.
@@ -82,6 +86,9 @@ class HuggingFaceModel:
             )
         config = Config.read(directory / "config.json")
         tasks = config.tasks
+        if graph is not None:
+            config = fitted(config, graph)
+            tasks = answerable(config, graph)
         if pooling is not None:
             if "embedding" not in tasks:
                 raise UnsupportedModelError(
@@ -95,7 +102,9 @@ class HuggingFaceModel:
                 + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
             )
         task = task or tasks[0]
-        plan, left_out = read_plan(config, task)
+        plan, left_out = (graph, []) if graph is not None else read_plan(config, task)
+        if graph is not None and task == "embedding":
+            pooling = pooling_of(graph, pooling)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
         tokenizer = make_tokenizer(directory, config)
