@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from bertrt.engine import Engine
 from bertrt.errors import (
+    InvalidInputError,
     MissingDependencyError,
     MissingFileError,
     ModelFormatError,
@@ -24,16 +26,23 @@ from bertrt.host.files import read_object
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.golden import GoldenCase
+from bertrt.models.huggingface.graph import width_of
+from bertrt.models.huggingface.plan import WEIGHTS
 from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
 from bertrt.models.model import Model
+from bertrt.models.onnx import quantized
+from bertrt.models.onnx.directory import find_onnx, home_of
 from bertrt.models.onnx.plan import compile_onnx
+from bertrt.models.safetensors import write_safetensors
 from bertrt.models.symbol.params import read_params, write_params
 from bertrt.models.symbol.plan import compile_symbol
+from bertrt.plan.interpret import interpret
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import complete_settings
+from bertrt.text.huggingface import HuggingFaceTokenizer
 
 from .golden import record_golden
-from .model import check_labels, check_pooling, seal
+from .model import TokenizerFile, check_labels, check_pooling, seal
 from .symbol_to_onnx import symbol_to_onnx
 
 __all__ = ["import_graph"]
@@ -52,61 +61,125 @@ _EXACT = {
 }
 
 
-def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Make a bundle of a bare graph. It has no tokenizer: ``run`` works, ``predict`` does not.
+def import_graph(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    task: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Make a bundle of a graph.
 
-    A graph with one logit becomes a regression, with several a classification; with two for each
-    token question answering, with others tagging; and any other an embedding.
+    An ONNX file has the task, the labels and the tokenizer of the ``config.json`` and the tokenizer
+    beside it, or in the directory that is given as `tokenizer`. Without them, and for a symbol
+    pair, ``run`` works and ``predict`` does not, and the outputs say what it is for: a graph with
+    one logit becomes a regression, with several a classification; with two for each token question
+    answering, with others tagging; and any other an embedding.
 
     Args:
-        path: a ``*-symbol.json`` with its ``-0000.params`` beside it, or an ``.onnx`` file.
+        path: a ``*-symbol.json`` with its ``-0000.params`` beside it, an ``.onnx`` file, or a
+            directory with one (`bertrt.models.onnx.directory.find_onnx`).
         out: where the bundle goes; nothing may be there yet.
+        task: see `bertrt.models.huggingface.model.HuggingFaceModel.open`.
+        tokenizer: a Hugging Face directory with a ``config.json`` and a tokenizer.
 
     Returns:
         The path of the bundle. Its golden outputs come from MXNet for a symbol pair, where that
-        is installed, and from onnxruntime otherwise; without either it has none.
+        is installed, and from onnxruntime otherwise; without either it has none. A quantised ONNX
+        file's bundle has its plan, and its golden outputs are those of the plan in double
+        precision.
 
     Raises:
-        MissingFileError: there is nothing at `path`.
-        ModelFormatError: the graph is broken, or (UnsupportedModelError) does not fuse.
+        MissingFileError: there is nothing at `path`, or at `tokenizer`.
+        ModelFormatError: the graph is broken, or (UnsupportedModelError) does not fuse; or what
+            belongs to the tokenizer is broken, or does not fit.
+        InvalidInputError: the model is not for `task`, or nothing says what it is for.
         OutputExistsError: `out` exists.
         MissingDependencyError: onnx is not installed.
         BertrtError: the finished bundle gives other numbers than the graph; it is not kept.
     """
-    source = check_path("path", path)
-    if source.is_dir() or not source.exists():
-        raise MissingFileError(f"{source} is no file; a *-symbol.json or an .onnx file is wanted")
-    model = Model.open(source)
+    model = _open(check_path("path", path), task, tokenizer)
     model.plan()  # compiles the graph: its errors come before anything is written
     with writing(out) as draft:
         if model.symbol_path is not None and model.params_path is not None:
+            source = model.symbol_path
             graph, params = draft.directory / SYMBOL, draft.directory / PARAMS
-            _copy_symbol(model.symbol_path, model.params_path, graph, params)
+            _copy_symbol(source, model.params_path, graph, params)
             symbol_to_onnx(graph, params, draft.directory / ONNX)
             plan, _ = compile_symbol(graph, params)
-            sources = ["mxnet", "onnxruntime"]
+            golden, recorder = _record(plan, draft.directory, ["mxnet", "onnxruntime"])
         else:
+            assert model.onnx_path is not None
+            source = model.onnx_path
             graph = draft.directory / ONNX
-            _copy_onnx(source, graph)
-            plan, _ = compile_onnx(graph)
-            plan = _place_weights(plan, draft.directory / _ONNX_DATA)
-            sources = ["onnxruntime"]
+            if _copy_onnx(source, graph):
+                plan, _ = compile_onnx(graph)
+                plan = _place_weights(plan, draft.directory / _ONNX_DATA)
+                golden, recorder = _record(plan, draft.directory, ["onnxruntime"])
+            else:
+                weights = {name: c.array for name, c in model.plan().weights.items()}
+                placed = write_safetensors(draft.directory / WEIGHTS, weights)
+                plan = dataclasses.replace(model.plan(), weights=placed)
+                golden, recorder = _interpret(plan)
         write_plan(plan, draft.directory)
-        golden, recorder = _record(plan, draft.directory, sources)
-        classes = _classes(plan)
-        task = _task(plan, classes)
+        classes = width_of(plan)
+        if (found := model.tokenizer) is None:
+            task = _task(plan, classes)
+            labels = check_labels(None, task, classes)
+            pooling = check_pooling(_pooling(plan, task), task, list(plan.outputs))
+            settings = complete_settings(None, task, plan.architecture["max_length"])
+        else:
+            assert model.task is not None and isinstance(found, HuggingFaceTokenizer)
+            task, labels = model.task, model.labels
+            pooling, settings = model.pooling, model.settings
         seal(
             draft,
             plan,
-            tokenizer=None,
+            tokenizer=None if found is None else TokenizerFile.of(found),
             task=task,
-            labels=check_labels(None, task, classes),
-            pooling=check_pooling(_pooling(plan, task), task, list(plan.outputs)),
-            settings=complete_settings(None, task, plan.architecture["max_length"]),
+            labels=labels,
+            pooling=pooling,
+            settings=settings,
             origin={"framework": "graph", "source": source.name, "golden": recorder},
             golden=golden,
         )
     return Path(out)
+
+
+def _open(source: Path, task: str | None, tokenizer: str | os.PathLike[str] | None) -> Model:
+    """The model of a graph, with what says what it is for."""
+    file = find_onnx(source) if source.is_dir() else source
+    if file is None or not file.exists():
+        raise MissingFileError(
+            f"{source} is no file, and no directory with an ONNX file; a *-symbol.json or an .onnx "
+            "file is wanted"
+        )
+    home = home_of(file) if file.suffix == ".onnx" else None
+    if source.is_dir():
+        home = source
+    if tokenizer is not None:
+        home = check_path("tokenizer", tokenizer)
+        if file.suffix != ".onnx":
+            raise InvalidInputError(f"{file} is no .onnx file: a tokenizer can go with one only")
+    if task is None and tokenizer is None:
+        return Model.open(source)
+    if home is None:
+        raise InvalidInputError(
+            f"task {task}: {file} is a bare graph, with no config.json and tokenizer beside it; "
+            "its outputs say what it is for"
+        )
+    return Model.open_onnx(file, home, task)
+
+
+def _interpret(plan: Plan) -> tuple[list[GoldenCase], str | None]:
+    """Golden cases by the plan itself, in double precision, and what they come from."""
+    if "pairs" in plan.rows.values():  # which it does not return
+        return [], None
+    masked = plan.inputs["masked_positions"] is not None
+    padded = plan.inputs["valid_length"] is not None
+    cases = record_golden(
+        functools.partial(interpret, plan), plan.architecture, masked=masked, padded=padded
+    )
+    return cases, "the plan in double precision"
 
 
 def _task(plan: Plan, classes: int) -> str:
@@ -134,17 +207,6 @@ def _pooling(plan: Plan, task: str) -> dict[str, Any] | None:
     if task != "embedding" or "sequence_output" in plan.outputs:
         return None
     return {"mode": "pooled", "normalize": False}
-
-
-def _classes(plan: Plan) -> int:
-    """The number of logits; 0 for a graph without any."""
-    name = "logits" if "logits" in plan.outputs else "probabilities"
-    value = plan.tail_of(name)[0] if name in plan.outputs else None
-    for step in plan.steps:
-        if step.output == value:
-            shape = plan.weights[step.weights["weight"][0]].array.shape
-            return shape[1] if step.fields["transposed"] else shape[0]
-    return 0
 
 
 def _record(
@@ -188,8 +250,9 @@ def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path)
     write_params(new_params, {name: constant.array for name, constant in arrays.items()})
 
 
-def _copy_onnx(source: Path, target: Path) -> None:
-    """Copy an ONNX model, its float initialisers going to one data file beside the copy.
+def _copy_onnx(source: Path, target: Path) -> bool:
+    """Copy an ONNX model, its float initialisers going to one data file beside the copy; False, and
+    no copy, for a quantised one, which computes something else than the plan.
 
     The plan refers to that file, so that the weights are stored once. The other initialisers are
     shapes and indices, which shape inference wants to see in the model itself. Half precision
@@ -203,7 +266,11 @@ def _copy_onnx(source: Path, target: Path) -> None:
         model = onnx.load(str(source))
     except Exception as error:  # protobuf's, onnx's and the file system's share no base class
         raise ModelFormatError(f"{source} is not a readable ONNX model: {error}") from error
+    operators = {f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.node}
+    if operators & (set(quantized.CONVERSIONS) - {"Mul"}):
+        return False
     _widen(model.graph, onnx)
+    _drop_copies(model.graph)
     joined = {v for node in model.graph.node if node.op_type == "Concat" for v in node.input}
     for tensor in model.graph.initializer:
         if tensor.name in joined and not tensor.dims:
@@ -220,6 +287,20 @@ def _copy_onnx(source: Path, target: Path) -> None:
             set_external_data(tensor, _ONNX_DATA, offset=offset, length=array.nbytes)
             tensor.ClearField("raw_data")
     target.write_bytes(model.SerializeToString())
+    return True
+
+
+def _drop_copies(graph: Any) -> None:
+    """Take away the outputs that are others again, under another name: a plan has them once."""
+    behind = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    seen = set()
+    for output in list(graph.output):
+        value = output.name
+        while value in behind:
+            value = behind[value]
+        if value in seen:
+            graph.output.remove(output)
+        seen.add(value)
 
 
 def _widen(graph: Any, onnx: Any) -> None:

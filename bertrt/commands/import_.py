@@ -8,6 +8,7 @@ from typing import Any
 
 from bertrt.commands.options import add_out, add_task
 from bertrt.errors import InvalidInputError
+from bertrt.models.onnx.directory import find_onnx
 from bertrt.tasks.settings import TASKS
 
 __all__ = ["add", "run"]
@@ -20,24 +21,30 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("path", metavar="PATH", help="the directory, *.onnx or *-symbol.json")
     add_task(parser, TASKS)
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="of an .onnx file: the directory with its config.json and tokenizer; default: those "
+        "beside it",
+    )
     add_out(parser)
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    if Path(arguments.path).is_dir():
+    path = Path(arguments.path)
+    if path.is_dir() and find_onnx(path) is None:
         from bertrt.export.huggingface import import_huggingface
 
-        bundle = import_huggingface(arguments.path, arguments.out, task=arguments.task)
+        if arguments.tokenizer is not None:
+            raise InvalidInputError(
+                f"--tokenizer {arguments.tokenizer}: it goes with an ONNX file, and {path} has none"
+            )
+        bundle = import_huggingface(path, arguments.out, task=arguments.task)
     else:
         from bertrt.export import import_graph
 
-        if arguments.task is not None:
-            raise InvalidInputError(
-                f"--task {arguments.task}: a bare graph has no vocabulary to predict with; "
-                "--task goes with a Hugging Face directory"
-            )
-        bundle = import_graph(arguments.path, arguments.out)
+        bundle = import_graph(path, arguments.out, arguments.task, arguments.tokenizer)
     print(bundle)
     return 0
