@@ -58,5 +58,5 @@ class DeviceError(BertrtError, RuntimeError):
 
 
 class BertrtWarning(UserWarning):
-    """A model runs, and not as its files say in every respect; the message names file and
-    reason."""
+    """The category of every warning of bertrt: a model is taken, and something about it should be
+    known. A message names the file and what was found there."""

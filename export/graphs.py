@@ -26,8 +26,10 @@ from bertrt.host.files import read_object
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.golden import GoldenCase
+from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.graph import width_of
 from bertrt.models.huggingface.plan import WEIGHTS
+from bertrt.models.huggingface.tokenizer import make_tokenizer
 from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
 from bertrt.models.model import Model
 from bertrt.models.onnx import quantized
@@ -80,7 +82,8 @@ def import_graph(
             directory with one (`bertrt.models.onnx.directory.find_onnx`).
         out: where the bundle goes; nothing may be there yet.
         task: see `bertrt.models.huggingface.model.HuggingFaceModel.open`.
-        tokenizer: a Hugging Face directory with a ``config.json`` and a tokenizer.
+        tokenizer: a Hugging Face directory with a ``config.json`` and a tokenizer; or with a
+            tokenizer alone that names its class, and then the outputs say what the model is for.
 
     Returns:
         The path of the bundle. Its golden outputs come from MXNet for a symbol pair, where that
@@ -113,6 +116,8 @@ def import_graph(
             graph = draft.directory / ONNX
             if _copy_onnx(source, graph):
                 plan, _ = compile_onnx(graph)
+                outputs = dict(zip(model.outputs, plan.outputs.values(), strict=True))
+                plan = dataclasses.replace(plan, outputs=outputs)
                 plan = _place_weights(plan, draft.directory / _ONNX_DATA)
                 golden, recorder = _record(plan, draft.directory, ["onnxruntime"])
             else:
@@ -122,15 +127,15 @@ def import_graph(
                 golden, recorder = _interpret(plan)
         write_plan(plan, draft.directory)
         classes = width_of(plan)
-        if (found := model.tokenizer) is None:
+        task, labels = model.task, model.labels
+        pooling, settings = model.pooling, model.settings
+        if task is None:
             task = _task(plan, classes)
             labels = check_labels(None, task, classes)
             pooling = check_pooling(_pooling(plan, task), task, list(plan.outputs))
-            settings = complete_settings(None, task, plan.architecture["max_length"])
-        else:
-            assert model.task is not None and isinstance(found, HuggingFaceTokenizer)
-            task, labels = model.task, model.labels
-            pooling, settings = model.pooling, model.settings
+            settings = complete_settings(None, task, model.max_length)
+        found = model.tokenizer
+        assert found is None or isinstance(found, HuggingFaceTokenizer)
         seal(
             draft,
             plan,
@@ -153,21 +158,39 @@ def _open(source: Path, task: str | None, tokenizer: str | os.PathLike[str] | No
             f"{source} is no file, and no directory with an ONNX file; a *-symbol.json or an .onnx "
             "file is wanted"
         )
-    home = home_of(file) if file.suffix == ".onnx" else None
-    if source.is_dir():
-        home = source
+    if file.suffix != ".onnx" and tokenizer is not None:
+        raise InvalidInputError(f"{file} is no .onnx file: a tokenizer can go with one only")
     if tokenizer is not None:
-        home = check_path("tokenizer", tokenizer)
-        if file.suffix != ".onnx":
-            raise InvalidInputError(f"{file} is no .onnx file: a tokenizer can go with one only")
-    if task is None and tokenizer is None:
+        home: Path | None = check_path("tokenizer", tokenizer)
+    elif task is None:
         return Model.open(source)
-    if home is None:
+    else:
+        home = source if source.is_dir() else home_of(file)
+    if home is not None and (home / "config.json").is_file():
+        return Model.open_onnx(file, home, task)
+    if task is not None:
         raise InvalidInputError(
-            f"task {task}: {file} is a bare graph, with no config.json and tokenizer beside it; "
+            f"task {task}: {file} is a bare graph, with no config.json and tokenizer of its own; "
             "its outputs say what it is for"
         )
-    return Model.open_onnx(file, home, task)
+    assert home is not None
+    return _with_tokenizer(file, home)
+
+
+def _with_tokenizer(file: Path, home: Path) -> Model:
+    """A bare graph with a tokenizer from a directory without a ``config.json``."""
+    settings = home / "tokenizer_config.json"
+    named = read_object(settings).get("tokenizer_class") if settings.is_file() else None
+    if named is None:
+        raise MissingFileError(
+            f"{home} holds no config.json, and no tokenizer_config.json with a tokenizer_class: "
+            "one of them has to say which tokenizer it is"
+        )
+    model = dataclasses.replace(Model.open(file), task=None, labels=None, pooling=None, settings={})
+    facts = model.architecture
+    sizes = {"vocab_size": facts["vocab_size"], "max_position_embeddings": facts["max_length"]}
+    config = Config(home / "config.json", {"model_type": "bert", **sizes})
+    return dataclasses.replace(model, tokenizer=make_tokenizer(home, config))
 
 
 def _interpret(plan: Plan) -> tuple[list[GoldenCase], str | None]:

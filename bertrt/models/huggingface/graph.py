@@ -24,8 +24,10 @@ _OUTPUTS = {
 }
 
 
-def fitted(config: Config, plan: Plan) -> Config:
-    """The configuration with the positions that the graph has: it may be fixed at fewer.
+def fitted(config: Config, plan: Plan) -> tuple[Config, Plan]:
+    """The configuration with the positions that the graph has, which may be fixed at fewer, and the
+    plan with what the class is needed for to name: alone, whether one text follows another looks
+    like any classifier's logits.
 
     Raises ModelFormatError where the two are of different models.
     """
@@ -43,7 +45,14 @@ def fitted(config: Config, plan: Plan) -> Config:
             )
     positions = found["max_length"] + config.first_position
     content = config.content | {config.name("max_position_embeddings"): positions}
-    return dataclasses.replace(config, content=content)
+    names = {name: name for name in plan.outputs}
+    if config.head == "ForNextSentencePrediction" and plan.rows.get("logits") == "seqs":
+        names["logits"] = "next_sentence_classifier_output"
+    outputs = {names[name]: value for name, value in plan.outputs.items()}
+    return (
+        dataclasses.replace(config, content=content),
+        dataclasses.replace(plan, outputs=outputs),
+    )
 
 
 def answerable(config: Config, plan: Plan) -> tuple[str, ...]:

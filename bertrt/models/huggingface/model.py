@@ -87,7 +87,7 @@ class HuggingFaceModel:
         config = Config.read(directory / "config.json")
         tasks = config.tasks
         if graph is not None:
-            config = fitted(config, graph)
+            config, graph = fitted(config, graph)
             tasks = answerable(config, graph)
         if pooling is not None:
             if "embedding" not in tasks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -138,15 +138,16 @@ class Call:
 
 
 Conversion = Callable[[Call], "str | list[str]"]
+_F = TypeVar("_F", bound=Conversion)
 
 
 class Table(dict[str, Conversion]):
     """Conversions by the names of operators."""
 
-    def of(self, *ops: str) -> Callable[[Conversion], Conversion]:
+    def of(self, *ops: str) -> Callable[[_F], _F]:
         """Register what is decorated for these operators."""
 
-        def register(function: Conversion) -> Conversion:
+        def register(function: _F) -> _F:
             self.update(dict.fromkeys(ops, function))
             return function
 
