@@ -8,9 +8,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,7 @@ from .symbol_to_onnx import symbol_to_onnx
 
 __all__ = ["import_graph"]
 
+_T = TypeVar("_T")
 _ONNX_DATA = "model.onnx.data"
 # Weights begin at a cache line, so that they can be used where they are mapped.
 _ALIGNMENT = 64
@@ -116,10 +117,12 @@ def import_graph(
             graph = draft.directory / ONNX
             if _copy_onnx(source, graph):
                 plan, _ = compile_onnx(graph)
-                outputs = dict(zip(model.outputs, plan.outputs.values(), strict=True))
-                plan = dataclasses.replace(plan, outputs=outputs)
                 plan = _place_weights(plan, draft.directory / _ONNX_DATA)
                 golden, recorder = _record(plan, draft.directory, ["onnxruntime"])
+                # What an output is called may be told by the task alone.
+                names = dict(zip(plan.outputs, model.outputs, strict=True))
+                plan = dataclasses.replace(plan, outputs=_renamed(plan.outputs, names))
+                golden = [GoldenCase(c.inputs, _renamed(c.outputs, names)) for c in golden]
             else:
                 weights = {name: c.array for name, c in model.plan().weights.items()}
                 placed = write_safetensors(draft.directory / WEIGHTS, weights)
@@ -148,6 +151,10 @@ def import_graph(
             golden=golden,
         )
     return Path(out)
+
+
+def _renamed(outputs: Mapping[str, _T], names: Mapping[str, str]) -> dict[str, _T]:
+    return {names.get(name, name): value for name, value in outputs.items()}
 
 
 def _open(source: Path, task: str | None, tokenizer: str | os.PathLike[str] | None) -> Model:

@@ -27,7 +27,7 @@ def _attention(call: Call) -> str:
     query, key, value = call.inputs[:3]
     flat = len(call.shape(query)) == 3
     heads = call.attrs.pop("q_num_heads", None)
-    if call.attrs.pop("kv_num_heads", heads) != heads or call.count != 1:
+    if call.attrs.pop("kv_num_heads", heads) != heads or call.count > 1:
         call.refuse("grouped heads, or a result beside the first, are not supported")
     if flat:
         query, key, value = (_by_head(call, v, heads) for v in (query, key, value))
@@ -96,7 +96,7 @@ def attend_projections(call: Call, parts: Sequence[str], mask: str, bias: str) -
     call.expect(unidirectional=0, do_rotary=0, past_present_share_buffer=0)
     filter_value, scale = call.attrs.pop("mask_filter_value", -10000.0), call.attrs.pop("scale", 0)
     call.no_more()
-    if call.count != 1:
+    if call.count > 1:
         call.refuse("a result beside the first is used")
     query, key, value = (_by_head(call, part, heads) for part in parts)
     added = _additive(call, mask, bias, filter_value)
