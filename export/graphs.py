@@ -263,8 +263,8 @@ def _record(
 def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path) -> None:
     """Copy a symbol pair. Half precision becomes float32 in both files, as in the plan: MXNet has
     no half precision on a CPU."""
-    arrays = read_params(params)
-    half = [name for name, constant in arrays.items() if constant.file is None]
+    arrays = {name: constant.array for name, constant in read_params(params).items()}
+    half = {name: a.astype(np.float32) for name, a in arrays.items() if a.dtype == np.float16}
     if not half:
         shutil.copyfile(symbol, new_symbol)
         shutil.copyfile(params, new_params)
@@ -277,7 +277,7 @@ def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path)
         if attrs.get("dtype") == "float16":
             attrs["dtype"] = "float32"
     new_symbol.write_text(json.dumps(content), encoding="utf-8")
-    write_params(new_params, {name: constant.array for name, constant in arrays.items()})
+    write_params(new_params, arrays | half)
 
 
 def _copy_onnx(source: Path, target: Path) -> bool:

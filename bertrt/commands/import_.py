@@ -41,10 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise InvalidInputError(
                 f"--tokenizer {arguments.tokenizer}: it goes with an ONNX file, and {path} has none"
             )
-        bundle = import_huggingface(path, arguments.out, task=arguments.task)
+        bundle = import_huggingface(arguments.path, arguments.out, task=arguments.task)
     else:
         from bertrt.export import import_graph
 
-        bundle = import_graph(path, arguments.out, arguments.task, arguments.tokenizer)
+        bundle = import_graph(
+            arguments.path, arguments.out, task=arguments.task, tokenizer=arguments.tokenizer
+        )
     print(bundle)
     return 0

@@ -66,6 +66,11 @@ def names_by_structure(graph: Graph) -> dict[str, str]:
             name = "masked_lm_outputs"
         elif tokens and linear_head:
             name = "logits"
+        elif tokens:
+            raise UnsupportedModelError(
+                f"{graph.origin}: the output {own!r} is made within a layer, by {node.name!r}; "
+                "expected what a layer hands on"
+            )
         elif node.op == attention_weights.STEP:
             name = f"attention_weights_{_depth(graph, value)}"
         elif (linear_head and node.attrs["activation"] == "tanh") or node.op == first_token.STEP:

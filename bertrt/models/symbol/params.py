@@ -45,11 +45,10 @@ _MAX_RANK = 32
 
 
 def read_params(path: str | Path) -> dict[str, Constant]:
-    """Map the arrays of a ``.params`` file; nothing is copied but half precision, which is widened
-    to float32, exactly.
+    """Map the arrays of a ``.params`` file; nothing is copied.
 
     Returns name -> :class:`~bertrt.plan.weights.Constant` in file order. The prefixes ``arg:`` and
-    ``aux:`` of exported files are stripped. A widened array lies in no file.
+    ``aux:`` of exported files are stripped.
 
     Raises MissingFileError if there is no such file, UnsupportedModelError for a sparse array and
     ModelFormatError for every other deviation from the format.
@@ -80,10 +79,6 @@ def read_params(path: str | Path) -> dict[str, Constant]:
         if not name or name in constants:
             raise cursor.error(f"name {index} is {name!r}: empty, or there twice")
         constants[name] = Constant(name, array, path, offset)
-        if array.dtype == np.float16:
-            array = array.astype(np.float32)
-            array.flags.writeable = False
-            constants[name] = Constant(name, array)
     if cursor.position != len(cursor.data):
         raise cursor.error(f"{len(cursor.data) - cursor.position} bytes after the last name")
     return constants
