@@ -333,10 +333,16 @@ def test_import(exporter, tmp_path, capsys) -> None:
     assert exporter.calls == [
         ("import_huggingface", (directory, "o"), {"task": None}),
         ("import_huggingface", (directory, "o"), {"task": "embedding"}),
-        ("import_graph", (file, "o"), {}),
+        ("import_graph", (file, "o"), {"task": None, "tokenizer": None}),
     ]
-    assert main(["import", file, "--out", "o", "--task", "embedding"]) == 1
-    assert "bare graph has no vocabulary" in capsys.readouterr().err
+    (tmp_path / "model.onnx").touch()
+    assert main(["import", directory, "--out", "o", "--tokenizer", "t"]) == 0
+    assert exporter.calls[-1] == (
+        "import_graph", (directory, "o"), {"task": None, "tokenizer": "t"}
+    )  # fmt: skip
+    (tmp_path / "model.onnx").unlink()
+    assert main(["import", directory, "--out", "o", "--tokenizer", "t"]) == 1
+    assert "goes with an ONNX file" in capsys.readouterr().err
 
 
 def test_failed_export(exporter, capsys) -> None:
