@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from bertrt.engine import Engine
 from bertrt.errors import (
+    InvalidInputError,
     MissingDependencyError,
     MissingFileError,
     ModelFormatError,
     UnsupportedModelError,
 )
+from bertrt.host.files import read_object
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.golden import GoldenCase
+from bertrt.models.huggingface.config import Config
+from bertrt.models.huggingface.graph import width_of
+from bertrt.models.huggingface.tokenizer import make_tokenizer
+from bertrt.models.huggingface.weights import WEIGHTS
 from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
 from bertrt.models.model import Model
+from bertrt.models.onnx import quantized
+from bertrt.models.onnx.directory import find_onnx, home_of
 from bertrt.models.onnx.plan import compile_onnx
+from bertrt.models.safetensors import write_safetensors
+from bertrt.models.settings import with_settings
+from bertrt.models.symbol.params import read_params, write_params
 from bertrt.models.symbol.plan import compile_symbol
+from bertrt.plan.interpret import interpret
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import complete_settings
+from bertrt.text.huggingface import HuggingFaceTokenizer
 
 from .golden import record_golden
-from .model import check_labels, check_pooling, seal
+from .model import TokenizerFile, check_labels, check_pooling, seal
 from .symbol_to_onnx import symbol_to_onnx
 
 __all__ = ["import_graph"]
 
+_T = TypeVar("_T")
 _ONNX_DATA = "model.onnx.data"
 # Weights begin at a cache line, so that they can be used where they are mapped.
 _ALIGNMENT = 64
+# MXNet's number for float32 in a symbol
+_FLOAT32 = "0"
 
 
 # The constants of both GELUs, by what half precision makes of them
@@ -47,61 +65,156 @@ _EXACT = {
 }
 
 
-def import_graph(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Make a bundle of a bare graph. It has no tokenizer: ``run`` works, ``predict`` does not.
+def import_graph(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    task: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Make a bundle of a graph.
 
-    A graph with one logit becomes a regression, with several a classification; with two for each
-    token question answering, with others tagging; and any other an embedding.
+    An ONNX file has the task, the labels and the tokenizer of the ``config.json`` and the tokenizer
+    beside it, or in the directory that is given as `tokenizer`. Without them, and for a symbol
+    pair, ``run`` works and ``predict`` does not, and the outputs say what it is for: a graph with
+    one logit becomes a regression, with several a classification; with two for each token question
+    answering, with others tagging; and any other an embedding.
 
     Args:
-        path: a ``*-symbol.json`` with its ``-0000.params`` beside it, or an ``.onnx`` file.
+        path: a ``*-symbol.json`` with its ``-0000.params`` beside it, an ``.onnx`` file, or a
+            directory with one (`bertrt.models.onnx.directory.find_onnx`).
         out: where the bundle goes; nothing may be there yet.
+        task: see `bertrt.models.huggingface.model.HuggingFaceModel.open`.
+        tokenizer: a Hugging Face directory with a ``config.json`` and a tokenizer; or with a
+            tokenizer alone that names its class, and then the outputs say what the model is for.
+        settings: what goes before the model's own settings; see `bertrt.Engine.load`.
 
     Returns:
         The path of the bundle. Its golden outputs come from MXNet for a symbol pair, where that
-        is installed, and from onnxruntime otherwise; without either it has none.
+        is installed, and from onnxruntime otherwise; without either it has none. A quantised ONNX
+        file's bundle has its plan, and its golden outputs are those of the plan in double
+        precision.
 
     Raises:
-        MissingFileError: there is nothing at `path`.
-        ModelFormatError: the graph is broken, or (UnsupportedModelError) does not fuse.
+        MissingFileError: there is nothing at `path`, or at `tokenizer`.
+        ModelFormatError: the graph is broken, or (UnsupportedModelError) does not fuse; or what
+            belongs to the tokenizer is broken, or does not fit.
+        InvalidInputError: the model is not for `task`, or nothing says what it is for; it does not
+            have a setting.
         OutputExistsError: `out` exists.
         MissingDependencyError: onnx is not installed.
         BertrtError: the finished bundle gives other numbers than the graph; it is not kept.
     """
-    source = check_path("path", path)
-    if source.is_dir() or not source.exists():
-        raise MissingFileError(f"{source} is no file; a *-symbol.json or an .onnx file is wanted")
-    model = Model.open(source)
+    model = with_settings(_open(check_path("path", path), task, tokenizer), settings)
     model.plan()  # compiles the graph: its errors come before anything is written
     with writing(out) as draft:
         if model.symbol_path is not None and model.params_path is not None:
-            graph = shutil.copyfile(model.symbol_path, draft.directory / SYMBOL)
-            params = shutil.copyfile(model.params_path, draft.directory / PARAMS)
+            source = model.symbol_path
+            graph, params = draft.directory / SYMBOL, draft.directory / PARAMS
+            _copy_symbol(source, model.params_path, graph, params)
             symbol_to_onnx(graph, params, draft.directory / ONNX)
             plan, _ = compile_symbol(graph, params)
-            sources = ["mxnet", "onnxruntime"]
+            golden, recorder = _record(plan, draft.directory, ["mxnet", "onnxruntime"])
         else:
+            assert model.onnx_path is not None
+            source = model.onnx_path
             graph = draft.directory / ONNX
-            _copy_onnx(source, graph)
-            plan, _ = compile_onnx(graph)
-            plan = _place_weights(plan, draft.directory / _ONNX_DATA)
-            sources = ["onnxruntime"]
+            if _copy_onnx(source, graph):
+                plan, _ = compile_onnx(graph)
+                plan = _place_weights(plan, draft.directory / _ONNX_DATA)
+                golden, recorder = _record(plan, draft.directory, ["onnxruntime"])
+                # What an output is called may be told by the task alone.
+                names = dict(zip(plan.outputs, model.outputs, strict=True))
+                plan = dataclasses.replace(plan, outputs=_renamed(plan.outputs, names))
+                golden = [GoldenCase(c.inputs, _renamed(c.outputs, names)) for c in golden]
+            else:
+                weights = {name: c.array for name, c in model.plan().weights.items()}
+                placed = write_safetensors(draft.directory / WEIGHTS, weights)
+                plan = dataclasses.replace(model.plan(), weights=placed)
+                golden, recorder = _interpret(plan)
         write_plan(plan, draft.directory)
-        golden, recorder = _record(plan, draft.directory, sources)
-        classes = _classes(plan)
-        task = _task(plan, classes)
+        classes = width_of(plan)
+        task, labels = model.task, model.labels
+        pooling, settings = model.pooling, model.settings
+        if task is None:
+            task = _task(plan, classes)
+            labels = check_labels(None, task, classes)
+            pooling = check_pooling(_pooling(plan, task), task, list(plan.outputs))
+            settings = complete_settings(None, task, model.max_length)
+        found = model.tokenizer
+        assert found is None or isinstance(found, HuggingFaceTokenizer)
         seal(
             draft,
             plan,
-            tokenizer=None,
+            tokenizer=None if found is None else TokenizerFile.of(found),
             task=task,
-            labels=check_labels(None, task, classes),
-            pooling=check_pooling(_pooling(plan, task), task, list(plan.outputs)),
-            settings=complete_settings(None, task, plan.architecture["max_length"]),
+            labels=labels,
+            pooling=pooling,
+            settings=settings,
             origin={"framework": "graph", "source": source.name, "golden": recorder},
             golden=golden,
+            modules=model.modules,
         )
     return Path(out)
+
+
+def _renamed(outputs: Mapping[str, _T], names: Mapping[str, str]) -> dict[str, _T]:
+    return {names.get(name, name): value for name, value in outputs.items()}
+
+
+def _open(source: Path, task: str | None, tokenizer: str | os.PathLike[str] | None) -> Model:
+    """The model of a graph, with what says what it is for."""
+    file = find_onnx(source) if source.is_dir() else source
+    if file is None or not file.exists():
+        raise MissingFileError(
+            f"{source} is no file, and no directory with an ONNX file; a *-symbol.json or an .onnx "
+            "file is wanted"
+        )
+    if file.suffix != ".onnx" and tokenizer is not None:
+        raise InvalidInputError(f"{file} is no .onnx file: a tokenizer can go with one only")
+    if tokenizer is not None:
+        home: Path | None = check_path("tokenizer", tokenizer)
+    elif task is None:
+        return Model.open(source)
+    else:
+        home = source if source.is_dir() else home_of(file)
+    if home is not None and (home / "config.json").is_file():
+        return Model.open_onnx(file, home, task)
+    if task is not None:
+        raise InvalidInputError(
+            f"task {task}: {file} is a bare graph, with no config.json and tokenizer of its own; "
+            "its outputs say what it is for"
+        )
+    assert home is not None
+    return _with_tokenizer(file, home)
+
+
+def _with_tokenizer(file: Path, home: Path) -> Model:
+    """A bare graph with a tokenizer from a directory without a ``config.json``."""
+    settings = home / "tokenizer_config.json"
+    named = read_object(settings).get("tokenizer_class") if settings.is_file() else None
+    if named is None:
+        raise MissingFileError(
+            f"{home} holds no config.json, and no tokenizer_config.json with a tokenizer_class: "
+            "one of them has to say which tokenizer it is"
+        )
+    model = dataclasses.replace(Model.open(file), task=None, labels=None, pooling=None, settings={})
+    facts = model.architecture
+    sizes = {"vocab_size": facts["vocab_size"], "max_position_embeddings": facts["max_length"]}
+    config = Config(home / "config.json", {"model_type": "bert", **sizes})
+    return dataclasses.replace(model, tokenizer=make_tokenizer(home, config))
+
+
+def _interpret(plan: Plan) -> tuple[list[GoldenCase], str | None]:
+    """Golden cases by the plan itself, in double precision, and what they come from."""
+    if "pairs" in plan.rows.values():  # which it does not return
+        return [], None
+    masked = plan.inputs["masked_positions"] is not None
+    padded = plan.inputs["valid_length"] is not None
+    cases = record_golden(
+        functools.partial(interpret, plan), plan.architecture, masked=masked, padded=padded
+    )
+    return cases, "the plan in double precision"
 
 
 def _task(plan: Plan, classes: int) -> str:
@@ -131,17 +244,6 @@ def _pooling(plan: Plan, task: str) -> dict[str, Any] | None:
     return {"mode": "pooled", "normalize": False}
 
 
-def _classes(plan: Plan) -> int:
-    """The number of logits; 0 for a graph without any."""
-    name = "logits" if "logits" in plan.outputs else "probabilities"
-    value = plan.tail_of(name)[0] if name in plan.outputs else None
-    for step in plan.steps:
-        if step.output == value:
-            shape = plan.weights[step.weights["weight"][0]].array.shape
-            return shape[1] if step.fields["transposed"] else shape[0]
-    return 0
-
-
 def _record(
     plan: Plan, directory: Path, backends: Sequence[str]
 ) -> tuple[list[GoldenCase], str | None]:
@@ -163,8 +265,29 @@ def _record(
     return [], None
 
 
-def _copy_onnx(source: Path, target: Path) -> None:
-    """Copy an ONNX model, its float initialisers going to one data file beside the copy.
+def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path) -> None:
+    """Copy a symbol pair. Half precision becomes float32 in both files, as in the plan: MXNet has
+    no half precision on a CPU."""
+    arrays = {name: constant.array for name, constant in read_params(params).items()}
+    half = {name: a.astype(np.float32) for name, a in arrays.items() if a.dtype == np.float16}
+    if not half:
+        shutil.copyfile(symbol, new_symbol)
+        shutil.copyfile(params, new_params)
+        return
+    content = read_object(symbol)
+    for node in content["nodes"]:
+        attrs = node.get("attrs", {})
+        if node["name"] in half and "__dtype__" in attrs:
+            attrs["__dtype__"] = _FLOAT32
+        if attrs.get("dtype") == "float16":
+            attrs["dtype"] = "float32"
+    new_symbol.write_text(json.dumps(content), encoding="utf-8")
+    write_params(new_params, arrays | half)
+
+
+def _copy_onnx(source: Path, target: Path) -> bool:
+    """Copy an ONNX model, its float initialisers going to one data file beside the copy; False, and
+    no copy, for a quantised one, which computes something else than the plan.
 
     The plan refers to that file, so that the weights are stored once. The other initialisers are
     shapes and indices, which shape inference wants to see in the model itself. Half precision
@@ -178,7 +301,11 @@ def _copy_onnx(source: Path, target: Path) -> None:
         model = onnx.load(str(source))
     except Exception as error:  # protobuf's, onnx's and the file system's share no base class
         raise ModelFormatError(f"{source} is not a readable ONNX model: {error}") from error
+    operators = {f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.node}
+    if operators & (set(quantized.CONVERSIONS) - {"Mul"}):
+        return False
     _widen(model.graph, onnx)
+    _drop_copies(model.graph)
     joined = {v for node in model.graph.node if node.op_type == "Concat" for v in node.input}
     for tensor in model.graph.initializer:
         if tensor.name in joined and not tensor.dims:
@@ -195,6 +322,20 @@ def _copy_onnx(source: Path, target: Path) -> None:
             set_external_data(tensor, _ONNX_DATA, offset=offset, length=array.nbytes)
             tensor.ClearField("raw_data")
     target.write_bytes(model.SerializeToString())
+    return True
+
+
+def _drop_copies(graph: Any) -> None:
+    """Take away the outputs that are others again, under another name: a plan has them once."""
+    behind = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    seen = set()
+    for output in list(graph.output):
+        value = output.name
+        while value in behind:
+            value = behind[value]
+        if value in seen:
+            graph.output.remove(output)
+        seen.add(value)
 
 
 def _widen(graph: Any, onnx: Any) -> None:

@@ -30,6 +30,7 @@ from bertrt.models.symbol.plan import compile_symbol
 from bertrt.plan.plan import Plan
 from bertrt.tasks.modules import Module
 from bertrt.tasks.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
+from bertrt.text.huggingface import HuggingFaceTokenizer
 from bertrt.text.vocabulary import Vocabulary
 
 from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol_pair
@@ -65,6 +66,17 @@ class TokenizerFile:
     max_length: int
     size: int
     pieces: bytes | None = None
+
+    @classmethod
+    def of(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
+        """The file of a tokenizer with Hugging Face's rules."""
+        return cls(
+            "huggingface",
+            tokenizer.to_json(),
+            tokenizer.lower,
+            tokenizer.max_length,
+            tokenizer.vocab_size,
+        )
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Write the files into `directory`; returns the manifest's entry."""

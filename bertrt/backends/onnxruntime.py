@@ -16,7 +16,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.plan.steps import INPUTS
+from bertrt.plan.steps import INPUTS, POSITIONS
 
 if TYPE_CHECKING:
     from bertrt.models.model import Model
@@ -196,6 +196,8 @@ class OnnxRuntimeBackend(Backend):
         for name in outputs:
             own = [arrays[part] for part in self._outputs[name]]
             value = own[0] if len(own) == 1 else np.stack(own, axis=-1)
+            if self._rows[name] == "tokens" and value.ndim == 2:  # a number a token
+                value = value[..., None]
             if self._rows[name] == "positions" and "masked_positions" not in self._roles:
                 # The graph gives every token's.
                 assert batch.masked_positions is not None
@@ -218,6 +220,9 @@ class OnnxRuntimeBackend(Backend):
             )
         feeds = {}
         for name, (role, dtype, rank) in self._inputs.items():
+            if role == POSITIONS:
+                feeds[name] = np.tile(np.arange(sequence, dtype=dtype), (batch.seqs, 1))
+                continue
             value = values[role]
             if role in ("token_ids", "token_types"):
                 value = np.pad(value, ((0, 0), (0, sequence - value.shape[1])))
@@ -268,12 +273,13 @@ def _input_roles(session: Any, model: Model) -> dict[str, tuple[str, Any, int]]:
         roles = {name: name for name in inputs}
     else:
         roles = {name: role for role, name in model.plan().inputs.items() if name is not None}
+    roles[POSITIONS] = POSITIONS
     found = {}
     for name, dtype in inputs.items():
         if name not in roles or dtype not in _DTYPES:
             raise UnsupportedModelError(
                 f"{model.onnx_path}: the input {name!r} ({dtype}) is none of "
-                f"{', '.join(roles) or ', '.join(INPUTS)}, of int64, int32 or float"
+                f"{', '.join(roles)}, of int64, int32 or float"
             )
         found[name] = (roles[name], _DTYPES[dtype], ranks[name])
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from bertrt.commands.options import add_out, add_settings, add_task
 from bertrt.errors import InvalidInputError
+from bertrt.models.onnx.directory import find_onnx
 from bertrt.tasks.settings import TASKS
 
 __all__ = ["add", "run"]
@@ -21,6 +22,12 @@ def add(commands: Any) -> None:
     parser.add_argument("path", metavar="PATH", help="the directory, *.onnx or *-symbol.json")
     add_task(parser, TASKS)
     add_settings(parser, "pooling=cls or max_length=64")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="of an .onnx file: the directory with its config.json and tokenizer; default: those "
+        "beside it",
+    )
     add_out(parser)
     parser.set_defaults(command=run)
 
@@ -33,28 +40,27 @@ def _listed(name: str, value: Any) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    if Path(arguments.path).is_dir():
+    path = Path(arguments.path)
+    settings = {name: _listed(name, value) for name, value in arguments.settings} or None
+    if path.is_dir() and find_onnx(path) is None:
         from bertrt.export.huggingface import import_huggingface
 
+        if arguments.tokenizer is not None:
+            raise InvalidInputError(
+                f"--tokenizer {arguments.tokenizer}: it goes with an ONNX file, and {path} has none"
+            )
         bundle = import_huggingface(
-            arguments.path,
-            arguments.out,
-            task=arguments.task,
-            settings={name: _listed(name, value) for name, value in arguments.settings} or None,
+            arguments.path, arguments.out, task=arguments.task, settings=settings
         )
     else:
         from bertrt.export import import_graph
 
-        if arguments.task is not None:
-            raise InvalidInputError(
-                f"--task {arguments.task}: a bare graph has no vocabulary to predict with; "
-                "--task goes with a Hugging Face directory"
-            )
-        if arguments.settings:
-            raise InvalidInputError(
-                f"--set {arguments.settings[0][0]}: a bare graph has no vocabulary to predict "
-                "with; --set goes with a Hugging Face directory"
-            )
-        bundle = import_graph(arguments.path, arguments.out)
+        bundle = import_graph(
+            arguments.path,
+            arguments.out,
+            task=arguments.task,
+            tokenizer=arguments.tokenizer,
+            settings=settings,
+        )
     print(bundle)
     return 0

@@ -7,6 +7,7 @@ from bertrt.compiler.passes import attention, attention_weights, embed, gather_p
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.plan.plan import Plan
 from bertrt.plan.steps import INPUTS, Step
+from bertrt.plan.tail import OVER_TOKENS
 
 __all__ = ["lay_out"]
 
@@ -39,7 +40,7 @@ def lay_out(graph: Graph, names: dict[str, str]) -> Plan:
         name = namer.name(node, inputs)
         step_of[node.output] = name
         fields = dict(node.attrs)
-        if node.op == "mean_tokens":
+        if node.op in OVER_TOKENS:
             del fields["mask"]  # a packed batch has no tokens to leave out
         steps.append(Step(node.op, name, inputs, name, dict(node.weights), fields))
     used = dict.fromkeys(v for step in steps for group in step.weights.values() for v in group)
@@ -68,7 +69,7 @@ def _input_roles(graph: Graph) -> dict[str, str | None]:
         attention_weights.STEP: ("valid_length",),
         rows.STEP: ("valid_length",),
         gather_positions.STEP: ("masked_positions",),
-        "mean_tokens": ("valid_length",),
+        **dict.fromkeys(OVER_TOKENS, ("valid_length",)),
     }
     roles: dict[str, str | None] = dict.fromkeys(INPUTS)
     for node in graph.nodes.values():
@@ -97,7 +98,8 @@ class _StepNamer:
 
     def name(self, node: Node, inputs: tuple[str, ...]) -> str:
         kind = self.kinds[inputs[0]] if inputs else "tokens"
-        others = {"first_token": "seqs", "mean_tokens": "seqs", "gather_positions": "positions"}
+        others = dict.fromkeys((*OVER_TOKENS, "first_token"), "seqs")
+        others["gather_positions"] = "positions"
         kind = others.get(node.op, kind)
         if node.op == "qkv_linear":
             self.layer += 1

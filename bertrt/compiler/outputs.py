@@ -7,12 +7,15 @@ import numpy as np
 from bertrt.compiler.ir import Graph, Node
 from bertrt.compiler.passes import (
     NoMatchError,
+    attention,
     attention_weights,
     batch_axis,
     elements,
     embed,
+    first_token,
     gather_positions,
     layout,
+    qkv,
     row_numbers,
     rows,
     sequence_axis,
@@ -21,6 +24,7 @@ from bertrt.compiler.passes import (
 from bertrt.errors import UnsupportedModelError
 from bertrt.plan.check import STEP_OPS
 from bertrt.plan.steps import output_kind
+from bertrt.plan.tail import OVER_TOKENS
 
 __all__ = ["names_by_structure", "output_names"]
 
@@ -30,7 +34,7 @@ _TAIL_OUTPUTS = {
     "sigmoid": "probabilities",
     "log_softmax": "logits",
     "affine": "logits",
-    "mean_tokens": "pooled_output",
+    **dict.fromkeys(OVER_TOKENS, "pooled_output"),
     "normalize": "pooled_output",
 }
 
@@ -38,13 +42,13 @@ _TAIL_OUTPUTS = {
 def names_by_structure(graph: Graph) -> dict[str, str]:
     """The public name of every output of a fused graph, by what computes it: value -> name.
 
-    Joins what a plan has as one output, and lets the head of a masked language model read the
-    masked positions only.
+    Joins what a plan has as one output, drops outputs that are others again, and lets the head of a
+    masked language model read the masked positions only.
     """
-    _join_span(graph)
+    _join_columns(graph)
+    _drop_copies(graph)
     names: dict[str, str] = {}
-    encodings: list[str] = []
-    attentions = 0
+    encodings = _encodings(graph)
     rows_of_words = _words(graph)
     for own, value in graph.outputs.items():
         node = _step_behind(graph, value)
@@ -54,23 +58,22 @@ def names_by_structure(graph: Graph) -> dict[str, str]:
         tokens = layout(graph, value) is not None
         linear_head = node.op == "linear"
         if node.op in _TAIL_OUTPUTS:
-            names[value] = _TAIL_OUTPUTS[node.op]
-            continue
-        if tokens and linear_head and graph.shape(value)[-1] == rows_of_words:
+            name = _TAIL_OUTPUTS[node.op]
+        elif value in encodings:
+            name = encodings[value]
+        elif tokens and linear_head and graph.shape(value)[-1] == rows_of_words:
             _gather_positions(graph, value)
             name = "masked_lm_outputs"
         elif tokens and linear_head:
             name = "logits"
         elif tokens:
-            # Where a net returns every layer's encoding, the last of them is the encoder's output.
-            for index, earlier in enumerate(encodings):
-                names[earlier] = f"encoding_{index}"
-            name = "sequence_output"
-            encodings.append(value)
+            raise UnsupportedModelError(
+                f"{graph.origin}: the output {own!r} is made within a layer, by {node.name!r}; "
+                "expected what a layer hands on"
+            )
         elif node.op == attention_weights.STEP:
-            name = f"attention_weights_{attentions}"
-            attentions += 1
-        elif linear_head and node.attrs["activation"] == "tanh":
+            name = f"attention_weights_{_depth(graph, value)}"
+        elif (linear_head and node.attrs["activation"] == "tanh") or node.op == first_token.STEP:
             name = "pooled_output"
         elif gather_positions.STEP in {n.op for n in _behind(graph, value)}:
             name = "masked_lm_outputs"
@@ -79,9 +82,56 @@ def names_by_structure(graph: Graph) -> dict[str, str]:
             if name == "logits" and own != name and len(graph.outputs) > 1:
                 name = "next_sentence_classifier_output"
         names[value] = name if name not in names.values() else own
-    if len(names) != len(graph.outputs):
-        raise UnsupportedModelError(f"{graph.origin}: two outputs are the same value")
     return names
+
+
+def _drop_copies(graph: Graph) -> None:
+    """Leave an output out that is the same value as one before it: exporters return the last
+    layer's rows by themselves, and once more among those of every layer."""
+    first: dict[str, str] = {}
+    for own, value in graph.outputs.items():
+        first.setdefault(value, own)
+    graph.outputs = {own: value for value, own in first.items()}
+
+
+def _encodings(graph: Graph) -> dict[str, str]:
+    """The names of the outputs that are what a layer, or the embeddings, hand on, by the layers
+    before them, in whichever order they are returned."""
+    layers = sum(node.op == attention.STEP for node in graph.nodes.values())
+    names: dict[str, str] = {}
+    for value in graph.outputs.values():
+        node = _step_behind(graph, value)
+        if node is None or layout(graph, value) is None:
+            continue
+        depth, readers = _depth(graph, value), _readers(graph, node.output)
+        read = any(reader.op == qkv.STEP for reader in readers)
+        if depth == 0 and read:  # ELECTRA's may have a projection behind the sum
+            names[value] = "embedding_output"
+        elif node.op != "linear_add_layer_norm" or not depth:
+            continue
+        elif depth < layers and read:
+            names[value] = f"encoding_{depth - 1}"
+        elif depth == layers and not any(reader.op == node.op for reader in readers):
+            names[value] = "sequence_output"
+    if names and "sequence_output" not in names.values():
+        raise UnsupportedModelError(
+            f"{graph.origin}: it returns what {', '.join(names.values())} would be, and not the "
+            "last layer's rows"
+        )
+    return names
+
+
+def _readers(graph: Graph, value: str) -> list[Node]:
+    """The steps that read a value, in whichever layout."""
+    found: list[Node] = []
+    for user in graph.users(value):
+        found += _readers(graph, user.output) if user.op == rows.STEP else [user]
+    return found
+
+
+def _depth(graph: Graph, value: str) -> int:
+    """The layers that a value is computed by."""
+    return sum(node.op == attention.STEP for node in _behind(graph, value))
 
 
 def _step_behind(graph: Graph, value: str) -> Node | None:
@@ -110,13 +160,12 @@ def _words(graph: Graph) -> int | str | None:
     return None
 
 
-def _join_span(graph: Graph) -> None:
-    """Two outputs (batch, sequence), the columns of one value, become the output ``logits``.
-
-    So exporters write the start and the end of an answer.
-    """
+def _join_columns(graph: Graph) -> None:
+    """Outputs (batch, sequence) that are the columns of one value become that value: two of them,
+    as exporters write the start and the end of an answer, the output ``logits``; and a value of one
+    column, as ELECTRA's discriminator returns it, under the name that its output has."""
     length = sequence_axis(graph)
-    found: dict[str, tuple[str, list[int]]] = {}
+    found: dict[str, list[tuple[str, int]]] = {}
     for own, value in graph.outputs.items():
         base, factor = through_views(graph, value)
         kind = layout(graph, base)
@@ -131,12 +180,16 @@ def _join_span(graph: Graph) -> None:
             continue
         column = shown - row_numbers(graph, kind) * int(graph.shape(base)[-1])
         if len(np.unique(column)) == 1:
-            found.setdefault(base, (base, []))[1].append(int(column[0, 0]))
-            found[own] = (base, [])
-    for base, (_, columns) in list(found.items()):
-        if columns == [0, 1] and graph.shape(base)[-1] == 2 and len(graph.outputs) == 2:
+            found.setdefault(base, []).append((own, int(column[0, 0])))
+    for base, columns in found.items():
+        width = graph.shape(base)[-1]
+        if [at for _, at in columns] == [0, 1] and width == 2 and len(graph.outputs) == 2:
             graph.outputs = {"logits": base}
-            graph.prune()
+        elif [at for _, at in columns] == [0] and width == 1:
+            graph.outputs[columns[0][0]] = base
+        else:
+            continue
+        graph.prune()
 
 
 def _gather_positions(graph: Graph, value: str) -> None:

@@ -4,6 +4,7 @@ engine needs."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,12 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertrt.batch import Limits
-from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.errors import (
+    BertrtWarning,
+    MissingFileError,
+    ModelFormatError,
+    UnsupportedModelError,
+)
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
 from bertrt.models.manifest import MANIFEST, ONNX, PARAMS, SYMBOL
+from bertrt.models.onnx.directory import find_onnx, home_of
 from bertrt.models.settings import shown_settings, with_settings
+from bertrt.plan.steps import POSITIONS
 from bertrt.tasks.modules import Module
 from bertrt.tasks.settings import check_settings
 from bertrt.text.encoding import Tokenizer
@@ -67,8 +75,9 @@ class Model:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Model:
-        """Open a bundle's directory, a Hugging Face directory, a ``*-symbol.json`` with its
-        ``-0000.params`` beside it, or an ``.onnx`` file.
+        """Open a bundle's directory, a Hugging Face directory with weights or an ONNX file, a
+        ``*-symbol.json`` with its ``-0000.params`` beside it, or an ``.onnx`` file, with the
+        configuration and the tokenizer beside it where they are there.
 
         Raises:
             MissingFileError: there is nothing at `path`, or a file that belongs to it is missing.
@@ -99,7 +108,7 @@ class Model:
         if found.name.endswith(_SYMBOL_SUFFIX):
             return cls._open_symbol(found)
         if found.suffix == ".onnx":
-            return cls._bare(found, lambda: _compile_onnx(found), onnx_path=found)
+            return cls._open_onnx_file(found)
         raise ModelFormatError(
             f"{found} is no model: expected a bundle's directory, a Hugging Face directory, a "
             f"*{_SYMBOL_SUFFIX} file or an .onnx file"
@@ -107,11 +116,13 @@ class Model:
 
     @classmethod
     def _open_directory(cls, directory: Path) -> Model:
+        if (file := find_onnx(directory)) is not None:
+            return cls.open_onnx(file, directory)
         if is_huggingface(directory):
             return cls._open_huggingface(directory)
         raise ModelFormatError(
             f"{directory} is neither a bundle, which holds a {MANIFEST}, nor a Hugging Face "
-            "directory, which holds a config.json"
+            "directory, which holds a config.json, and it has no ONNX file"
         )
 
     @classmethod
@@ -142,9 +153,44 @@ class Model:
 
     @classmethod
     def _open_huggingface(cls, directory: Path) -> Model:
-        found = HuggingFaceModel.open(directory)
+        return cls._with_texts(directory, HuggingFaceModel.open(directory))
+
+    @classmethod
+    def open_onnx(cls, file: Path, home: Path, task: str | None = None) -> Model:
+        """Open an ONNX file with the configuration and the tokenizer of a directory.
+
+        Args:
+            file: the file.
+            home: the directory, one of Hugging Face's; it needs no weights.
+            task: see `HuggingFaceModel.open`.
+
+        Raises: what `open` raises, and InvalidInputError where the model is not for `task`.
+        """
+        return cls._with_texts(home, _find_texts(file, home, _compile_onnx(file)[0], task), file)
+
+    @classmethod
+    def _open_onnx_file(cls, file: Path) -> Model:
+        home = home_of(file)
+        if home is None:
+            return cls._bare(file, lambda: _compile_onnx(file), onnx_path=file)
+        compiled = _compile_onnx(file)
+        try:
+            return cls._with_texts(file, _find_texts(file, home, compiled[0]), file)
+        except UnsupportedModelError as error:
+            warnings.warn(
+                f"{file} is a bare graph, without a task and a tokenizer, because of what lies "
+                f"beside it: {error}",
+                BertrtWarning,
+                stacklevel=2,
+            )
+            return cls._bare(file, lambda: compiled, onnx_path=file)
+
+    @classmethod
+    def _with_texts(
+        cls, path: Path, found: HuggingFaceModel, onnx_path: Path | None = None
+    ) -> Model:
         return cls(
-            path=directory,
+            path=path,
             manifest=None,
             task=found.task,
             labels=found.labels,
@@ -153,7 +199,7 @@ class Model:
             tokenizer=found.tokenizer,
             symbol_path=None,
             params_path=None,
-            onnx_path=None,
+            onnx_path=onnx_path,
             golden=list,
             _read_plan=lambda: found.plan,
             modules=found.modules,
@@ -268,6 +314,20 @@ def _compile_symbol(symbol: Path, params: Path) -> tuple[Plan, Coverage]:
     from bertrt.models.symbol.plan import compile_symbol
 
     return compile_symbol(symbol, params)
+
+
+def _find_texts(file: Path, home: Path, plan: Plan, task: str | None = None) -> HuggingFaceModel:
+    """What `home` says of the model whose graph, in `file`, became `plan`."""
+    found = HuggingFaceModel.open(home, task, graph=plan)
+    if found.config.first_position:
+        from bertrt.models.onnx.reader import OnnxFile
+
+        if POSITIONS in OnnxFile(file).inputs:
+            raise UnsupportedModelError(
+                f"{file}: it takes {POSITIONS}, which begin behind the padding token's in a "
+                "model of this kind, and at 0 here: export it without that input"
+            )
+    return found
 
 
 def _compile_onnx(path: Path) -> tuple[Plan, Coverage]:

@@ -22,7 +22,7 @@ from bertrt.plan.steps import (
     layer_outputs,
     output_kind,
 )
-from bertrt.plan.tail import TAIL_OPS
+from bertrt.plan.tail import OVER_TOKENS, TAIL_OPS
 from bertrt.plan.weights import DTYPES, STORED, Constant, dtype_name
 
 __all__ = ["STEP_OPS", "check_plan"]
@@ -333,7 +333,7 @@ class _Checker:
         return x
 
     def _tail(self, step: Step, x: _Rows) -> _Rows:
-        self._reads(step, x, ("tokens",) if step.op == "mean_tokens" else ("seqs",), None)
+        self._reads(step, x, ("tokens",) if step.op in OVER_TOKENS else ("seqs",), None)
         return _Rows("seqs", x.width)
 
     def _first_token(self, step: Step, x: _Rows) -> _Rows:

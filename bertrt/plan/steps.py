@@ -13,6 +13,7 @@ __all__ = [
     "INPUTS",
     "LAYOUTS",
     "OUTPUT_ROWS",
+    "POSITIONS",
     "PRECISIONS",
     "STACKED",
     "Architecture",
@@ -23,14 +24,18 @@ __all__ = [
 
 # In the order in which GluonNLP's blocks take them.
 INPUTS = ("token_ids", "token_types", "valid_length", "masked_positions")
+# An input that a graph may have beside these: 0, 1, 2, ... of every sequence.
+POSITIONS = "position_ids"
 ACTIVATIONS = ("none", "relu", "gelu_erf", "gelu_tanh", "tanh")
 LAYOUTS = ("separate", "interleaved")
 # From the most exact on.
 PRECISIONS = ("fp32", "bf16", "int8")
-# The kinds of rows that an output may have. `encoding_0`, ... are what a layer before the last one
-# returns, `attention_weights_0`, ... the probabilities of each layer.
+# The kinds of rows that an output may have. `embedding_output` is what the first layer reads,
+# `encoding_0`, ... are what a layer before the last one returns, `attention_weights_0`, ... the
+# probabilities of each layer.
 OUTPUT_ROWS = {
     "sequence_output": ("tokens",),
+    "embedding_output": ("tokens",),
     "encoding": ("tokens",),
     "attention_weights": ("pairs",),
     "pooled_output": ("seqs",),

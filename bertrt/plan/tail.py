@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TAIL_OPS", "apply_tail"]
+__all__ = ["OVER_TOKENS", "TAIL_OPS", "apply_tail"]
 
 Rows = np.ndarray
 Fields = Mapping[str, Any]
@@ -47,6 +47,14 @@ def _mean_tokens(fields: Fields, rows: Rows, cu_seqlens: np.ndarray) -> Rows:
     return means
 
 
+def _max_tokens(fields: Fields, rows: Rows, cu_seqlens: np.ndarray) -> Rows:
+    largest = np.zeros((len(cu_seqlens) - 1, rows.shape[1]), rows.dtype)
+    for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
+        if end > start:
+            largest[index] = rows[start:end].max(axis=0)
+    return largest
+
+
 def _normalize(fields: Fields, rows: Rows, cu_seqlens: np.ndarray) -> Rows:
     norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
     return rows / np.maximum(norms, rows.dtype.type(fields["eps"]))
@@ -58,9 +66,12 @@ _FUNCTIONS: dict[str, Callable[[Fields, Rows, np.ndarray], Rows]] = {
     "sigmoid": _sigmoid,
     "affine": _affine,
     "mean_tokens": _mean_tokens,
+    "max_tokens": _max_tokens,
     "normalize": _normalize,
 }
 TAIL_OPS = frozenset(_FUNCTIONS)
+# Those that make a row of a sequence's rows of tokens
+OVER_TOKENS = ("mean_tokens", "max_tokens")
 
 
 def apply_tail(op: str, fields: Fields, rows: Rows, cu_seqlens: np.ndarray) -> Rows:
@@ -69,7 +80,7 @@ def apply_tail(op: str, fields: Fields, rows: Rows, cu_seqlens: np.ndarray) -> R
     Args:
         op: one of `TAIL_OPS`.
         fields: the step's fields.
-        rows: (seqs, width), or for mean_tokens (tokens, width).
+        rows: (seqs, width), or for those of `OVER_TOKENS` (tokens, width).
         cu_seqlens: (seqs + 1,): sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
 
     Returns:

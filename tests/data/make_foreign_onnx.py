@@ -14,9 +14,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 import transformers
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.fusion_options import FusionOptions
@@ -81,6 +89,7 @@ def export(
 ):
     ones = torch.ones(size, dtype=dtype)
     values = {"input_ids": ones * 7, "attention_mask": ones, "token_type_ids": ones * 0}
+    values["position_ids"] = torch.arange(size[1]).expand(size).contiguous()
     arguments = tuple(values[name] for name in names)
     # Exporters leave a module in the mode that they found it in.
     module = Positional(model, names, tail).eval()
@@ -102,6 +111,50 @@ def mean_normalized(found, inputs):
     shown = inputs["attention_mask"].unsqueeze(-1).expand(rows.size()).to(rows.dtype)
     mean = (rows * shown).sum(1) / torch.clamp(shown.sum(1), min=1e-9)
     return torch.nn.functional.normalize(mean, p=2, dim=1)
+
+
+def largest(found, inputs):
+    shown = inputs["attention_mask"].unsqueeze(-1)
+    return found.last_hidden_state.masked_fill(shown == 0, -1e9).max(1).values
+
+
+def first(found, inputs):
+    return found.last_hidden_state, found.last_hidden_state[:, 0]
+
+
+def older(model, *, counted):
+    """The model as older code has it: positions are a part of their table, or counted."""
+    own = model.embeddings
+
+    def embed(input_ids=None, token_type_ids=None, **_):
+        length = input_ids.size(1)
+        if counted:
+            numbers = torch.arange(length, dtype=torch.long).unsqueeze(0).expand_as(input_ids)
+            positions = own.position_embeddings(numbers)
+        else:
+            positions = own.position_embeddings.weight[:length].unsqueeze(0)
+        words = own.word_embeddings(input_ids) + positions
+        return own.LayerNorm(words + own.token_type_embeddings(token_type_ids))
+
+    own.forward = embed
+    return model
+
+
+class Examples(CalibrationDataReader):
+    """What a static quantisation sees."""
+
+    def __init__(self, names):
+        drawn = np.random.default_rng(0)
+        ids = [drawn.integers(3, 60, (2, 9)) for _ in range(8)]
+        mask = (np.arange(9) < np.array([[9], [5]])).astype(np.int64)
+        self.feeds = iter(
+            {"input_ids": own, "attention_mask": mask, "token_type_ids": own % 2} for own in ids
+        )
+        self.names = names
+
+    def get_next(self):
+        feed = next(self.feeds, None)
+        return feed and {name: feed[name] for name in self.names}
 
 
 def optimized(source, path, *, half=False, **settings):
@@ -181,10 +234,62 @@ def main(directory: Path) -> None:
     optimized(long, at("optimized_multi_head"), use_multi_head_attention=True)
     optimized(long, at("optimized_no_embed"), enable_embed_layer_norm=False)
     onnx.save(convert_float_to_float16(onnx.load(str(long))), str(at("converted_half")))
+    distil = transformers.DistilBertConfig(
+        vocab_size=60, dim=HIDDEN, n_layers=2, n_heads=HEADS, hidden_dim=24,
+        max_position_embeddings=LENGTH, num_labels=3,
+    )  # fmt: skip
+    found_otherwise(at)
+    export(long, build(transformers.DistilBertModel, distil), 18, MODEL[:1], dynamo=True,
+           names=INPUTS[:2])  # fmt: skip
+    optimized(long, at("optimized_distil"))
+    export(long, build(transformers.BertModel, config()), 18, MODEL, dynamo=True)
+    quantize_dynamic(long, at("dynamic_int8"), weight_type=QuantType.QInt8)
+    quantize_dynamic(long, at("dynamic_uint8"), weight_type=QuantType.QUInt8)
+    quantize_dynamic(long, at("dynamic_channels"), weight_type=QuantType.QInt8, per_channel=True)
+    short = directory / "short.onnx"
+    optimized(long, short)
+    quantize_dynamic(short, at("dynamic_optimized"), weight_type=QuantType.QInt8)
+    static = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
+    products = ["MatMul", "Gemm", "Gather", "LayerNormalization", "Tanh"]
+    quantize_static(
+        long, at("static_int8"), Examples(INPUTS), op_types_to_quantize=products, **static
+    )
+    quantize_static(long, at("static_scores"), Examples(INPUTS), **static)
+    classifier = build(transformers.DistilBertForSequenceClassification, distil)
+    export(long, classifier, 18, logits, dynamo=True, names=INPUTS[:2])
+    products.append("Relu")
+    quantize_static(
+        long, at("static_relu"), Examples(INPUTS[:2]), op_types_to_quantize=products, **static
+    )
+    short.unlink()
     long.unlink()
     for path in sorted(directory.glob("*.onnx")):
         shorten(path)
         print(path.name, path.stat().st_size)
+
+
+def found_otherwise(at):
+    """Files that say the same in other ways, or more."""
+    bert = transformers.BertModel
+    for name, counted in (("script10_slice", False), ("script10_counted", True)):
+        export(at(name), older(build(bert, config(), "eager"), counted=counted), 10, MODEL)
+    plain = build(bert, config())
+    names = (*INPUTS, "position_ids")
+    export(at("dynamo18_positions"), plain, 18, MODEL, dynamo=True, names=names)
+    export(at("script14_max"), plain, 14, ("sentence_embedding",), tail=largest)
+    vectors = ("token_embeddings", "sentence_embedding")
+    export(at("dynamo18_first"), plain, 18, vectors, dynamo=True, tail=first)
+    hidden = lambda found, inputs: (found.last_hidden_state, *found.hidden_states)  # noqa: E731
+    outputs = ("last_hidden_state", "hidden_0", "hidden_1", "hidden_2")
+    model = build(bert, config(output_hidden_states=True))
+    export(at("dynamo18_hidden"), model, 18, outputs, dynamo=True, tail=hidden)
+    weights = lambda found, inputs: (found.last_hidden_state, *found.attentions)  # noqa: E731
+    outputs = ("last_hidden_state", "attentions_0", "attentions_1")
+    model = build(bert, config(output_attentions=True), "eager")
+    export(at("script17_attentions"), model, 17, outputs, tail=weights)
+    electra = transformers.ElectraConfig(**(config().to_dict() | {"embedding_size": 8}))
+    model = build(transformers.ElectraForPreTraining, electra)
+    export(at("dynamo18_discriminator"), model, 18, ("logits",), dynamo=True)
 
 
 if __name__ == "__main__":

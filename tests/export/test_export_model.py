@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -328,6 +329,24 @@ def test_a_bare_graph_becomes_a_bundle_again(make_bundle, tmp_path, kind, source
     case = Bundle.open(first).golden()[0]
     with Engine.load(second) as engine:
         assert_close(case.outputs, engine.run(**case.inputs))
+
+
+def test_a_symbol_in_half_precision_becomes_a_bundle(make_bert, make_vocab, tmp_path):
+    """MXNet has no half precision on a CPU: both of the bundle's files are widened."""
+    mxnet = pytest.importorskip("mxnet")
+    first = export_anything(make_bert(), make_vocab(), tmp_path / "first", task="embedding")
+    source = tmp_path / "half-symbol.json"
+    content = json.loads((first / "model-symbol.json").read_text())
+    for node in content["nodes"]:
+        if node["op"] == "null":
+            node.setdefault("attrs", {})["__dtype__"] = "2"
+    source.write_text(json.dumps(content))
+    arrays = mxnet.nd.load(str(first / "model-0000.params"))
+    halved = {name: array.astype("float16") for name, array in arrays.items()}
+    mxnet.nd.save(str(tmp_path / "half-0000.params"), halved)
+    report = verify(import_graph(source, tmp_path / "second"))
+    assert report.ok
+    assert {check.backend for check in report.checks} == {"native", "onnxruntime", "mxnet"}
 
 
 @pytest.mark.parametrize("form", ["raw data", "numbers", "constant node"])

@@ -115,7 +115,7 @@ REFUSED = {
     "softmax over two axes": (11, "Softmax", (), {"axis": 1}, "before opset 13 it flattens"),
     "reverse cumsum": (17, "CumSum", (np.array(1),), {"reverse": 1}, "reverse is 1"),
     "unknown operator": (17, "Selu", (), {}, "operator 'Selu'"),
-    "unknown shape": (17, "NonZero", (), {}, "operator 'NonZero'"),
+    "unknown shape": (17, "NonZero", (), {}, "only those of a constant"),
     "misfit": (17, "MatMul", (MATRIX[:3],), {}, "does not fit"),
     "axis": (17, "Gather", (ints(0),), {"axis": 7}, "axis 7"),
 }

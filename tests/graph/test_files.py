@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 
+from bertrt import Engine
 from bertrt.compiler.pipeline import compile_graph
 from bertrt.errors import (
     BertrtError,
@@ -17,7 +18,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
-from bertrt.models.symbol.params import read_params
+from bertrt.models.symbol.params import read_params, write_params
 from bertrt.models.symbol.reader import read_mxnet
 
 
@@ -67,6 +68,40 @@ def test_params_against_mxnet(tmp_path):
         assert constant.array.dtype == expected.asnumpy().dtype
         assert constant.array.flags.aligned and not constant.array.flags.writeable
         assert raw[constant.offset :].startswith(constant.array.tobytes())
+
+
+def test_params_written_as_mxnet_writes_them(tmp_path):
+    mx = pytest.importorskip("mxnet")
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(3, 5)).astype("f4"), "b": np.array([1, 2], np.int64)}
+    own, theirs = tmp_path / "own.params", tmp_path / "theirs.params"
+    write_params(own, arrays)
+    mx.nd.save(str(theirs), {f"arg:{k}": mx.nd.array(v, dtype=v.dtype) for k, v in arrays.items()})
+    assert own.read_bytes() == theirs.read_bytes()
+
+
+def test_half_precision_of_a_symbol_is_widened(gluon, batch):
+    """A file that was halved, and a net that was cast on a GPU: its symbol says so, too."""
+    mx = pytest.importorskip("mxnet")
+    exported = gluon(head="classifier")
+    inputs = {role: batch([9, 4], 9)[role] for role in exported.roles}
+    arrays = mx.nd.load(str(exported.params))
+    halved = {name: array.astype("float16") for name, array in arrays.items()}
+    mx.nd.save(str(exported.params), halved)
+    content = json.loads(exported.symbol.read_text())
+    for node in content["nodes"]:
+        attrs = node.get("attrs", {})
+        attrs |= {"__dtype__": "2"} if "__dtype__" in attrs else {}
+        attrs |= {"dtype": "float16"} if attrs.get("dtype") == "float32" else {}
+    exported.symbol.write_text(json.dumps(content))
+    with Engine.load(exported.symbol) as engine:
+        (found,) = engine.run(**inputs).values()
+        for constant in engine._model.plan().weights.values():
+            assert constant.array.dtype == np.float32
+    for name, parameter in exported.net.collect_params().items():
+        parameter.set_data(halved[f"arg:{name}"].astype("float32"))
+    (expected,) = exported.run(inputs)
+    assert np.abs(found - expected).max() < 2e-5
 
 
 @pytest.mark.parametrize("magic, storage", [(0xF993FAC8, None), (0xF993FAC9, 0), (0xF993FACA, 0)])

@@ -360,12 +360,22 @@ def test_import(exporter, tmp_path, capsys) -> None:
             (directory, "o"),
             {"task": "embedding", "settings": {"pooling": ["cls", "max"], "truncate_dim": 4}},
         ),
-        ("import_graph", (file, "o"), {}),
+        ("import_graph", (file, "o"), {"task": None, "tokenizer": None, "settings": None}),
     ]
-    assert main(["import", file, "--out", "o", "--task", "embedding"]) == 1
-    assert "bare graph has no vocabulary" in capsys.readouterr().err
-    assert main(["import", file, "--out", "o", *settings]) == 1
-    assert "--set pooling: a bare graph has no vocabulary" in capsys.readouterr().err
+    (tmp_path / "model.onnx").touch()
+    assert main(["import", directory, "--out", "o", "--tokenizer", "t", *settings]) == 0
+    assert exporter.calls[-1] == (
+        "import_graph",
+        (directory, "o"),
+        {
+            "task": None,
+            "tokenizer": "t",
+            "settings": {"pooling": ["cls", "max"], "truncate_dim": 4},
+        },
+    )
+    (tmp_path / "model.onnx").unlink()
+    assert main(["import", directory, "--out", "o", "--tokenizer", "t"]) == 1
+    assert "goes with an ONNX file" in capsys.readouterr().err
 
 
 def test_failed_export(exporter, capsys) -> None:

@@ -10,7 +10,8 @@ in any order of the sum. What a summand is, is told by which rows of its table i
 an input names, the first ones in their order, or always the same one. So the positions may be a
 slice of the table, a constant, or counted from the ids as RoBERTa does (from a row other than the
 first, past the padding id); the types may be one-hot vectors times the table, or absent, and then a
-row that is the same for all tokens is added to the positions.
+row that is the same for all tokens is added to the positions. Positions may be an input, too: one
+that is called ``position_ids``, which nobody is asked for, because it is 0, 1, 2, ... here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bertrt.compiler.passes import (
     sequence_axis,
     values_of,
 )
+from bertrt.plan.steps import POSITIONS
 from bertrt.plan.weights import Constant, Weights
 
 STEP = "embed_layer_norm"
@@ -151,7 +153,8 @@ def _classify(graph: Graph, value: str, at: Node, kind: str) -> _Summand:
             raise NoMatchError(maker or at, f"{inputs[0]!r} is not (batch, sequence)")
         # Of a table with one row nothing tells ids from a constant, and nothing needs to.
         if shape[-2] > 1 and all(np.array_equal(rows(ids), ids) for ids in (drawn, last)):
-            return _Summand(table, inputs[0])
+            given = graph.sources[inputs[0]] != POSITIONS
+            return _Summand(table, inputs[0]) if given else _Summand(table, None, moves=True)
         found = [rows(np.full((batch, length), number)) for number in (13, 14, 29)]
         if not all(np.array_equal(found[0], other) for other in found):
             raise NoMatchError(maker or at, f"it is no embedding of {inputs[0]!r}")

@@ -8,13 +8,17 @@
     rows ──► Mul by the mask ──► ReduceSum ─┐
     mask ──► ReduceSum ──► Clip ────────────┴► Div       mean_tokens
 
+    rows ──► Where(mask, ., -1e9) ──► ReduceMax          max_tokens
+
     x ─┬► ReduceL2 ──► Clip ──► Expand ─┐
        └────────────────────────────────┴► Div           normalize
 
-The last two are told by what they compute, however they are written.
+The last three are told by what they compute, however they are written.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,6 +37,8 @@ from bertrt.compiler.passes.mask import lengths_to_try, mask_feed, mask_input
 from bertrt.plan.check import STEP_OPS
 
 _BY_ROW = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+_POOLINGS: dict[str, Callable[..., np.ndarray]] = {"mean_tokens": np.mean, "max_tokens": np.max}
+_FAR = 1e3
 _TINY = 1e-30  # a norm below every epsilon
 
 
@@ -53,7 +59,7 @@ def match(graph: Graph, node: Node) -> Match | None:
         return None
     (x,) = steps
     if (kind := layout(graph, x)) is not None:
-        return _mean(graph, node, x, kind)
+        return _pooled(graph, node, x, kind)
     return _normalized(graph, node, x) if graph.shape(x) == shape else None
 
 
@@ -91,26 +97,34 @@ def _steps_behind(graph: Graph, node: Node) -> list[str]:
     return list(found)
 
 
-def _mean(graph: Graph, node: Node, x: str, kind: str) -> Match | None:
+def _pooled(graph: Graph, node: Node, x: str, kind: str) -> Match | None:
     try:
         mask = mask_input(graph, node.output, x)
         batch, length = int(batch_axis(graph)), int(sequence_axis(graph))
         shape = [int(dim) for dim in graph.shape(x)]
         drawn = np.random.default_rng(0).normal(size=(batch * length, shape[-1]))
-        by_token = drawn[row_numbers(graph, kind)]
+        possible = dict(_POOLINGS)
         for lengths in lengths_to_try(graph) if mask is not None else [np.full(batch, length)]:
-            known = {x: drawn.reshape(shape)}
-            if mask is not None:
-                known[mask] = mask_feed(graph, mask, lengths)
-            found = values_of(graph, node.output, known)
-            expected = [rows[:n].mean(axis=0) for rows, n in zip(by_token, lengths, strict=True)]
-            if not np.allclose(found, expected, rtol=1e-6, atol=1e-9):
-                return None
+            # The largest of a sequence's numbers may be far below 0, and so below a padding's 0.
+            for rows in (drawn, drawn - _FAR):
+                known = {x: rows.reshape(shape)}
+                if mask is not None:
+                    known[mask] = mask_feed(graph, mask, lengths)
+                found = values_of(graph, node.output, known)
+                by_token = rows[row_numbers(graph, kind)]
+                for op, pool in list(possible.items()):
+                    pairs = zip(by_token, lengths, strict=True)
+                    expected = [pool(own[:n], axis=0) for own, n in pairs]
+                    if not np.allclose(found, expected, rtol=1e-6, atol=1e-9):
+                        del possible[op]
     except NoMatchError:
         return None
+    if not possible:
+        return None
+    (op, *_) = possible
     inputs = (x,) if mask is None else (x, mask)
     attrs = {"mask": "none" if mask is None else "valid_length"}
-    return Match(node, Node("mean_tokens", "", inputs, (), attrs))
+    return Match(node, Node(op, "", inputs, (), attrs))
 
 
 def _normalized(graph: Graph, node: Node, x: str) -> Match | None:

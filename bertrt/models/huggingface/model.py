@@ -17,6 +17,7 @@ from bertrt.errors import (
 )
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
+from bertrt.models.huggingface.graph import answerable, fitted, pooling_of
 from bertrt.models.huggingface.plan import read_plan
 from bertrt.models.huggingface.sentence_transformers import (
     classifier_activation,
@@ -26,6 +27,7 @@ from bertrt.models.huggingface.tokenizer import make_tokenizer
 from bertrt.models.huggingface.weights import find_weights, read_weights
 from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan
+from bertrt.plan.weights import Constant
 from bertrt.tasks.embedding import pooled_width
 from bertrt.tasks.modules import Module, output_width
 from bertrt.tasks.settings import HUGGINGFACE, LABELLED, TASKS, complete_settings
@@ -40,7 +42,7 @@ class HuggingFaceModel:
 
     Attributes:
         config: its ``config.json``.
-        source: the file that holds or lists its weights.
+        source: the file that holds or lists its weights; `config` itself where they are a graph's.
         plan: the fused plan, its weights mapped where they are float32.
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
@@ -73,7 +75,9 @@ class HuggingFaceModel:
         return self.plan.architecture
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], task: str | None = None) -> HuggingFaceModel:
+    def open(
+        cls, path: str | os.PathLike[str], task: str | None = None, graph: Plan | None = None
+    ) -> HuggingFaceModel:
         """Open a directory with a ``config.json``, with weights in ``model.safetensors``, in
         ``pytorch_model.bin``, or in the shards of an index of either, and with a
         ``tokenizer.json``, a
@@ -85,6 +89,7 @@ class HuggingFaceModel:
             task: which of its tasks a model with heads of pretraining is wanted for: such a one
                 makes embeddings too. Its own task, the first of `Config.tasks`, if left out, and
                 "embedding" where the directory brings a pooling.
+            graph: the plan of a graph that has the weights, so that the directory needs none.
 
         Raises:
             MissingFileError: the directory or one of its files is not there.
@@ -110,18 +115,30 @@ class HuggingFaceModel:
                 f"{adapter}: adapters are not supported: merge it into the model and save that"
             )
         config = Config.read(directory / "config.json")
-        source = find_weights(directory)
-        tensors = read_weights(source, config.family.prefix)
-        if config.head != "Model" and pooling is None and _without_head(config, tensors):
-            warnings.warn(
-                f"{source} holds an encoder and nothing else, and {config.path.name} names the "
-                f"architecture {config.architecture}: it is taken for embeddings",
-                BertrtWarning,
-                stacklevel=2,
-            )
-            config = config.without_head()
+        source = config.path
+        tensors: dict[str, Constant] = {}
+        if graph is not None:
+            config, graph = fitted(config, graph)
+            tasks = answerable(config, graph)
+            if pooling is not None and "embedding" not in tasks:
+                raise UnsupportedModelError(
+                    f"{root} has a pooling on top of a model for {tasks[0]}, {config.architecture}"
+                )
+        else:
+            source = find_weights(directory)
+            tensors = read_weights(source, config.family.prefix)
+            if config.head != "Model" and pooling is None and _without_head(config, tensors):
+                warnings.warn(
+                    f"{source} holds an encoder and nothing else, and {config.path.name} names the "
+                    f"architecture {config.architecture}: it is taken for embeddings",
+                    BertrtWarning,
+                    stacklevel=2,
+                )
+                config = config.without_head()
+            tasks = config.tasks
         # What pools takes the encoder of whatever there is.
-        tasks = config.tasks if pooling is None else ("embedding",)
+        if pooling is not None:
+            tasks = ("embedding",)
         settings = dict(sentence.prompts)
         if pooling is None and config.head == "ForSequenceClassification":
             classes = config.count("num_labels")
@@ -142,7 +159,12 @@ class HuggingFaceModel:
                 + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
             )
         task = task or tasks[0]
-        plan, left_out = read_plan(config, source, tensors, task)
+        if graph is not None:
+            plan, left_out = graph, list[str]()
+            if task == "embedding":
+                pooling = pooling_of(graph, pooling)
+        else:
+            plan, left_out = read_plan(config, source, tensors, task)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
         if pooling is not None and task == "embedding":

@@ -1,7 +1,7 @@
 """Reader of ONNX files. Needs the ``onnx`` package, for parsing only.
 
 Initialisers become constants (mapped from the file they lie in, external data included), nodes
-become the IR's operators (:mod:`bertrt.models.onnx.operators`), and three things are settled on the
+become the IR's operators (the modules beside this one), and three things are settled on the
 way, so that the fusion passes see the encoder and not its exporter:
 
 * **Sizes.** Free axes get small distinct sizes: an exporter's arithmetic on shapes, however it is
@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,17 @@ from bertrt.compiler.ir import Graph
 from bertrt.compiler.pipeline import SIZES
 from bertrt.compiler.types import Type, infer
 from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import map_file, view
-from bertrt.models.onnx.operators import DOMAINS, Call, convert
+from bertrt.host.files import map_file
+from bertrt.models.onnx import attention, fused, operators, quantized
+from bertrt.models.onnx.call import DOMAINS, MICROSOFT, Call, Quantized, Table
+from bertrt.models.onnx.tensors import Tensors
 from bertrt.plan.weights import Constant
 
-__all__ = ["open_onnx", "read_onnx"]
+__all__ = ["OnnxFile", "read_onnx"]
+
+_CONVERSIONS = Table(
+    operators.CONVERSIONS | attention.CONVERSIONS | fused.CONVERSIONS | quantized.CONVERSIONS
+)
 
 # Before opset 7 operators broadcast by other rules.
 _OPSETS = range(7, 27)
@@ -42,39 +48,54 @@ _FEW = 16
 # Constants are computed up to this many elements.
 _MOST = 1 << 16
 _COMMUTATIVE = ("Add", "Mul")
+_WEIGHTS = ("float32", "float64", "int8", "uint8")
 
 
 def read_onnx(path: str | Path, sizes: tuple[int, int] = SIZES[0]) -> Graph:
     """Read an ONNX model into the IR, its free axes taken to be ``sizes``, (batch, sequence).
 
-    Raises what :func:`open_onnx` and the function that it returns raise.
+    Raises what :class:`OnnxFile` and its `graph` raise.
     """
-    return open_onnx(path)(sizes)
+    return OnnxFile(path).graph(sizes)
 
 
-def open_onnx(path: str | Path) -> Callable[[tuple[int, int]], Graph]:
-    """Parse an ONNX file, once; the function returned makes its graph at the sizes it is given.
+class OnnxFile:
+    """A parsed ONNX file.
 
-    It and this one raise MissingFileError; MissingDependencyError where onnx is not installed;
-    ModelFormatError for a broken file; UnsupportedModelError for an operator, an attribute, an
-    element type or an opset that bertrt does not know. Messages name the file and the node.
+    Making it and `graph` raise MissingFileError; MissingDependencyError where onnx is not
+    installed; ModelFormatError for a broken file; UnsupportedModelError for an operator, an
+    attribute, an element type or an opset that bertrt does not know. Messages name the file and the
+    node.
+
+    Attributes:
+        path: the file.
+        inputs: the names of its inputs.
+        quantized: the weights that were dequantised, by their names in the graphs read so far.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading ONNX files needs the onnx package: pip install bertrt[onnx]"
-        ) from error
 
-    path = Path(path)
-    data = map_file(path)
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data.tobytes())
-    except Exception as error:  # protobuf's errors differ between its implementations
-        raise ModelFormatError(f"{path}: not an ONNX file: {error}") from None
-    stored: dict[str, Constant] = {}
-    return lambda sizes: _Reader(path, data, model, onnx, sizes, stored).graph
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingDependencyError(
+                "reading ONNX files needs the onnx package: pip install bertrt[onnx]"
+            ) from error
+
+        self.path = Path(path)
+        data = map_file(self.path)
+        self._model = onnx.ModelProto()
+        try:
+            self._model.ParseFromString(data.tobytes())
+        except Exception as error:  # protobuf's errors differ between its implementations
+            raise ModelFormatError(f"{path}: not an ONNX file: {error}") from None
+        self._tensors = Tensors(self.path, data, onnx)
+        self.quantized: dict[str, Quantized] = {}
+        initialised = {tensor.name for tensor in self._model.graph.initializer}
+        self.inputs = [v.name for v in self._model.graph.input if v.name not in initialised]
+
+    def graph(self, sizes: tuple[int, int]) -> Graph:
+        """The graph, its free axes taken to be ``sizes``, (batch, sequence)."""
+        return _Reader(self._model, self._tensors, self.quantized, sizes).graph
 
 
 class _Reader:
@@ -82,24 +103,22 @@ class _Reader:
 
     def __init__(
         self,
-        path: Path,
-        data: np.ndarray,
         model: Any,
-        onnx: Any,
+        tensors: Tensors,
+        quantized: dict[str, Quantized],
         sizes: tuple[int, int],
-        stored: dict[str, Constant],
     ) -> None:
-        self.path, self.onnx = path, onnx
-        self.files = {path: data}
-        self.stored = stored  # constants that were found in the files already, by name
-        self.found_at = 0  # where the last inline tensor was found in the file
+        self.tensors, self.quantized = tensors, quantized
+        path = self.path = tensors.path
+        self.onnx = tensors.onnx
+        self.integer_products: dict[str, tuple[str, str, str]] = {}
         self.graph = Graph(str(path))
         self.values: dict[str, str] = {"": ""}  # name in the file -> value in the graph
         self.known: set[str] = set()  # values whose elements are arithmetic, not weights
         source = model.graph
         if not source.node or not source.output:
             raise ModelFormatError(f"{path}: not an ONNX model: it has no nodes or no outputs")
-        self._check_text("the model", *(o.domain for o in model.opset_import))
+        self.tensors.check_text("the model", *(o.domain for o in model.opset_import))
         versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
         if len(versions) != 1 or versions[0] not in _OPSETS:
             raise UnsupportedModelError(
@@ -117,10 +136,13 @@ class _Reader:
             self._add_input(value)
         for tensor in source.initializer:
             self._add_constant(tensor.name, tensor, few=1)
+        # What is read; the file may name results beside these.
+        self.read = {value for node in source.node for value in node.input}
+        self.read |= {output.name for output in source.output}
         for node in self._in_order(source.node):
             self._add_node(node)
         for output in source.output:
-            self._check_text("an output", output.name)
+            self.tensors.check_text("an output", output.name)
             if not output.name or output.name in self.graph.outputs:
                 raise ModelFormatError(
                     f"{path}: the output name {output.name!r} is empty, or there twice"
@@ -130,7 +152,8 @@ class _Reader:
 
     def _add_input(self, value: Any) -> None:
         tensor = value.type.tensor_type
-        self._check_text("an input", value.name, *(dim.dim_param for dim in tensor.shape.dim))
+        extents = (dim.dim_param for dim in tensor.shape.dim)
+        self.tensors.check_text("an input", value.name, *extents)
         if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
             raise ModelFormatError(f"{self.path}: input {value.name!r} has no type or no shape")
         dims: list[int] = []
@@ -141,15 +164,9 @@ class _Reader:
                 )
             free = _OTHER_SIZES.get(dim.dim_param, self.sizes[min(axis, 1)])
             dims.append(dim.dim_value if dim.HasField("dim_value") else free)
-        dtype = self._dtype(tensor.elem_type, f"input {value.name!r}")
+        dtype = self.tensors.dtype(tensor.elem_type, f"input {value.name!r}")
         self._declare(value.name, value.name)
         self.graph.add_input(value.name, value.name, Type(_single(dtype), tuple(dims)))
-
-    def _check_text(self, what: str, *texts: object) -> None:
-        """Protobuf hands out strings that are not UTF-8 as bytes."""
-        for text in texts:
-            if not isinstance(text, str):
-                raise ModelFormatError(f"{self.path}: {what}: the name {text!r} is not UTF-8")
 
     def _declare(self, name: str, value: str) -> None:
         if not name or name in self.values:
@@ -163,117 +180,14 @@ class _Reader:
             )
         return self.values[name]
 
-    def _dtype(self, code: int, what: str) -> str:
-        types = self.onnx.TensorProto
-        names = {
-            types.FLOAT: "float32",
-            types.FLOAT16: "float16",
-            types.DOUBLE: "float64",
-            types.INT32: "int32",
-            types.INT64: "int64",
-            types.BOOL: "bool",
-            types.UINT8: "uint8",
-            types.INT8: "int8",
-        }
-        if code not in names:
-            raise UnsupportedModelError(f"{self.path}: {what} has element type {code}")
-        return names[code]
-
-    # Constants
-
     def _add_constant(self, name: str, tensor: Any, few: int) -> None:
-        """Floats of more than ``few`` elements are weights."""
-        if name not in self.stored:
-            self.stored[name] = self._constant(name, tensor, few)
-        constant = self.stored[name]
+        """Floats and bytes of more than ``few`` elements are weights."""
+        constant = self.tensors.constant(name, tensor, few)
         self._declare(name, name)
         self.graph.add_constant(constant)
-        if constant.array.dtype.kind != "f" or constant.array.size <= few:
+        # Bytes are quantised weights, where they are no single numbers.
+        if constant.array.dtype.name not in _WEIGHTS or constant.array.size <= few:
             self.known.add(name)
-
-    def _constant(self, name: str, tensor: Any, few: int) -> Constant:
-        what = f"tensor {name!r}"
-        entries = (text for entry in tensor.external_data for text in (entry.key, entry.value))
-        self._check_text(what, name, *entries)
-        dtype = self._dtype(tensor.data_type, what)
-        shape = tuple(tensor.dims)
-        if any(extent < 0 for extent in shape) or len(shape) > 32:
-            raise ModelFormatError(f"{self.path}: {what} has shape {shape}")
-        size = prod(shape) * np.dtype(dtype).itemsize
-        if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
-            constant = self._external(name, tensor, dtype, shape, size)
-        elif tensor.HasField("raw_data"):
-            raw = tensor.raw_data
-            if len(raw) != size:
-                raise ModelFormatError(
-                    f"{self.path}: {what} of shape {shape} has {len(raw)} bytes, expected {size}"
-                )
-            if dtype == "float32" and prod(shape) > few:
-                offset = self._find(raw)
-                array = view(self.files[self.path], offset, dtype, shape)
-                constant = Constant(name, array, self.path, offset)
-            else:  # nobody asks where it lies
-                constant = Constant(name, view(np.frombuffer(raw, np.uint8), 0, dtype, shape))
-        else:
-            constant = Constant(name, self._typed(tensor, what, dtype, shape))
-        array = constant.array
-        if array.dtype == np.float16 or (array.dtype == np.float64 and array.size <= few):
-            array = array.astype(np.float32)
-            array.flags.writeable = False
-            constant = Constant(name, array)
-        return constant
-
-    def _find(self, raw: bytes) -> int:
-        """Where these bytes lie in the file: tensors come in order, so this is one pass in all."""
-        data = self.files[self.path]
-        window = 1 << 22
-        for start in (self.found_at, 0):
-            for position in range(start, len(data), window):
-                at = data[position : position + window + len(raw)].tobytes().find(raw)
-                if at >= 0:
-                    self.found_at = position + at
-                    return self.found_at
-        raise ModelFormatError(f"{self.path}: the bytes of a tensor are not in the file")
-
-    def _external(
-        self, name: str, tensor: Any, dtype: str, shape: tuple[int, ...], size: int
-    ) -> Constant:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        parts = PurePosixPath(location)
-        where = f"{self.path}: external data of tensor {name!r}"
-        if not location or parts.is_absolute() or ".." in parts.parts or "\\" in location:
-            raise ModelFormatError(f"{where} are in {location!r}, which leaves the directory")
-        try:
-            offset = int(entries.get("offset", "0"))
-            length = int(entries.get("length", str(size)))
-        except ValueError:
-            raise ModelFormatError(f"{where}: bad offset or length in {entries}") from None
-        file = self.path.parent / location
-        if file not in self.files:
-            self.files[file] = map_file(file)
-        data = self.files[file]
-        if length != size or offset < 0 or offset + size > len(data):
-            raise ModelFormatError(
-                f"{where}: bytes {offset} to {offset + length} of {len(data)}, shape {shape} "
-                f"needs {size}"
-            )
-        return Constant(name, view(data, offset, dtype, shape), file, offset)
-
-    def _typed(self, tensor: Any, what: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        fields = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}
-        values = getattr(tensor, fields.get(dtype, "int32_data"))
-        if len(values) != prod(shape):
-            raise ModelFormatError(
-                f"{self.path}: {what} of shape {shape} has {len(values)} elements"
-            )
-        if dtype == "float16":  # stored as the bits of each element
-            array = np.array([v & 0xFFFF for v in values], np.uint16).view(np.float16)
-        else:
-            array = np.array(values, dtype)
-        array = array.reshape(shape)
-        array.flags.writeable = False
-        return array
 
     # Nodes
 
@@ -317,7 +231,8 @@ class _Reader:
         name = node.name or (node.output[0] if node.output else "") or "without a name"
         what = f"node {name!r} ({node.op_type})"
         names = (attribute.name for attribute in node.attribute)
-        self._check_text(what, name, node.op_type, node.domain, *node.input, *node.output, *names)
+        texts = (name, node.op_type, node.domain, *node.input, *node.output, *names)
+        self.tensors.check_text(what, *texts)
         if node.domain not in DOMAINS:
             raise UnsupportedModelError(
                 f"{self.path}: operator {node.domain}.{node.op_type} at node {name!r} "
@@ -328,23 +243,25 @@ class _Reader:
             return
         attrs = {a.name: self._attribute(what, a) for a in node.attribute}
         if "to" in attrs:
-            attrs["to"] = _single(self._dtype(attrs["to"], what))
+            attrs["to"] = _single(self.tensors.dtype(attrs["to"], what))
         inputs = [self._value(value, what) for value in node.input]
         while inputs and not inputs[-1]:
             inputs.pop()
         outputs = list(node.output)
         while outputs and not outputs[-1]:
             outputs.pop()
+        count = max((i for i, own in enumerate(outputs, 1) if own in self.read), default=0)
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        call = Call(self, f"{self.path}: {what}", op, name, tuple(inputs), attrs, len(outputs))
+        where = f"{self.path}: {what}"
+        call = Call(self, where, op, name, tuple(inputs), attrs, count, len(outputs))
         if not outputs or (not inputs and op != "Range"):
             raise ModelFormatError(f"{self.path}: {what} has no inputs or no outputs")
-        results = convert(call)
-        if len(results) != len(outputs):
+        results = _convert(call)
+        if not count <= len(results) <= len(outputs):
             raise UnsupportedModelError(
                 f"{self.path}: {what} has {len(outputs)} outputs, expected {len(results)}"
             )
-        for own, value in zip(outputs, results, strict=True):
+        for own, value in zip(outputs, results, strict=False):
             if own:
                 self._declare(own, value)
 
@@ -383,7 +300,7 @@ class _Reader:
         if attribute.type == kinds.STRING:
             return attribute.s.decode("utf-8", "replace")
         if attribute.type == kinds.TENSOR:
-            dtype = self._dtype(attribute.t.data_type, what)
+            dtype = self.tensors.dtype(attribute.t.data_type, what)
             try:
                 array = self.onnx.numpy_helper.to_array(attribute.t)
             except (ValueError, TypeError) as error:
@@ -393,7 +310,7 @@ class _Reader:
             f"{self.path}: {what}: attribute {attribute.name!r} of kind {attribute.type}"
         )
 
-    # What conversions ask for: see bertrt.models.onnx.operators.Builder
+    # What conversions ask for: see bertrt.models.onnx.call.Builder
 
     def emit(
         self, op: str, inputs: Sequence[str], attrs: dict[str, Any] | None, name: str, count: int
@@ -424,6 +341,19 @@ class _Reader:
                 "model is given"
             )
         return numbers
+
+    def made(self, name: str, make: Callable[[], np.ndarray]) -> str:
+        stored = self.tensors.stored
+        if name not in stored:
+            array = np.ascontiguousarray(make())
+            array.flags.writeable = False
+            stored[name] = Constant(name, array)
+        if name not in self.graph.types:
+            self.graph.add_constant(stored[name])
+        return name
+
+    def is_weight(self, value: str) -> bool:
+        return value in self.tensors.stored and value not in self.known
 
     def literal(self, values: Any, dtype: str) -> str:
         value = self.graph.literal(values, dtype)
@@ -466,6 +396,26 @@ class _Reader:
             self.known.add(graph.add_constant(Constant(own, array)))
             values.append(own)
         return values
+
+
+def _convert(call: Call) -> list[str]:
+    """Add what a node means to the graph; returns the values of its results.
+
+    Raises UnsupportedModelError for an operator or a setting that is not known, and what the
+    typing of the IR raises.
+    """
+    function = _CONVERSIONS.get(call.op)
+    if function is None:
+        if call.op.removeprefix(f"{MICROSOFT}.").startswith(("QLinear", "QGemm")):
+            call.refuse(
+                "it computes in integers of a scale fixed before (QOperator), which is not "
+                "supported: quantise to QDQ, or with quantize_dynamic"
+            )
+        if call.op.startswith(f"{MICROSOFT}."):
+            call.refuse(f"operator {call.op} is not supported")
+        return call.builder.emit(call.op, call.inputs, call.attrs, call.name, call.count)
+    result = function(call)
+    return result if isinstance(result, list) else [result]
 
 
 def _sizes(inputs: Sequence[Any], free: tuple[int, int]) -> tuple[tuple[int, int], int | None]:

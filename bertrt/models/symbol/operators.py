@@ -65,6 +65,8 @@ def _cast(c: Context, x: str) -> str:
         raise c.unsupported(f"dtype {wanted!r}")
     elif c.graph.types[x].dtype == "int64":
         return x
+    elif wanted == "float16":  # parameters are widened, and the arithmetic is float32
+        wanted = "float32"
     return x if c.graph.types[x].dtype == wanted else c.add("Cast", x, to=wanted)
 
 
@@ -342,7 +344,7 @@ def _sequence_mask(c: Context, x: str, length: str | None = None) -> str:
 
 @_op("softmax", inputs=1, most=2)
 def _softmax(c: Context, x: str, length: str | None = None) -> str:
-    if c.node.attrs.get("dtype", "None") not in ("None", c.graph.types[x].dtype):
+    if c.node.attrs.get("dtype", "None") not in ("None", "float16", c.graph.types[x].dtype):
         raise c.unsupported(f"dtype {c.node.attrs['dtype']!r}")
     axis = c.axis(x, c.integer("axis", -1))
     temperature = c.parse("temperature", None)

@@ -1,4 +1,4 @@
-"""Reader of MXNet's NDArray list files (``*.params``), without MXNet.
+"""MXNet's NDArray list files (``*.params``), read and written without MXNet.
 
 The layout, all little-endian::
 
@@ -13,6 +13,7 @@ record ends there.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.files import map_file, view
 from bertrt.plan.weights import Constant
 
-__all__ = ["read_params"]
+__all__ = ["read_params", "write_params"]
 
 _LIST_MAGIC = 0x112
-_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
+_V2 = 0xF993FAC9
+_VERSIONS = {0xF993FAC8: 1, _V2: 2, 0xF993FACA: 3}
 _DENSE = 0
+_CPU = 1
 _DTYPES = {
     0: "float32",
     1: "float64",
@@ -130,3 +133,19 @@ def _read_array(cursor: _Cursor, index: int) -> tuple[np.ndarray, int]:
     cursor.take(size, f"the data of {what}, shape {shape},")
     offset = cursor.position - size
     return view(cursor.data, offset, _DTYPES[flag], shape), offset
+
+
+def write_params(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as MXNet exports parameters: on the CPU, by their names behind ``arg:``."""
+    flags = {dtype: flag for flag, dtype in _DTYPES.items()}
+    with open(path, "wb") as file:
+        file.write(struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays)))
+        for array in arrays.values():
+            head = struct.pack("<Iii", _V2, _DENSE, array.ndim)
+            shape = struct.pack(f"<{array.ndim}q", *array.shape)
+            file.write(head + shape + struct.pack("<iii", _CPU, 0, flags[array.dtype.name]))
+            file.write(np.ascontiguousarray(array).tobytes())
+        file.write(struct.pack("<Q", len(arrays)))
+        for name in arrays:
+            raw = f"arg:{name}".encode()
+            file.write(struct.pack("<Q", len(raw)) + raw)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from bertrt.compiler.ir import Graph
 from bertrt.compiler.types import Dim, Type
 from bertrt.errors import ModelFormatError, UnsupportedModelError
@@ -35,7 +37,8 @@ _INPUT_SHAPES: dict[str, tuple[Dim, ...]] = {
 def read_mxnet(symbol_path: str | Path, params_path: str | Path) -> Graph:
     """Read an exported symbol and its parameters into the IR.
 
-    The graph's outputs carry the names of the symbol's heads. Parameters stay memory-mapped.
+    The graph's outputs carry the names of the symbol's heads. Parameters stay memory-mapped, but
+    for those in half precision, which are widened.
 
     Raises MissingFileError, ModelFormatError for a broken file (not JSON, no nodes, forward or
     out-of-range references, missing parameters, parameters that do not fit their use) and
@@ -92,6 +95,10 @@ def _add_parameter(
                 f"{params_path}: parameter {node.name!r} has shape {found}, "
                 f"{graph.origin} declares {declared}"
             )
+    if constant.array.dtype == np.float16:  # widened, exactly; the arithmetic is float32
+        array = constant.array.astype(np.float32)
+        array.flags.writeable = False
+        constant = Constant(constant.name, array)
     return graph.add_constant(constant)
 
 

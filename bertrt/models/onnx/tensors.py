@@ -1,0 +1,146 @@
+"""The tensors of an ONNX file: constants, mapped from where they lie."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.files import map_file, view
+from bertrt.plan.weights import Constant
+
+__all__ = ["Tensors"]
+
+
+class Tensors:
+    """The tensors of the file at `path`, whose bytes are `data`. What a name was read as is kept,
+    so that reading a file again at other sizes costs nothing.
+
+    Attributes:
+        stored: constants by name; those that are made of tensors have their place here, too.
+    """
+
+    def __init__(self, path: Path, data: np.ndarray, onnx: Any) -> None:
+        self.path, self.onnx = path, onnx
+        self.stored: dict[str, Constant] = {}
+        self.files = {path: data}
+        self.found_at = 0  # where the last inline tensor was found in the file
+
+    def constant(self, name: str, tensor: Any, few: int) -> Constant:
+        """A tensor by its name; floats of more than `few` elements are looked up in the file.
+
+        Raises ModelFormatError for a broken one, UnsupportedModelError for its element type.
+        """
+        if name not in self.stored:
+            self.stored[name] = self._constant(name, tensor, few)
+        return self.stored[name]
+
+    def check_text(self, what: str, *texts: object) -> None:
+        """Protobuf hands out strings that are not UTF-8 as bytes."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise ModelFormatError(f"{self.path}: {what}: the name {text!r} is not UTF-8")
+
+    def dtype(self, code: int, what: str) -> str:
+        """An element type by its number in the format."""
+        types = self.onnx.TensorProto
+        names = {
+            types.FLOAT: "float32",
+            types.FLOAT16: "float16",
+            types.DOUBLE: "float64",
+            types.INT32: "int32",
+            types.INT64: "int64",
+            types.BOOL: "bool",
+            types.UINT8: "uint8",
+            types.INT8: "int8",
+        }
+        if code not in names:
+            raise UnsupportedModelError(f"{self.path}: {what} has element type {code}")
+        return names[code]
+
+    def _constant(self, name: str, tensor: Any, few: int) -> Constant:
+        what = f"tensor {name!r}"
+        entries = (text for entry in tensor.external_data for text in (entry.key, entry.value))
+        self.check_text(what, name, *entries)
+        dtype = self.dtype(tensor.data_type, what)
+        shape = tuple(tensor.dims)
+        if any(extent < 0 for extent in shape) or len(shape) > 32:
+            raise ModelFormatError(f"{self.path}: {what} has shape {shape}")
+        size = prod(shape) * np.dtype(dtype).itemsize
+        if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
+            constant = self._external(name, tensor, dtype, shape, size)
+        elif tensor.HasField("raw_data"):
+            raw = tensor.raw_data
+            if len(raw) != size:
+                raise ModelFormatError(
+                    f"{self.path}: {what} of shape {shape} has {len(raw)} bytes, expected {size}"
+                )
+            if dtype == "float32" and prod(shape) > few:
+                offset = self._find(raw)
+                array = view(self.files[self.path], offset, dtype, shape)
+                constant = Constant(name, array, self.path, offset)
+            else:  # nobody asks where it lies
+                constant = Constant(name, view(np.frombuffer(raw, np.uint8), 0, dtype, shape))
+        else:
+            constant = Constant(name, self._typed(tensor, what, dtype, shape))
+        array = constant.array
+        if array.dtype == np.float16 or (array.dtype == np.float64 and array.size <= few):
+            array = array.astype(np.float32)
+            array.flags.writeable = False
+            constant = Constant(name, array)
+        return constant
+
+    def _find(self, raw: bytes) -> int:
+        """Where these bytes lie in the file: tensors come in order, so this is one pass in all."""
+        data = self.files[self.path]
+        window = 1 << 22
+        for start in (self.found_at, 0):
+            for position in range(start, len(data), window):
+                at = data[position : position + window + len(raw)].tobytes().find(raw)
+                if at >= 0:
+                    self.found_at = position + at
+                    return self.found_at
+        raise ModelFormatError(f"{self.path}: the bytes of a tensor are not in the file")
+
+    def _external(
+        self, name: str, tensor: Any, dtype: str, shape: tuple[int, ...], size: int
+    ) -> Constant:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        parts = PurePosixPath(location)
+        where = f"{self.path}: external data of tensor {name!r}"
+        if not location or parts.is_absolute() or ".." in parts.parts or "\\" in location:
+            raise ModelFormatError(f"{where} are in {location!r}, which leaves the directory")
+        try:
+            offset = int(entries.get("offset", "0"))
+            length = int(entries.get("length", str(size)))
+        except ValueError:
+            raise ModelFormatError(f"{where}: bad offset or length in {entries}") from None
+        file = self.path.parent / location
+        if file not in self.files:
+            self.files[file] = map_file(file)
+        data = self.files[file]
+        if length != size or offset < 0 or offset + size > len(data):
+            raise ModelFormatError(
+                f"{where}: bytes {offset} to {offset + length} of {len(data)}, shape {shape} "
+                f"needs {size}"
+            )
+        return Constant(name, view(data, offset, dtype, shape), file, offset)
+
+    def _typed(self, tensor: Any, what: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        fields = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}
+        values = getattr(tensor, fields.get(dtype, "int32_data"))
+        if len(values) != prod(shape):
+            raise ModelFormatError(
+                f"{self.path}: {what} of shape {shape} has {len(values)} elements"
+            )
+        if dtype == "float16":  # stored as the bits of each element
+            array = np.array([v & 0xFFFF for v in values], np.uint16).view(np.float16)
+        else:
+            array = np.array(values, dtype)
+        array = array.reshape(shape)
+        array.flags.writeable = False
+        return array
