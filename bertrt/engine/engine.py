@@ -278,7 +278,7 @@ class Engine:
 
             - `sequence_output` (batch, sequence, hidden), exactly 0 at padding;
             - `embedding_output` (batch, sequence, hidden), what the first layer reads, likewise,
-              of an ONNX file that returns it,
+              of an ONNX file that returns it;
             - `all_encodings` (layers, batch, sequence, hidden), likewise, of a net that was built
               to return every layer's; the last is `sequence_output`;
             - `attention_weights` (layers, batch, heads, sequence, sequence), of a net that was
