@@ -24,6 +24,7 @@ def record_golden(
     masked: bool,
     empty: bool = True,
     padded: bool = True,
+    lowest: int = 0,
 ) -> list[GoldenCase]:
     """Run random ragged batches at two sequence lengths and keep what comes out.
 
@@ -34,12 +35,13 @@ def record_golden(
         masked: whether the model takes masked positions.
         empty: whether the model has an answer to a row without tokens.
         padded: whether the model knows rows of different lengths.
+        lowest: the first id that texts have.
     """
     limit = architecture["max_length"]
     lengths = _LENGTHS if limit >= max(_LENGTHS) else ((limit + 1) // 2, limit)
     cases = []
     for length in sorted(set(lengths)):
-        inputs = sample_batch(architecture, length, masked=masked, seed=_SEED)
+        inputs = sample_batch(architecture, length, masked=masked, seed=_SEED, lowest=lowest)
         if not padded:
             inputs["valid_length"][:] = length
         elif not empty:

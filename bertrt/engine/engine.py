@@ -77,9 +77,10 @@ class Engine:
         Args:
             path: a bundle's directory; a Hugging Face directory of one of the classes that
                 docs/huggingface.md lists, or of sentence-transformers, which only the native
-                backend runs; or a bare graph (a ``*-symbol.json`` file with its parameters
-                beside it, or an ``.onnx`` file), which has no tokenizer: `run` works, `predict`
-                does not.
+                backend runs where its weights are no ONNX file; an ``.onnx`` file with its
+                ``config.json`` and tokenizer beside it; or a bare graph (an ``.onnx`` file alone,
+                or a ``*-symbol.json`` file with its parameters beside it), which has no
+                tokenizer: `run` works, `predict` does not.
             backend: "native", "onnxruntime" or "mxnet".
             device: "cpu", "cuda" or "cuda:N"; "cuda:0,1" shares each batch among several GPUs.
             precision: "fp32", "bf16", "fp16" or "int8"; None: the model's own, which of a quantised
@@ -338,6 +339,8 @@ class Engine:
             Arrays of float32 by name, as far as the model has them:
 
             - `sequence_output` (batch, sequence, hidden), exactly 0 at padding;
+            - `embedding_output` (batch, sequence, hidden), what the first layer reads, likewise,
+              of an ONNX file that returns it;
             - `all_encodings` (layers, batch, sequence, hidden), likewise, of a net that was built
               to return every layer's; the last is `sequence_output`;
             - `attention_weights` (layers, batch, heads, sequence, sequence), of a net that was

@@ -255,7 +255,13 @@ def bound(output: str, layers: int, precision: str = "fp32") -> float:
 
 
 def sample_batch(
-    architecture: Mapping[str, Any], length: int, *, masked: bool, seed: int, num_masked: int = 3
+    architecture: Mapping[str, Any],
+    length: int,
+    *,
+    masked: bool,
+    seed: int,
+    num_masked: int = 3,
+    lowest: int = 0,
 ) -> dict[str, np.ndarray]:
     """A random ragged batch that shows where a runtime would drift from Gluon.
 
@@ -269,6 +275,7 @@ def sample_batch(
         masked: whether to add masked positions; they point at tokens, so no row is empty then.
         seed: another seed is another batch.
         num_masked: how many positions a row has.
+        lowest: the first id that there is.
 
     Returns:
         int64 arrays ``token_ids`` and ``token_types`` (batch, length), ``valid_length`` (batch,)
@@ -280,8 +287,8 @@ def sample_batch(
         valid.insert(1, 0)
     valid_length = np.array(valid, dtype=np.int64)
     shape = (len(valid), length)
-    token_ids = random.integers(0, architecture["vocab_size"], size=shape, dtype=np.int64)
-    token_ids[0, 0], token_ids[0, -1] = architecture["vocab_size"] - 1, 0
+    token_ids = random.integers(lowest, architecture["vocab_size"], size=shape, dtype=np.int64)
+    token_ids[0, 0], token_ids[0, -1] = architecture["vocab_size"] - 1, lowest
     # The second text of a pair begins somewhere.
     last_type = max(architecture["type_vocab_size"], 1) - 1
     start = random.integers(0, length + 1, size=(shape[0], 1))

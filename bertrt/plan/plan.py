@@ -72,7 +72,8 @@ class Plan:
         The encoder's output is exactly 0 there, so that a head over tokens gives its bias.
         """
         (step,) = (step for step in self.steps if step.output == self.outputs[output])
-        if step.op != "linear" or "bias" not in step.weights:
+        head = step.op == "linear" and output != "embedding_output"
+        if not head or "bias" not in step.weights:
             return None
         return self.weights[step.weights["bias"][0]].array
 

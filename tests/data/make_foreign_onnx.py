@@ -287,6 +287,10 @@ def found_otherwise(at):
     outputs = ("last_hidden_state", "attentions_0", "attentions_1")
     model = build(bert, config(output_attentions=True), "eager")
     export(at("script17_attentions"), model, 17, outputs, tail=weights)
+    settings = config().to_dict() | {"type_vocab_size": 1, "pad_token_id": 1}
+    settings["max_position_embeddings"] = LENGTH + 2
+    model = build(transformers.RobertaModel, transformers.RobertaConfig(**settings))
+    export(at("script14_roberta"), model, 14, MODEL, names=INPUTS[:2])
     electra = transformers.ElectraConfig(**(config().to_dict() | {"embedding_size": 8}))
     model = build(transformers.ElectraForPreTraining, electra)
     export(at("dynamo18_discriminator"), model, 18, ("logits",), dynamo=True)

@@ -26,6 +26,10 @@ TASKS = {
     "dynamo18_ids_only": "embedding",
     "converted_half": "embedding",
     "optimized_half": "embedding",
+    "script14_roberta": "embedding",
+    "dynamo18_positions": "embedding",
+    "dynamo18_discriminator": "tagging",
+    "script14_max": "embedding",
 }
 
 

@@ -58,7 +58,11 @@ class Tensors:
             types.INT8: "int8",
         }
         if code not in names:
-            raise UnsupportedModelError(f"{self.path}: {what} has element type {code}")
+            found = types.DataType.Name(code) if code in types.DataType.values() else code
+            raise UnsupportedModelError(
+                f"{self.path}: {what} has element type {found}, supported are "
+                f"{', '.join(names.values())}"
+            )
         return names[code]
 
     def _constant(self, name: str, tensor: Any, few: int) -> Constant:
