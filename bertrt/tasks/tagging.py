@@ -163,14 +163,16 @@ def _units(text: str, pieces: Pieces, aggregation: str) -> tuple[Words, list[lis
     tokens: list[list[int]] = []
     last = None
     for at, (word, (start, end)) in enumerate(zip(pieces.words, pieces.spans, strict=True)):
-        # A token that shows nothing, such as the blank before a word, is none's.
-        if start == end:
-            continue
-        if aggregation == "simple" or word != last:
-            spans.append((start, end))
-            tokens.append([])
-        spans[-1] = spans[-1][0], end
-        tokens[-1].append(at)
+        if aggregation != "simple":
+            # A token that shows nothing, such as the blank before a word, is no word's.
+            if not text[start:end].strip():
+                continue
+            if word == last:
+                spans[-1] = spans[-1][0], end
+                tokens[-1].append(at)
+                continue
+        spans.append((start, end))
+        tokens.append([at])
         last = word
     return Words(text, [text[start:end] for start, end in spans], spans), tokens, aggregation
 

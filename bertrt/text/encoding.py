@@ -147,7 +147,8 @@ def text_pieces(text: str, parts: Iterable[Any], prefix: str | None = None) -> P
         for token_id, token, owner, (start, end) in zip(
             part.ids, part.tokens, part.word_ids, part.offsets, strict=True
         ):
-            start += len(text[start:end]) - len(text[start:end].lstrip())
+            shown = text[start:end].lstrip()
+            start = end - len(shown) if shown else start
             apart = owner is None or owner != last
             goes_on = prefix is not None and token.startswith(prefix)
             if not ids or _begins(text, spans[-1], (start, end), apart, goes_on):

@@ -257,6 +257,35 @@ def test_texts_without_masks(filler, tiny, text: str, message: str) -> None:
     assert not tiny.backends[0].batches
 
 
+def test_masks_and_errors_in_their_places(filler, tiny) -> None:
+    texts = ["a [MASK]", "b", "[MASK] [MASK]", "a " * 12 + "[MASK]", "b [MASK]"]
+    found = filler.predict(texts, on_error="return")
+    assert [found[i] for i in (0, 2, 4)] == filler.predict([texts[i] for i in (0, 2, 4)])
+    assert str(found[1]) == "batch[1] holds no [MASK] to fill"
+    assert str(found[3]).startswith("batch[3] is longer than 12 tokens")
+    with pytest.raises(InvalidInputError, match=r"2 of 5 .*batch\[1\] holds.*batch\[3\] is longer"):
+        filler.predict(texts)
+    # An empty text has no mask.
+    assert "holds no" in str(filler.predict("", on_error="return"))
+
+
+def test_pairs_and_errors_in_their_places(tiny) -> None:
+    engine = tiny.load(
+        task="next-sentence", pooling=None, outputs=["next_sentence_classifier_output"]
+    )
+    found = engine.predict([("a", "b"), ("a", ""), "a", ("", "b")], on_error="return")
+    assert found[0] == engine.predict(("a", "b")) and found[3] == engine.predict(("", "b"))
+    assert "the second text is empty" in str(found[1])
+    assert str(found[2]) == "batch[2] is a text; next-sentence prediction takes a pair"
+
+
+def test_models_of_one_token_type_take_no_pairs(tiny) -> None:
+    engine = tiny.load(architecture=tiny.settings["architecture"] | {"type_vocab_size": 1})
+    assert engine.predict(["a", ""])[1].vector.tolist() == [2, 2, 5, 0]
+    with pytest.raises(InvalidInputError, match=r"2 of 2 .*batch\[0\] is a pair.*batch\[1\] is"):
+        engine.predict([("a", "b"), ("b", "a")])
+
+
 def test_next_sentence(tiny) -> None:
     engine = tiny.load(
         task="next-sentence", pooling=None, outputs=["next_sentence_classifier_output"]
