@@ -8,17 +8,20 @@ import bisect
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
-from tokenizers import models, normalizers
 
 from bertrt.errors import ModelFormatError
 from bertrt.text.encoding import Encoding, Pieces, Text, no_token, some_at_once
 
-__all__ = ["HuggingFaceTokenizer", "read_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "Rules", "read_tokenizer"]
+
+# The mask's names that a tokenizer.json without further word is searched for: BERT's and RoBERTa's.
+_MASKS = ("[MASK]", "<mask>")
 
 
 def read_tokenizer(path: Path) -> _RustTokenizer:
@@ -32,41 +35,88 @@ def read_tokenizer(path: Path) -> _RustTokenizer:
         ) from None
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What decides ids and types, and what a ``tokenizer.json`` has no place for.
+
+    Attributes:
+        mask: the token that stands for a word to be guessed; None where there is none.
+        types: whether the second text of a pair has type 1; otherwise all types are 0.
+        truncation_side: the side that loses tokens of a text that is too long, "left" or "right".
+        split_special_tokens: whether a special token that a text spells out is text.
+    """
+
+    mask: str | None
+    types: bool = True
+    truncation_side: str = "right"
+    split_special_tokens: bool = False
+
+    @classmethod
+    def usual(cls, tokenizer: _RustTokenizer) -> Rules:
+        """The rules of a ``tokenizer.json`` of which nothing more is known."""
+        known = (mask for mask in _MASKS if tokenizer.token_to_id(mask) is not None)
+        return cls(next(known, None))
+
+
 # Special tokens with their types, then a text by its number, if there is one, and its type
 _Frame = tuple[list[tuple[int, int]], int | None, int]
 
 
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library, which it makes its own: truncated to `max_length`
-    the way transformers does it (longest_first), and never padded."""
+    the way transformers does it (longest_first), and never padded.
 
-    def __init__(self, tokenizer: _RustTokenizer, *, max_length: int) -> None:
+    Args:
+        tokenizer: the library's.
+        max_length: the most tokens of a sequence, special ones included.
+        rules: what the library's tokenizer does not hold; `Rules.usual` if left out.
+    """
+
+    def __init__(
+        self, tokenizer: _RustTokenizer, *, max_length: int, rules: Rules | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self.max_length = max_length
+        self.rules = rules or Rules.usual(tokenizer)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         normalizer = tokenizer.normalizer
-        self.lower = isinstance(normalizer, normalizers.Lowercase) or (
-            isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
-        )
+        self.lower = normalizer is not None and _lowers(json.loads(normalizer.__getstate__()))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = self.rules.split_special_tokens
         self._frames = self._frame(False), self._frame(True)
         self.special_ids = frozenset(
             token_id for frame in self._frames for special, _, _ in frame for token_id, _ in special
         )
-        model = tokenizer.model
-        self._prefix = (
-            model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
+        # Unigram has none, and BPE may have an empty one.
+        self._prefix = getattr(tokenizer.model, "continuing_subword_prefix", None) or None
+        self._tokenizer.enable_truncation(
+            max_length, strategy="longest_first", direction=self.rules.truncation_side
         )
-        self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         self._num_special = self._tokenizer.num_special_tokens_to_add(False)
-        # tokenizer.json has no name for it; these are BERT's and RoBERTa's.
-        known = (mask for mask in ("[MASK]", "<mask>") if tokenizer.token_to_id(mask) is not None)
-        self.mask = next(known, None)
+        self.mask = self.rules.mask
         self.mask_id = None if self.mask is None else tokenizer.token_to_id(self.mask)
 
+    @property
+    def needed_rows(self) -> int:
+        """How many rows a model's embedding needs: the ids of every text are below it, but for
+        special tokens that a text spells out and that stand behind the vocabulary. (A class adds
+        its own where a vocabulary lacks them.)"""
+        late = {
+            token_id
+            for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special and token_id not in self.special_ids
+        }
+        plain = self._tokenizer.get_vocab(with_added_tokens=False)
+        ids = (
+            token_id
+            for token, token_id in self._tokenizer.get_vocab().items()
+            if token_id not in late or token in plain
+        )
+        return 1 + max(ids, default=-1)
+
     def to_json(self) -> str:
-        """The content of a ``tokenizer.json``; the truncation is not part of it."""
+        """The content of a ``tokenizer.json``; the truncation and `rules` are not part of it."""
         content = json.loads(self._tokenizer.to_str())
         content["truncation"] = None
         return json.dumps(content, ensure_ascii=False)
@@ -80,10 +130,8 @@ class HuggingFaceTokenizer:
                 if 0 not in encoding.sequence_ids if pairs else len(encoding) <= self._num_special:
                     raise no_token(len(encoded))
                 encoded.append(
-                    Encoding(
-                        np.array(encoding.ids, np.int32),
-                        np.array(encoding.type_ids, np.int32),
-                        truncated=bool(encoding.overflowing),
+                    self._encoding(
+                        encoding.ids, encoding.type_ids, truncated=bool(encoding.overflowing)
                     )
                 )
         return encoded
@@ -113,8 +161,10 @@ class HuggingFaceTokenizer:
         """The library's encodings of each text, which together are all of it."""
         for some in some_at_once(texts):
             for encoding in self._tokenizer.encode_batch(some, add_special_tokens=False):
-                # What is beyond the maximum length comes in further encodings.
-                yield [encoding, *encoding.overflowing]
+                # What is beyond the maximum length comes in further encodings, from the side that
+                # is kept to the other one.
+                parts = [encoding, *encoding.overflowing]
+                yield parts if self.rules.truncation_side == "right" else parts[::-1]
 
     def room(self, *, pair: bool) -> int:
         """See `Tokenizer.room`."""
@@ -131,7 +181,11 @@ class HuggingFaceTokenizer:
             if text is not None:
                 ids += texts[text]
                 types += [text_type] * len(texts[text])
-        return Encoding(np.array(ids, np.int32), np.array(types, np.int32), False)
+        return self._encoding(ids, types, truncated=False)
+
+    def _encoding(self, ids: list[int], types: list[int], *, truncated: bool) -> Encoding:
+        kinds = np.array(types, np.int32) if self.rules.types else np.zeros(len(ids), np.int32)
+        return Encoding(np.array(ids, np.int32), kinds, truncated)
 
     def token(self, token_id: int) -> str:
         """See `Tokenizer.token`."""
@@ -165,3 +219,11 @@ class HuggingFaceTokenizer:
                 frame.append((special, text, token_type))
                 seen, special = text, []
         return [*frame, (special, None, 0)]
+
+
+def _lowers(normalizer: dict[str, Any]) -> bool:
+    """Whether a normalizer, as the library writes it down, lower-cases."""
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        return any(map(_lowers, normalizer["normalizers"]))
+    return kind == "Lowercase" or (kind == "BertNormalizer" and bool(normalizer["lowercase"]))

@@ -87,9 +87,10 @@ def check_vocabulary(
 ) -> None:
     """Refuse, with a ModelFormatError that names `source`, a tokenizer with more ids than the
     model's embedding has rows."""
-    if tokenizer.vocab_size > vocab_size:
+    needed = getattr(tokenizer, "needed_rows", tokenizer.vocab_size)
+    if needed > vocab_size:
         raise ModelFormatError(
-            f"{source}: the vocabulary has ids up to {tokenizer.vocab_size - 1}, "
+            f"{source}: the vocabulary has ids up to {needed - 1}, "
             f"the model's embedding has only {vocab_size} rows"
         )
 
