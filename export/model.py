@@ -29,6 +29,7 @@ from bertrt.models.manifest import GOLDEN, ONNX, TOKENIZER_FILES
 from bertrt.models.symbol.plan import compile_symbol
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import LABELLED, PRESETS, TASKS, complete_pooling, complete_settings
+from bertrt.text.huggingface import HuggingFaceTokenizer
 from bertrt.text.vocabulary import Vocabulary
 
 from .gluon_to_symbol import import_gluon, output_names, run_gluon, write_symbol_pair
@@ -56,6 +57,7 @@ class TokenizerFile:
         max_length: the most tokens that it gives, special ones included.
         size: how many ids it can give.
         pieces: the content of the second file, for the kinds that have one.
+        rules: what the content does not say, for the kind "huggingface".
     """
 
     kind: str
@@ -64,6 +66,19 @@ class TokenizerFile:
     max_length: int
     size: int
     pieces: bytes | None = None
+    rules: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of_huggingface(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
+        """The file of a Hugging Face tokenizer."""
+        return cls(
+            "huggingface",
+            tokenizer.to_json(),
+            tokenizer.lower,
+            tokenizer.max_length,
+            tokenizer.needed_rows,
+            rules=tokenizer.unusual(),
+        )
 
     def write(self, directory: Path) -> dict[str, Any]:
         """Write the files into `directory`; returns the manifest's entry."""
@@ -78,6 +93,8 @@ class TokenizerFile:
         if self.pieces is not None:
             (directory / second[0]).write_bytes(self.pieces)
             settings["pieces"] = second[0]
+        if self.rules:
+            settings["rules"] = dict(self.rules)
         return settings
 
 

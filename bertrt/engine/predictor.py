@@ -16,7 +16,7 @@ from bertrt.models.model import Model
 from bertrt.results import Result
 from bertrt.tasks.base import Request, Task
 from bertrt.tasks.table import make_task
-from bertrt.text.encoding import Encoding
+from bertrt.text.encoding import Encoding, Tokenizer
 
 __all__ = ["Predictor"]
 
@@ -84,7 +84,20 @@ class Predictor:
             raise InvalidInputError(
                 "the model has one token type and takes single texts, not pairs"
             )
+        if tokenizer.vocab_size > self._limits.vocab_size:
+            self._check_ids(requests, tokenizer)
         return requests, single
+
+    def _check_ids(self, requests: Sequence[Request], tokenizer: Tokenizer) -> None:
+        """Refuse the special tokens that a tokenizer has and the model's embedding does not."""
+        rows = self._limits.vocab_size
+        for i, own in enumerate(requests):
+            for encoding in own.sequences:
+                if (largest := int(encoding.ids.max(initial=0))) >= rows:
+                    raise InvalidInputError(
+                        f"batch[{i}] holds the token {tokenizer.token(largest)}, whose id is "
+                        f"{largest}, and the model's embedding has only {rows} rows"
+                    )
 
     def answer(
         self,

@@ -43,8 +43,8 @@ def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> n
     return array
 
 
-# Lists and objects of a JSON file: far more than a tokenizer of a million pieces has, and few enough
-# for memory.
+# Lists and objects of a JSON file: far more than a tokenizer of a million pieces has, and few
+# enough for memory.
 _MOST_CONTAINERS = 8 << 20
 
 

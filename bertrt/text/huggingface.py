@@ -5,37 +5,68 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as _RustTokenizer
 
 from bertrt.errors import ModelFormatError
 from bertrt.text.encoding import Encoding, Pieces, Text, no_token, some_at_once
 
-__all__ = ["HuggingFaceTokenizer", "Rules", "read_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "Rules", "read_tokenizer", "without_vocabulary"]
 
 # The mask's names that a tokenizer.json without further word is searched for: BERT's and RoBERTa's.
 _MASKS = ("[MASK]", "<mask>")
 
 
-def read_tokenizer(path: Path) -> _RustTokenizer:
-    """Read a ``tokenizer.json``; raises ModelFormatError where the library cannot."""
+def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
+    """Read a ``tokenizer.json``; ModelFormatError where the library cannot.
+
+    Args:
+        path: the file.
+        exact_scores: of a Unigram model, whether the scores are read to the last bit. The library
+            alone reads some of them a bit off, which decides between pieces whose sums are equal.
+    """
     try:
-        return _RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not exact_scores:
+            return _RustTokenizer.from_str(text)
+        content = json.loads(text)
+        model = content["model"]
+        tokenizer = without_vocabulary(content)
+        tokenizer.model = models.Unigram(
+            [(piece, score) for piece, score in model["vocab"]],
+            unk_id=model["unk_id"],
+            byte_fallback=model.get("byte_fallback", False),
+        )
+        tokenizer.add_tokens(
+            [
+                AddedToken(**{name: value for name, value in token.items() if name != "id"})
+                for token in content["added_tokens"]
+            ]
+        )
     # The library raises plain Exception for a file that it cannot read.
     except Exception as error:
         raise ModelFormatError(
             f"{path}: not a tokenizer that the tokenizers library can read ({error})"
         ) from None
+    return tokenizer
 
 
-@dataclass(frozen=True)
+def without_vocabulary(content: Mapping[str, Any]) -> _RustTokenizer:
+    """What a ``tokenizer.json`` with this content holds beside its vocabulary and added tokens."""
+    nothing = {"type": "BPE", "vocab": {}, "merges": []}
+    return _RustTokenizer.from_str(json.dumps({**content, "model": nothing, "added_tokens": []}))
+
+
+@dataclasses.dataclass(frozen=True)
 class Rules:
     """What decides ids and types, and what a ``tokenizer.json`` has no place for.
 
@@ -56,6 +87,24 @@ class Rules:
         """The rules of a ``tokenizer.json`` of which nothing more is known."""
         known = (mask for mask in _MASKS if tokenizer.token_to_id(mask) is not None)
         return cls(next(known, None))
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any], tokenizer: _RustTokenizer) -> Rules:
+        """The rules that a bundle's manifest says, the usual ones where it is silent;
+        ModelFormatError for one that is not known or not what it should be."""
+        for name, value in said.items():
+            fits = {
+                "mask": value is None
+                or (isinstance(value, str) and tokenizer.token_to_id(value) is not None),
+                "types": isinstance(value, bool),
+                "truncation_side": value in ("left", "right"),
+                "split_special_tokens": isinstance(value, bool),
+            }
+            if not fits.get(name, False):
+                raise ModelFormatError(
+                    f"tokenizer settings: the rule {name!r} is {value!r}, which is not known"
+                )
+        return dataclasses.replace(cls.usual(tokenizer), **said)
 
 
 # Special tokens with their types, then a text by its number, if there is one, and its type
@@ -115,6 +164,19 @@ class HuggingFaceTokenizer:
         )
         return 1 + max(ids, default=-1)
 
+    def unusual(self) -> dict[str, Any]:
+        """What a bundle's manifest has to say beside `to_json`: the rules that are not the usual
+        ones, and "exact_scores" for the model whose numbers count (see `read_tokenizer`)."""
+        usual = Rules.usual(self._tokenizer)
+        said = {
+            name: value
+            for name, value in dataclasses.asdict(self.rules).items()
+            if value != getattr(usual, name)
+        }
+        if isinstance(self._tokenizer.model, models.Unigram):
+            said["exact_scores"] = True
+        return said
+
     def to_json(self) -> str:
         """The content of a ``tokenizer.json``; the truncation and `rules` are not part of it."""
         content = json.loads(self._tokenizer.to_str())
@@ -126,7 +188,7 @@ class HuggingFaceTokenizer:
         pairs = bool(batch) and isinstance(batch[0], tuple)
         encoded: list[Encoding] = []
         for some in some_at_once(batch):
-            for encoding in self._tokenizer.encode_batch_fast(some):
+            for encoding in self._run(self._tokenizer.encode_batch_fast, some):
                 if 0 not in encoding.sequence_ids if pairs else len(encoding) <= self._num_special:
                     raise no_token(len(encoded))
                 encoded.append(
@@ -160,11 +222,20 @@ class HuggingFaceTokenizer:
     def _whole(self, texts: Sequence[str]) -> Iterator[list[Any]]:
         """The library's encodings of each text, which together are all of it."""
         for some in some_at_once(texts):
-            for encoding in self._tokenizer.encode_batch(some, add_special_tokens=False):
+            plain = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
+            for encoding in self._run(plain, some):
                 # What is beyond the maximum length comes in further encodings, from the side that
                 # is kept to the other one.
                 parts = [encoding, *encoding.overflowing]
                 yield parts if self.rules.truncation_side == "right" else parts[::-1]
+
+    @staticmethod
+    def _run(encode: Callable[[Any], list[Any]], texts: Any) -> list[Any]:
+        try:
+            return encode(texts)
+        # The library raises plain Exception: for one, where an unknown word has no token.
+        except Exception as error:
+            raise ModelFormatError(f"the tokenizer cannot encode a text: {error}") from error
 
     def room(self, *, pair: bool) -> int:
         """See `Tokenizer.room`."""

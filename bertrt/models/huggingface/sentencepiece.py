@@ -49,7 +49,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         raise ModelFormatError(f"{path} has {size} bytes, and at most {_LARGEST} are read")
     pieces: list[tuple[str, float]] = []
     special: list[tuple[str, bool]] = []
-    charsmap, model_type = b"", _UNIGRAM
+    charsmap = b""
+    model_type: int | bytes = _UNIGRAM
     try:
         for number, value in _fields(path.read_bytes()):
             if number == _PIECES:

@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face directory: the one place that decides its ids.
 
-`find_class` knows the class, `read_settings` says what the files come to, `build` makes what the class
-makes of it; here are the longest text and what a sentence-transformers file adds.
+`find_class` knows the class, `read_settings` says what the files come to, `build` makes what the
+class makes of it; here are the longest text and what a sentence-transformers file adds.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def make_tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
     """
     path = next((path for name in SENTENCE_CONFIGS if (path := directory / name).exists()), None)
     sentence = read_object(path) if path is not None else {}
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name in ("processor_kwargs", "tokenizer_args"):  # the newer name and the older
         found = sentence.get(name) or {}
         if not isinstance(found, dict):
             raise ModelFormatError(f"{path}: {name} should be an object, found {found!r}")
         arguments |= found
     said = read_config(directory)
-    name = said.get("tokenizer_class") or config.content.get("tokenizer_class")
-    kind = find_class(directory / CONFIG, name, _model_type(config))
+    named = said.get("tokenizer_class") or config.content.get("tokenizer_class")
+    kind = find_class(directory / CONFIG, named, _model_type(config))
     settings = read_settings(directory, said, arguments)
     built = build(kind, settings)
     if sentence.get("do_lower_case"):
@@ -111,9 +111,9 @@ def _lower_first(tokenizer: Tokenizer) -> None:
     """Lower-case before all else, as sentence-transformers does where its file says so and no step
     does that by itself. (Of BERT's own step it does not know that it may.)"""
     normalizer = tokenizer.normalizer
-    steps = []
+    steps: list[Any] = []
     if isinstance(normalizer, normalizers.Sequence):
-        steps = list(normalizer)
+        steps = [normalizer[index] for index in range(len(normalizer))]
     elif normalizer is not None:
         steps = [normalizer]
     if not any(isinstance(step, normalizers.Lowercase) for step in steps):

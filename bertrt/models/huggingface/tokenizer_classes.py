@@ -1,18 +1,15 @@
 """The classes of tokenizers, as transformers 5 builds them: ``models/*/tokenization_*.py``, and
 ``tokenization_utils_tokenizers.py`` for what they share.
 
-Every class but the generic one is built anew from a vocabulary: of a ``tokenizer.json`` it takes the
-pieces, the merges and the table of characters, and where it says so the post-processor; what else
-that file says (lower-casing, a prefix of words, an unknown token) is not read by those classes.
+Every class but the generic one is built anew from a vocabulary: of a ``tokenizer.json`` it takes
+the pieces, the merges and the table of characters, ALBERT's the post-processor too; what else that
+file says (lower-casing, a prefix of words, an unknown token) is not read by those classes.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +23,16 @@ from tokenizers import (
     processors,
 )
 
-from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.models.huggingface.sentencepiece import read_sentencepiece
-from bertrt.models.huggingface.tokenizer_settings import LARGEST, NAMED, Settings, Token
+from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.models.huggingface.tokenizer_settings import NAMED, Settings, Token
+from bertrt.models.huggingface.tokenizer_vocabulary import (
+    Values,
+    Vocabulary,
+    read_vocabulary,
+    refusing,
+)
 
 __all__ = ["Built", "TokenizerClass", "build", "find_class"]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a class is built from.
-
-    Attributes:
-        path: the file that it comes from.
-        pieces: tokens and their ids; for Unigram, tokens and their scores.
-        merges: for byte pairs.
-        charsmap: for Unigram, the compiled table of normalisation.
-        file: the parts of a ``tokenizer.json`` beside its vocabulary; None without one.
-    """
-
-    path: Path
-    pieces: Any
-    merges: list[tuple[str, ...]] = field(default_factory=list)
-    charsmap: bytes | None = None
-    file: Tokenizer | None = None
-
-
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,9 +126,6 @@ def _albert(tokenizer: Tokenizer, values: Values, vocabulary: Vocabulary) -> Non
     if vocabulary.charsmap is not None:
         steps.append(normalizers.Precompiled(vocabulary.charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    if vocabulary.file is not None and vocabulary.file.post_processor is not None:
-        tokenizer.post_processor = vocabulary.file.post_processor
-        return
     # Whatever the tokens are called, and before any is added.
     ids = [tokenizer.token_to_id(str(values[name])) for name in ("cls_token", "sep_token")]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -156,6 +133,8 @@ def _albert(tokenizer: Tokenizer, values: Values, vocabulary: Vocabulary) -> Non
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=list(zip(("[CLS]", "[SEP]"), ids, strict=True)),
     )
+    if vocabulary.file is not None and vocabulary.file.post_processor is not None:
+        tokenizer.post_processor = vocabulary.file.post_processor
 
 
 def _bert_frame(tokenizer: Tokenizer, values: Values) -> Any:
@@ -191,6 +170,16 @@ def _ends_frame(tokenizer: Tokenizer, values: Values) -> Any:
     )
 
 
+def _camembert_frame(tokenizer: Tokenizer, values: Values) -> Any:
+    # One text, so that a token with white space in it is an error.
+    begin, end = str(values["bos_token"]), str(values["eos_token"])
+    return processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=f"{begin} $A {end} {end} $B {end}",
+        special_tokens=[(token, _id(tokenizer, token, values)) for token in (begin, end)],
+    )
+
+
 def _plain_frame(tokenizer: Tokenizer, values: Values) -> Any:
     """The frame of a tokenizer that has none, and of settings that ask for one by its ends."""
     single, pair, named = "$A:0", "$B:1", {}
@@ -209,7 +198,7 @@ def _plain_frame(tokenizer: Tokenizer, values: Values) -> Any:
     )
 
 
-def _id(tokenizer: Tokenizer, token: str, values: Values) -> int | None:
+def _id(tokenizer: Tokenizer, token: str, values: Values) -> Any:
     found = tokenizer.token_to_id(token)
     if found is None and values.get("unk_token") is not None:
         found = tokenizer.token_to_id(str(values["unk_token"]))
@@ -302,7 +291,7 @@ _CLASSES = (
         needs=("bos_token", "eos_token"),
         reads=("add_prefix_space",),
         pipeline=_unigram,
-        close=_ends_frame,
+        close=_camembert_frame,
         token=_camembert_token,
     ),
     TokenizerClass(
@@ -366,121 +355,7 @@ def find_class(path: Path, name: Any, model_type: str) -> TokenizerClass:
     return known[plain]
 
 
-# --- vocabularies -----------------------------------------------------------------------------
-
-_MODEL_TYPES = ("WordPiece", "BPE", "Unigram", "WordLevel", None)
-_NOTHING = {"type": "BPE", "vocab": {}, "merges": []}
-# Files that transformers takes for a vocabulary of another kind, where there is no tokenizer.json.
-_FOREIGN = ("tekken.json", "tiktoken.model", "tokenizer.model")
-
-
-def _read_vocabulary(kind: TokenizerClass, settings: Settings, values: Values) -> Vocabulary:
-    directory = settings.directory
-    path = directory / "tokenizer.json"
-    if settings.content is not None:
-        return _of_tokenizer_file(kind, path, settings.content)
-    files = [directory / name for name in kind.files]
-    for found in sorted(directory.iterdir()):
-        if any(name in found.name for name in _FOREIGN):
-            if kind.model != "unigram" or found.name != "tokenizer.model":
-                raise UnsupportedModelError(
-                    f"{found}: a file of this name, without a tokenizer.json, is not supported for "
-                    f"{kind.name}"
-                )
-            files = [found]
-    missing = [file.name for file in files if not file.exists()]
-    if missing or not files:
-        there = [name for other in _CLASSES for name in other.files if (directory / name).exists()]
-        hint = (
-            f"; it holds {there[0]}: if that is the vocabulary, tokenizer_config.json should name "
-            "the tokenizer_class"
-            if there
-            else ""
-        )
-        raise MissingFileError(
-            f"{directory} holds no tokenizer.json"
-            + "".join(f" and no {name}" for name in missing)
-            + f", which {kind.name} is made of{hint}"
-        )
-    for file in files:
-        if (size := file.stat().st_size) > LARGEST:
-            raise ModelFormatError(f"{file} has {size} bytes, and at most {LARGEST} are read")
-    if kind.model == "unigram":
-        return _of_sentencepiece(kind, files[0], settings, values)
-    with _refusing(f"{' and '.join(map(str, files))} cannot be read"):
-        if kind.model == "words":
-            return Vocabulary(files[0], models.WordPiece.read_file(str(files[0])))
-        pieces, merges = models.BPE.read_file(*map(str, files))
-        return Vocabulary(files[0], pieces, merges)
-
-
-def _of_tokenizer_file(kind: TokenizerClass, path: Path, content: dict[str, Any]) -> Vocabulary:
-    model = content["model"]
-    if model.get("type") not in _MODEL_TYPES:
-        raise ModelFormatError(f"{path}: the model's type {model['type']!r} is not known")
-    with _refusing(f"{path} is not a readable tokenizer"):
-        if kind.model is None:
-            return Vocabulary(path, None, file=Tokenizer.from_str(json.dumps(content)))
-        parts = Tokenizer.from_str(json.dumps({**content, "model": _NOTHING, "added_tokens": []}))
-    pieces, merges = model.get("vocab"), []
-    if kind.model == "unigram":
-        if not isinstance(pieces, list) or not all(
-            isinstance(piece, list) and len(piece) == 2 for piece in pieces
-        ):
-            raise ModelFormatError(
-                f"{path}: {kind.name} needs a Unigram vocabulary, a list of tokens with scores"
-            )
-        pieces = [tuple(piece) for piece in pieces]
-        return Vocabulary(path, pieces, charsmap=_charsmap(path, content), file=parts)
-    if isinstance(pieces, list):
-        pieces = {
-            piece[0] if isinstance(piece, list) and piece else piece: index
-            for index, piece in enumerate(pieces)
-        }
-    if not isinstance(pieces, dict):
-        raise ModelFormatError(f"{path}: {kind.name} needs a vocabulary of tokens with their ids")
-    if kind.model == "bytes":
-        merges = [
-            tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
-            for merge in model.get("merges", [])
-        ]
-    return Vocabulary(path, pieces, merges, file=parts)
-
-
-def _charsmap(path: Path, content: Mapping[str, Any]) -> bytes | None:
-    found = content.get("normalizer") or {}
-    steps = found.get("normalizers", []) if found.get("type") == "Sequence" else [found]
-    for step in steps:
-        if step.get("type") == "Precompiled" and "precompiled_charsmap" in step:
-            with _refusing(f"{path}: precompiled_charsmap cannot be read"):
-                return base64.b64decode(step["precompiled_charsmap"])
-    return None
-
-
-def _of_sentencepiece(
-    kind: TokenizerClass, path: Path, settings: Settings, values: Values
-) -> Vocabulary:
-    found = read_sentencepiece(path)
-    pieces = found.pieces
-    settings.values["additional_special_tokens"] = [
-        AddedToken(piece, normalized=False, special=special) for piece, special in found.special
-    ]
-
-    def first(*names: str) -> list[tuple[str, float]]:
-        return [(str(values.get(f"{name}_token")), 0.0) for name in names]
-
-    if kind.name == "XLMRobertaTokenizer":
-        # fairseq's four come before the file's own from its fourth on.
-        pieces = [*first("bos", "pad", "eos", "unk"), *pieces[3:], *first("mask")]
-    elif kind.name == "CamembertTokenizer":
-        if not found.unigram:
-            raise ModelFormatError(f"{path}: {kind.name} needs a Unigram model")
-        pad, unk = first("pad", "unk")
-        unused = [(f"{piece}NOTUSED", 0.0) for piece in ("<s>", "</s>")]
-        pieces = [
-            unused[0], pad, unused[1], unk, ("<unk>NOTUSED", -100.0), *pieces[1:], *first("mask"),
-        ]  # fmt: skip
-    return Vocabulary(path, pieces, charsmap=found.charsmap)
+# --- all together -----------------------------------------------------------------------------
 
 
 def _model(kind: TokenizerClass, values: Values, vocabulary: Vocabulary) -> Any:
@@ -502,9 +377,6 @@ def _model(kind: TokenizerClass, values: Values, vocabulary: Vocabulary) -> Any:
     return models.Unigram(vocabulary.pieces, unk_id=unknown, byte_fallback=False)
 
 
-# --- all together -----------------------------------------------------------------------------
-
-
 def build(kind: TokenizerClass, settings: Settings) -> Built:
     """Build the tokenizer of a class.
 
@@ -520,13 +392,13 @@ def build(kind: TokenizerClass, settings: Settings) -> Built:
             raise UnsupportedModelError(
                 f"{settings.path}: a {kind.name} without a {name} is not supported"
             )
-    vocabulary = _read_vocabulary(kind, settings, values)
+    vocabulary = read_vocabulary(kind.name, kind.model, kind.files, settings, values)
     values = {**kind.tokens, **settings.values}
     for name in kind.tokens:
         if isinstance(values[name], str):
             values[name] = kind.token(name, values[name])
     extra = _extra(kind, values)
-    with _refusing(f"{vocabulary.path} does not make a {kind.name}"):
+    with refusing(f"{vocabulary.path} does not make a {kind.name}"):
         if kind.model is None:
             assert vocabulary.file is not None
             tokenizer = vocabulary.file
@@ -537,15 +409,16 @@ def build(kind: TokenizerClass, settings: Settings) -> Built:
     if kind.model is None and tokenizer.padding is not None:
         values.setdefault("pad_token", tokenizer.padding["pad_token"])
     model = tokenizer.model
-    if isinstance(model, models.WordPiece):
-        if model.unk_token not in tokenizer.get_vocab(with_added_tokens=False):
-            raise ModelFormatError(
-                f"{vocabulary.path} does not hold the token {model.unk_token}, which stands for "
-                "unknown words"
-            )
+    if isinstance(model, models.WordPiece) and (
+        model.unk_token not in tokenizer.get_vocab(with_added_tokens=False)
+    ):
+        raise ModelFormatError(
+            f"{vocabulary.path} does not hold the token {model.unk_token}, which stands for "
+            "unknown words"
+        )
     asked = "add_bos_token" in values or "add_eos_token" in values
     named = {name: values.get(name) for name in NAMED} | settings.own_tokens
-    with _refusing(f"{settings.path}: the special tokens do not fit {vocabulary.path}"):
+    with refusing(f"{settings.path}: the special tokens do not fit {vocabulary.path}"):
         _add(tokenizer, settings.added, named, extra)
         if kind.close is not None:
             tokenizer.post_processor = kind.close(tokenizer, values)
@@ -586,26 +459,35 @@ def _add(
     for token in (*named.values(), *extra):
         if token is not None and str(token) not in present and token not in wanted:
             wanted.append(token)
-    roles = {str(token) for token in named.values() if token}
+    # What was special once stays so to the library; said here, a tokenizer.json says it too.
+    special = {str(token) for token in named.values() if token}
+    special |= {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
     added = []
     for token in wanted:
         if isinstance(token, str):
             token = AddedToken(token, special=True)
-        elif token.content in roles:
+        elif token.special:
+            special.add(token.content)
+        elif token.content in special:
             token.special = True
         added.append(token)
     tokenizer.add_tokens(added)
+    _check_distinct(tokenizer)
 
 
-@contextmanager
-def _refusing(message: str) -> Iterator[None]:
-    """Make what the library raises a ModelFormatError that begins with the message."""
-    try:
-        yield
-    except BertrtError:
-        raise
-    # It raises plain Exception, and its panics are none.
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelFormatError(f"{message}: {error}") from None
+def _check_distinct(tokenizer: Tokenizer) -> None:
+    """Refuse added tokens that read the same once they are normalised: the library takes one or
+    the other, as it happens."""
+    normalizer = tokenizer.normalizer
+    seen: dict[str, str] = {}
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if not token.normalized:
+            continue
+        text = normalizer.normalize_str(token.content) if normalizer else token.content
+        if text in seen:
+            raise UnsupportedModelError(
+                f"the added tokens {seen[text]!r} and {token.content!r} are both {text!r} after "
+                "normalisation, and which of them a text means is left to chance; remove one, or "
+                "set normalized to false"
+            )
+        seen[text] = token.content

@@ -67,8 +67,8 @@ _SIDE = ("'left' or 'right'", _is_side)
 _LENGTH = ("a whole number from 3", _is_length)
 _TOKENS = ("a list of tokens", _are_tokens)
 
-# What is read, with what it has to be. A class reads those that its row in `tokenizer_classes` names
-# and, of whatever class, those behind the line.
+# What is read, with what it has to be. A class reads those that its row in `tokenizer_classes`
+# names; every class reads those behind the line.
 READ: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "add_prefix_space": _FLAG,
     "do_lower_case": _FLAG,
@@ -90,32 +90,44 @@ READ: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "truncation_side": _SIDE,
 }
 _OF_SOME_CLASSES = tuple(READ)[:6]
-# Read too, but not as they stand: tokenizer_class, auto_map, added_tokens_decoder,
-# fast_tokenizer_files, fix_mistral_regex, init_inputs, model_specific_special_tokens, and every other
-# name that ends in _token and has a text: a special token of the model's own.
+# Read too, each in a way of its own (and so is every other name that ends in _token: a special token
+# of the model's own).
+_BY_NAME = (
+    *("added_tokens_decoder", "auto_map", "fast_tokenizer_files", "fix_mistral_regex"),
+    *("init_inputs", "model_specific_special_tokens"),
+)
 
-# What transformers keeps and never asks for ids, or asks only when padding, decoding or chatting.
+# What transformers keeps and never asks for ids, or asks only when it pads, decodes or chats.
+_FILES = (
+    *("added_tokens_file", "chat_template_file", "full_tokenizer_file", "merges_file"),
+    *("special_tokens_map_file", "tokenizer_config_file", "tokenizer_file", "vocab_file"),
+)
 HARMLESS = frozenset(
-    """
-    _commit_hash added_tokens_file auto_map backend chat_control_tokens chat_template
-    chat_template_file clean_text clean_up_tokenization_spaces
-    clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output cls_token_type_id
-    decoder device do_basic_tokenize errors fast_tokenizer_files files_loaded fix_mistral_regex
-    from_slow full_tokenizer_file init_inputs is_local language legacy local_files_only
-    max_length max_model_input_sizes merges_file model_id model_type name name_or_path never_split
-    pad_to_multiple_of pad_token_type_id padding padding_strategy processor_class
-    remove_space response_schema response_template return_attention_mask return_tensors
-    return_token_type_ids sp_model_kwargs special_tokens_map_file stride tags tokenize_words
-    tokenizer_class tokenizer_file tokenizer_version transformers_version truncation
-    truncation_strategy use_fast verbose vocab_file vocab_size wordpieces_prefix
-    """.split()
-) | {name.replace("_token", "_token_id") for name in NAMED}
+    (
+        *_FILES,  # which are found by their usual names, whatever is said here
+        *(name.replace("_token", "_token_id") for name in NAMED),
+        *("backend", "device", "device_map", "from_slow", "is_local", "legacy", "use_fast"),
+        *("cache_dir", "local_files_only", "revision", "subfolder", "trust_remote_code"),
+        *("chat_control_tokens", "chat_template", "response_schema", "response_template"),
+        *("clean_text", "do_basic_tokenize", "never_split", "tokenize_words", "wordpieces_prefix"),
+        "clean_up_tokenization_spaces",
+        "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+        *("errors", "remove_space", "sp_model_kwargs"),
+        *("language", "max_model_input_sizes", "model_id", "model_type", "name", "name_or_path"),
+        *("lowercase", "max_seq_length", "tokenizer_type", "unk_id"),
+        *("_commit_hash", "processor_class", "tags", "tokenizer_version", "transformers_version"),
+        *("max_length", "stride", "truncation", "truncation_strategy"),
+        *("cls_token_type_id", "pad_token_type_id", "pad_to_multiple_of"),
+        *("padding", "padding_strategy"),
+        *("return_attention_mask", "return_length", "return_offsets_mapping"),
+        *("return_overflowing_tokens", "return_special_tokens_mask", "return_tensors"),
+        *("return_token_type_ids", "is_split_into_words"),
+        *("files_loaded", "verbose", "vocab_size"),
+    )
+)
 # Of the arguments that sentence-transformers hands over, those that say where files come from.
-_HUB = frozenset(
-    """
-    cache_dir force_download local_files_only model_max_length proxies resume_download revision
-    subfolder token trust_remote_code use_auth_token use_fast
-    """.split()
+_HUB = (
+    *("force_download", "proxies", "resume_download", "token", "use_auth_token"),
 )
 
 # Files are read whole. The largest tokenizers of encoders take a third of this.
@@ -186,9 +198,10 @@ def read_settings(
         settings.content = _read_tokenizer_file(directory / "tokenizer.json")
         for name in ("add_bos_token", "add_eos_token"):
             values.pop(name, None)
+    _check_known(path, values)
+    _check_known(directory / "tokenizer_args", arguments, _HUB)
+    _check_arguments(directory, arguments)
     values |= arguments
-    _check_arguments(settings, arguments)
-    _check_known(path, values, arguments)
     _move_additional(values)
     own = {
         name: values.pop(name)
@@ -242,25 +255,19 @@ def _names_a_token(name: str) -> bool:
     return name.endswith("_token") and name not in NAMED
 
 
-def _check_arguments(settings: Settings, arguments: Mapping[str, Any]) -> None:
-    for name in arguments:
-        if name not in READ and name not in _HUB and not name.endswith("_token"):
-            raise UnsupportedModelError(
-                f"{settings.directory}: tokenizer_args sets {name!r}, which is not supported"
-            )
+def _check_arguments(path: Path, arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        if value and name in (*_FILES, "subfolder", "tokenizer_type"):
+            raise UnsupportedModelError(f"{path}: tokenizer_args names a {name}, which is not read")
 
 
-def _check_known(path: Path, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def _check_known(path: Path, values: Mapping[str, Any], more: tuple[str, ...] = ()) -> None:
     """Refuse what is not known, and what is known to change ids and not supported."""
     for name, value in values.items():
-        known = (
-            name in READ
-            or name in HARMLESS
-            or name in ("added_tokens_decoder", "model_specific_special_tokens")
-            or name in arguments
-            or (name.endswith("_token") and isinstance(value, (str, dict, type(None))))
-        )
-        if not known:
+        known = name in READ or name in HARMLESS or name in _BY_NAME or name in more
+        if not known and not (
+            name.endswith("_token") and isinstance(value, (str, dict, type(None)))
+        ):
             raise UnsupportedModelError(
                 f"{path}: the setting {name!r} is not known, and may change token ids"
             )
@@ -341,7 +348,7 @@ def _decoder(path: Path, found: Any) -> dict[int, AddedToken]:
 def _overrule(settings: Settings, path: Path, found: Mapping[str, Any]) -> None:
     """Let special_tokens_map.json, whose tokens are all special, overrule what was read so far."""
     values = settings.values
-    _check_known(path, found, {})
+    _check_known(path, found)
     for name, value in found.items():
         if name in settings.arguments and values.get(name):
             continue
