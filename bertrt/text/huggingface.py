@@ -273,7 +273,10 @@ class HuggingFaceTokenizer:
         The library only shows it by doing it, to a text that gives a token.
         """
         for probe in ("a", *itertools.islice(self._tokenizer.get_vocab(), 100)):
-            encoding = self._tokenizer.encode(probe, probe if pair else None)
+            try:
+                encoding = self._tokenizer.encode(probe, probe if pair else None)
+            except Exception:  # not a word of a vocabulary without an unknown token
+                continue
             if {0, int(pair)} <= set(encoding.sequence_ids):
                 break
         else:

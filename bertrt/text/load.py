@@ -74,9 +74,7 @@ def load_tokenizer(
     elif kind == "huggingface":
         said = dict(_setting(settings, "rules", dict)) if "rules" in settings else {}
         made = read_tokenizer(path, exact_scores=said.pop("exact_scores", False) is True)
-        tokenizer = HuggingFaceTokenizer(
-            made, max_length=max_length, rules=Rules.read(said, made)
-        )
+        tokenizer = HuggingFaceTokenizer(made, max_length=max_length, rules=Rules.read(said, made))
     else:
         raise ModelFormatError(
             f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp', 'gluonnlp-bpe', "

@@ -1,10 +1,13 @@
 """Draws tokenizers of Hugging Face's, and holds bertrt's ids against those of transformers.
 
-    pip install transformers sentencepiece protobuf     # beside bertrt
+    pip install transformers sentencepiece protobuf  # beside bertrt
     python tests/data/draw_tokenizers.py 2000 [FIRST SEED]
+    python tests/data/draw_tokenizers.py record
 
-A seed is a directory: which files there are, what they say, which of them contradict each other. With
-each go 50 texts and pairs. ``tests/unit/test_huggingface_tokenizers.py`` runs a few hundred.
+A seed is a directory: which files there are, what they say, which of them contradict each other.
+With each go 50 texts and pairs. ``tests/unit/test_huggingface_tokenizers.py`` runs a few hundred
+seeds where transformers is installed, and everywhere those of ``tokenizers.json.xz``, which the
+last line makes: directories with texts and the answers of transformers.
 """
 
 from __future__ import annotations
@@ -12,13 +15,16 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import lzma
 import os
 import random
+import string
 import struct
 import sys
 import tempfile
 import unicodedata
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +34,57 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from bertrt.errors import BertrtError, InvalidInputError, UnsupportedModelError
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.tokenizer import make_tokenizer
-from bertrt.text.huggingface import HuggingFaceTokenizer, read_tokenizer
+from bertrt.text.huggingface import HuggingFaceTokenizer
+from bertrt.text.load import load_tokenizer
 
 TEXTS = 50
-WORDS = (
-    "the cat sat on a mat hello world Hello World paris Paris é è É ünï café naïve 東京 世界 北 "
-    "ing ed s un able straße İstanbul ΣΟΦΟΣ σοφος й ё Ё नमस्ते 한국 ﬁ ½ Ⅷ ｆｕｌｌ ! ? . , - -- ' \" `` '' "
-    "3,000 12 #tag @me a,b x(y) <b> [b] </b> 1s 2 ed. don't U.S. e.g. 😀 👩‍👩‍👧 ☃ ▁ ▁▁ ## ##s #"
-).split()
-SPACES = ["", "", " ", " ", " ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u3000", "\u200b", "\x00", "\x07", "\u0301", "\ufffd", "\u2028"]  # fmt: skip
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~éÉ東京世界北σςΣ½"  # fmt: skip
+RECORD = Path(__file__).with_name("tokenizers.json.xz")
+WORDS = [
+    *("the", "cat", "sat", "on", "a", "mat", "hello", "world", "Hello", "World", "paris", "Paris"),
+    *("é", "è", "É", "ünï", "café", "naïve", "東京", "世界", "北", "ing", "ed", "s", "un", "able"),
+    *("straße", "İstanbul", "ΣΟΦΟΣ", "σοφος", "й", "ё", "Ё", "नमस्ते", "한국", "ﬁ", "½", "Ⅷ"),
+    *("\uff46\uff55\uff4c\uff4c", "!", "?", ".", ",", "-", "--", "'", '"', "`", "``", "''"),
+    *("3,000", "12", "#tag", "@me", "a,b", "x(y)", "<b>", "[b]", "</b>", "1s", "2", "ed.", "don't"),
+    *("U.S.", "e.g.", "😀", "👩\u200d👩\u200d👧", "☃", "▁", "▁▁", "##", "##s", "#", "ha", "-----"),
+]
+SPACES = [
+    *(
+        "",
+        "",
+        " ",
+        " ",
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+        "\x00",
+        "\x07",
+    ),
+    *("\u0301", "\ufffd", "\u2028"),
+]
+LETTERS = string.ascii_letters + string.digits + string.punctuation + "éÉ東京世界北σςΣ½"
 SQUARES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ANGLES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-ODD = ["<MASK>", "{mask}", "[E1]", "[/E1]", "[unused1]", "<ent>", "cat", "Hello", "é", "a b", "mask", "##s", "東", "İx", "<|x|>", " sp", "e"]  # fmt: skip
+ODD = [
+    *(
+        "<MASK>",
+        "{mask}",
+        "[E1]",
+        "[/E1]",
+        "[unused1]",
+        "<ent>",
+        "cat",
+        "Hello",
+        "é",
+        "a b",
+        "mask",
+    ),
+    *("##s", "東", "İx", "<|x|>", " sp", "e"),
+]
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 CLASSES = {
     "BertTokenizer": "words",
@@ -70,6 +114,7 @@ class Draw:
     """One directory, and the texts that go with it."""
 
     def __init__(self, seed: int, directory: Path) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
         self.directory = directory
         self.arguments: dict[str, Any] = {}
@@ -176,7 +221,17 @@ class Draw:
         first = [(piece, 0.0) for piece in self.special_pieces()]
         if camembert and self.chance(0.7):
             first[:0] = [("<s>NOTUSED", 0.0), ("</s>NOTUSED", 0.0)]
-        pieces = ["▁", *LETTERS, *(f"▁{word}" for word in WORDS), *WORDS, "▁the▁cat", "--", "!!"]
+        pieces = [
+            "▁",
+            *LETTERS,
+            *(f"▁{word}" for word in WORDS),
+            *WORDS,
+            "▁the▁cat",
+            "--",
+            "---",
+            "!!",
+            "aha",
+        ]
         pieces = [piece for piece in dict.fromkeys(pieces) if self.chance(0.8)]
         ties = self.chance(0.3)
         scored = [
@@ -456,7 +511,8 @@ class Draw:
             if self.chance(0.02):
                 word = word * self.pick([3, 40])
             if self.chance(0.03):
-                word = chr(self.random.choice([self.random.randrange(0xD800), self.random.randrange(0xE000, 0x30000)]))  # fmt: skip
+                planes = [range(0xD800), range(0xE000, 0x30000)]
+                word = chr(self.pick(self.pick(planes)))
             parts += [word, self.pick(SPACES)]
         return "".join(parts)
 
@@ -486,7 +542,8 @@ def compiled_charsmap() -> bytes | None:
     return _CHARSMAP[0] or None
 
 
-# What bertrt refuses and transformers takes: it fails at the first unknown word, or answers by chance.
+# What bertrt refuses and transformers takes: it fails at the first unknown word, or answers by
+# chance.
 STRICTER = ("which stands for unknown words", "is left to chance")
 # What transformers refuses and bertrt takes: a frame that is put away again cannot be made.
 LOOSER = ("Missing SpecialToken",)
@@ -496,7 +553,13 @@ LOOSER = ("Missing SpecialToken",)
 
 
 def ours(draw: Draw) -> HuggingFaceTokenizer:
-    path = draw.directory / "config.json"
+    """bertrt's tokenizer of a seed."""
+    return open_tokenizer(draw.directory)
+
+
+def open_tokenizer(directory: Path) -> HuggingFaceTokenizer:
+    """bertrt's tokenizer of a directory without weights."""
+    path = directory / "config.json"
     content = json.loads(path.read_text())
     try:
         config = Config.read(path)
@@ -504,7 +567,7 @@ def ours(draw: Draw) -> HuggingFaceTokenizer:
         config = Config(path, {**content, "model_type": "bert"})
         name = content.get("tokenizer_class") or MODELS[content["model_type"]]
         config.content["tokenizer_class"] = name
-    return make_tokenizer(draw.directory, config)
+    return make_tokenizer(directory, config)
 
 
 def theirs(draw: Draw) -> Any:
@@ -534,74 +597,138 @@ def compare(seed: int, directory: Path) -> tuple[str, str]:
         return ("refused" if theirs_error is None else "both refused"), message
     if theirs_error is not None:
         return "theirs refused", f"{type(theirs_error).__name__}: {theirs_error}"
-    problem = differences(draw, expected, tokenizer)
+    right = list(answers(draw, expected, tokenizer.max_length, TEXTS))
+    problem = difference(tokenizer, facts(expected), right)
     if problem is None:
-        bundle = directory / "bundle.json"
-        bundle.write_text(tokenizer.to_json())
-        again = HuggingFaceTokenizer(
-            read_tokenizer(bundle), max_length=tokenizer.max_length, rules=tokenizer.rules
-        )
-        problem = differences(draw, expected, again)
+        again = in_a_bundle(tokenizer, directory / "bundle")
+        problem = difference(again, facts(expected), right)
         problem = problem and f"in a bundle: {problem}"
     return ("same", "") if problem is None else ("different", problem)
 
 
-def differences(draw: Draw, expected: Any, tokenizer: HuggingFaceTokenizer) -> str | None:
-    draw.random.seed(str(draw.directory.name))
-    if expected.mask_token != tokenizer.mask:
-        return f"mask {tokenizer.mask!r} instead of {expected.mask_token!r}"
-    if expected.mask_token is not None and expected.mask_token_id != tokenizer.mask_id:
-        return f"mask id {tokenizer.mask_id} instead of {expected.mask_token_id}"
-    for pair in (False, True):
-        room = tokenizer.max_length - expected.num_special_tokens_to_add(pair)
-        if tokenizer.room(pair=pair) != room:
-            return f"room of {tokenizer.room(pair=pair)} instead of {room}"
-    for number in range(TEXTS):
+def record(count: int, first: int, texts: int) -> None:
+    """Write the answers of transformers to so many seeds, for where it is not installed."""
+    cases: list[dict[str, Any]] = []
+    tables = 0  # of characters; they are large
+    for seed in range(first, first + 10 * count):
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            draw = Draw(seed, directory)
+            try:
+                expected, tokenizer = theirs(draw), ours(draw)
+            except BaseException:
+                continue
+            files = {path.name: path.read_bytes().decode("latin-1") for path in directory.iterdir()}
+            tables += any(len(content) > 100_000 for content in files.values())
+            if tables > 2 and any(len(content) > 100_000 for content in files.values()):
+                continue
+            found = list(answers(draw, expected, tokenizer.max_length, texts))
+            cases.append({"seed": seed, "files": files, "facts": facts(expected), "answers": found})
+        if len(cases) == count:
+            break
+    data = json.dumps(cases, separators=(",", ":")).encode()
+    RECORD.write_bytes(lzma.compress(data, preset=9))
+
+
+def recorded() -> list[dict[str, Any]]:
+    """What `record` wrote."""
+    return json.loads(lzma.decompress(RECORD.read_bytes()))
+
+
+def answers(draw: Draw, expected: Any, limit: int, count: int) -> Iterator[dict[str, Any]]:
+    """Texts and pairs with what transformers makes of them, cut at `limit` tokens: ids, types,
+    which ids are special, whether there is any other, and for texts the ids without special ones;
+    or an error."""
+    draw.random.seed(draw.seed)
+    for number in range(count):
         pair = number % 3 == 2
         text: Any = (draw.text(), draw.text() or "b") if pair else draw.text()
         given = ([text[0]], [text[1]]) if pair else ([text],)
+        found: dict[str, Any] = {"text": text}
         try:
-            found = expected(
-                *given, truncation=True, max_length=tokenizer.max_length,
-                return_special_tokens_mask=True,
-            )  # fmt: skip
-            whole = None if pair else expected([text], add_special_tokens=False)["input_ids"][0]
+            right = expected(
+                *given, truncation=True, max_length=limit, return_special_tokens_mask=True
+            )
+            if not pair:
+                found["whole"] = expected([text], add_special_tokens=False)["input_ids"][0]
         except BaseException as error:
-            found, why = None, error
+            yield found | {"error": f"{type(error).__name__}: {error}"}
+            continue
+        ids = right["input_ids"][0]
+        types = right["token_type_ids"][0] if "token_type_ids" in right else [0] * len(ids)
+        marks = right["special_tokens_mask"][0]
+        special = sorted({i for i, mark in zip(ids, marks, strict=True) if mark})
+        empty = 0 not in right.sequence_ids(0)
+        yield found | {"ids": ids, "types": types, "special": special, "empty": empty}
+
+
+def facts(expected: Any) -> dict[str, Any]:
+    """What transformers says of the tokenizer itself."""
+    return {
+        "mask": expected.mask_token,
+        "mask_id": expected.mask_token_id,
+        "added": [expected.num_special_tokens_to_add(pair) for pair in (False, True)],
+    }
+
+
+def difference(
+    tokenizer: HuggingFaceTokenizer, facts: dict[str, Any], answers: Iterable[dict[str, Any]]
+) -> str | None:
+    """The first answer that is not bertrt's; None where all are."""
+    own = {
+        "mask": tokenizer.mask,
+        "mask_id": tokenizer.mask_id,
+        "added": [tokenizer.max_length - tokenizer.room(pair=pair) for pair in (False, True)],
+    }
+    if own != facts:
+        return f"{own}\nright {facts}"
+    for answer in answers:
+        text = answer["text"] if isinstance(answer["text"], str) else tuple(answer["text"])
         try:
             (encoding,) = tokenizer.encode([text])
         except BertrtError as error:
-            if found is None:
-                continue
-            filled = found.sequence_ids(0).count(0)
-            if isinstance(error, InvalidInputError) and not filled:
+            if "error" in answer or (isinstance(error, InvalidInputError) and answer["empty"]):
                 continue
             return f"{text!r}: {type(error).__name__}: {error}"
-        if found is None:
-            return f"{text!r}: transformers raises {type(why).__name__}: {why}"
-        ids, types = encoding.ids.tolist(), encoding.types.tolist()
-        right = found["input_ids"][0]
-        kinds = found["token_type_ids"][0] if "token_type_ids" in found else [0] * len(right)
-        if (ids, types) != (right, kinds):
-            return f"{text!r}:\nids   {ids}\nright {right}\ntypes {types}\nright {kinds}"
-        special = {i for i, m in zip(right, found["special_tokens_mask"][0], strict=True) if m}
-        if not special <= tokenizer.special_ids:
-            return f"{text!r}: special ids {tokenizer.special_ids} without {special}"
-        if not pair:
-            pieces = tokenizer.tokenize([text])[0]
-            if pieces != whole:
-                return f"{text!r} without special tokens:\nids   {pieces}\nright {whole}"
-            if pieces and len(pieces) <= tokenizer.room(pair=False):
-                joined = tokenizer.join(pieces)
-                if (joined.ids.tolist(), joined.types.tolist()) != (right, kinds):
-                    return f"{text!r}: joined {joined.ids.tolist()}, right {right}"
+        if "error" in answer:
+            return f"{text!r}: transformers raises {answer['error']}"
+        found = encoding.ids.tolist(), encoding.types.tolist()
+        right = answer["ids"], answer["types"]
+        if found != right:
+            return (
+                f"{text!r}:\nids   {found[0]}\nright {right[0]}\ntypes {found[1]}\nright {right[1]}"
+            )
+        if not tokenizer.special_ids.issuperset(answer["special"]):
+            return f"{text!r}: special ids {tokenizer.special_ids} without {answer['special']}"
+        if "whole" not in answer:
+            continue
+        pieces = tokenizer.tokenize([text])[0]
+        if pieces != answer["whole"]:
+            return f"{text!r} alone:\nids   {pieces}\nright {answer['whole']}"
+        if pieces and len(pieces) <= tokenizer.room(pair=False):
+            joined = tokenizer.join(pieces)
+            if (joined.ids.tolist(), joined.types.tolist()) != right:
+                return f"{text!r}: joined {joined.ids.tolist()}, right {right[0]}"
     return None
+
+
+def in_a_bundle(tokenizer: HuggingFaceTokenizer, directory: Path) -> HuggingFaceTokenizer:
+    """The tokenizer as a bundle made of it has it."""
+    directory.mkdir()
+    (directory / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    settings = {
+        "kind": "huggingface",
+        "file": "tokenizer.json",
+        "max_length": tokenizer.max_length,
+        "rules": tokenizer.unusual(),
+    }
+    return load_tokenizer(settings, directory)
 
 
 def show(directory: Path) -> str:
     """The files of a seed, shortened."""
     lines = []
-    for path in sorted(directory.iterdir()):
+    for path in sorted(path for path in directory.iterdir() if path.is_file()):
         text = path.read_bytes().decode("utf-8", "replace")
         text = text.replace("\n", "\\n")
         lines.append(f"--- {path.name}\n{text if len(text) < 1500 else text[:1500] + ' ...'}")
@@ -632,6 +759,9 @@ def run(count: int, first: int = 0, verbose: bool = False) -> tuple[collections.
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["record"]:
+        record(120, 5000, 12)
+        sys.exit()
     asked = [int(argument) for argument in sys.argv[1:]]
     outcomes, problems = run(*(asked or [200]), verbose=True)
     for problem in problems[:5]:

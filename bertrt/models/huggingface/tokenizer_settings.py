@@ -126,9 +126,7 @@ HARMLESS = frozenset(
     )
 )
 # Of the arguments that sentence-transformers hands over, those that say where files come from.
-_HUB = (
-    *("force_download", "proxies", "resume_download", "token", "use_auth_token"),
-)
+_HUB = (*("force_download", "proxies", "resume_download", "token", "use_auth_token"),)
 
 # Files are read whole. The largest tokenizers of encoders take a third of this.
 LARGEST = 128 << 20
