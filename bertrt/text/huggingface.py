@@ -134,6 +134,13 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = self.rules.split_special_tokens
         self._frames = self._frame(False), self._frame(True)
+        kinds = [
+            token_type
+            for frame in self._frames
+            for special, _, text_type in frame
+            for token_type in (text_type, *(special_type for _, special_type in special))
+        ]
+        self._typed = any(kinds) or not kinds
         self.special_ids = frozenset(
             token_id for frame in self._frames for special, _, _ in frame for token_id, _ in special
         )
@@ -173,6 +180,8 @@ class HuggingFaceTokenizer:
             for name, value in dataclasses.asdict(self.rules).items()
             if value != getattr(usual, name)
         }
+        if not self._typed:
+            said.pop("types", None)
         if isinstance(self._tokenizer.model, models.Unigram):
             said["exact_scores"] = True
         return said
@@ -272,7 +281,7 @@ class HuggingFaceTokenizer:
 
         The library only shows it by doing it, to a text that gives a token.
         """
-        for probe in ("a", *itertools.islice(self._tokenizer.get_vocab(), 100)):
+        for probe in self._probes():
             try:
                 encoding = self._tokenizer.encode(probe, probe if pair else None)
             except Exception:  # not a word of a vocabulary without an unknown token
@@ -293,6 +302,11 @@ class HuggingFaceTokenizer:
                 frame.append((special, text, token_type))
                 seen, special = text, []
         return [*frame, (special, None, 0)]
+
+    def _probes(self) -> Iterator[str]:
+        """Texts of which one should give a token."""
+        yield "a"
+        yield from itertools.islice(self._tokenizer.get_vocab(), 100)
 
 
 def _lowers(normalizer: dict[str, Any]) -> bool:

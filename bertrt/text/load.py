@@ -90,7 +90,9 @@ def check_vocabulary(
 ) -> None:
     """Refuse, with a ModelFormatError that names `source`, a tokenizer with more ids than the
     model's embedding has rows."""
-    needed = getattr(tokenizer, "needed_rows", tokenizer.vocab_size)
+    needed = tokenizer.vocab_size
+    if needed > vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
+        needed = tokenizer.needed_rows
     if needed > vocab_size:
         raise ModelFormatError(
             f"{source}: the vocabulary has ids up to {needed - 1}, "

@@ -409,9 +409,7 @@ def build(kind: TokenizerClass, settings: Settings) -> Built:
     if kind.model is None and tokenizer.padding is not None:
         values.setdefault("pad_token", tokenizer.padding["pad_token"])
     model = tokenizer.model
-    if isinstance(model, models.WordPiece) and (
-        model.unk_token not in tokenizer.get_vocab(with_added_tokens=False)
-    ):
+    if isinstance(model, models.WordPiece) and model.token_to_id(model.unk_token) is None:
         raise ModelFormatError(
             f"{vocabulary.path} does not hold the token {model.unk_token}, which stands for "
             "unknown words"

@@ -90,8 +90,8 @@ READ: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "truncation_side": _SIDE,
 }
 _OF_SOME_CLASSES = tuple(READ)[:6]
-# Read too, each in a way of its own (and so is every other name that ends in _token: a special token
-# of the model's own).
+# Read too, each in a way of its own; and so is every other name that ends in _token, which is a
+# special token of the model's own.
 _BY_NAME = (
     *("added_tokens_decoder", "auto_map", "fast_tokenizer_files", "fix_mistral_regex"),
     *("init_inputs", "model_specific_special_tokens"),
@@ -380,7 +380,8 @@ _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _added_token(path: Path, fields: Mapping[str, Any]) -> AddedToken:
-    content, flags = fields.get("content"), {k: v for k, v in fields.items() if k != "content"}
+    content = fields.get("content")
+    flags = {name: v for name, v in fields.items() if name not in ("content", "__type")}
     if (
         not isinstance(content, str)
         or not flags.keys() <= set(_TOKEN_FLAGS)
@@ -397,7 +398,7 @@ def _with_objects(value: Any, path: Path) -> Any:
     """The value with every object that says it is an added token made one."""
     if isinstance(value, dict):
         if value.get("__type") == "AddedToken":
-            return _added_token(path, {k: v for k, v in value.items() if k != "__type"})
+            return _added_token(path, value)
         return {name: _with_objects(part, path) for name, part in value.items()}
     if isinstance(value, list):
         return [_with_objects(part, path) for part in value]
