@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ import numpy as np
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as _RustTokenizer
 
-from bertrt.errors import ModelFormatError
+from bertrt.errors import BertrtError, ModelFormatError
 from bertrt.text.encoding import Encoding, Pieces, Text, no_token, some_at_once
 
-__all__ = ["HuggingFaceTokenizer", "Rules", "read_tokenizer", "without_vocabulary"]
+__all__ = [
+    "HuggingFaceTokenizer",
+    "Rules",
+    "read_tokenizer",
+    "refusing",
+    "without_vocabulary",
+]
 
 # The mask's names that a tokenizer.json without further word is searched for: BERT's and RoBERTa's.
 _MASKS = ("[MASK]", "<mask>")
@@ -34,7 +41,7 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
         exact_scores: of a Unigram model, whether the scores are read to the last bit. The library
             alone reads some of them a bit off, which decides between pieces whose sums are equal.
     """
-    try:
+    with refusing(f"{path}: not a tokenizer that the tokenizers library can read"):
         text = path.read_text(encoding="utf-8")
         if not exact_scores:
             return _RustTokenizer.from_str(text)
@@ -52,11 +59,6 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
                 for token in content["added_tokens"]
             ]
         )
-    # The library raises plain Exception for a file that it cannot read.
-    except Exception as error:
-        raise ModelFormatError(
-            f"{path}: not a tokenizer that the tokenizers library can read ({error})"
-        ) from None
     return tokenizer
 
 
@@ -105,6 +107,20 @@ class Rules:
                     f"tokenizer settings: the rule {name!r} is {value!r}, which is not known"
                 )
         return dataclasses.replace(cls.usual(tokenizer), **said)
+
+
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Make what the library raises a ModelFormatError that begins with the message."""
+    try:
+        yield
+    except BertrtError:
+        raise
+    # It raises plain Exception, for one where an unknown word has no token; its panics are none.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFormatError(f"{message}: {error}") from None
 
 
 # Special tokens with their types, then a text by its number, if there is one, and its type
@@ -240,11 +256,8 @@ class HuggingFaceTokenizer:
 
     @staticmethod
     def _run(encode: Callable[[Any], list[Any]], texts: Any) -> list[Any]:
-        try:
+        with refusing("the tokenizer cannot encode a text"):
             return encode(texts)
-        # The library raises plain Exception: for one, where an unknown word has no token.
-        except Exception as error:
-            raise ModelFormatError(f"the tokenizer cannot encode a text: {error}") from error
 
     def room(self, *, pair: bool) -> int:
         """See `Tokenizer.room`."""
@@ -283,8 +296,10 @@ class HuggingFaceTokenizer:
         """
         for probe in self._probes():
             try:
-                encoding = self._tokenizer.encode(probe, probe if pair else None)
-            except Exception:  # not a word of a vocabulary without an unknown token
+                (encoding,) = self._run(
+                    self._tokenizer.encode_batch, [(probe, probe) if pair else probe]
+                )
+            except ModelFormatError:  # no word of a vocabulary without an unknown token
                 continue
             if {0, int(pair)} <= set(encoding.sequence_ids):
                 break
@@ -306,7 +321,7 @@ class HuggingFaceTokenizer:
     def _probes(self) -> Iterator[str]:
         """Texts of which one should give a token."""
         yield "a"
-        yield from itertools.islice(self._tokenizer.get_vocab(), 100)
+        yield from itertools.islice(self._tokenizer.get_vocab(), 30)
 
 
 def _lowers(normalizer: dict[str, Any]) -> bool:

@@ -245,7 +245,8 @@ def test_lower_case_of_sentence_transformers(hugging, tmp_path) -> None:
         ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, "auto_map names code of its own"),
         ({"init_inputs": ["a"]}, "init_inputs is set"),
         ({"fix_mistral_regex": True}, "fix_mistral_regex is set"),
-        ({"fast_tokenizer_files": ["tokenizer.4.0.json"]}, "names 'tokenizer.4.0.json'"),
+        ({"fast_tokenizer_files": ["tokenizer.4.0.json"]}, r"is \['tokenizer.4.0.json'\]"),
+        ({"fast_tokenizer_files": 3}, "fast_tokenizer_files is 3"),
         ({"sep_token": None}, "without a sep_token"),
     ],
 )
@@ -403,6 +404,7 @@ def test_scores_to_the_last_bit(tmp_path) -> None:
         ({"added_tokens": None}, "added_tokens should be a list"),
         ({"added_tokens": [{"content": "a"}]}, "should have an id"),
         ({"added_tokens": [{"id": 0, "content": 7}]}, "an added token should have"),
+        ({"added_tokens": [{"id": 0, "content": "\ud800"}]}, "an added token should have"),
         ({"post_processor": {"type": "Guess"}}, "is not a readable tokenizer"),
         ({"normalizer": {"type": "Guess"}}, "is not a readable tokenizer"),
     ],

@@ -50,8 +50,13 @@ def _is_length(value: Any) -> bool:
     )
 
 
+def _is_text(value: Any) -> bool:
+    """Whether it is text that UTF-8 has: half a surrogate pair, which JSON can spell, is none."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode("utf-8") == value
+
+
 def _is_token(value: Any) -> bool:
-    return isinstance(value, AddedToken) or (isinstance(value, str) and value != "")
+    return isinstance(value, AddedToken) or (_is_text(value) and value != "")
 
 
 def _are_tokens(value: Any) -> bool:
@@ -278,11 +283,10 @@ def _check_known(path: Path, values: Mapping[str, Any], more: tuple[str, ...] = 
     for name in ("init_inputs", "fix_mistral_regex"):
         if values.get(name):
             raise UnsupportedModelError(f"{path}: {name} is set, which is not supported")
-    files = values.get("fast_tokenizer_files") or []
-    others = [name for name in files if name != "tokenizer.json"]
-    if others:
+    files = values.get("fast_tokenizer_files")
+    if files and files != ["tokenizer.json"]:
         raise UnsupportedModelError(
-            f"{path}: fast_tokenizer_files names {others[0]!r}; only tokenizer.json is read"
+            f"{path}: fast_tokenizer_files is {_short(files)}; only tokenizer.json is read"
         )
 
 
@@ -312,9 +316,8 @@ def _read_added(settings: Settings) -> dict[int, AddedToken]:
                 raise ModelFormatError(
                     f"{added_path}: {token!r} should have an id, found {index!r}"
                 )
-            listed[index] = AddedToken(
-                token, normalized=token not in special, special=token in special
-            )
+            flags = {"normalized": token not in special, "special": token in special}
+            listed[index] = _added_token(added_path, {"content": token, **flags})
     if settings.content is not None:
         path = directory / "tokenizer.json"
         for entry in settings.content["added_tokens"]:
@@ -383,7 +386,7 @@ def _added_token(path: Path, fields: Mapping[str, Any]) -> AddedToken:
     content = fields.get("content")
     flags = {name: v for name, v in fields.items() if name not in ("content", "__type")}
     if (
-        not isinstance(content, str)
+        not _is_text(content)
         or not flags.keys() <= set(_TOKEN_FLAGS)
         or not all(isinstance(value, bool) for value in flags.values())
     ):

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, UnsupportedModelError
+from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
 from bertrt.models.huggingface.sentencepiece import read_sentencepiece
 from bertrt.models.huggingface.tokenizer_settings import LARGEST, Settings
-from bertrt.text.huggingface import without_vocabulary
+from bertrt.text.huggingface import refusing, without_vocabulary
 
-__all__ = ["Values", "Vocabulary", "read_vocabulary", "refusing"]
+__all__ = ["Values", "Vocabulary", "read_vocabulary"]
 
 Values = Mapping[str, Any]
 
@@ -174,17 +173,3 @@ def _of_sentencepiece(name: str, path: Path, settings: Settings, values: Values)
             unused[0], pad, unused[1], unk, ("<unk>NOTUSED", -100.0), *pieces[1:], *first("mask"),
         ]  # fmt: skip
     return Vocabulary(path, pieces, charsmap=found.charsmap)
-
-
-@contextmanager
-def refusing(message: str) -> Iterator[None]:
-    """Make what the library raises a ModelFormatError that begins with the message."""
-    try:
-        yield
-    except BertrtError:
-        raise
-    # It raises plain Exception, and its panics are none.
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ModelFormatError(f"{message}: {error}") from None
