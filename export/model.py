@@ -58,6 +58,7 @@ class TokenizerFile:
         max_length: the most tokens that it gives, special ones included.
         size: how many ids it can give.
         pieces: the content of the second file, for the kinds that have one.
+        rules: what the content does not say, for the kind "huggingface".
     """
 
     kind: str
@@ -66,6 +67,7 @@ class TokenizerFile:
     max_length: int
     size: int
     pieces: bytes | None = None
+    rules: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
@@ -76,6 +78,7 @@ class TokenizerFile:
             tokenizer.lower,
             tokenizer.max_length,
             tokenizer.vocab_size,
+            rules=tokenizer.unusual(),
         )
 
     def write(self, directory: Path) -> dict[str, Any]:
@@ -91,6 +94,8 @@ class TokenizerFile:
         if self.pieces is not None:
             (directory / second[0]).write_bytes(self.pieces)
             settings["pieces"] = second[0]
+        if self.rules:
+            settings["rules"] = dict(self.rules)
         return settings
 
 

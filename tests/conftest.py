@@ -323,6 +323,9 @@ class HuggingFace:
         )
         if vocab:
             (path / "vocab.txt").write_text("\n".join(self.words) + "\n")
+            # Whatever the model: RoBERTa's own tokenizer, say, is made of other files.
+            named = {"tokenizer_class": "BertTokenizer"}
+            files["tokenizer_config"] = named | files.get("tokenizer_config", {})
         for file, content in files.items():
             (path / f"{file}.json").write_text(json.dumps(content))
         if pooling is not None:

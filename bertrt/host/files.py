@@ -43,14 +43,25 @@ def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> n
     return array
 
 
-def read_json(path: Path) -> Any:
+# Lists and objects of a JSON file: far more than a tokenizer of a million pieces has, and few
+# enough for memory.
+_MOST_CONTAINERS = 8 << 20
+
+
+def read_json(path: Path, *, limit: int | None = None) -> Any:
     """The content of a JSON file.
+
+    Args:
+        path: the file.
+        limit: the most bytes that it may have; any number if left out.
 
     Raises:
         MissingFileError: there is no such file.
-        ModelFormatError: the file is not UTF-8 or not JSON.
+        ModelFormatError: the file is too large, not UTF-8 or not JSON.
     """
     try:
+        if limit is not None and (size := path.stat().st_size) > limit:
+            raise ModelFormatError(f"{path} has {size} bytes, and at most {limit} are read")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None
@@ -58,15 +69,18 @@ def read_json(path: Path) -> Any:
         raise ModelFormatError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
+    if limit is not None and text.count("[") + text.count("{") > _MOST_CONTAINERS:
+        raise ModelFormatError(f"{path} has more than {_MOST_CONTAINERS} lists and objects")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path} is not JSON: {error}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. MissingFileError and ModelFormatError say what is wrong."""
-    content = read_json(path)
+def read_object(path: Path, *, limit: int | None = None) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes. MissingFileError and ModelFormatError say
+    what is wrong."""
+    content = read_json(path, limit=limit)
     if not isinstance(content, dict):
         raise ModelFormatError(f"{path} should hold a JSON object")
     return content

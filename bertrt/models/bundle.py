@@ -36,13 +36,13 @@ from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
 from bertrt.models.golden import GoldenCase, read_golden
 from bertrt.models.manifest import (
-    FORMAT_VERSION,
     GOLDEN,
     MANIFEST,
     MODULES,
     PLAN,
     check_manifest,
     manifest_digest,
+    version_of,
 )
 from bertrt.models.safetensors import read_safetensors, write_safetensors
 from bertrt.plan.plan import Plan
@@ -198,7 +198,7 @@ class BundleDraft:
         for path in sorted(self.directory.iterdir()):
             _sync(path)
             files[path.name] = {"sha256": file_digest(path), "size": path.stat().st_size}
-        content = {"format_version": FORMAT_VERSION, **manifest, "files": files}
+        content = {"format_version": version_of(manifest), **manifest, "files": files}
         content["manifest_sha256"] = manifest_digest(content)
         path = self.directory / MANIFEST
         check_manifest(content, path)

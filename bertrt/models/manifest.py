@@ -25,6 +25,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "check_manifest",
     "manifest_digest",
+    "version_of",
 ]
 
 FORMAT_VERSION = 1
@@ -105,6 +106,13 @@ _FILE_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def version_of(manifest: Mapping[str, Any]) -> int:
+    """The format version of what a manifest says: one more where it has rules of the tokenizer,
+    which whoever does not know them has to refuse, not to overlook."""
+    tokenizer = manifest.get("tokenizer")
+    return FORMAT_VERSION + bool(isinstance(tokenizer, dict) and tokenizer.get("rules"))
+
+
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """The sha256 of all that a manifest says, apart from this digest and however it is laid out."""
     content = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
@@ -139,7 +147,7 @@ def check_manifest(manifest: Any, where: Path) -> None:
             f"{where}: the field 'format_version' should be a whole number from 1, "
             f"found {_short(version)}"
         )
-    if version > FORMAT_VERSION:
+    if version > version_of(manifest):
         raise ModelFormatError(
             f"{where}: the bundle has format version {version}, and this bertrt reads up to "
             f"{FORMAT_VERSION}; install a newer bertrt, or export the model again with this one"
@@ -176,6 +184,11 @@ def check_manifest(manifest: Any, where: Path) -> None:
     required = [PLAN]
     if (tokenizer := manifest["tokenizer"]) is not None:
         _check_fields(tokenizer, _TOKENIZER_FIELDS, f"{where}, tokenizer")
+        if not isinstance(tokenizer.get("rules", {}), dict):
+            raise ModelFormatError(
+                f"{where}, tokenizer: the field 'rules' should be an object, "
+                f"found {_short(tokenizer['rules'])}"
+            )
         if tokenizer["max_length"] > manifest["architecture"]["max_length"]:
             raise ModelFormatError(
                 f"{where}: the tokenizer gives up to {tokenizer['max_length']} tokens, and the "

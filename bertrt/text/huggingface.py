@@ -5,31 +5,122 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as _RustTokenizer
-from tokenizers import models, normalizers
 
-from bertrt.errors import ModelFormatError
+from bertrt.errors import BertrtError, ModelFormatError
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
 
-__all__ = ["HuggingFaceTokenizer", "read_tokenizer"]
+__all__ = [
+    "HuggingFaceTokenizer",
+    "Rules",
+    "read_tokenizer",
+    "refusing",
+    "without_vocabulary",
+]
+
+# The mask's names that a tokenizer.json without further word is searched for: BERT's and RoBERTa's.
+_MASKS = ("[MASK]", "<mask>")
 
 
-def read_tokenizer(path: Path) -> _RustTokenizer:
-    """Read a ``tokenizer.json``; raises ModelFormatError where the library cannot."""
+def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
+    """Read a ``tokenizer.json``; ModelFormatError where the library cannot.
+
+    Args:
+        path: the file.
+        exact_scores: of a Unigram model, whether the scores are read to the last bit. The library
+            alone reads some of them a bit off, which decides between pieces whose sums are equal.
+    """
+    with refusing(f"{path}: not a tokenizer that the tokenizers library can read"):
+        text = path.read_text(encoding="utf-8")
+        if not exact_scores:
+            return _RustTokenizer.from_str(text)
+        content = json.loads(text)
+        model = content["model"]
+        tokenizer = without_vocabulary(content)
+        tokenizer.model = models.Unigram(
+            [(piece, score) for piece, score in model["vocab"]],
+            unk_id=model["unk_id"],
+            byte_fallback=model.get("byte_fallback", False),
+        )
+        tokenizer.add_tokens(
+            [
+                AddedToken(**{name: value for name, value in token.items() if name != "id"})
+                for token in content["added_tokens"]
+            ]
+        )
+    return tokenizer
+
+
+def without_vocabulary(content: Mapping[str, Any]) -> _RustTokenizer:
+    """What a ``tokenizer.json`` with this content holds beside its vocabulary and added tokens."""
+    nothing = {"type": "BPE", "vocab": {}, "merges": []}
+    return _RustTokenizer.from_str(json.dumps({**content, "model": nothing, "added_tokens": []}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What decides ids and types, and what a ``tokenizer.json`` has no place for.
+
+    Attributes:
+        mask: the token that stands for a word to be guessed; None where there is none.
+        types: whether the second text of a pair has type 1; otherwise all types are 0.
+        truncation_side: the side that loses tokens of a text that is too long, "left" or "right".
+        split_special_tokens: whether a special token that a text spells out is text.
+    """
+
+    mask: str | None
+    types: bool = True
+    truncation_side: str = "right"
+    split_special_tokens: bool = False
+
+    @classmethod
+    def usual(cls, tokenizer: _RustTokenizer) -> Rules:
+        """The rules of a ``tokenizer.json`` of which nothing more is known."""
+        known = (mask for mask in _MASKS if tokenizer.token_to_id(mask) is not None)
+        return cls(next(known, None))
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any], tokenizer: _RustTokenizer) -> Rules:
+        """The rules that a bundle's manifest says, the usual ones where it is silent;
+        ModelFormatError for one that is not known or not what it should be."""
+        for name, value in said.items():
+            fits = {
+                "mask": value is None
+                or (isinstance(value, str) and tokenizer.token_to_id(value) is not None),
+                "types": isinstance(value, bool),
+                "truncation_side": value in ("left", "right"),
+                "split_special_tokens": isinstance(value, bool),
+            }
+            if not fits.get(name, False):
+                raise ModelFormatError(
+                    f"tokenizer settings: the rule {name!r} is {value!r}, which is not known"
+                )
+        return dataclasses.replace(cls.usual(tokenizer), **said)
+
+
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Make what the library raises a ModelFormatError that begins with the message."""
     try:
-        return _RustTokenizer.from_str(path.read_text(encoding="utf-8"))
-    # The library raises plain Exception for a file that it cannot read.
-    except Exception as error:
-        raise ModelFormatError(
-            f"{path}: not a tokenizer that the tokenizers library can read ({error})"
-        ) from None
+        yield
+    except BertrtError:
+        raise
+    # It raises plain Exception, for one where an unknown word has no token; its panics are none.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFormatError(f"{message}: {error}") from None
 
 
 # Special tokens with their types, then a text by its number, if there is one, and its type
@@ -38,34 +129,62 @@ _Frame = tuple[list[tuple[int, int]], int | None, int]
 
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library, which it makes its own: truncated to `max_length`
-    the way transformers does it (longest_first), and never padded."""
+    the way transformers does it (longest_first), and never padded.
 
-    def __init__(self, tokenizer: _RustTokenizer, *, max_length: int) -> None:
+    Args:
+        tokenizer: the library's.
+        max_length: the most tokens of a sequence, special ones included.
+        rules: what the library's tokenizer does not hold; `Rules.usual` if left out.
+    """
+
+    def __init__(
+        self, tokenizer: _RustTokenizer, *, max_length: int, rules: Rules | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self.max_length = max_length
+        self.rules = rules or Rules.usual(tokenizer)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         normalizer = tokenizer.normalizer
-        self.lower = isinstance(normalizer, normalizers.Lowercase) or (
-            isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
-        )
+        self.lower = normalizer is not None and _lowers(json.loads(normalizer.__getstate__()))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = self.rules.split_special_tokens
         self._frames = self._frame(False), self._frame(True)
+        kinds = [
+            token_type
+            for frame in self._frames
+            for special, _, text_type in frame
+            for token_type in (text_type, *(special_type for _, special_type in special))
+        ]
+        self._typed = any(kinds) or not kinds
         self.special_ids = frozenset(
             token_id for frame in self._frames for special, _, _ in frame for token_id, _ in special
         )
-        model = tokenizer.model
-        self._prefix = (
-            model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
+        # Unigram has none, and BPE may have an empty one.
+        self._prefix = getattr(tokenizer.model, "continuing_subword_prefix", None) or None
+        self._tokenizer.enable_truncation(
+            max_length, strategy="longest_first", direction=self.rules.truncation_side
         )
-        self._tokenizer.enable_truncation(max_length, strategy="longest_first")
-        # tokenizer.json has no name for it; these are BERT's and RoBERTa's.
-        known = (mask for mask in ("[MASK]", "<mask>") if tokenizer.token_to_id(mask) is not None)
-        self.mask = next(known, None)
+        self.mask = self.rules.mask
         self.mask_id = None if self.mask is None else tokenizer.token_to_id(self.mask)
 
+    def unusual(self) -> dict[str, Any]:
+        """What a bundle's manifest has to say beside `to_json`: the rules that are not the usual
+        ones, and "exact_scores" for the model whose numbers count (see `read_tokenizer`)."""
+        usual = Rules.usual(self._tokenizer)
+        said = {
+            name: value
+            for name, value in dataclasses.asdict(self.rules).items()
+            if value != getattr(usual, name)
+        }
+        if not self._typed:
+            said.pop("types", None)
+        if isinstance(self._tokenizer.model, models.Unigram):
+            said["exact_scores"] = True
+        return said
+
     def to_json(self) -> str:
-        """The content of a ``tokenizer.json``; the truncation is not part of it."""
+        """The content of a ``tokenizer.json``; the truncation and `rules` are not part of it."""
         content = json.loads(self._tokenizer.to_str())
         content["truncation"] = None
         return json.dumps(content, ensure_ascii=False)
@@ -79,13 +198,9 @@ class HuggingFaceTokenizer:
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""
         return [
-            Encoding(
-                np.array(encoding.ids, np.int32),
-                np.array(encoding.type_ids, np.int32),
-                truncated=bool(encoding.overflowing),
-            )
+            self._encoding(encoding.ids, encoding.type_ids, truncated=bool(encoding.overflowing))
             for some in some_at_once(batch)
-            for encoding in self._tokenizer.encode_batch_fast(some)
+            for encoding in self._run(self._tokenizer.encode_batch_fast, some)
         ]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -119,9 +234,17 @@ class HuggingFaceTokenizer:
     def _whole(self, texts: Sequence[str]) -> Iterator[list[Any]]:
         """The library's encodings of each text, which together are all of it."""
         for some in some_at_once(texts):
-            for encoding in self._tokenizer.encode_batch(some, add_special_tokens=False):
-                # What is beyond the maximum length comes in further encodings.
-                yield [encoding, *encoding.overflowing]
+            plain = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
+            for encoding in self._run(plain, some):
+                # What is beyond the maximum length comes in further encodings, from the side that
+                # is kept to the other one.
+                parts = [encoding, *encoding.overflowing]
+                yield parts if self.rules.truncation_side == "right" else parts[::-1]
+
+    @staticmethod
+    def _run(encode: Callable[[Any], list[Any]], texts: Any) -> list[Any]:
+        with refusing("the tokenizer cannot encode a text"):
+            return encode(texts)
 
     def room(self, *, pair: bool) -> int:
         """See `Tokenizer.room`."""
@@ -138,7 +261,11 @@ class HuggingFaceTokenizer:
             if text is not None:
                 ids += texts[text]
                 types += [text_type] * len(texts[text])
-        return Encoding(np.array(ids, np.int32), np.array(types, np.int32), False)
+        return self._encoding(ids, types, truncated=False)
+
+    def _encoding(self, ids: list[int], types: list[int], *, truncated: bool) -> Encoding:
+        kinds = np.array(types, np.int32) if self.rules.types else np.zeros(len(ids), np.int32)
+        return Encoding(np.array(ids, np.int32), kinds, truncated)
 
     def token(self, token_id: int) -> str:
         """See `Tokenizer.token`."""
@@ -154,8 +281,13 @@ class HuggingFaceTokenizer:
 
         The library only shows it by doing it, to a text that gives a token.
         """
-        for probe in ("a", *itertools.islice(self._tokenizer.get_vocab(), 100)):
-            encoding = self._tokenizer.encode(probe, probe if pair else None)
+        for probe in self._probes():
+            try:
+                (encoding,) = self._run(
+                    self._tokenizer.encode_batch, [(probe, probe) if pair else probe]
+                )
+            except ModelFormatError:  # no word of a vocabulary without an unknown token
+                continue
             if {0, int(pair)} <= set(encoding.sequence_ids):
                 break
         else:
@@ -172,3 +304,16 @@ class HuggingFaceTokenizer:
                 frame.append((special, text, token_type))
                 seen, special = text, []
         return [*frame, (special, None, 0)]
+
+    def _probes(self) -> Iterator[str]:
+        """Texts of which one should give a token."""
+        yield "a"
+        yield from itertools.islice(self._tokenizer.get_vocab(), 30)
+
+
+def _lowers(normalizer: dict[str, Any]) -> bool:
+    """Whether a normalizer, as the library writes it down, lower-cases."""
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        return any(map(_lowers, normalizer["normalizers"]))
+    return kind == "Lowercase" or (kind == "BertNormalizer" and bool(normalizer["lowercase"]))

@@ -26,7 +26,7 @@ from bertrt.text.gluonnlp import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
 )
-from bertrt.text.huggingface import HuggingFaceTokenizer, read_tokenizer
+from bertrt.text.huggingface import HuggingFaceTokenizer, Rules, read_tokenizer
 from bertrt.text.vocabulary import Vocabulary, read_merges
 
 __all__ = ["load_tokenizer"]
@@ -40,7 +40,8 @@ def load_tokenizer(
     Args:
         settings: ``{"kind": kind, "file": name, "lower": bool, "max_length": int}``, for the kinds
             gluonnlp-bpe and gluonnlp-sentencepiece with ``"pieces": name``, the file of the merges
-            or of the SentencePiece model. "lower" is read where the basic tokenizer is used.
+            or of the SentencePiece model. "lower" is read where the basic tokenizer is used. The
+            kind huggingface may have ``"rules": {...}``, see `HuggingFaceTokenizer.unusual`.
         directory: where the files lie.
         vocab_size: rows of the model's embedding matrix; a vocabulary of GluonNLP's
             that needs more is refused.
@@ -72,7 +73,9 @@ def load_tokenizer(
             Vocabulary.read(path), pieces, lower=lower, max_length=max_length
         )
     elif kind == "huggingface":
-        tokenizer = HuggingFaceTokenizer(read_tokenizer(path), max_length=max_length)
+        said = dict(_setting(settings, "rules", dict)) if "rules" in settings else {}
+        made = read_tokenizer(path, exact_scores=said.pop("exact_scores", False) is True)
+        tokenizer = HuggingFaceTokenizer(made, max_length=max_length, rules=Rules.read(said, made))
     else:
         raise ModelFormatError(
             f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp', 'gluonnlp-bpe', "

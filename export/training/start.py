@@ -106,13 +106,7 @@ def _open_huggingface(path: Path, max_length: int) -> Pretrained:
         raise UnsupportedModelError(
             f"{path} is a {model.config.architecture}; fine-tuning takes Hugging Face's BERTs"
         )
-    tokenizer = TokenizerFile(
-        "huggingface",
-        model.tokenizer.to_json(),
-        model.tokenizer.lower,
-        max_length,
-        model.tokenizer.vocab_size,
-    )
+    tokenizer = dataclasses.replace(TokenizerFile.of(model.tokenizer), max_length=max_length)
     return Pretrained(
         gluon_bert(model, pooler=True, dropout=DROPOUT),
         bert_arrays(model),

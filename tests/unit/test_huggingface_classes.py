@@ -379,7 +379,7 @@ def test_byte_pairs(hugging) -> None:
         assert engine.tokenize("the <mask>").ids.tolist() == [0, 10, 8, 4, 2]
     settings = {
         "add_prefix_space": True,
-        "mask_token": {"content": "<mask>", "lstrip": True, "rstrip": False},
+        "mask_token": {"__type": "AddedToken", "content": "<mask>", "lstrip": True},
     }
     with Engine.load(write_byte_pairs(hugging, name="set", tokenizer_config=settings)) as engine:
         assert engine.tokenize("the the").ids.tolist() == [0, 11, 11, 2]
@@ -388,14 +388,14 @@ def test_byte_pairs(hugging) -> None:
 
 def test_byte_pairs_that_do_not_fit(hugging) -> None:
     for name, merges, message in (
-        ("three", "t h e\n", r"merges\.txt, line 2: 't h e' should be two tokens"),
-        ("strange", "x y\n", r"merges\.txt does not fit .*vocab\.json"),
+        ("three", "t h e\n", r"merges\.txt cannot be read: .*invalid at line 1"),
+        ("strange", "x y\n", r"vocab\.json does not make a RobertaTokenizer: .*`x` out of voc"),
     ):
         with pytest.raises(ModelFormatError, match=message):
             Engine.load(write_byte_pairs(hugging, merges, name=name))
     path = write_byte_pairs(hugging, name="alone")
     (path / "merges.txt").unlink()
-    with pytest.raises(MissingFileError, match=r"merges\.txt does not exist"):
+    with pytest.raises(MissingFileError, match=r"no tokenizer\.json and no merges\.txt"):
         Engine.load(path)
     for number, content in enumerate(({}, {"a": "b"}, {"a": -1}, ["a"], {"a": 0})):
         path = write_byte_pairs(hugging, name=f"vocab {number}")
@@ -433,13 +433,13 @@ def test_sentence_pieces_in_a_tokenizer_file(hugging) -> None:
 def test_tokenizers_that_are_not_complete(hugging) -> None:
     path = write(hugging, "CamembertModel", vocab=False, name="sentencepiece")
     (path / "sentencepiece.bpe.model").write_bytes(b"")
-    with pytest.raises(UnsupportedModelError, match="a SentencePiece model alone"):
-        Engine.load(path)
-    path = write(hugging, "BertModel", added_tokens={"[NEW]": 22})
-    with pytest.raises(UnsupportedModelError, match=r"added_tokens\.json: added tokens beside"):
+    with pytest.raises(ModelFormatError, match="is not a SentencePiece model"):
         Engine.load(path)
     path = write(hugging, "BertModel", vocab=False, name="none")
-    with pytest.raises(MissingFileError, match=r"holds no tokenizer\.json, no vocab\.txt"):
+    with pytest.raises(MissingFileError, match=r"holds no tokenizer\.json and no vocab\.txt"):
+        Engine.load(path)
+    path = write(hugging, "RobertaModel", name="other", tokenizer_config={"tokenizer_class": None})
+    with pytest.raises(MissingFileError, match=r"RobertaTokenizer is made of; it holds vocab\.txt"):
         Engine.load(path)
 
 
