@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertrt.errors import InvalidInputError
 from bertrt.evaluation.examples import Examples
 from bertrt.text.encoding import Encoding, Tokenizer
 
@@ -63,13 +64,25 @@ def encode(examples: Examples, tokenizer: Tokenizer, labels: Sequence[str] | Non
         examples: of classification or regression.
         tokenizer: the one that the finished bundle will have.
         labels: a classifier's, in the order of its logits; None for regression.
+
+    Raises:
+        InvalidInputError: a text gives no token; the message names the file and the line.
     """
     if labels is None:
         targets = np.array(examples.labels, np.float32)
     else:
         numbers = {label: number for number, label in enumerate(labels)}
         targets = np.array([numbers[label] for label in examples.labels], np.float32)
-    return Rows(tokenizer.encode(examples.texts), targets)
+    encodings = tokenizer.encode(examples.texts)
+    special = list(tokenizer.special_ids)
+    for index, encoding in enumerate(encodings):
+        # It has an answer, and teaches none.
+        if np.isin(encoding.ids, special).all():
+            raise InvalidInputError(
+                f"{examples.where(index)}: the text is empty, or holds nothing that gives a token "
+                "(white space or control characters only)"
+            )
+    return Rows(encodings, targets)
 
 
 def epoch_batches(

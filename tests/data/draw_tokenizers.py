@@ -341,7 +341,7 @@ class Draw:
             processors,
         )
 
-        kind = self.kind or self.pick(["words", "words", "bytes", "unigram"])
+        kind = self.kind or self.pick(["words", "words", "bytes", "unigram", "whole"])
         unk = self.pick([token for token in self.usual if "unk" in token.lower()])
         if kind == "words":
             lines = self.word_pieces()
@@ -356,6 +356,10 @@ class Draw:
                 strip_accents=self.pick([None, True, False]), lowercase=self.chance(0.5),
             )  # fmt: skip
             made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        elif kind == "whole":
+            pieces = {line: i for i, line in enumerate(dict.fromkeys([*self.word_pieces(), unk]))}
+            made, first = Tokenizer(models.WordLevel(pieces, unk_token=unk)), None
+            made.pre_tokenizer = pre_tokenizers.Whitespace()
         elif kind == "bytes":
             made = Tokenizer(models.BPE(*self.byte_pairs(), fuse_unk=self.chance(0.3)))
             first = None
@@ -382,7 +386,16 @@ class Draw:
         elif first is not None and self.chance(0.9):
             made.normalizer = first
         if self.chance(0.2):
-            made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            made.pre_tokenizer = self.pick(
+                [
+                    pre_tokenizers.WhitespaceSplit(),
+                    pre_tokenizers.Whitespace(),
+                    pre_tokenizers.Sequence(
+                        [pre_tokenizers.Punctuation(), pre_tokenizers.Digits()]
+                    ),
+                    pre_tokenizers.Split(" ", "merged_with_next"),
+                ]
+            )
         made.decoder = decoders.WordPiece()
         listed = [self.listed(token) for token in self.usual if self.chance(0.8)]
         listed += [self.listed(token) for token in self.some(ODD, 3)]
@@ -400,12 +413,22 @@ class Draw:
                     single=f"{cls} $A", pair=f"$A {sep} $B", special_tokens=ids),
                 processors.BertProcessing(ids[1], ids[0]),
                 processors.RobertaProcessing(ids[1], ids[0]),
+                    processors.ByteLevel(),
+                    processors.Sequence(
+                        [processors.ByteLevel(), processors.BertProcessing(ids[1], ids[0])]
+                    ),
             ])  # fmt: skip
         if self.chance(0.15):
             made.enable_truncation(self.pick([3, 7]), direction=self.pick(["left", "right"]))
         if self.chance(0.15):
             made.enable_padding(direction=self.pick(["left", "right"]), pad_token=self.any_token())
-        return made.to_str()
+        content = json.loads(made.to_str())
+        model = content["model"]
+        if "merges" in model and self.chance(0.4):  # as older versions wrote them
+            model["merges"] = [" ".join(merge) for merge in model["merges"]]
+        if kind in ("words", "unigram") and self.chance(0.1):
+            del model["type"]
+        return content
 
     # --- settings ---------------------------------------------------------------------------
 

@@ -184,3 +184,37 @@ def test_minilm_agrees_with_sentence_transformers(with_mxnet, tmp_path):
         vectors = np.stack([result.vector for result in results])
         np.testing.assert_allclose(vectors, reference["embeddings"], atol=1e-5, rtol=0)
     shutil.rmtree(bundle)
+
+
+def test_the_rules_of_a_tokenizer_survive(hugging, tmp_path) -> None:
+    """What a tokenizer.json has no place for is in the manifest, whichever road the bundle goes."""
+    settings = {
+        "model_input_names": ["input_ids", "attention_mask"],
+        "truncation_side": "left",
+        "mask_token": "boat",
+        "additional_special_tokens": ["[E1]"],
+        "model_max_length": 6,
+    }
+    texts = ["the [E1] sea", "the boat", ("the sea", "the sea the"), "the sea boat the sea sea sea"]
+    for number, change in enumerate(({}, {"hidden_act": "gelu_new"})):
+        path = hugging.write(
+            hugging.config | change, name=f"ruled {number}", tokenizer_config=settings
+        )
+        bundle = import_huggingface(path, tmp_path / f"bundle {number}")
+        manifest = Bundle.open(bundle).manifest
+        assert manifest["format_version"] == 2
+        assert manifest["tokenizer"]["rules"] == {
+            "mask": "boat",
+            "types": False,
+            "truncation_side": "left",
+        }
+        with Engine.load(path) as one, Engine.load(bundle) as other:
+            for text in texts:
+                first, second = one.tokenize(text), other.tokenize(text)
+                assert first.ids.tolist() == second.ids.tolist()
+                assert not first.types.any() and not second.types.any()
+                np.testing.assert_array_equal(one.predict(text).vector, other.predict(text).vector)
+    # Without such settings a bundle is what it was.
+    plain = import_huggingface(hugging.write(name="plain"), tmp_path / "plain bundle")
+    manifest = Bundle.open(plain).manifest
+    assert manifest["format_version"] == 1 and "rules" not in manifest["tokenizer"]

@@ -60,7 +60,7 @@ def test_what_transformers_answered(tmp_path, seed) -> None:
 def test_what_transformers_answers() -> None:
     for needed in ("transformers", "sentencepiece", "google.protobuf"):
         pytest.importorskip(needed, reason=f"{needed} is not installed", exc_type=ImportError)
-    outcomes, problems = drawing.run(int(os.environ.get("BERTRT_TOKENIZER_DRAWS", "200")))
+    outcomes, problems = drawing.run(int(os.environ.get("BERTRT_TOKENIZER_DRAWS", "400")))
     print(dict(outcomes))
     assert not problems, "\n\n".join(problems[:3])
     assert outcomes["same"] > 0.9 * sum(outcomes.values())

@@ -123,7 +123,12 @@ def _albert(tokenizer: Tokenizer, values: Values, vocabulary: Vocabulary) -> Non
         steps.append(normalizers.Precompiled(vocabulary.charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
     # Whatever the tokens are called, and before any is added.
-    ids = [tokenizer.token_to_id(str(values[name])) for name in ("cls_token", "sep_token")]
+    tokens = [str(values[name]) for name in ("cls_token", "sep_token")]
+    ids = [tokenizer.token_to_id(token) for token in tokens]
+    if None in ids:
+        raise ModelFormatError(
+            f"{vocabulary.path} does not hold the token {tokens[ids.index(None)]}"
+        )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",

@@ -308,9 +308,9 @@ def _read_added(settings: Settings) -> dict[int, AddedToken]:
     listed: dict[int, AddedToken] = {}
     added_path = directory / "added_tokens.json"
     if added_path.exists():
-        extra = values.get("extra_special_tokens") or []
-        special = {str(values[name]) for name in NAMED if _is_token(values.get(name))}
-        special |= {str(token) for token in extra if _is_token(token)}
+        extra = values.get("extra_special_tokens")
+        said = [values.get(name) for name in NAMED] + (extra if isinstance(extra, list) else [])
+        special = {str(token) for token in said if _is_token(token)}
         for token, index in read_object(added_path, limit=_LARGEST_SETTINGS).items():
             if type(index) is not int:
                 raise ModelFormatError(

@@ -116,38 +116,37 @@ def _of_tokenizer_file(
         if model is None:
             return Vocabulary(path, None, file=Tokenizer.from_str(json.dumps(content)))
         parts = without_vocabulary(content)
-    pieces, merges = said.get("vocab"), []
-    if model == "unigram":
-        if not isinstance(pieces, list) or not all(
-            isinstance(piece, list) and len(piece) == 2 for piece in pieces
-        ):
-            raise ModelFormatError(
-                f"{path}: {name} needs a Unigram vocabulary, a list of tokens with scores"
-            )
-        pieces = [tuple(piece) for piece in pieces]
-        return Vocabulary(path, pieces, charsmap=_charsmap(path, content), file=parts)
-    if isinstance(pieces, list):
-        pieces = {
-            piece[0] if isinstance(piece, list) and piece else piece: index
-            for index, piece in enumerate(pieces)
-        }
-    if not isinstance(pieces, dict):
-        raise ModelFormatError(f"{path}: {name} needs a vocabulary of tokens with their ids")
-    if model == "bytes":
-        merges = [
-            tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
-            for merge in said.get("merges", [])
-        ]
-    return Vocabulary(path, pieces, merges, file=parts)
+        pieces, merges = said.get("vocab"), []
+        if model == "unigram":
+            if not isinstance(pieces, list) or not all(
+                isinstance(piece, list) and len(piece) == 2 for piece in pieces
+            ):
+                raise ModelFormatError(
+                    f"{path}: {name} needs a Unigram vocabulary, a list of tokens with scores"
+                )
+            pieces = [tuple(piece) for piece in pieces]
+            return Vocabulary(path, pieces, charsmap=_charsmap(content), file=parts)
+        if isinstance(pieces, list):
+            pieces = {
+                piece[0] if isinstance(piece, list) and piece else piece: index
+                for index, piece in enumerate(pieces)
+            }
+        if not isinstance(pieces, dict):
+            raise ModelFormatError(f"{path}: {name} needs a vocabulary of tokens with their ids")
+        if model == "bytes":
+            merges = [
+                tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+                for merge in said.get("merges", [])
+            ]
+        return Vocabulary(path, pieces, merges, file=parts)
 
 
-def _charsmap(path: Path, content: Mapping[str, Any]) -> bytes | None:
+def _charsmap(content: Mapping[str, Any]) -> bytes | None:
     found = content.get("normalizer") or {}
     steps = found.get("normalizers", []) if found.get("type") == "Sequence" else [found]
     for step in steps:
         if step.get("type") == "Precompiled" and "precompiled_charsmap" in step:
-            with refusing(f"{path}: precompiled_charsmap cannot be read"):
-                return base64.b64decode(step["precompiled_charsmap"])
+            return base64.b64decode(step["precompiled_charsmap"])
     return None
 
 
