@@ -44,8 +44,10 @@ A = np.arange(6, dtype="<f4").reshape(2, 3)
 # .params
 
 
+@pytest.mark.mxnet
 def test_params_against_mxnet(tmp_path):
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
+
     path = tmp_path / "x.params"
     rng = np.random.default_rng(0)
     arrays = {
@@ -292,6 +294,7 @@ def test_symbol_damaged_anywhere(gluon, tmp_path):
 def test_onnx_damaged_anywhere(gluon, tmp_path):
     pytest.importorskip("onnx")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
     from bertrt.models.onnx.reader import read_onnx
 
     exported = gluon(head="classifier", activation="relu")
@@ -313,6 +316,7 @@ def test_onnx_damaged_anywhere(gluon, tmp_path):
 def test_broken_onnx_says_what(gluon, tmp_path):
     onnx = pytest.importorskip("onnx")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
     from bertrt.models.onnx.reader import read_onnx
 
     exported = gluon(head="classifier")
