@@ -130,8 +130,13 @@ def _compile(graph: Graph, names: dict[str, str] | None) -> tuple[Plan, Coverage
     coverage.unfused = [replace(e, layer=layers.get(e.anchor, "?")) for e in coverage.unfused]
     for module in PASSES:
         apply_pass(graph, module, layers, coverage)
+    nameless: UnsupportedModelError | None = None
     if names is None:
-        names = names_by_structure(graph)
+        try:
+            names = names_by_structure(graph)
+        except UnsupportedModelError as error:
+            # What is not fused is told first: it may be why an output is not known.
+            names, nameless = {}, error
     # Where a pass stopped matters only if no other pass has taken the place up since.
     unfused = {n.name: n for n in graph.nodes.values() if n.op not in (*STEP_OPS, rows.STEP)}
     coverage.unfused = [e for e in coverage.unfused if e.node in unfused or e.anchor in unfused]
@@ -150,6 +155,8 @@ def _compile(graph: Graph, names: dict[str, str] | None) -> tuple[Plan, Coverage
             f"{graph.origin}: {first.layer} is not fused: pass {first.fusion} stopped at node "
             f"{first.node!r}: {first.reason}\n{coverage}"
         )
+    if nameless is not None:
+        raise nameless
     return lay_out(graph, names), coverage
 
 

@@ -293,12 +293,12 @@ def test_tokens_that_the_embedding_does_not_have(hugging) -> None:
     path = hugging.write(tokenizer_config={"additional_special_tokens": extra})
     with Engine.load(path) as engine:
         assert len(engine.predict("the [E0] sea").vector) == 24
-        with pytest.raises(InvalidInputError, match=r"batch\[1\] holds the token \[E29\].*30 rows"):
+        with pytest.raises(InvalidInputError, match=r"batch\[1\]: the token '\[E29\]'.*30 rows"):
             engine.predict(["the", "the [E29]"])
     frame = {"cls_token": "[NEW]", "additional_special_tokens": extra}
-    config = hugging.config | {"vocab_size": 11}
-    with pytest.raises(ModelFormatError, match="ids up to 11"):
-        HuggingFaceModel.open(hugging.write(config, name="frame", tokenizer_config=frame))
+    path = hugging.write(hugging.config | {"vocab_size": 11}, name="frame", tokenizer_config=frame)
+    with Engine.load(path) as engine, pytest.raises(InvalidInputError, match=r"'\[NEW\]'.*11 rows"):
+        engine.predict("the")
 
 
 # --- vocabularies ---------------------------------------------------------------------------------
