@@ -25,6 +25,7 @@ def data_directory():
 
 def call_once(net):
     import mxnet
+
     from bertrt.export.gluon_to_symbol import input_names
 
     one = mxnet.nd.zeros((1, 1))
