@@ -3,6 +3,7 @@
 from bertrt.engine import Engine
 from bertrt.errors import (
     BertrtError,
+    BertrtWarning,
     DeviceError,
     InvalidInputError,
     InvalidTypeError,
@@ -29,6 +30,7 @@ from bertrt.version import __version__
 __all__ = [
     "Answer",
     "BertrtError",
+    "BertrtWarning",
     "Candidate",
     "Classification",
     "DeviceError",

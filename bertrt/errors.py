@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "BertrtError",
+    "BertrtWarning",
     "DeviceError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -54,3 +55,8 @@ class MissingDependencyError(BertrtError, ImportError):
 
 class DeviceError(BertrtError, RuntimeError):
     """A device, provider, precision or instruction set cannot be used here."""
+
+
+class BertrtWarning(UserWarning):
+    """The category of every warning of bertrt: a model is taken, and something about it should be
+    known. A message names the file and what was found there."""

@@ -26,9 +26,11 @@ class Classification:
     """The answer of a classifier.
 
     Attributes:
-        label: the most probable label.
-        score: its probability.
-        scores: every label's probability.
+        label: the label that scores highest, also of a model that gives several at once: those
+            are what `scores` says of each.
+        score: its probability. (Of several numbers that are no classes: the number.)
+        scores: every label's probability; they add up to 1 unless the model gives several labels
+            at once. Where outputs share a name, the highest of theirs.
         truncated: whether the text was longer than the model takes, and was cut.
     """
 

@@ -21,7 +21,7 @@ import numpy as np
 from bertrt.errors import MissingDependencyError
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.huggingface.model import HuggingFaceModel
-from bertrt.models.huggingface.plan import WEIGHTS
+from bertrt.models.huggingface.weights import WEIGHTS
 from bertrt.models.safetensors import write_safetensors
 from bertrt.plan.interpret import interpret
 
@@ -29,7 +29,7 @@ from .gluon_to_symbol import import_gluon, set_parameters
 from .golden import record_golden
 from .model import TokenizerFile, seal, write_bundle
 
-__all__ = ["bert_arrays", "gluon_bert", "import_huggingface", "is_bert", "to_gluon", "weights_path"]
+__all__ = ["bert_arrays", "gluon_bert", "import_huggingface", "is_bert", "to_gluon"]
 
 _GLUON_TASKS = ("embedding", "classification", "regression")
 
@@ -158,7 +158,7 @@ def to_gluon(model: HuggingFaceModel) -> Any:
     arrays = {
         _rename(name, prefix): constant.array for name, constant in model.plan.weights.items()
     }
-    set_parameters(net, arrays, weights_path(model))
+    set_parameters(net, arrays, str(model.source))
     return net
 
 
@@ -197,11 +197,6 @@ def bert_arrays(model: HuggingFaceModel) -> dict[str, np.ndarray]:
         for name, constant in model.plan.weights.items()
         if name.startswith(("embeddings.", "encoder.", "pooler."))
     }
-
-
-def weights_path(model: HuggingFaceModel) -> str:
-    """The path of a model's weights, for messages."""
-    return str(model.config.path.with_name(WEIGHTS))
 
 
 def _rename(name: str, prefix: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from bertrt.commands import (
     bench,
@@ -22,7 +23,7 @@ from bertrt.commands import (
     quantize,
     verify,
 )
-from bertrt.errors import BertrtError, InvalidInputError
+from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError
 from bertrt.version import __version__
 
 __all__ = ["main"]
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not heard:
             raise InvalidInputError("standard output is closed, and it is where the answer goes")
-        status: int = arguments.command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _showing(warnings.showwarning)
+            status: int = arguments.command(arguments)
         # A closed pipe shows here, and not in the interpreter's last breath.
         sys.stdout.flush()
         return status
@@ -67,6 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         print(f"bertrt: error: {message}", file=sys.stderr)
         return _EXIT_FAILED
+
+
+def _showing(usual: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: those of bertrt in one line, as its errors, all others as usual."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, BertrtWarning):
+            print(f"bertrt: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **more)
+
+    return show
 
 
 def _fill_streams() -> None:

@@ -84,7 +84,22 @@ class Predictor:
             raise InvalidInputError(
                 "the model has one token type and takes single texts, not pairs"
             )
+        self._check_ids(requests)
         return requests, single
+
+    def _check_ids(self, requests: Sequence[Request]) -> None:
+        """Refuse what holds a token that the model has no row for, as a vocabulary of Hugging
+        Face's may give."""
+        tokenizer, rows = self._model.tokenizer, self._limits.vocab_size
+        if tokenizer is None or tokenizer.vocab_size <= rows:
+            return
+        for i, own in enumerate(requests):
+            for encoding in own.sequences:
+                if (beyond := encoding.ids[encoding.ids >= rows]).size:
+                    raise InvalidInputError(
+                        f"batch[{i}]: the token {tokenizer.token(int(beyond[0]))!r} has the id "
+                        f"{beyond[0]}, and the model's table of tokens has {rows} rows"
+                    )
 
     def answer(
         self,

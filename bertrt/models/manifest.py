@@ -50,6 +50,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
@@ -60,7 +64,11 @@ def _distinct(value: Any, of: Callable[[Any], bool]) -> bool:
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "task": (f"one of {', '.join(TASKS)}", lambda v: isinstance(v, str) and v in TASKS),
-    "labels": ("a list of distinct names, or null", lambda v: v is None or _distinct(v, _is_text)),
+    # Not always distinct: models are published with the same name for two classes, or with none.
+    "labels": (
+        "a list of names, or null",
+        lambda v: v is None or (isinstance(v, list) and v != [] and all(map(_is_str, v))),
+    ),
     "architecture": ("an object", lambda v: isinstance(v, dict)),
     "outputs": (
         "a list of distinct names of outputs",

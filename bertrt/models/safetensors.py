@@ -23,9 +23,10 @@ from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.files import map_file, view
 from bertrt.plan.weights import Constant
 
-__all__ = ["read_safetensors", "write_safetensors"]
+__all__ = ["DTYPES", "read_safetensors", "widened", "write_safetensors"]
 
-_DTYPES = {
+# The format's names of element types, and numpy's
+DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -150,16 +151,16 @@ def _check_entry(where: str, entry: Any) -> None:
             f"{where} is described by {_short(entry)}, expected dtype, shape and data_offsets"
         )
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(kind, str) or kind not in _DTYPES:
+    if not isinstance(kind, str) or kind not in DTYPES:
         raise UnsupportedModelError(
-            f"{where} has the element type {_short(kind)}, expected one of {', '.join(_DTYPES)}"
+            f"{where} has the element type {_short(kind)}, expected one of {', '.join(DTYPES)}"
         )
     # Extents beside a 0 count too: numpy has no array of 0 x 2^40 x 2^40.
     if not _counts(shape) or len(shape) > _MAX_RANK or prod(n or 1 for n in shape) > _MOST_ELEMENTS:
         raise ModelFormatError(f"{where} has the shape {_short(shape)}")
     if not _counts(offsets) or len(offsets) != 2:
         raise ModelFormatError(f"{where} has the data_offsets {_short(offsets)}")
-    size = prod(shape) * np.dtype(_DTYPES[kind]).itemsize
+    size = prod(shape) * np.dtype(DTYPES[kind]).itemsize
     if offsets[1] - offsets[0] != size:
         raise ModelFormatError(
             f"{where} lies at {_short(offsets)}, and its shape {_short(shape)} of {kind} takes "
@@ -175,16 +176,23 @@ def _read_tensor(
     name: str, entry: dict[str, Any], path: Path, data: np.ndarray, offset: int
 ) -> Constant:
     kind = entry["dtype"]
-    array = view(data, offset, _DTYPES[kind], tuple(entry["shape"]))
+    array = view(data, offset, DTYPES[kind], tuple(entry["shape"]))
+    wide = widened(array, kind)
+    return Constant(name, array, path, offset) if wide is array else Constant(name, wide)
+
+
+def widened(array: np.ndarray, kind: str) -> np.ndarray:
+    """Elements of a type of `DTYPES` as bertrt computes with them: those of other floats as
+    float32 (read-only), all else as it is."""
     if kind not in ("F64", "F16", "BF16"):
-        return Constant(name, array, path, offset)
+        return array
     if kind == "BF16":  # the upper half of a float32
         array = (array.astype(np.uint32) << 16).view(np.float32)
     else:
         with np.errstate(all="ignore"):
             array = array.astype(np.float32)
     array.flags.writeable = False
-    return Constant(name, array)
+    return array
 
 
 def _short(value: Any) -> str:

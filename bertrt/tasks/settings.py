@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, ModelFormatError
@@ -41,11 +41,14 @@ POOLED_FROM = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A thing that can be set: its value unless told otherwise, and what values it may have."""
+    """A thing that can be set: its value unless told otherwise, and what values it may have.
+    Bundles lack a `later` one where they were made before there was such a thing, and mean the
+    default."""
 
     default: Any
     expected: str
     fits: Callable[[Any], bool]
+    later: bool = False
 
 
 def _count(default: int) -> Setting:
@@ -69,12 +72,15 @@ _PAIR = {
         lambda v: v is None or isinstance(v, bool),
     )
 }
+# What makes scores of a classifier's outputs: probabilities that exclude each other, a probability
+# each, or the outputs themselves.
+_ACTIVATION = {"activation": replace(_choice("softmax", "sigmoid", "none"), later=True)}
 _POOLING = {"mode": _choice(*POOLED_FROM), "normalize": _flag(False)}
 _SUBWORDS = {"subwords": _choice("avg", "sum", "last")}
 
 # Question answering's are those of GluonNLP's scripts/bert/finetune_squad.py, with its defaults.
 SETTINGS: dict[str, dict[str, Setting]] = {
-    "classification": _PAIR,
+    "classification": _PAIR | _ACTIVATION,
     "regression": _PAIR,
     "embedding": {},
     "question-answering": {
@@ -193,7 +199,7 @@ def _complete(given: Any, known: Mapping[str, Setting], what: str) -> dict[str, 
 
 
 def check_settings(found: Any, task: str, where: str) -> None:
-    """Check the settings that a file holds: all of them must be there.
+    """Check the settings that a file holds: all of them must be there, but for later ones.
 
     Raises:
         ModelFormatError: one is missing, unknown, or has a value that it cannot have.
@@ -208,10 +214,11 @@ def check_pooling(found: Any, where: str) -> None:
 
 
 def _check(found: Any, known: Mapping[str, Setting], where: str) -> None:
-    if not isinstance(found, Mapping) or found.keys() != known.keys():
+    wanted = {name for name, setting in known.items() if not setting.later}
+    if not isinstance(found, Mapping) or not wanted <= found.keys() <= known.keys():
         raise ModelFormatError(f"{where}: found {found!r}, expected {', '.join(known) or '{}'}")
-    for name, setting in known.items():
-        if not setting.fits(found[name]):
+    for name, value in found.items():
+        if not known[name].fits(value):
             raise ModelFormatError(
-                f"{where}: the field {name!r} should be {setting.expected}, found {found[name]!r}"
+                f"{where}: the field {name!r} should be {known[name].expected}, found {value!r}"
             )

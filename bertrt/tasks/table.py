@@ -14,7 +14,7 @@ from bertrt.tasks.fill_mask import MaskFiller
 from bertrt.tasks.next_sentence import NextSentencePredictor
 from bertrt.tasks.question_answering import QuestionAnswering
 from bertrt.tasks.regression import Regressor
-from bertrt.tasks.settings import TASKS, check_pooling, check_settings
+from bertrt.tasks.settings import SETTINGS, TASKS, check_pooling, check_settings
 from bertrt.tasks.tagging import Tagger
 
 __all__ = ["TABLE", "make_task"]
@@ -46,7 +46,9 @@ class Entry:
 TABLE = {
     "classification": Entry(
         "texts or pairs to a Classification",
-        lambda given: Classifier(given.labels, given.settings["pair"], given.rows),
+        lambda given: Classifier(
+            given.labels, given.settings["pair"], given.rows, given.settings["activation"]
+        ),
     ),
     "regression": Entry(
         "texts or pairs to a Regression", lambda given: Regressor(given.settings["pair"])
@@ -95,6 +97,7 @@ def make_task(
     check_settings(settings, task, "the model")
     if task == "embedding":
         check_pooling(pooling, "the model")
+    settings = {name: setting.default for name, setting in SETTINGS[task].items()} | dict(settings)
     made = TABLE[task].make(_Given(labels, pooling or {}, settings, rows))
     for name in made.outputs:
         if name not in rows:

@@ -29,7 +29,7 @@ from bertrt.text.gluonnlp import (
 from bertrt.text.huggingface import HuggingFaceTokenizer, read_tokenizer
 from bertrt.text.vocabulary import Vocabulary, read_merges
 
-__all__ = ["check_vocabulary", "load_tokenizer"]
+__all__ = ["load_tokenizer"]
 
 
 def load_tokenizer(
@@ -42,7 +42,8 @@ def load_tokenizer(
             gluonnlp-bpe and gluonnlp-sentencepiece with ``"pieces": name``, the file of the merges
             or of the SentencePiece model. "lower" is read where the basic tokenizer is used.
         directory: where the files lie.
-        vocab_size: rows of the model's embedding matrix; a vocabulary that needs more is refused.
+        vocab_size: rows of the model's embedding matrix; a vocabulary of GluonNLP's
+            that needs more is refused.
 
     Raises:
         MissingFileError: a file is not there.
@@ -77,21 +78,14 @@ def load_tokenizer(
             f"tokenizer settings: kind is {kind!r}; expected 'gluonnlp', 'gluonnlp-bpe', "
             "'gluonnlp-sentencepiece' or 'huggingface'"
         )
-    if vocab_size is not None:
-        check_vocabulary(tokenizer, vocab_size, path)
-    return tokenizer
-
-
-def check_vocabulary(
-    tokenizer: GluonTokenizer | HuggingFaceTokenizer, vocab_size: int, source: Path
-) -> None:
-    """Refuse, with a ModelFormatError that names `source`, a tokenizer with more ids than the
-    model's embedding has rows."""
-    if tokenizer.vocab_size > vocab_size:
+    # Hugging Face's vocabularies may have tokens that the model has no row for. A text with one is
+    # refused when it comes.
+    if vocab_size is not None and kind != "huggingface" and tokenizer.vocab_size > vocab_size:
         raise ModelFormatError(
-            f"{source}: the vocabulary has ids up to {tokenizer.vocab_size - 1}, "
+            f"{path}: the vocabulary has ids up to {tokenizer.vocab_size - 1}, "
             f"the model's embedding has only {vocab_size} rows"
         )
+    return tokenizer
 
 
 def _file(settings: Mapping[str, Any], key: str, directory: Path) -> Path:

@@ -17,7 +17,7 @@ from bertrt.text.encoding import Tokenizer
 from bertrt.text.load import load_tokenizer
 
 from ..gluon_to_symbol import import_gluon, set_parameters, structural_parameters
-from ..huggingface import bert_arrays, gluon_bert, is_bert, weights_path
+from ..huggingface import bert_arrays, gluon_bert, is_bert
 from ..model import TokenizerFile
 from ..zoo import MODELS, Pretrained, open_pretrained
 from .recipe import DROPOUT
@@ -116,7 +116,7 @@ def _open_huggingface(path: Path, max_length: int) -> Pretrained:
     return Pretrained(
         gluon_bert(model, pooler=True, dropout=DROPOUT),
         bert_arrays(model),
-        Path(weights_path(model)),
+        model.source,
         tokenizer,
         model.origin,
     )

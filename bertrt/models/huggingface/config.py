@@ -1,22 +1,22 @@
 """What a Hugging Face ``config.json`` says of an encoder.
 
-Families of models differ in names, in few settings and in their heads; `Family` holds the
-differences. What each class computes is read from transformers 5, ``models/*/modeling_*.py``. A
-setting that would change the numbers, and that a plan cannot say, is refused by its name.
+`bertrt.models.huggingface.families` holds in what kinds of models differ. A setting that would
+change the numbers, and that a plan cannot say, is refused by its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.files import read_object
+from bertrt.models.huggingface.families import DEFAULTS, FAMILIES, Family
 
-__all__ = ["Config", "Family", "Layer", "MaskedLM"]
+__all__ = ["Config"]
 
 # By the names that transformers has for them. The tanh approximations among them differ in how the
 # constant is written down, not in its value.
@@ -43,164 +43,20 @@ _TASKS = {
     "ForPreTraining": ("fill-mask", "next-sentence", "embedding"),
     "ForNextSentencePrediction": ("next-sentence", "embedding"),
 }
-_COMMON = (
-    "Model",
-    "ForSequenceClassification",
-    "ForQuestionAnswering",
-    "ForTokenClassification",
-    "ForMaskedLM",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """The names of a layer's tensors, without ``.weight`` and ``.bias``."""
-
-    prefix: str
-    qkv: tuple[str, str, str]
-    attention_output: str
-    attention_norm: str
-    ffn: str
-    ffn_output: str
-    ffn_norm: str
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedLM:
-    """The masked language model's head: dense, activation (None: the layers'), norm, decoder. The
-    decoder's bias has one of the names."""
-
-    dense: str
-    activation: str | None
-    norm: str
-    decoder: str
-    biases: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What tells one kind of model from another.
-
-    Attributes:
-        model_types: ``model_type`` -> how the names of its classes begin.
-        heads: how the names of its classes may end.
-        prefix: what the encoder's tensors' names begin with in a model with a head.
-        layer: the names of a layer's tensors.
-        classifier: the steps of a sequence classifier on the first token: name and activation.
-        masked_lm: the masked language model's head.
-        settings: the names of settings that differ from BERT's.
-        eps: the epsilon of the layer normalisations, where it is no setting.
-        token_types: whether there are token types.
-        padded_positions: whether positions begin behind that of the padding token.
-        projected: whether the embeddings may be narrower than the layers.
-    """
-
-    model_types: Mapping[str, str]
-    heads: tuple[str, ...]
-    prefix: str
-    layer: Layer
-    classifier: tuple[tuple[str, str], tuple[str, str]]
-    masked_lm: MaskedLM
-    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    eps: float | None = None
-    token_types: bool = True
-    padded_positions: bool = False
-    projected: bool = False
-
-
-_BERT_LAYER = Layer(
-    "encoder.layer",
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention.output.dense",
-    "attention.output.LayerNorm",
-    "intermediate.dense",
-    "output.dense",
-    "output.LayerNorm",
-)
-_FAMILIES = (
-    Family(
-        model_types={"bert": "Bert"},
-        heads=(*_COMMON, "ForPreTraining", "ForNextSentencePrediction"),
-        prefix="bert.",
-        layer=_BERT_LAYER,
-        classifier=(("pooler.dense", "tanh"), ("classifier", "none")),
-        masked_lm=MaskedLM(
-            "cls.predictions.transform.dense",
-            None,
-            "cls.predictions.transform.LayerNorm",
-            "cls.predictions.decoder.weight",
-            ("cls.predictions.decoder.bias", "cls.predictions.bias"),
-        ),
-    ),
-    Family(
-        model_types={
-            "roberta": "Roberta",
-            "xlm-roberta": "XLMRoberta",
-            "camembert": "Camembert",
-        },
-        heads=_COMMON,
-        prefix="roberta.",
-        layer=_BERT_LAYER,
-        classifier=(("classifier.dense", "tanh"), ("classifier.out_proj", "none")),
-        masked_lm=MaskedLM(
-            "lm_head.dense",
-            "gelu_erf",
-            "lm_head.layer_norm",
-            "lm_head.decoder.weight",
-            ("lm_head.decoder.bias", "lm_head.bias"),
-        ),
-        padded_positions=True,
-    ),
-    Family(
-        model_types={"distilbert": "DistilBert"},
-        heads=_COMMON,
-        prefix="distilbert.",
-        layer=Layer(
-            "transformer.layer",
-            ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-            "attention.out_lin",
-            "sa_layer_norm",
-            "ffn.lin1",
-            "ffn.lin2",
-            "output_layer_norm",
-        ),
-        classifier=(("pre_classifier", "relu"), ("classifier", "none")),
-        masked_lm=MaskedLM(
-            "vocab_transform",
-            None,
-            "vocab_layer_norm",
-            "vocab_projector.weight",
-            ("vocab_projector.bias",),
-        ),
-        settings={
-            "hidden_size": "dim",
-            "num_hidden_layers": "n_layers",
-            "num_attention_heads": "n_heads",
-            "intermediate_size": "hidden_dim",
-            "hidden_act": "activation",
-        },
-        eps=1e-12,
-        token_types=False,
-    ),
-    Family(
-        model_types={"electra": "Electra"},
-        heads=(*_COMMON, "ForPreTraining"),
-        prefix="electra.",
-        layer=_BERT_LAYER,
-        classifier=(("classifier.dense", "gelu_erf"), ("classifier.out_proj", "none")),
-        masked_lm=MaskedLM(
-            "generator_predictions.dense",
-            "gelu_erf",
-            "generator_predictions.LayerNorm",
-            "generator_lm_head.weight",
-            ("generator_lm_head.bias",),
-        ),
-        projected=True,
-    ),
-)
+# Heads that compute what another one does, as long as `is_decoder` is not set.
+_SAME_HEADS = {"LMHeadModel": "ForMaskedLM", "ForCausalLM": "ForMaskedLM"}
+# TensorFlow's and JAX's classes have the names of torch's behind two prefixes.
+_CLASS = re.compile(r"(?:TF|Flax)?(\w*?)(Model|LMHeadModel|For[A-Z]\w*)")
+_SINGLE, _MULTI = "single_label_classification", "multi_label_classification"
 
 # Set to anything, these change the numbers.
 _FORBIDDEN = ("pruned_heads", "quantization_config", "adapters", "adapter_fusions")
+
+
+def _short(value: Any) -> str:
+    """A value of the file in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,14 +123,14 @@ class Config:
 
     @cached_property
     def _class(self) -> tuple[Family, str]:
-        """The family, and how the class's name ends."""
-        families = {kind: family for family in _FAMILIES for kind in family.model_types}
-        classes = {
-            begin + head: (kind, family, head)
-            for family in _FAMILIES
-            for kind, begin in family.model_types.items()
-            for head in family.heads
-        }
+        """The family, and how the class's name ends.
+
+        By transformers' rules the family is that of `model_type`, whatever the class's name begins
+        with. A class that is none of transformers', without "For" in its name, adds nothing to the
+        encoder that could be known.
+        """
+        families = {kind: family for family in FAMILIES for kind in family.model_types}
+        begins = {begin: kind for f in FAMILIES for kind, begin in f.model_types.items()}
         kind, architecture = self.content.get("model_type"), self.architecture
         if kind is not None and (not isinstance(kind, str) or kind not in families):
             raise UnsupportedModelError(
@@ -282,19 +138,26 @@ class Config:
             )
         if architecture is None:
             return families[kind or "bert"], "Model"
-        if architecture not in classes:
-            known = [name for name, (k, _, _) in classes.items() if kind in (None, k)]
+        match = _CLASS.fullmatch(architecture)
+        begin, end = match.groups() if match else ("", "" if kind else architecture)
+        family = families.get(kind or begins.get(begin, ""))
+        head = _SAME_HEADS.get(end, end) or "Model"
+        if family is None or head not in family.heads:
+            known = [
+                begin + head
+                for f in ([family] if family else FAMILIES)
+                for k, begin in f.model_types.items()
+                for head in (f.heads if kind in (None, k) else ())
+            ]
             raise UnsupportedModelError(
                 f"{self.path}: the architecture {architecture!r} is not supported; "
                 f"supported are {', '.join(known)}"
             )
-        expected, family, head = classes[architecture]
-        if kind not in (None, expected):
-            raise ModelFormatError(
-                f"{self.path}: model_type is {kind!r}, and the architecture {architecture!r} "
-                f"belongs to {expected!r}"
-            )
         return family, head
+
+    def without_head(self) -> Config:
+        """The same encoder alone."""
+        return Config(self.path, self.content | {"architectures": None})
 
     @property
     def family(self) -> Family:
@@ -317,9 +180,18 @@ class Config:
 
     def name(self, setting: str) -> str:
         """How the file names the setting that BERT names `setting`."""
-        if setting == "num_labels" and self.content.get("id2label"):
-            return "id2label"
+        if setting == "num_labels":
+            return "id2label" if self._names() is not None else "num_labels"
+        if setting in self.family.aliased and setting in self.content:
+            return setting
         return self.family.settings.get(setting, setting)
+
+    def origin(self, setting: str) -> str:
+        """As `name`, for a message: with what it is where the file leaves it out."""
+        name = self.name(setting)
+        if name in self.content:
+            return name
+        return f"{name}, which is left out and so {self.count(setting)}"
 
     @property
     def activation(self) -> str:
@@ -354,7 +226,8 @@ class Config:
 
     def _count(self, setting: str) -> int:
         name = self.name(setting)
-        value = self.content.get(name)
+        default = (DEFAULTS | dict(self.family.defaults)).get(setting)
+        value = self.content.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
             raise ModelFormatError(
                 f"{self.path}: {name} should be a whole number from 1, found {value!r}"
@@ -394,41 +267,68 @@ class Config:
             )
         return value
 
+    def _names(self) -> dict[int, str] | None:
+        """What ``id2label`` calls the outputs, by their numbers; None where nothing does.
+
+        A ``num_labels`` that is there too, and says another number, is the one that counts.
+        """
+        names = self.content.get("id2label")
+        if names is None:
+            return None
+        if not isinstance(names, dict) or not all(re.fullmatch(r"\s*\d{1,9}\s*", n) for n in names):
+            raise ModelFormatError(
+                f"{self.path}: id2label should map 0, 1, ... to names, found {_short(names)}"
+            )
+        found = {int(number): str(name) for number, name in names.items()}
+        if "num_labels" in self.content and self._count("num_labels") != len(found):
+            return None
+        return found
+
     def _classes(self) -> int:
-        if names := self.content.get("id2label"):
-            if not isinstance(names, dict):
-                raise ModelFormatError(
-                    f"{self.path}: id2label should map 0, 1, ... to different names, "
-                    f"found {names!r}"
-                )
-            return len(names)
-        return self._count("num_labels") if "num_labels" in self.content else 2
+        names = self._names()
+        if names is None:
+            return self._count("num_labels") if "num_labels" in self.content else 2
+        return len(names)
 
     @property
     def labels(self) -> list[str]:
-        """The names of a classifier's outputs.
+        """The names of a classifier's outputs, several of which may have the same.
 
         To be asked for when the weights have been found to have as many.
         """
-        classes = self._classes()
-        names = self.content.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
-        labels = [str(names.get(str(index), "")) for index in range(classes)]
-        if "" in labels or len(set(labels)) < classes:
+        classes, names = self._classes(), self._names()
+        if names is None:
+            return [f"LABEL_{i}" for i in range(classes)]
+        if names.keys() != set(range(classes)):
             raise ModelFormatError(
-                f"{self.path}: id2label should map 0, 1, ... to different names, found {names!r}"
+                f"{self.path}: id2label should map 0, 1, ... to names, found {_short(names)}"
             )
-        return labels
+        return [names[i] for i in range(classes)]
+
+    def _problem(self) -> str:
+        """What the outputs of a sequence classifier are, as transformers' pipelines take them."""
+        classes, kind = self._classes(), self.content.get("problem_type")
+        if kind is None:
+            return "regression" if classes == 1 else _SINGLE
+        if kind not in ("regression", _SINGLE, _MULTI):
+            raise UnsupportedModelError(
+                f"{self.path}: problem_type is {_short(kind)}; supported are regression, {_SINGLE} "
+                f"and {_MULTI}"
+            )
+        if kind == _SINGLE and classes == 1:
+            raise ModelFormatError(
+                f"{self.path}: problem_type is {_SINGLE}, and the model has a single output, which "
+                "tells no classes apart: 'regression' would be its number, "
+                f"{_MULTI!r} a probability"
+            )
+        return str(kind)
 
     def _classifier_task(self) -> str:
-        classes, kind = self._classes(), self.content.get("problem_type")
-        if kind not in (None, "single_label_classification", "regression"):
-            raise UnsupportedModelError(f"{self.path}: problem_type {kind!r} is not supported")
-        if kind == "regression" and classes != 1:
-            raise UnsupportedModelError(
-                f"{self.path}: regression with {classes} outputs is not supported"
-            )
-        return (
-            "regression"
-            if kind == "regression" or (kind is None and classes == 1)
-            else ("classification")
-        )
+        regression = self._problem() == "regression" and self._classes() == 1
+        return "regression" if regression else "classification"
+
+    @property
+    def scores(self) -> str:
+        """What makes scores of a sequence classifier's outputs: "softmax", "sigmoid" of each, or
+        "none" for several numbers that are no classes."""
+        return {"regression": "none", _SINGLE: "softmax", _MULTI: "sigmoid"}[self._problem()]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import InvalidInputError, MissingFileError, UnsupportedModelError
+from bertrt.errors import (
+    BertrtWarning,
+    InvalidInputError,
+    MissingFileError,
+    UnsupportedModelError,
+)
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.plan import read_plan
 from bertrt.models.huggingface.sentence_transformers import find_encoder
 from bertrt.models.huggingface.tokenizer import make_tokenizer
+from bertrt.models.huggingface.weights import find_weights, read_weights
 from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan
 from bertrt.tasks.settings import LABELLED, TASKS, complete_settings
@@ -27,6 +35,7 @@ class HuggingFaceModel:
 
     Attributes:
         config: its ``config.json``.
+        source: the file that holds or lists its weights.
         plan: the fused plan, its weights mapped where they are float32.
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
@@ -37,6 +46,7 @@ class HuggingFaceModel:
     """
 
     config: Config
+    source: Path
     plan: Plan
     task: str
     labels: list[str] | None
@@ -47,8 +57,9 @@ class HuggingFaceModel:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], task: str | None = None) -> HuggingFaceModel:
-        """Open a directory with a ``config.json``, with weights in ``model.safetensors`` or in the
-        shards of a ``model.safetensors.index.json``, and with a ``tokenizer.json``, a
+        """Open a directory with a ``config.json``, with weights in ``model.safetensors``, in
+        ``pytorch_model.bin``, or in the shards of an index of either, and with a
+        ``tokenizer.json``, a
         ``vocab.txt``, or a ``vocab.json`` with ``merges.txt``; or one with the ``modules.json`` of
         sentence-transformers, whose pooling and normalisation come along.
 
@@ -81,13 +92,18 @@ class HuggingFaceModel:
                 f"{adapter}: adapters are not supported: merge it into the model and save that"
             )
         config = Config.read(directory / "config.json")
-        tasks = config.tasks
-        if pooling is not None:
-            if "embedding" not in tasks:
-                raise UnsupportedModelError(
-                    f"{root} has a pooling on top of a model for {tasks[0]}, {config.architecture}"
-                )
-            tasks = ("embedding",)
+        source = find_weights(directory)
+        tensors = read_weights(source, config.family.prefix)
+        if config.head != "Model" and pooling is None and _without_head(config, tensors):
+            warnings.warn(
+                f"{source} holds an encoder and nothing else, and {config.path.name} names the "
+                f"architecture {config.architecture}: it is taken for embeddings",
+                BertrtWarning,
+                stacklevel=2,
+            )
+            config = config.without_head()
+        # What pools takes the encoder of whatever there is.
+        tasks = config.tasks if pooling is None else ("embedding",)
         if task is not None and task not in tasks:
             raise InvalidInputError(
                 f"{path} holds a model for {', '.join(tasks)}; "
@@ -95,25 +111,33 @@ class HuggingFaceModel:
                 + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
             )
         task = task or tasks[0]
-        plan, left_out = read_plan(config, task)
+        plan, left_out = read_plan(config, source, tensors, task)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
         tokenizer = make_tokenizer(directory, config)
+        given = {"activation": config.scores} if task == "classification" else None
         return cls(
             config,
+            source,
             plan,
             task,
             config.labels if task in LABELLED else None,
             pooling,
-            complete_settings(None, task, tokenizer.max_length),
+            complete_settings(given, task, tokenizer.max_length),
             tokenizer,
             {
                 "framework": "huggingface",
-                "model": config.content.get("_name_or_path") or root.resolve().name,
+                "model": str(config.content.get("_name_or_path") or root.resolve().name),
                 "architecture": config.architecture,
                 "left_out": left_out,
             },
         )
+
+
+def _without_head(config: Config, tensors: Collection[str]) -> bool:
+    """Whether tensors are an encoder's and nobody else's."""
+    encoder = ("embeddings.", "embeddings_project.", f"{config.family.layer.prefix}.", "pooler.")
+    return bool(tensors) and all(name.startswith(encoder) for name in tensors)
 
 
 def is_huggingface(directory: Path) -> bool:

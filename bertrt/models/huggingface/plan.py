@@ -1,4 +1,4 @@
-"""From Hugging Face's ``config.json`` and safetensors files to a plan.
+"""From Hugging Face's ``config.json`` and its tensors to a plan.
 
 What they describe is one architecture with a few settings, so there is no graph to fuse: the plan
 is written down, and with it which tensors of what shapes there have to be.
@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import read_object
+from bertrt.errors import BertrtWarning, ModelFormatError, UnsupportedModelError
 from bertrt.models.huggingface.config import Config
-from bertrt.models.safetensors import read_safetensors
+from bertrt.models.huggingface.weights import some
 from bertrt.plan.plan import Plan
 from bertrt.plan.steps import INPUTS, Step
 from bertrt.plan.weights import Constant, Weights
 
-__all__ = ["INDEX", "WEIGHTS", "read_plan"]
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+__all__ = ["read_plan"]
 
 _WORDS = "embeddings.word_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -44,21 +40,28 @@ _PRETRAINING = (
 )
 
 
-def read_plan(config: Config, task: str) -> tuple[Plan, list[str]]:
-    """The plan of the model that lies beside a ``config.json``, for one of ``config.tasks``.
+def read_plan(
+    config: Config, source: Path, tensors: Mapping[str, Constant], task: str
+) -> tuple[Plan, list[str]]:
+    """The plan of a model, for one of ``config.tasks``.
+
+    Args:
+        config: its ``config.json``.
+        source, tensors: the file that holds or lists its weights, and they; see
+            `bertrt.models.huggingface.weights`.
+        task: the task.
 
     Returns:
         The plan, and the names of the tensors that it has no use for: heads of pretraining, a
-        pooler that nothing reads. The plan's weights have the names that transformers gives them
-        today, without the encoder's prefix (``bert.``, ``roberta.``, ...), and with ``weight`` and
-        ``bias`` for what was ``gamma`` and ``beta``.
+        pooler that nothing reads, and others, of which a BertrtWarning tells. The plan's weights
+        have the names that transformers gives them today, without the encoder's prefix (``bert.``,
+        ``roberta.``, ...).
 
     Raises:
-        MissingFileError: there are no safetensors files, or one of several is missing.
-        ModelFormatError: a file is broken, or its tensors are missing, unexpected, of the wrong
-            shape (all are named) or not finite; UnsupportedModelError where they are no floats.
+        ModelFormatError: tensors are missing, of the wrong shape (all are named) or not finite;
+            UnsupportedModelError where they are no floats, or stand for something that a plan
+            cannot say.
     """
-    source, tensors = _read_tensors(config)
     net = _Net(config, source, tensors)
     outputs = net.outputs(task)
     left_out = net.check()
@@ -69,87 +72,6 @@ def read_plan(config: Config, task: str) -> tuple[Plan, list[str]]:
     if "masked_lm_outputs" not in outputs:
         inputs["masked_positions"] = None
     return Plan(inputs, tuple(net.steps), outputs, weights), left_out
-
-
-def _read_tensors(config: Config) -> tuple[Path, dict[str, Constant]]:
-    """The file that holds or lists the tensors beside a ``config.json``, and they by their plain
-    names."""
-    source, index = config.path.with_name(WEIGHTS), config.path.with_name(INDEX)
-    if source.is_file():
-        files = {source: read_safetensors(source)}
-    elif index.is_file():
-        source, files = index, _read_shards(index)
-    else:
-        raise MissingFileError(f"{source} does not exist{_other_weights(source)}")
-    tensors: dict[str, Constant] = {}
-    for file, found in files.items():
-        for name, constant in found.items():
-            if name.endswith(("embeddings.position_ids", "embeddings.token_type_ids")):
-                continue  # buffers of 0, 1, 2, ... and of zeros; no weights
-            if re.search(r"(^|[._])(lora|adapters?|base_layer)([._]|$)", name, re.IGNORECASE):
-                raise UnsupportedModelError(
-                    f"{file}: the tensor {name} belongs to an adapter, which is not supported: "
-                    "merge it into the model and save that"
-                )
-            plain = name.removeprefix(config.family.prefix)
-            plain = re.sub(r"(?<=LayerNorm\.)gamma$", "weight", plain)
-            plain = re.sub(r"(?<=LayerNorm\.)beta$", "bias", plain)
-            if plain in tensors:
-                raise ModelFormatError(f"{file}: the tensor {plain} is there twice, as {name} too")
-            if constant.array.dtype != np.float32:
-                raise UnsupportedModelError(
-                    f"{file}: the tensor {name} has type {constant.array.dtype}, expected floats"
-                )
-            if not np.isfinite(constant.array).all():
-                raise ModelFormatError(
-                    f"{file}: the tensor {name} holds numbers that are not finite"
-                )
-            tensors[plain] = dataclasses.replace(constant, name=plain)
-    return source, tensors
-
-
-def _read_shards(index: Path) -> dict[Path, dict[str, Constant]]:
-    """The tensors of the files that an index lists, by file."""
-    places = read_object(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ModelFormatError(f"{index}: weight_map should say which file holds which tensor")
-    listed: dict[str, set[str]] = {}
-    for name, file in places.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or re.search(r"[/\\\0]", file):
-            raise ModelFormatError(
-                f"{index}: weight_map places {name} in {file!r}, which is no plain file name"
-            )
-        listed.setdefault(file, set()).add(name)
-    files = {}
-    for file, names in listed.items():
-        path = index.with_name(file)
-        if not path.is_file():
-            raise MissingFileError(f"{path} does not exist; {index.name} lists it as a shard")
-        found = files[path] = read_safetensors(path)
-        if missing := sorted(names - found.keys()):
-            raise ModelFormatError(
-                f"{path} lacks {_some(missing)}, which {index.name} places there"
-            )
-        if strange := sorted(found.keys() - names):
-            raise ModelFormatError(
-                f"{path} holds {_some(strange)}, which {index.name} does not place there"
-            )
-    return files
-
-
-def _other_weights(path: Path) -> str:
-    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if path.with_name(name).exists():
-            return (
-                f"; {name} is a pickle and is never read: save the model as safetensors "
-                "(with the model's own class of transformers, "
-                "from_pretrained(DIR).save_pretrained(OTHER))"
-            )
-    return ""
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
 
 
 # The extent of a weight: a setting's name, or a number that is always the same.
@@ -175,41 +97,70 @@ class _Net:
 
     def check(self) -> list[str]:
         """Hold the tensors against `shapes`; returns the names of those that have no use."""
-        left_out, unexpected, wrong = [], [], []
-        copies = self._copies()
-        for name in self._tensors:
-            if name in self.shapes:
-                found, expected = self._tensors[name].array.shape, self._sizes(name)
-                if found != expected:
-                    settings = [
-                        self._config.name(extent)
-                        for extent in self.shapes[name]
-                        if isinstance(extent, str)
-                    ]
-                    wrong.append(
-                        f"{name} is {found} and should be {expected}, by {' and '.join(settings)}"
-                    )
-            elif name.startswith((*_PRETRAINING, "pooler.")):
-                if name not in copies:
-                    left_out.append(name)
-            else:
-                unexpected.append(name)
+        missing = [name for name in self.shapes if name not in self._tensors]
+        wrong = []
+        for name in self.shapes:
+            if name not in self._tensors:
+                continue
+            found, expected = self._tensors[name].array.shape, self._sizes(name)
+            if found != expected:
+                settings = [
+                    self._config.origin(extent)
+                    for extent in self.shapes[name]
+                    if isinstance(extent, str)
+                ]
+                wrong.append(
+                    f"{name} is {found} and should be {expected}, by {' and '.join(settings)}"
+                )
         problems = [
-            f"{title}: {_some(items)}"
-            for title, items in (
-                ("missing", [name for name in self.shapes if name not in self._tensors]),
-                ("unexpected", unexpected),
-                ("of the wrong shape", wrong),
-            )
+            f"{title}: {some(items)}"
+            for title, items in (("missing", missing), ("of the wrong shape", wrong))
             if items
         ]
         if problems:
-            if self._config.architecture is None:
-                problems.append("it names no architectures, and so stands for a model without head")
+            if any(name.startswith("module.") for name in self._tensors):
+                problems.append(
+                    "names there begin with module., as DataParallel leaves them: save the model "
+                    "inside it"
+                )
             raise ModelFormatError(
                 f"{self._source} does not fit its {self._config.path.name}: {'; '.join(problems)}"
             )
+        for name in self.shapes:
+            self._check_numbers(name)
+        copies = self._copies()
+        left_out = [n for n in self._tensors if n not in self.shapes and n not in copies]
+        self._tell_unread([n for n in left_out if not n.startswith((*_PRETRAINING, "pooler."))])
         return left_out
+
+    def _check_numbers(self, name: str) -> None:
+        array = self._tensors[name].array
+        if array.dtype != np.float32:
+            raise UnsupportedModelError(
+                f"{self._source}: the tensor {name} has type {array.dtype}, expected floats"
+            )
+        if not np.isfinite(array).all():
+            raise ModelFormatError(
+                f"{self._source}: the tensor {name} holds numbers that are not finite"
+            )
+
+    def _tell_unread(self, names: list[str]) -> None:
+        for name in names:
+            if "distance_embedding" in name:
+                raise UnsupportedModelError(
+                    f"{self._source}: the tensor {name} belongs to relative positions, which are "
+                    "not supported"
+                )
+        if names:
+            reason = (
+                f"; {self._config.path.name} names no architectures, and so stands for a model "
+                "without head"
+                if self._config.architecture is None
+                else ""
+            )
+            warnings.warn(
+                f"{self._source}: nothing reads {some(names)}{reason}", BertrtWarning, stacklevel=2
+            )
 
     def _copies(self) -> set[str]:
         """The tensors that are there again under another name."""

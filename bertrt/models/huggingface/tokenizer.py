@@ -23,7 +23,6 @@ from bertrt.host.files import read_object
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.sentence_transformers import SENTENCE_CONFIGS
 from bertrt.text.huggingface import HuggingFaceTokenizer
-from bertrt.text.load import check_vocabulary
 
 __all__ = ["make_tokenizer"]
 
@@ -64,7 +63,6 @@ def make_tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
         "vocab.json": _make_byte_pairs,
     }[path.name](path, settings)
     tokenizer = HuggingFaceTokenizer(made, max_length=min(limits))
-    check_vocabulary(tokenizer, config.count("vocab_size"), path)
     if sentence_path is not None and sentence.get("do_lower_case") and not tokenizer.lower:
         raise UnsupportedModelError(
             f"{sentence_path}: do_lower_case with a tokenizer that keeps case is not supported"
