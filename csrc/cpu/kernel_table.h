@@ -92,6 +92,7 @@ struct AttentionTask {
   int64_t row_begin, row_end;
   int64_t head_dim;
   float scale;
+  const float* bias;  // by distance from query to key, from 0; null: none. See Attention
   float* scratch;  // the kernel's scratch(tokens, head_dim) floats, 64-byte aligned
 };
 

@@ -99,8 +99,10 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
       float larger = largest[i];
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
-        const bool there = across + kThreadsAcross * j < valid_keys;
-        scores[i][j] = there ? scores[i][j] * task.scale : kNothing;
+        const int key = across + kThreadsAcross * j;
+        scores[i][j] *= task.scale;
+        if (block.bias) scores[i][j] += block.bias_of(down + kThreadsAcross * i, first + key);
+        if (key >= valid_keys) scores[i][j] = kNothing;
         larger = fmaxf(larger, scores[i][j]);
       }
       larger = row_max<kThreadsAcross>(larger);
@@ -175,6 +177,8 @@ AttentionTask<T> task_of(const Attention& attention, const Sequences& sequences,
   task.attended = sequences.attended;
   task.head_dim = static_cast<int>(attention.head_dim);
   task.scale = attention.scale;
+  task.bias = attention.distance_bias;
+  task.bias_stride = attention.distance_stride;
   return task;
 }
 
@@ -220,14 +224,17 @@ __global__ void __launch_bounds__(kWeightsWarps* kWarp)
     const T* query = task.query + (begin + query_index) * task.query_stride + column;
     const T* key = task.key + begin * task.stride + column;
     float* weights = out + first_pair * out_stride + head;
+    const float* bias = task.bias ? task.bias + head * task.bias_stride - query_index : nullptr;
     float largest = kNothing;
     for (int k = lane; k < keys; k += kWarp) {
       float score = 0.0f;
       for (int d = 0; d < task.head_dim; ++d) {
         score = fmaf(to_float(query[d]), to_float(key[k * task.stride + d]), score);
       }
-      weights[k * out_stride] = score * task.scale;
-      largest = fmaxf(largest, score * task.scale);
+      score *= task.scale;
+      if (bias) score += bias[k];
+      weights[k * out_stride] = score;
+      largest = fmaxf(largest, score);
     }
     largest = warp_max(largest);
     float total = 0.0f;

@@ -20,6 +20,8 @@ struct AttentionTask {
   int query_blocks;  // of the longest sequence
   int head_dim;
   float scale;
+  const float* bias;  // of the first head at distance 0, or null; see Attention
+  int64_t bias_stride;
   bool first_only;  // query and out have a row a sequence, of its first token
 };
 
@@ -32,6 +34,13 @@ struct AttentionBlock {
   T* out;
   int queries;  // 0: none are left
   int keys;
+  const float* bias;  // of its first query and the sequence's first token, or null
+
+  // Added to the scaled score of one of its queries and a key of the sequence. Where there is none
+  // of either, nothing is read.
+  __device__ __forceinline__ float bias_of(int query_row, int key_row) const {
+    return query_row < queries && key_row < keys ? bias[key_row - query_row] : 0.0f;
+  }
 };
 
 // Blocks are numbered by sequence, then by query, in x, and by head in y.
@@ -51,6 +60,7 @@ __device__ __forceinline__ AttentionBlock<T> attention_block(const AttentionTask
   block.out = task.out + row * task.out_stride + column;
   block.queries = left < 0 ? 0 : left < kQueries ? left : kQueries;
   block.keys = task.attended ? task.attended[seq] : length;
+  block.bias = task.bias ? task.bias + blockIdx.y * task.bias_stride - first : nullptr;
   return block;
 }
 

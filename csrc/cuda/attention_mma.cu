@@ -85,6 +85,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
       }
     }
 
+    if (block.bias) {
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = static_cast<int>(warp_row + lane / 4) + i / 2 * 8;
+          const int key = first + 8 * j + static_cast<int>(lane % 4) * 2 + i % 2;
+          scores[j][i] = fmaf(block.bias_of(row, key), 1.0f / task.scale, scores[j][i]);
+        }
+      }
+    }
     const int keys_left = block.keys - first - static_cast<int>(lane % 4 * 2);  // from its first
     float larger[2] = {largest[0], largest[1]};
 #pragma unroll

@@ -111,7 +111,7 @@ def answers(recorded: dict[str, np.ndarray], architecture: str) -> dict[str, np.
 
 @pytest.mark.parametrize("architecture", CASES)
 def test_the_numbers_of_transformers(hugging, recorded, architecture) -> None:
-    batch = reference.batch(23)
+    batch = reference.case_batch(architecture)
     expected = answers(recorded, architecture)
     assert expected
     check(run(write(hugging, architecture), batch), expected, batch)
