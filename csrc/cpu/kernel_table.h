@@ -93,7 +93,7 @@ struct AttentionTask {
   int64_t head_dim;
   float scale;
   const float* bias;  // by distance from query to key, from 0; null: none. See Attention
-  float* scratch;  // the kernel's scratch(tokens, head_dim) floats, 64-byte aligned
+  float* scratch;     // the kernel's scratch(tokens, head_dim) floats, 64-byte aligned
 };
 
 // Attention in one precision.

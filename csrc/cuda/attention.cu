@@ -16,7 +16,7 @@ constexpr int kThreads = kThreadsAcross * kThreadsAcross;
 // banks allow.
 constexpr int kTileStride = kSide + 4;
 constexpr int kTileFloats = kSide * kTileStride;
-constexpr int kSharedBytes = 3 * kTileFloats * 4;
+constexpr int kSharedBytes = 3 * kTileFloats * 4 + static_cast<int>(sizeof(BlockBias));
 
 // Rows in fp32; what is beyond the valid ones becomes zeros.
 template <class T>
@@ -45,6 +45,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
   float* query_tile = shared_memory<float>();
   float* key_tile = query_tile + kTileFloats;
   float* value_tile = key_tile + kTileFloats;
+  // In the loop no register is left for it.
+  auto* bias = reinterpret_cast<BlockBias*>(value_tile + kTileFloats);
+  if (threadIdx.x == 0) *bias = block_bias<kSide>(task);
   float* weights = key_tile;  // once the scores are there, keys are not read again
 
   float sums[kPerThread][kPerThread] = {};
@@ -94,15 +97,24 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
       }
     }
     syncthreads();  // keys have been read
+    if (task.bias) {
+      // A thread's queries and keys are equally far apart: there are few distances.
+#pragma unroll
+      for (int apart = 1 - kPerThread; apart < kPerThread; ++apart) {
+        const float more = bias_at(task, *bias, first + across - down + kThreadsAcross * apart);
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i) {
+          if (i + apart >= 0 && i + apart < kPerThread) scores[i][i + apart] += more;
+        }
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       float larger = largest[i];
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
-        const int key = across + kThreadsAcross * j;
-        scores[i][j] *= task.scale;
-        if (block.bias) scores[i][j] += block.bias_of(down + kThreadsAcross * i, first + key);
-        if (key >= valid_keys) scores[i][j] = kNothing;
+        const bool there = across + kThreadsAcross * j < valid_keys;
+        scores[i][j] = there ? scores[i][j] * task.scale : kNothing;
         larger = fmaxf(larger, scores[i][j]);
       }
       larger = row_max<kThreadsAcross>(larger);
@@ -179,6 +191,7 @@ AttentionTask<T> task_of(const Attention& attention, const Sequences& sequences,
   task.scale = attention.scale;
   task.bias = attention.distance_bias;
   task.bias_stride = attention.distance_stride;
+  task.bias_units = 1.0f / attention.scale;
   return task;
 }
 

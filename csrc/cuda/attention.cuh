@@ -22,7 +22,8 @@ struct AttentionTask {
   float scale;
   const float* bias;  // of the first head at distance 0, or null; see Attention
   int64_t bias_stride;
-  bool first_only;  // query and out have a row a sequence, of its first token
+  float bias_units;  // of products, in one of bias: 1 / scale
+  bool first_only;   // query and out have a row a sequence, of its first token
 };
 
 // The queries of one block: some of one sequence, one head.
@@ -34,13 +35,6 @@ struct AttentionBlock {
   T* out;
   int queries;  // 0: none are left
   int keys;
-  const float* bias;  // of its first query and the sequence's first token, or null
-
-  // Added to the scaled score of one of its queries and a key of the sequence. Where there is none
-  // of either, nothing is read.
-  __device__ __forceinline__ float bias_of(int query_row, int key_row) const {
-    return query_row < queries && key_row < keys ? bias[key_row - query_row] : 0.0f;
-  }
 };
 
 // Blocks are numbered by sequence, then by query, in x, and by head in y.
@@ -60,8 +54,31 @@ __device__ __forceinline__ AttentionBlock<T> attention_block(const AttentionTask
   block.out = task.out + row * task.out_stride + column;
   block.queries = left < 0 ? 0 : left < kQueries ? left : kQueries;
   block.keys = task.attended ? task.attended[seq] : length;
-  block.bias = task.bias ? task.bias + blockIdx.y * task.bias_stride - first : nullptr;
   return block;
+}
+
+// Where a block's queries stand among the distances of its head; of a task with a bias.
+struct BlockBias {
+  const float* head;  // at distance 0
+  int first_query;    // its number in the sequence
+};
+
+template <int kQueries, class T>
+__device__ __forceinline__ BlockBias block_bias(const AttentionTask<T>& task) {
+  return {task.bias + blockIdx.y * task.bias_stride,
+          static_cast<int>(blockIdx.x) % task.query_blocks * kQueries};
+}
+
+// What is added to a sum of products, in units of a product, for a key so far from a block's first
+// query. Distances that no two tokens have belong to queries or keys that are not there: any value
+// will do.
+template <class T>
+__device__ __forceinline__ float bias_at(const AttentionTask<T>& task, const BlockBias& block,
+                                         int key) {
+  const int farthest = static_cast<int>(task.bias_stride / 2);
+  const int distance = key - block.first_query;
+  const int there = distance < -farthest ? -farthest : distance > farthest ? farthest : distance;
+  return block.head[there] * task.bias_units;
 }
 
 // What queries without keys give.

@@ -75,6 +75,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
     }
 
     float scores[kKeys / 8][4] = {};
+    if (task.bias) {
+      const BlockBias bias = block_bias<kQueries>(task);
+      const int key = first + static_cast<int>(lane % 4 * 2 - warp_row - lane / 4);
+      // The second of the two rows is 8 below the first, as far as a fragment is from the next.
+#pragma unroll
+      for (int j = -1; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float more = bias_at(task, bias, key + 8 * j + i);
+          if (j >= 0) scores[j][i] = more;
+          if (j + 1 < kKeys / 8) scores[j + 1][2 + i] = more;
+        }
+      }
+    }
 #pragma unroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
 #pragma unroll
@@ -85,17 +99,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
       }
     }
 
-    if (block.bias) {
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = static_cast<int>(warp_row + lane / 4) + i / 2 * 8;
-          const int key = first + 8 * j + static_cast<int>(lane % 4) * 2 + i % 2;
-          scores[j][i] = fmaf(block.bias_of(row, key), 1.0f / task.scale, scores[j][i]);
-        }
-      }
-    }
     const int keys_left = block.keys - first - static_cast<int>(lane % 4 * 2);  // from its first
     float larger[2] = {largest[0], largest[1]};
 #pragma unroll

@@ -82,8 +82,8 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
                            here,
                            distance_bias_of(step, max_length),
                            2 * max_length - 1};
-        node->kernel = step.op == plan::Op::kAttention ? ops->attention_kernel(here)
-                                                       : "attention_weights_f64";
+        node->kernel =
+            step.op == plan::Op::kAttention ? ops->attention_kernel(here) : "attention_weights_f64";
         break;
       case plan::Op::kLayerNorm:
         node->kernel = "layer_norm_f32." + ops->name();

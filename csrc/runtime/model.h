@@ -30,7 +30,8 @@ struct Model : Graph {
   };
 
   // Packs the plan's matrices, each once, on so many threads; afterwards only the tables of
-  // embeddings and distances are read from the weights' memory, which must outlive the model. Throws PlanError, DeviceError.
+  // embeddings and distances are read from the weights' memory, which must outlive the model.
+  // Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Precision precision, int threads);
   ~Model();
 

@@ -68,7 +68,8 @@ CASES = {
 CASES |= {
     "AlbertModel:groups": ALBERT
     | {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2, "embedding_size": 12},
-    "MPNetModel:long": MPNET | {"max_position_embeddings": 302, "relative_attention_num_buckets": 35},
+    "MPNetModel:long": MPNET
+    | {"max_position_embeddings": 302, "relative_attention_num_buckets": 35},
 }
 
 
