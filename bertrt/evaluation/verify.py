@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.backends.base import BACKENDS
+from bertrt.backends.base import BACKENDS, has_graph
 from bertrt.engine import Engine
 from bertrt.errors import DeviceError, InvalidInputError, MissingDependencyError
 from bertrt.models.golden import GoldenCase
@@ -168,7 +168,7 @@ def verify(
     layers = model.architecture["layers"]
     checks: list[Check] = []
     for name in backends or BACKENDS:
-        if not backends and not _has_graph(model, name):
+        if not backends and not has_graph(model, name):
             continue
         try:
             engine = Engine.load(
@@ -184,12 +184,6 @@ def verify(
                 if (reference, name) != ("live Gluon", _LIVE):
                     checks += _check(engine, name, reference, cases, layers)
     return Report(model.path, tuple(checks), left_out)
-
-
-def _has_graph(model: Model, backend: str) -> bool:
-    """Whether the model has the graph that a backend runs; all have the plan."""
-    paths = {"onnxruntime": model.onnx_path, "mxnet": model.symbol_path}
-    return paths.get(backend, model.path) is not None
 
 
 def _check(

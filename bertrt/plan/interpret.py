@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -132,6 +132,22 @@ class _Run:
     def _attention(self, step: Step, qkv: np.ndarray) -> np.ndarray:
         heads, dim = step.fields["heads"], step.fields["head_dim"]
         out = np.zeros((len(qkv), heads * dim))
+        for low, high, weights in self._probabilities(step, qkv):
+            values = qkv[low:high].reshape(high - low, 3, heads, dim)[:, 2]
+            out[low:high] = np.einsum("hqk,khd->qhd", weights, values).reshape(high - low, -1)
+        return out
+
+    def _attention_weights(self, step: Step, qkv: np.ndarray) -> np.ndarray:
+        """(pairs, heads), query after query."""
+        heads = step.fields["heads"]
+        found = [
+            w.transpose(1, 2, 0).reshape(-1, heads) for *_, w in self._probabilities(step, qkv)
+        ]
+        return np.concatenate([np.zeros((0, heads)), *found])
+
+    def _probabilities(self, step: Step, qkv: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Of each sequence that has tokens: its rows, and (heads, queries, keys)."""
+        heads, dim = step.fields["heads"], step.fields["head_dim"]
         for low, high in itertools.pairwise(self._starts):
             if low == high:
                 continue
@@ -141,9 +157,7 @@ class _Run:
                 bias, at = self._weight(step, "bias"), np.arange(high - low)
                 scores += bias[:, bias.shape[1] // 2 + at - at[:, None]]
             scores = np.exp(scores - scores.max(-1, keepdims=True))
-            scores /= scores.sum(-1, keepdims=True)
-            out[low:high] = np.einsum("hqk,khd->qhd", scores, rows[:, 2]).reshape(high - low, -1)
-        return out
+            yield low, high, scores / scores.sum(-1, keepdims=True)
 
     def _linear_add_layer_norm(self, step: Step, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         return self._layer_norm(step, self._product(step, x) + residual)

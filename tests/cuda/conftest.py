@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "emulated"
+# A folder of each Python: they build by turns from one tree.
+BUILD = ROOT / "build" / f"emulated-{sys.implementation.cache_tag}"
 
 
 class Element:

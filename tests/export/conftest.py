@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -28,8 +33,9 @@ def call_once(net):
 
 @pytest.fixture(scope="session")
 def mxnet():
-    pytest.importorskip("gluonnlp", exc_type=ImportError)
-    return pytest.importorskip("mxnet", exc_type=ImportError)
+    import mxnet
+
+    return mxnet
 
 
 @pytest.fixture(scope="session")
@@ -135,5 +141,68 @@ def make_classifier(mxnet, make_bert):
         net.classifier.initialize(mxnet.init.Normal(0.3))
         call_once(net)
         return net
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_bundle(request, recorded, with_mxnet, assemble) -> Callable[..., Path]:
+    """A function: path, kind and options of a net, options of export_model -> a bundle.
+
+    The kinds are "bert", "classifier", "question-answering" and "tagging"; the options of the net
+    are those of `make_bert` and `make_classifier`. Without MXNet the bundle is made of the symbol
+    that was recorded, of weights with the spread of the net's, and its golden outputs are the
+    plan's in double precision.
+    """
+
+    def build(kind: str, classes: int = 3, **options: Any) -> Any:
+        from bertrt.export.heads import bert_for_qa, bert_tagger
+
+        if kind == "classifier":
+            return request.getfixturevalue("make_classifier")(classes=classes, **options)
+        bert = request.getfixturevalue("make_bert")(**options)
+        if kind == "bert":
+            return bert
+        net = bert_for_qa(bert) if kind == "question-answering" else bert_tagger(bert, classes)
+        head = net.span_classifier if kind == "question-answering" else net.tag_classifier
+        head.initialize(request.getfixturevalue("mxnet").init.Normal(1.0))
+        call_once(net)
+        return net
+
+    def make(out: Path, kind: str, net: dict[str, Any], *, task: str, **options: Any) -> Path:
+        from bertrt.export import export_model
+
+        from bertrt.models.symbol.params import read_params
+
+        size = net.get("vocab_size", 60)
+        path = Path(out)
+        if with_mxnet:
+            vocab = request.getfixturevalue("make_vocab")(size)
+            export_model(build(kind, **net), path, vocab=vocab, task=task, **options)
+        name = f"{kind} {json.dumps(net, sort_keys=True)}"
+        symbol = recorded.symbol(name, lambda: (path / "model-symbol.json").read_text())
+        spreads = recorded.text(
+            f"{name}/weights",
+            lambda: json.dumps(
+                {
+                    name: [array.shape, round(float(array.mean()), 2), round(float(array.std()), 2)]
+                    for name, array in (
+                        (name, constant.array)
+                        for name, constant in read_params(path / "model-0000.params").items()
+                    )
+                }
+            ),
+            lambda text: [shape for shape, *_ in json.loads(text).values()],
+        )
+        tokens = recorded.text(f"vocabulary of {size}", lambda: vocab.to_json())
+        if not with_mxnet:
+            # The 1 was chosen: the tests of quantisation want steps of unlike sensitivity.
+            random = np.random.default_rng(zlib.crc32(name.encode(), 1))
+            arrays = [
+                (name, random.normal(mean, spread, shape).astype(np.float32))
+                for name, (shape, mean, spread) in json.loads(spreads).items()
+            ]
+            assemble(path, symbol, arrays, tokens, task=task, **options)
+        return path
 
     return make

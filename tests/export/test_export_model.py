@@ -6,6 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from bertrt.export import export_model, import_graph
+from bertrt.export import model as export_module
+from bertrt.export.gluon_to_symbol import run_gluon
 
 from bertrt import Engine
 from bertrt.errors import (
@@ -18,12 +21,6 @@ from bertrt.errors import (
 )
 from bertrt.evaluation.verify import sample_batch, verify
 from bertrt.models.bundle import Bundle, writing
-
-pytest.importorskip("mxnet", exc_type=ImportError)
-
-from bertrt.export import export_model, import_graph
-from bertrt.export import model as export_module
-from bertrt.export.gluon_to_symbol import run_gluon
 
 HEADS = {
     "sequence": {"use_pooler": False},
@@ -64,6 +61,7 @@ def assert_close(expected, found):
 
 
 @pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.mxnet
 def test_every_kind_of_bert_model(make_bert, make_vocab, tmp_path, kind):
     net = make_bert(**HEADS[kind])
     path = export_model(
@@ -87,6 +85,7 @@ def test_every_kind_of_bert_model(make_bert, make_vocab, tmp_path, kind):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.mxnet
 def test_every_shape(make_bert, make_vocab, tmp_path, shape):
     net = make_bert(**SHAPES[shape])
     path = export_model(net, tmp_path / "b", vocab=make_vocab(), task="embedding", max_length=3)
@@ -98,6 +97,7 @@ def test_every_shape(make_bert, make_vocab, tmp_path, shape):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.mxnet
 def test_classification(make_classifier, make_vocab, tmp_path, dropout):
     net = make_classifier(classes=3, head_dropout=dropout)
     path = export_model(
@@ -137,6 +137,7 @@ def test_classification(make_classifier, make_vocab, tmp_path, dropout):
     np.testing.assert_allclose(list(result.scores.values()), powers / powers.sum(), atol=1e-5)
 
 
+@pytest.mark.mxnet
 def test_labels_are_numbered_and_regression_has_none(make_classifier, make_vocab, tmp_path):
     path = export_model(
         make_classifier(classes=2),
@@ -153,6 +154,7 @@ def test_labels_are_numbered_and_regression_has_none(make_classifier, make_vocab
     assert np.isfinite(Engine.load(path).predict("word3").score)
 
 
+@pytest.mark.mxnet
 def test_the_vocabulary_may_be_a_file(make_bert, make_vocab, tmp_path):
     (tmp_path / "vocab").write_text(make_vocab().to_json())
     for index, vocab in enumerate([tmp_path / "vocab", str(tmp_path / "vocab")]):
@@ -195,6 +197,7 @@ def export_anything(net, its_vocab, out, **options):
         ({"origin": ["a model"]}, InvalidTypeError, "origin should be a dict"),
     ],
 )
+@pytest.mark.mxnet
 def test_arguments_are_checked(make_bert, make_vocab, tmp_path, options, error, message):
     net = make_bert(use_pooler=False, layers=1)
     with pytest.raises(error, match=message):
@@ -216,6 +219,7 @@ def test_arguments_are_checked(make_bert, make_vocab, tmp_path, options, error, 
         (3, {"pooling": {"mode": "mean"}}, "pooling is for embeddings"),
     ],
 )
+@pytest.mark.mxnet
 def test_heads_are_checked(make_classifier, make_vocab, tmp_path, classes, options, message):
     with pytest.raises((InvalidInputError, InvalidTypeError), match=message):
         export_anything(
@@ -227,6 +231,7 @@ def test_heads_are_checked(make_classifier, make_vocab, tmp_path, classes, optio
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.mxnet
 def test_nets_are_checked(mxnet, make_bert, make_vocab, tmp_path):
     from gluonnlp.model import BERTEncoder, BERTModel, DistilBERTModel
 
@@ -253,6 +258,7 @@ def test_nets_are_checked(mxnet, make_bert, make_vocab, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[PAD]\n[UNK]\n", b'{"token_to_idx": {"a": 1}}'])
+@pytest.mark.mxnet
 def test_a_vocabulary_file_that_is_none(make_bert, tmp_path, content):
     (tmp_path / "vocab").write_bytes(content)
     with pytest.raises(ModelFormatError, match="vocab"):
@@ -260,6 +266,7 @@ def test_a_vocabulary_file_that_is_none(make_bert, tmp_path, content):
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.mxnet
 def test_an_existing_place_is_left_alone(make_bert, make_vocab, tmp_path):
     (tmp_path / "bundle").write_text("mine")
     with pytest.raises(OutputExistsError):
@@ -267,6 +274,7 @@ def test_an_existing_place_is_left_alone(make_bert, make_vocab, tmp_path):
     assert (tmp_path / "bundle").read_text() == "mine"
 
 
+@pytest.mark.mxnet
 def test_wrong_numbers_are_not_kept(make_bert, make_vocab, tmp_path, monkeypatch):
     def drifted(net, inputs):
         return {name: out + np.float32(1e-3) for name, out in run_gluon(net, inputs).items()}
@@ -277,8 +285,9 @@ def test_wrong_numbers_are_not_kept(make_bert, make_vocab, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_are_stored_once(make_bert, make_vocab, tmp_path):
-    path = export_anything(make_bert(vocab_size=4000), make_vocab(4000), tmp_path / "bundle")
+def test_weights_are_stored_once(make_bundle, tmp_path):
+    net = {"vocab_size": 4000}
+    path = make_bundle(tmp_path / "bundle", "bert", net, task="embedding", max_length=9)
     sizes = {file.name: file.stat().st_size for file in path.iterdir()}
     weights = sizes["model-0000.params"]
     assert weights > 4000 * 32 * 4
@@ -287,8 +296,9 @@ def test_weights_are_stored_once(make_bert, make_vocab, tmp_path):
     assert sizes["model.onnx"] < weights / 4
 
 
-def test_a_manifest_that_tells_of_another_plan(make_bert, make_vocab, tmp_path):
-    opened = Bundle.open(export_anything(make_bert(), make_vocab(), tmp_path / "bundle"))
+def test_a_manifest_that_tells_of_another_plan(make_bundle, tmp_path):
+    path = make_bundle(tmp_path / "bundle", "bert", {}, task="embedding", max_length=9)
+    opened = Bundle.open(path)
     with writing(tmp_path / "other") as draft:
         for name in opened.manifest["files"]:
             shutil.copyfile(opened.directory / name, draft.directory / name)
@@ -303,14 +313,12 @@ def test_a_manifest_that_tells_of_another_plan(make_bert, make_vocab, tmp_path):
 
 @pytest.mark.parametrize("kind", ["sequence", "all", "classifier"])
 @pytest.mark.parametrize("source", ["model-symbol.json", "model.onnx"])
-def test_a_bare_graph_becomes_a_bundle_again(
-    make_bert, make_classifier, make_vocab, tmp_path, kind, source
-):
+def test_a_bare_graph_becomes_a_bundle_again(make_bundle, tmp_path, kind, source):
     if kind == "classifier":
-        net, task = make_classifier(classes=3), "classification"
+        net, task = ("classifier", {"classes": 3}), "classification"
     else:
-        net, task = make_bert(**HEADS[kind]), "embedding"
-    first = export_anything(net, make_vocab(), tmp_path / "first", task=task)
+        net, task = ("bert", HEADS[kind]), "embedding"
+    first = make_bundle(tmp_path / "first", *net, task=task, max_length=9)
     second = import_graph(first / source, tmp_path / "second")
     manifest = Bundle.open(second).manifest
     assert manifest["task"] == task
@@ -323,10 +331,9 @@ def test_a_bare_graph_becomes_a_bundle_again(
 
 
 @pytest.mark.parametrize("form", ["raw data", "numbers", "constant node"])
-def test_an_onnx_file_with_its_weights_inside(make_classifier, make_vocab, tmp_path, form):
+def test_an_onnx_file_with_its_weights_inside(make_bundle, tmp_path, form):
     onnx = pytest.importorskip("onnx")
-    net = make_classifier()
-    first = export_anything(net, make_vocab(), tmp_path / "first", task="classification")
+    first = make_bundle(tmp_path / "first", "classifier", {}, task="classification", max_length=9)
     model = onnx.load(str(first / "model.onnx"))
     floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     for tensor in floats:

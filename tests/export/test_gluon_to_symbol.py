@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from bertrt.export import gluon_to_symbol
 
 from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.evaluation.verify import sample_batch
 
-gluon_to_symbol = pytest.importorskip("bertrt.export.gluon_to_symbol")
+pytestmark = pytest.mark.mxnet
 
 ARCHITECTURE = {"vocab_size": 60, "type_vocab_size": 2, "max_length": 40}
 

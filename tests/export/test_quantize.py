@@ -27,11 +27,7 @@ from bertrt.evaluation.run import evaluate
 from bertrt.evaluation.verify import verify
 from bertrt.models.bundle import Bundle
 
-pytest.importorskip("mxnet", exc_type=ImportError)
-pytest.importorskip("gluonnlp", exc_type=ImportError)
 pytest.importorskip("sklearn")
-
-from bertrt.export import export_model
 
 ROWS = 40
 STEPS = [
@@ -42,10 +38,10 @@ STEPS = [
 
 
 @pytest.fixture(scope="module")
-def bundle(make_classifier, make_vocab, tmp_path_factory):
+def bundle(make_bundle, tmp_path_factory):
     path = tmp_path_factory.mktemp("quantize") / "bundle"
-    net = make_classifier(classes=2, activation="relu")
-    return export_model(net, path, vocab=make_vocab(), task="MRPC", max_length=30)
+    net = {"classes": 2, "activation": "relu"}
+    return make_bundle(path, "classifier", net, task="MRPC", max_length=30)
 
 
 def sentence(random) -> str:
@@ -210,10 +206,8 @@ def test_smoothing(bundle, texts, tmp_path) -> None:
     assert "smoothed: layer" in str(smoothed) and not any(step.smoothed for step in plain.steps)
 
 
-def test_an_embedding(make_bert, make_vocab, tmp_path) -> None:
-    path = export_model(
-        make_bert(), tmp_path / "bundle", vocab=make_vocab(), task="embedding", max_length=30
-    )
+def test_an_embedding(make_bundle, tmp_path) -> None:
+    path = make_bundle(tmp_path / "bundle", "bert", {}, task="embedding", max_length=30)
     texts = tmp_path / "texts.txt"
     texts.write_text("word1 word2\nword3\nword4 word5 word6\n")
     report = quantize(path, tmp_path / "out", calibrate=texts, smooth=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from bertrt.export import export_model
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
 from bertrt.models.bundle import Bundle
 
-pytest.importorskip("mxnet", exc_type=ImportError)
-
-from bertrt.export import export_model
+pytestmark = pytest.mark.mxnet
 
 
 def export(net, vocab, out, **options):

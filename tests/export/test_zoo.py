@@ -6,6 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from bertrt.export import export_zoo, zoo
+from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.heads import bert_for_qa, bert_tagger
 
 from bertrt import Engine
 from bertrt.commands.main import main
@@ -17,11 +20,7 @@ from bertrt.errors import (
 )
 from bertrt.models.bundle import Bundle
 
-pytest.importorskip("mxnet", exc_type=ImportError)
-
-from bertrt.export import export_zoo, zoo
-from bertrt.export.gluon_to_symbol import run_gluon
-from bertrt.export.heads import bert_for_qa, bert_tagger
+pytestmark = pytest.mark.mxnet
 
 DATASET = "book_corpus_wiki_en_uncased"
 

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bertrt.export import export_zoo
+from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.zoo import zoo_rows
 
 from bertrt import Engine
 from bertrt.commands.main import main
 from bertrt.evaluation.verify import bound, difference, verify
 from bertrt.models.model import Model
 
-pytest.importorskip("mxnet", exc_type=ImportError)
-
-from bertrt.export import export_zoo
-from bertrt.export.gluon_to_symbol import run_gluon
-from bertrt.export.zoo import zoo_rows
+pytestmark = pytest.mark.mxnet
 
 BERT = "bert_12_768_12"
 BOTH = ("next-sentence", "fill-mask")

@@ -101,38 +101,49 @@ OPERATORS = {
 
 
 @pytest.fixture
-def build(tmp_path):
-    """Makes the symbol of an operator; returns (symbol, parameters, symbol path, params path)."""
-    mx = pytest.importorskip("mxnet")
+def build(tmp_path, recorded, write_params):
+    """Makes the symbol of an operator, or takes the recorded one; returns (symbol or None,
+    parameters, symbol path, params path)."""
 
-    def make(operator):
+    def make(name, operator):
+        symbol = None
+        arrays = {}
         rng = np.random.default_rng(0)
-        arrays = {"table": mx.nd.array(rng.normal(size=(9, WIDTH)))}
 
-        def weight(*shape):
-            name = f"w{len(arrays)}"
-            arrays[name] = mx.nd.array(rng.normal(size=shape) + 2)
-            return mx.sym.Variable(name)
+        def live():
+            import mxnet as mx
 
-        table = mx.sym.Variable("table")
-        x = mx.sym.Embedding(mx.sym.Variable("data0"), table, input_dim=9, output_dim=WIDTH)
-        symbol = operator(mx.sym, x, mx.sym.Variable("data1"), weight)
+            nonlocal symbol
+
+            def weight(*shape):
+                name = f"w{len(arrays)}"
+                arrays[name] = (rng.normal(size=shape) + 2).astype(np.float32)
+                return mx.sym.Variable(name)
+
+            arrays["table"] = rng.normal(size=(9, WIDTH)).astype(np.float32)
+            table = mx.sym.Variable("table")
+            x = mx.sym.Embedding(mx.sym.Variable("data0"), table, input_dim=9, output_dim=WIDTH)
+            symbol = operator(mx.sym, x, mx.sym.Variable("data1"), weight)
+            return symbol.tojson()
+
         paths = tmp_path / "op-symbol.json", tmp_path / "op-0000.params"
-        symbol.save(str(paths[0]))
-        mx.nd.save(str(paths[1]), {f"arg:{k}": v for k, v in arrays.items()})
+        paths[0].write_text(recorded.symbol(f"operator {name}", live))
+        values = recorded.arrays(f"operator {name}/parameters", lambda: list(arrays.values()))
+        names = ["table", *(f"w{index}" for index in range(1, len(values)))]
+        arrays = dict(zip(names, values, strict=True))
+        write_params(paths[1], arrays.items())
         return symbol, arrays, *paths
 
     return make
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operator(build, name):
-    mx = pytest.importorskip("mxnet")
+def test_operator(build, recorded, name):
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
 
-    symbol, arrays, symbol_path, params_path = build(OPERATORS[name])
+    symbol, arrays, symbol_path, params_path = build(name, OPERATORS[name])
     path = symbol_to_onnx(symbol_path, params_path, symbol_path.parent / "op.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(1)
@@ -140,9 +151,15 @@ def test_operator(build, name):
         ids = rng.integers(0, 9, shape)
         lengths = np.array([shape[1], 0, 1][: shape[0]])
         feeds = {"token_ids": ids, "valid_length": lengths}
-        values = {"data0": mx.nd.array(ids), "data1": mx.nd.array(lengths)} | arrays
-        names = symbol.list_arguments()
-        expected = symbol.bind(mx.cpu(), {k: values[k] for k in names}).forward()[0].asnumpy()
+
+        def live(ids=ids, lengths=lengths):
+            import mxnet as mx
+
+            values = {"data0": ids, "data1": lengths, **arrays}
+            values = {name: mx.nd.array(values[name]) for name in symbol.list_arguments()}
+            return symbol.bind(mx.cpu(), values).forward()[0].asnumpy()
+
+        expected = recorded.array(f"operator {name}/{shape}", live)
         (found,) = session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -153,15 +170,19 @@ def test_every_converter_is_tested(build):
     from bertrt.models.symbol.operators import _CONVERTERS
 
     reached = {"gather_nd"}  # the language-model decoder
-    for operator in OPERATORS.values():
-        reached |= {node["op"] for node in json.loads(build(operator)[0].tojson())["nodes"]}
+    for name, operator in OPERATORS.items():
+        reached |= {
+            node["op"] for node in json.loads(build(name, operator)[2].read_text())["nodes"]
+        }
     functions = {_CONVERTERS[op][2] for op in reached if op in _CONVERTERS}
     assert functions == {entry[2] for entry in _CONVERTERS.values()}
 
 
+@pytest.mark.mxnet
 def test_reshape_codes_against_mxnet():
     """All short combinations of codes: MXNet's shape, or an error of ours where MXNet refuses."""
-    mx = pytest.importorskip("mxnet")
+    import mxnet as mx
+
     node = SymbolNode("Reshape", "r", (), {})
     context = Context(Graph("test"), node)
     x = mx.sym.Variable("x")
@@ -201,7 +222,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_settings_that_are_not_supported_are_refused(build, name):
-    *_, symbol_path, params_path = build(REFUSED[name])
+    *_, symbol_path, params_path = build(f"refused {name}", REFUSED[name])
     with pytest.raises(UnsupportedModelError, match=r"operator '\w+' at node '\w+'"):
         read_mxnet(symbol_path, params_path)
 
@@ -222,6 +243,6 @@ MISFITS = {
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_parameters_that_do_not_fit_their_use(build, name):
-    *_, symbol_path, params_path = build(MISFITS[name])
+    *_, symbol_path, params_path = build(f"misfit {name}", MISFITS[name])
     with pytest.raises(ModelFormatError, match="node '"):
         read_mxnet(symbol_path, params_path)

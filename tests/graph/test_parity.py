@@ -160,6 +160,12 @@ def test_what_every_layer_returns(gluon, batch):
         "pooled_output": "seqs",
     }
     assert [output.name for output in session.get_outputs()] == list(plan.outputs)
+    found = interpret(plan, inputs)
+    lengths = inputs["valid_length"].astype(int).tolist()
+    for name in ("attention_weights_0", "attention_weights_1"):
+        reference = expected[list(plan.outputs).index(name)]
+        own = [a[:, :n, :n].transpose(1, 2, 0) for a, n in zip(reference, lengths, strict=True)]
+        close(found[name], np.concatenate([a.reshape(-1, 3) for a in own]), 5e-6)
     from_onnx, _ = compile_onnx(path)
     assert [step.name for step in from_onnx.steps] == [step.name for step in plan.steps]
     assert (from_onnx.outputs, from_onnx.rows) == (plan.outputs, plan.rows)

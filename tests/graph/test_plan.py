@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from bertrt.errors import BertrtError, InvalidInputError, MissingFileError, ModelFormatError
+from bertrt.plan.check import STEP_OPS
+from bertrt.plan.interpret import _Run
 from bertrt.plan.plan import Plan
+from bertrt.plan.tail import TAIL_OPS
 from bertrt.plan.weights import Constant
 
 
@@ -267,3 +270,7 @@ def test_every_field_damaged(content, tmp_path):
                 ) == plan.to_dict(tmp_path)
                 assert plan.describe()
     assert kept > 0  # names of inputs, for one, are free
+
+
+def test_every_step_has_a_meaning_in_double_precision():
+    assert {op for op in STEP_OPS.difference(TAIL_OPS) if not hasattr(_Run, f"_{op}")} == set()

@@ -25,7 +25,7 @@ def make_plan(rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, np.nd
     weights: dict[str, np.ndarray] = {}
 
     def weight(name: str, *shape: int) -> list[str]:
-        weights[name] = rng.normal(size=shape).astype(np.float32) / np.sqrt(shape[-1])
+        weights[name] = rng.normal(size=shape).astype(np.float32) / np.float32(shape[-1] ** 0.5)
         return [name]
 
     def norm(name: str, size: int = HIDDEN) -> dict[str, list[str]]:

