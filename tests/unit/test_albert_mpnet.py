@@ -13,7 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bertrt import Answer, Embedding, Engine, FillMask, Tagging, _native
 from bertrt.backends import native
-from bertrt.errors import ModelFormatError
+from bertrt.bench.arithmetic import weight_bytes
+from bertrt.bench.engines import engine_module
+from bertrt.bench.engines.base import Inputs
+from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.models.huggingface.distances import distance_bias
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.models.model import Model
@@ -280,3 +283,34 @@ def test_configurations_that_do_not_fit(hugging, case, change, message) -> None:
     with pytest.raises(ModelFormatError, match=message) as found:
         Engine.load(path)
     assert str(path) in str(found.value)
+
+
+# --- beside other engines ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "ctranslate2"])
+def test_peers_that_have_no_distances(hugging, tmp_path, name) -> None:
+    if name == "onnxruntime":
+        pytest.importorskip("onnx", exc_type=ImportError)
+    model = Model.open(write(hugging, "MPNetModel"))
+    with pytest.raises(UnsupportedModelError, match=r"bias by distance|no encoder of this kind"):
+        engine_module(name).convert(model, "fp32", str(tmp_path), [])
+
+
+@pytest.mark.parametrize("case", ["MPNetModel", "AlbertModel:groups"])
+def test_a_peer_that_runs_both(hugging, case) -> None:
+    pytest.importorskip("torch", exc_type=ImportError)
+    path = write(hugging, case)
+    batch = reference.case_batch(case)
+    runner = engine_module("torch").load(str(path), "torch", "fp32", 1, "")
+    found = runner.outputs(runner.run(runner.prepare(Inputs(**batch))))["sequence_output"]
+    with np.load(DATA / "huggingface_reference.npz") as archive:
+        expected = archive[f"{case}/sequence_output"]
+    valid = np.arange(11) < batch["valid_length"][:, None]
+    np.testing.assert_allclose(found[valid], expected[valid], atol=2e-5)
+
+
+def test_shared_weights_are_read_once(hugging) -> None:
+    plan = Model.open(write(hugging, "AlbertModel:groups")).plan()
+    layer = 4 * 12 * 12 + 2 * 12 * 20
+    assert weight_bytes(plan, "fp32") == 4 * (12 * 12 + 4 * layer + 12 * 12)

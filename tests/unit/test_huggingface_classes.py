@@ -575,6 +575,12 @@ LIVE = {
     "ElectraForMaskedLM": AWKWARD | {"embedding_size": 41, "tie_word_embeddings": False},
     "ElectraForSequenceClassification": AWKWARD | {"embedding_size": 34, "num_labels": 4},
     "ElectraForPreTraining": AWKWARD | {"embedding_size": 5, "hidden_act": "gelu_new"},
+    "AlbertForMaskedLM": AWKWARD | {"embedding_size": 41, "tie_word_embeddings": False},
+    "AlbertForPreTraining": AWKWARD
+    | {"embedding_size": 34, "num_hidden_layers": 7, "num_hidden_groups": 3, "inner_group_num": 2},
+    "AlbertForSequenceClassification": AWKWARD | {"embedding_size": 5, "hidden_act": "relu"},
+    "MPNetForMaskedLM": AWKWARD | {"tie_word_embeddings": False},
+    "MPNetForSequenceClassification": AWKWARD | {"num_labels": 4, "hidden_act": "gelu_new"},
 }
 
 
