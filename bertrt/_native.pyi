@@ -100,6 +100,7 @@ class kernels:  # noqa: N801  (a submodule, in truth)
         scale: float,
         threads: int = 1,
         precision: str = "fp32",
+        bias: FloatArray | None = None,
     ) -> FloatArray: ...
     @staticmethod
     def layer_norm(

@@ -151,13 +151,22 @@ def _shared(
     return packed
 
 
+# Weights of so many bytes, for instance a table made of another one, are told by them.
+_TOLD_BY_BYTES = 1 << 20
+
+
 def _identity(plan: Plan) -> Hashable | None:
-    """A plan and the bytes of its weights; None if some weight has no file of its own."""
+    """A plan and the bytes of its weights; None if some weight, not a small one, has no file of its
+    own."""
     files: dict[Path, tuple[int, ...]] = {}
-    places = []
+    places: list[Hashable] = []
     for name, constant in plan.weights.items():
         if constant.file is None:
-            return None
+            if constant.array.nbytes > _TOLD_BY_BYTES:
+                return None
+            array = constant.array
+            places.append((name, array.tobytes(), str(array.dtype), array.shape))
+            continue
         if constant.file not in files:
             status = constant.file.stat()
             files[constant.file] = (

@@ -55,14 +55,15 @@ def operations(plan: Plan, lengths: Sequence[int] | np.ndarray) -> int:
 
 def weight_bytes(plan: Plan, precision: str) -> int:
     """The bytes of the matrices that token rows are multiplied with, in a precision: a batch reads
-    them once at least."""
-    count = 0
-    for step in plans.runnable_steps(plan):
-        if step.op == "qkv_linear":
-            count += sum(_extents(plan, step))
-        elif step.op in ("linear", "linear_add_layer_norm"):
-            count += plans.matrix(plan, step).size
-    return count * _BYTES[precision]
+    them once at least. Those that layers share count once."""
+    products = ("qkv_linear", "linear", "linear_add_layer_norm")
+    names = {
+        name
+        for step in plans.runnable_steps(plan)
+        if step.op in products
+        for name in step.weights["weight"]
+    }
+    return sum(plan.weights[name].array.size for name in names) * _BYTES[precision]
 
 
 def _extents(plan: Plan, step: Step) -> tuple[int, int]:

@@ -56,8 +56,8 @@ _RULES = {
         ("weight", "scale?", "bias"),
         ("heads", "head_dim", "weight_layout", "bias_layout", "transposed", "precision?"),
     ),
-    "attention": _Rule(1, (), ("heads", "head_dim", "scale", "mask", "precision?")),
-    "attention_weights": _Rule(1, (), ("heads", "head_dim", "scale", "mask")),
+    "attention": _Rule(1, ("bias?",), ("heads", "head_dim", "scale", "mask", "precision?")),
+    "attention_weights": _Rule(1, ("bias?",), ("heads", "head_dim", "scale", "mask")),
     "linear_add_layer_norm": _Rule(
         2, ("weight", "scale?", "bias", "gamma", "beta"), ("eps", "transposed", "precision?")
     ),
@@ -304,6 +304,17 @@ class _Checker:
         masked = step.fields["mask"] == "valid_length"
         if masked != (self.inputs["valid_length"] is not None):
             self._fail(step, "a mask of valid_length and an input of that name need each other")
+        if "bias" in step.weights:
+            if "max_length" not in self.facts:
+                self._fail(step, "a bias by distance, and no embedding before it")
+            (max_length,) = self.facts["max_length"]
+            (shape,) = self._shapes(step, "bias")
+            if shape != (heads, 2 * max_length - 1):
+                self._fail(
+                    step,
+                    f"bias has shape {shape}, expected {(heads, 2 * max_length - 1)}: a value for "
+                    "each head and distance",
+                )
         return heads * head_dim
 
     def _linear_add_layer_norm(self, step: Step, x: _Rows, residual: _Rows) -> _Rows:

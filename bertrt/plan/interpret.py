@@ -153,6 +153,9 @@ class _Run:
                 continue
             rows = qkv[low:high].reshape(high - low, 3, heads, dim)
             scores = np.einsum("qhd,khd->hqk", rows[:, 0], rows[:, 1]) * step.fields["scale"]
+            if "bias" in step.weights:
+                bias, at = self._weight(step, "bias"), np.arange(high - low)
+                scores += bias[:, bias.shape[1] // 2 + at - at[:, None]]
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             yield low, high, scores / scores.sum(-1, keepdims=True)
 

@@ -109,9 +109,10 @@ def store_quantized(plan: Plan) -> Plan:
     """
     weights: dict[str, Constant] = {}
     steps = []
+    made: _Made = {}
     for step in plan.steps:
         roles = dict(step.weights)
-        stored = _stored(plan, step)
+        stored = _stored(plan, step, made)
         if stored:
             roles |= {role: tuple(array.name for array in own) for role, own in stored.items()}
             weights |= {array.name: array for own in stored.values() for array in own}
@@ -121,23 +122,40 @@ def store_quantized(plan: Plan) -> Plan:
     return dataclasses.replace(plan, steps=tuple(steps), weights=weights)
 
 
-def _stored(plan: Plan, step: Step) -> dict[str, list[Constant]]:
+# What matrices have become, by name, precision and orientation: steps that shared one still do.
+_Made = dict[tuple[str, str, bool], dict[str, Constant]]
+
+
+def _stored(plan: Plan, step: Step, made: _Made) -> dict[str, list[Constant]]:
     """What a step's matrices become, by role; nothing where they stay."""
     precision = step.fields.get("precision")
     if "weight" not in step.weights or precision not in ("bf16", "int8"):
         return {}
-    found: dict[str, list[Constant]] = {"weight": []}
+    transposed = step.fields["transposed"]
+    found: dict[str, list[Constant]] = {}
     for name in step.weights["weight"]:
-        array = plan.weights[name].array
-        if precision == "bf16":
-            found["weight"].append(Constant(f"{name}.bf16", to_bfloat16(array)))
-            continue
-        transposed = step.fields["transposed"]
-        try:
-            quantized, scale = quantize_outputs(array.T if transposed else array)
-        except InvalidInputError as error:
-            raise InvalidInputError(f"step {step.name!r}, weight {name!r}: {error}") from None
-        stored = np.ascontiguousarray(quantized.T if transposed else quantized)
-        found["weight"].append(Constant(f"{name}.int8", stored))
-        found.setdefault("scale", []).append(Constant(f"{name}.scale", scale))
+        if (name, precision, transposed) not in made:
+            # Another step may read the same array the other way round: its outputs are others.
+            other = (name, precision, not transposed) in made
+            label = f"{name}.transposed" if other else name
+            try:
+                stored = _stored_matrix(plan.weights[name].array, precision, transposed, label)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"step {step.name!r}, weight {name!r}: {error}") from None
+            made[name, precision, transposed] = stored
+        for role, constant in made[name, precision, transposed].items():
+            found.setdefault(role, []).append(constant)
     return found
+
+
+def _stored_matrix(
+    array: np.ndarray, precision: str, transposed: bool, label: str
+) -> dict[str, Constant]:
+    if precision == "bf16":
+        return {"weight": Constant(f"{label}.bf16", to_bfloat16(array))}
+    quantized, scale = quantize_outputs(array.T if transposed else array)
+    stored = np.ascontiguousarray(quantized.T if transposed else quantized)
+    return {
+        "weight": Constant(f"{label}.int8", stored),
+        "scale": Constant(f"{label}.scale", scale),
+    }

@@ -10,23 +10,25 @@ namespace py = pybind11;
 namespace bertrt::bindings {
 namespace {
 
-// A model, and the arrays that it goes on reading: its embedding tables.
+// A model, and the arrays that it goes on reading: its tables of embeddings and distances.
 class PyModel {
  public:
   PyModel(const py::dict& plan, const Weights& weights, const std::string& precision, int threads)
       : model(std::make_shared<Model>(read_plan(plan, weights), plan::parse_precision(precision),
                                       threads)),
-        tables_(embedding_tables(plan, weights.arrays)) {}
+        tables_(tables(plan, weights.arrays)) {}
 
   const std::shared_ptr<const Model> model;
 
  private:
-  static py::list embedding_tables(const py::dict& plan, const py::dict& arrays) {
+  static py::list tables(const py::dict& plan, const py::dict& arrays) {
     py::list tables;
     for (const auto& item : plan["steps"]) {
-      if (item["op"].cast<std::string>() != "embed_layer_norm") continue;
-      for (const char* role : {"word", "type", "position"}) {
-        const py::dict roles = item["weights"];
+      const py::dict step = py::reinterpret_borrow<py::dict>(item);
+      if (!step.contains("weights")) continue;
+      const py::dict roles = step["weights"];
+      if (roles.contains("weight")) continue;  // a matrix, and the bias behind it
+      for (const char* role : {"word", "type", "position", "bias"}) {
         if (roles.contains(role)) tables.append(arrays[roles[role][py::int_(0)]]);
       }
     }

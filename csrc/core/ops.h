@@ -86,6 +86,14 @@ struct Attention {
   int64_t head_dim = 0;
   float scale = 0.0f;
   Precision precision = Precision::kFp32;
+  // What is added to a scaled score, by how far the key stands behind the query: of head h at
+  // distance d it is distance_bias[h * distance_stride + d]. Null: nothing.
+  const float* distance_bias = nullptr;
+  int64_t distance_stride = 0;
+
+  const float* distance_bias_of(int64_t head) const {
+    return distance_bias ? distance_bias + head * distance_stride : nullptr;
+  }
 };
 
 class Ops {

@@ -202,6 +202,7 @@ class CpuOps final : public Ops {
       task.ahead = length >= kFetchedTokens && next < pieces ? token_of(next) - token : 0;
       task.head_dim = attention.head_dim;
       task.scale = attention.scale;
+      task.bias = attention.distance_bias_of(head);
       task.scratch = static_cast<float*>(scratch) + worker * scratch_size;
       if (task.tokens == 0) {
         for (int64_t i = task.row_begin; i < task.row_end; ++i) {
@@ -233,6 +234,7 @@ class CpuOps final : public Ops {
       std::vector<double> scores(static_cast<size_t>(keys));
       for (int64_t head = 0; head < attention.heads; ++head) {
         const float* query = qkv.data + token * qkv.stride + head * attention.head_dim;
+        const float* bias = attention.distance_bias_of(head);
         double largest = -HUGE_VAL;
         for (int64_t j = 0; j < keys; ++j) {
           const float* key =
@@ -241,8 +243,10 @@ class CpuOps final : public Ops {
           for (int64_t d = 0; d < attention.head_dim; ++d) {
             score += static_cast<double>(query[d]) * key[d];
           }
-          scores[static_cast<size_t>(j)] = score * attention.scale;
-          largest = std::max(largest, score * attention.scale);
+          score *= attention.scale;
+          if (bias) score += bias[first + j - token];
+          scores[static_cast<size_t>(j)] = score;
+          largest = std::max(largest, score);
         }
         double sum = 0.0;
         for (double& score : scores) sum += score = std::exp(score - largest);

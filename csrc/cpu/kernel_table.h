@@ -92,7 +92,8 @@ struct AttentionTask {
   int64_t row_begin, row_end;
   int64_t head_dim;
   float scale;
-  float* scratch;  // the kernel's scratch(tokens, head_dim) floats, 64-byte aligned
+  const float* bias;  // by distance from query to key, from 0; null: none. See Attention
+  float* scratch;     // the kernel's scratch(tokens, head_dim) floats, 64-byte aligned
 };
 
 // Attention in one precision.

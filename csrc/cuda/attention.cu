@@ -16,7 +16,7 @@ constexpr int kThreads = kThreadsAcross * kThreadsAcross;
 // banks allow.
 constexpr int kTileStride = kSide + 4;
 constexpr int kTileFloats = kSide * kTileStride;
-constexpr int kSharedBytes = 3 * kTileFloats * 4;
+constexpr int kSharedBytes = 3 * kTileFloats * 4 + static_cast<int>(sizeof(BlockBias));
 
 // Rows in fp32; what is beyond the valid ones becomes zeros.
 template <class T>
@@ -45,6 +45,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
   float* query_tile = shared_memory<float>();
   float* key_tile = query_tile + kTileFloats;
   float* value_tile = key_tile + kTileFloats;
+  // In the loop no register is left for it.
+  auto* bias = reinterpret_cast<BlockBias*>(value_tile + kTileFloats);
+  if (threadIdx.x == 0) *bias = block_bias<kSide>(task);
   float* weights = key_tile;  // once the scores are there, keys are not read again
 
   float sums[kPerThread][kPerThread] = {};
@@ -94,6 +97,17 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTas
       }
     }
     syncthreads();  // keys have been read
+    if (task.bias) {
+      // A thread's queries and keys are equally far apart: there are few distances.
+#pragma unroll
+      for (int apart = 1 - kPerThread; apart < kPerThread; ++apart) {
+        const float more = bias_at(task, *bias, first + across - down + kThreadsAcross * apart);
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i) {
+          if (i + apart >= 0 && i + apart < kPerThread) scores[i][i + apart] += more;
+        }
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       float larger = largest[i];
@@ -175,6 +189,9 @@ AttentionTask<T> task_of(const Attention& attention, const Sequences& sequences,
   task.attended = sequences.attended;
   task.head_dim = static_cast<int>(attention.head_dim);
   task.scale = attention.scale;
+  task.bias = attention.distance_bias;
+  task.bias_stride = attention.distance_stride;
+  task.bias_units = 1.0f / attention.scale;
   return task;
 }
 
@@ -220,14 +237,17 @@ __global__ void __launch_bounds__(kWeightsWarps* kWarp)
     const T* query = task.query + (begin + query_index) * task.query_stride + column;
     const T* key = task.key + begin * task.stride + column;
     float* weights = out + first_pair * out_stride + head;
+    const float* bias = task.bias ? task.bias + head * task.bias_stride - query_index : nullptr;
     float largest = kNothing;
     for (int k = lane; k < keys; k += kWarp) {
       float score = 0.0f;
       for (int d = 0; d < task.head_dim; ++d) {
         score = fmaf(to_float(query[d]), to_float(key[k * task.stride + d]), score);
       }
-      weights[k * out_stride] = score * task.scale;
-      largest = fmaxf(largest, score * task.scale);
+      score *= task.scale;
+      if (bias) score += bias[k];
+      weights[k * out_stride] = score;
+      largest = fmaxf(largest, score);
     }
     largest = warp_max(largest);
     float total = 0.0f;

@@ -20,7 +20,10 @@ struct AttentionTask {
   int query_blocks;  // of the longest sequence
   int head_dim;
   float scale;
-  bool first_only;  // query and out have a row a sequence, of its first token
+  const float* bias;  // of the first head at distance 0, or null; see Attention
+  int64_t bias_stride;
+  float bias_units;  // of products, in one of bias: 1 / scale
+  bool first_only;   // query and out have a row a sequence, of its first token
 };
 
 // The queries of one block: some of one sequence, one head.
@@ -52,6 +55,30 @@ __device__ __forceinline__ AttentionBlock<T> attention_block(const AttentionTask
   block.queries = left < 0 ? 0 : left < kQueries ? left : kQueries;
   block.keys = task.attended ? task.attended[seq] : length;
   return block;
+}
+
+// Where a block's queries stand among the distances of its head; of a task with a bias.
+struct BlockBias {
+  const float* head;  // at distance 0
+  int first_query;    // its number in the sequence
+};
+
+template <int kQueries, class T>
+__device__ __forceinline__ BlockBias block_bias(const AttentionTask<T>& task) {
+  return {task.bias + blockIdx.y * task.bias_stride,
+          static_cast<int>(blockIdx.x) % task.query_blocks * kQueries};
+}
+
+// What is added to a sum of products, in units of a product, for a key so far from a block's first
+// query. Distances that no two tokens have belong to queries or keys that are not there: any value
+// will do.
+template <class T>
+__device__ __forceinline__ float bias_at(const AttentionTask<T>& task, const BlockBias& block,
+                                         int key) {
+  const int farthest = static_cast<int>(task.bias_stride / 2);
+  const int distance = key - block.first_query;
+  const int there = distance < -farthest ? -farthest : distance > farthest ? farthest : distance;
+  return block.head[there] * task.bias_units;
 }
 
 // What queries without keys give.

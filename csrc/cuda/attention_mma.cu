@@ -23,7 +23,9 @@ constexpr int kSharedBytes = (kQueries + 2 * 2 * kKeys) * kHeadDim * 2;
 template <int kHeadDim>
 constexpr int kBlocks = kHeadDim <= 64 ? 3 : 2;
 
-template <class T, int kHeadDim>
+// An instance with a bias and one without: the bias takes registers, of which another block that
+// fits into a multiprocessor would be made.
+template <class T, int kHeadDim, bool kBiased>
 __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
     attention_kernel_mma(AttentionTask<T> task) {
   constexpr int kChunks = kHeadDim / 8;
@@ -75,6 +77,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
     }
 
     float scores[kKeys / 8][4] = {};
+    if constexpr (kBiased) {
+      const BlockBias bias = block_bias<kQueries>(task);
+      const int key = first + static_cast<int>(lane % 4 * 2 - warp_row - lane / 4);
+      // The second of the two rows is 8 below the first, as far as a fragment is from the next.
+#pragma unroll
+      for (int j = -1; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float more = bias_at(task, bias, key + 8 * j + i);
+          if (j >= 0) scores[j][i] = more;
+          if (j + 1 < kKeys / 8) scores[j + 1][2 + i] = more;
+        }
+      }
+    }
 #pragma unroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
 #pragma unroll
@@ -162,7 +178,9 @@ template <class T, int kHeadDim>
 void run(AttentionTask<T> task, int64_t seqs, int64_t longest, int64_t heads, Stream stream) {
   task.query_blocks = static_cast<int>((longest + kQueries - 1) / kQueries);
   const dim3 grid(static_cast<unsigned>(seqs * task.query_blocks), static_cast<unsigned>(heads));
-  launch(attention_kernel_mma<T, kHeadDim>, grid, kThreads, kSharedBytes<kHeadDim>, stream, task);
+  launch(task.bias ? attention_kernel_mma<T, kHeadDim, true>
+                   : attention_kernel_mma<T, kHeadDim, false>,
+         grid, kThreads, kSharedBytes<kHeadDim>, stream, task);
 }
 
 }  // namespace

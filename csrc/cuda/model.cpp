@@ -1,6 +1,7 @@
 #include "cuda/model.h"
 
 #include <cstring>
+#include <map>
 
 #include "core/error.h"
 #include "runtime/weights.h"
@@ -129,6 +130,8 @@ const char* suffix(Element element) {
 Model::Model(const plan::Plan& plan, Element element_, int device_number)
     : Graph(plan), device(open_device(device_number)), element(element_) {
   Uploader uploader(weights_);
+  std::map<std::pair<MatrixIdentity, Element>, ConstDeviceRows> matrices;
+  std::map<const float*, const float*> biases;  // by distance, on the device, by those of the plan
   nodes.reserve(steps.size());
   for (const plan::Step& step : plan.steps) {
     nodes.emplace_back(steps[nodes.size()]);
@@ -158,8 +161,11 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
         const LinearWeights weights(step);
-        node.linear.weight =
-            uploader.matrix(weights.blocks, weights.inputs, weights.outputs, node.element);
+        ConstDeviceRows& matrix = matrices[{matrix_identity(step), node.element}];
+        if (!matrix.data) {
+          matrix = uploader.matrix(weights.blocks, weights.inputs, weights.outputs, node.element);
+        }
+        node.linear.weight = matrix;
         node.linear.inputs = weights.inputs;
         node.linear.outputs = weights.outputs;
         if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
@@ -171,6 +177,15 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
       case plan::Op::kAttentionWeights:
         node.element = element;
         node.attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
+        node.attention.distance_stride = 2 * max_length - 1;
+        if (const float* bias = distance_bias_of(step, max_length)) {
+          const float* begin = bias - (max_length - 1);
+          const float*& uploaded = biases[begin];
+          if (!uploaded) {
+            uploaded = uploader.vector({begin, begin + step.heads * (2 * max_length - 1)});
+          }
+          node.attention.distance_bias = uploaded + max_length - 1;
+        }
         node.kernel = step.op == plan::Op::kAttention
                           ? attention_kernel(element, step.head_dim)
                           : std::string("attention_weights_") + suffix(element);

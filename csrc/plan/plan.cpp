@@ -285,6 +285,7 @@ class Validator {
         if (!std::isfinite(step_->scale) || step_->scale <= 0) {
           fail("scale is not a finite number > 0");
         }
+        if (has("bias")) weights("bias", 1, {step_->heads, 2 * plan_.max_length - 1});
         if (step_->op == Op::kAttentionWeights) return {RowKind::kPairs, step_->heads};
         return {RowKind::kTokens, projected};
       }

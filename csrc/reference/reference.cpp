@@ -61,7 +61,7 @@ void layer_norm(const float* x, const float* residual, const float* gamma, const
 }
 
 void attention(const float* qkv, int64_t tokens, int64_t heads, int64_t head_dim, double scale,
-               float* out) {
+               const float* bias, int64_t reach, float* out) {
   const int64_t hidden = heads * head_dim;
   std::vector<double> weights(static_cast<size_t>(tokens));
   for (int64_t head = 0; head < heads; ++head) {
@@ -72,8 +72,10 @@ void attention(const float* qkv, int64_t tokens, int64_t heads, int64_t head_dim
         const float* key = qkv + j * 3 * hidden + hidden + head * head_dim;
         double score = 0.0;
         for (int64_t d = 0; d < head_dim; ++d) score += static_cast<double>(query[d]) * key[d];
-        weights[static_cast<size_t>(j)] = score * scale;
-        largest = std::max(largest, score * scale);
+        score *= scale;
+        if (bias) score += bias[head * (2 * reach - 1) + reach - 1 + j - i];
+        weights[static_cast<size_t>(j)] = score;
+        largest = std::max(largest, score);
       }
       double sum = 0.0;
       for (double& weight : weights) {

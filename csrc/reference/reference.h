@@ -23,7 +23,9 @@ void layer_norm(const float* x, const float* residual, const float* gamma, const
                 double eps, int64_t rows, int64_t hidden, float* out);
 
 // qkv: tokens x 3 * heads * head_dim as [query | key | value], each by head. One sequence.
+// bias: what scaled scores have added, a row of 2 * reach - 1 values a head, by the distance from
+// query to key, which begins at 1 - reach; or null.
 void attention(const float* qkv, int64_t tokens, int64_t heads, int64_t head_dim, double scale,
-               float* out);
+               const float* bias, int64_t reach, float* out);
 
 }  // namespace bertrt::reference

@@ -1,6 +1,7 @@
 #include "runtime/model.h"
 
 #include <deque>
+#include <map>
 
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
@@ -19,13 +20,15 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
   };
 
   std::deque<LinearWeights> linear;
+  std::map<std::pair<MatrixIdentity, Precision>, std::shared_ptr<const Matrix>> matrices;
   size_t bytes = 0;
   for (size_t i = 0; i < steps.size(); ++i) {
     const plan::Step& step = plan.steps[i];
     if (!step.weights.count("weight")) continue;
     linear.emplace_back(step);
-    bytes += ops->packed_bytes(linear.back().inputs, linear.back().outputs,
-                               precision_of(step, steps[i].head));
+    const Precision here = precision_of(step, steps[i].head);
+    if (!matrices.emplace(std::pair(matrix_identity(step), here), nullptr).second) continue;
+    bytes += ops->packed_bytes(linear.back().inputs, linear.back().outputs, here);
   }
   packed = AlignedBuffer(bytes);
   auto* place = static_cast<char*>(packed.data());
@@ -59,21 +62,28 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
         LinearWeights& weights = linear.front();
-        node->matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
-                                 weights.inputs, weights.outputs, here, place);
-        place += ops->packed_bytes(weights.inputs, weights.outputs, here);
+        std::shared_ptr<const Matrix>& matrix = matrices.at({matrix_identity(step), here});
+        if (!matrix) {
+          matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
+                             weights.inputs, weights.outputs, here, place);
+          place += ops->packed_bytes(weights.inputs, weights.outputs, here);
+        }
+        node->matrix = matrix;
         node->bias = std::move(weights.bias);
         linear.pop_front();
         node->kernel = ops->linear_kernel(here);
         break;
       }
       case plan::Op::kAttention:
-        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale), here};
-        node->kernel = ops->attention_kernel(here);
-        break;
       case plan::Op::kAttentionWeights:
-        node->attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
-        node->kernel = "attention_weights_f64";
+        node->attention = {step.heads,
+                           step.head_dim,
+                           static_cast<float>(step.scale),
+                           here,
+                           distance_bias_of(step, max_length),
+                           2 * max_length - 1};
+        node->kernel =
+            step.op == plan::Op::kAttention ? ops->attention_kernel(here) : "attention_weights_f64";
         break;
       case plan::Op::kLayerNorm:
         node->kernel = "layer_norm_f32." + ops->name();

@@ -20,7 +20,7 @@ struct Model : Graph {
     explicit Node(const Step& step) : Step(step) {}
 
     std::string kernel;
-    std::unique_ptr<Matrix> matrix;
+    std::shared_ptr<const Matrix> matrix;  // of several steps, where those share their weights
     std::vector<float> bias;
     std::vector<float> gamma, beta;
     Activation activation = Activation::kNone;
@@ -29,8 +29,9 @@ struct Model : Graph {
     Attention attention;
   };
 
-  // Packs the plan's matrices, on so many threads; afterwards only embedding tables are read from
-  // the weights' memory, which must outlive the model. Throws PlanError, DeviceError.
+  // Packs the plan's matrices, each once, on so many threads; afterwards only the tables of
+  // embeddings and distances are read from the weights' memory, which must outlive the model.
+  // Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Precision precision, int threads);
   ~Model();
 

@@ -71,12 +71,37 @@ LinearWeights::LinearWeights(const plan::Step& step) {
   }
 }
 
+MatrixIdentity matrix_identity(const plan::Step& step) {
+  MatrixIdentity identity{static_cast<uintptr_t>(step.transposed)};
+  if (step.op == plan::Op::kQkvLinear) {  // which says in what order columns go
+    identity.push_back(static_cast<uintptr_t>(step.weight_layout));
+    identity.push_back(static_cast<uintptr_t>(step.heads));
+    identity.push_back(static_cast<uintptr_t>(step.head_dim));
+  }
+  for (const char* role : {"weight", "scale"}) {
+    const auto found = step.weights.find(role);
+    if (found == step.weights.end()) continue;
+    for (const plan::Weight& weight : found->second) {
+      identity.push_back(reinterpret_cast<uintptr_t>(weight.data));
+      identity.push_back(static_cast<uintptr_t>(weight.storage));
+      identity.insert(identity.end(), weight.shape.begin(), weight.shape.end());
+    }
+  }
+  return identity;
+}
+
+const float* distance_bias_of(const plan::Step& step, int64_t max_length) {
+  const auto found = step.weights.find("bias");
+  return found == step.weights.end() ? nullptr : found->second.front().floats() + max_length - 1;
+}
+
 std::vector<float> vector_of(const plan::Step& step, const char* role) {
   const plan::Weight& weight = step.weights.at(role).front();
   return {weight.floats(), weight.floats() + weight.shape[0]};
 }
 
 void release_matrices(const plan::Step& step) {
+  if (!step.weights.count("weight")) return;
   for (const char* role : {"weight", "scale", "bias"}) {
     const auto weights = step.weights.find(role);
     if (weights == step.weights.end()) continue;

@@ -26,6 +26,15 @@ struct LinearWeights {
   std::vector<int64_t> columns_;
 };
 
+// What tells the matrix of a linear step from others: steps that name the same arrays, as layers
+// that share their weights do, have the same.
+using MatrixIdentity = std::vector<uintptr_t>;
+MatrixIdentity matrix_identity(const plan::Step& step);
+
+// What a step adds to attention's scores, if anything: at the first head's distance 0. It is read
+// where it lies. `max_length`: the plan's.
+const float* distance_bias_of(const plan::Step& step, int64_t max_length);
+
 // A vector of a role.
 std::vector<float> vector_of(const plan::Step& step, const char* role);
 

@@ -197,6 +197,42 @@ def test_attention_weights(cuda, made, batch, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_layers_that_share_weights_and_a_bias_by_distance(cuda, handmade, rng, precision):
+    """The bits of layers with copies, and the numbers of the CPU."""
+    plan, weights = handmade.make_plan(rng)
+    weights["distances"] = rng.normal(size=(3, 127)).astype(np.float32)
+    layer = plan["steps"][1:6]
+    for step, other in zip(layer, plan["steps"][6:11], strict=True):
+        if step["op"] == "attention":
+            step["weights"] = {"bias": ["distances"]}
+        for key in ("weights", "transposed", "weight_layout", "bias_layout"):
+            if key in step:
+                other[key] = copy.deepcopy(step[key])
+    apart, copies = copy.deepcopy(plan), {}
+    for step in apart["steps"]:
+        for role, names in step["weights"].items():
+            step["weights"][role] = [f"{step['name']}.{name}" for name in names]
+            copies |= {f"{step['name']}.{name}": weights[name].copy() for name in names}
+    batch = handmade.batch_of(rng, [1, 5, 64, 17, 2])
+    found = new_engine(cuda, (plan, weights), precision).run(*batch, OUTPUTS)
+    others = new_engine(cuda, (apart, copies), precision).run(*batch, OUTPUTS)
+    want = on_cpu((plan, weights)).run(*batch, OUTPUTS)
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(found[name], others[name])
+        if precision == "fp32":
+            np.testing.assert_allclose(found[name], want[name], atol=1e-5)
+        else:
+            assert np.abs(found[name] - want[name]).mean() < 8 * ROUNDING[precision]
+    ids, types, ends, masked = batch
+    rows = slice(ends[2], ends[3])
+    one = np.array([0, 64], np.int32)
+    alone = new_engine(cuda, (plan, weights), precision).run(
+        ids[rows], types[rows], one, masked[2:3], OUTPUTS
+    )
+    np.testing.assert_array_equal(alone["sequence_output"], found["sequence_output"][rows])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_head_over_tokens_stays_in_fp32(cuda, made, rng, batch, precision):
     made[1]["tags"] = rng.normal(size=(5, 36)).astype(np.float32)
     tags = {"op": "linear", "inputs": ["x2"], "weights": {"weight": ["tags"]}}

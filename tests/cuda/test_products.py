@@ -210,15 +210,21 @@ def parts(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.astype(np.float64).reshape(len(rows), 3, heads, head_dim).transpose(1, 2, 0, 3)
 
 
-def probabilities(rows: np.ndarray, heads: int, scale: float, keys: int) -> np.ndarray:
-    """(heads, queries, keys) of one sequence, of which the first `keys` tokens are attended to."""
+def probabilities(
+    rows: np.ndarray, heads: int, scale: float, keys: int, bias: np.ndarray | None = None
+) -> np.ndarray:
+    """(heads, queries, keys) of one sequence, of which the first `keys` tokens are attended to.
+    bias: what scores have added, by distance."""
     query, key, _ = parts(rows, heads)
     scores = query @ key[:, :keys].transpose(0, 2, 1) * scale
+    if bias is not None:
+        at = np.arange(len(rows))
+        scores += bias[:, bias.shape[1] // 2 + at[:keys] - at[:, None]]
     weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attend(element, values, cu_seqlens, heads, scale, attended=None):
+def attend(element, values, cu_seqlens, heads, scale, attended=None, bias=None):
     """Attention in double precision, and how far a kernel may be from it.
 
     A score of head_dim products is off by d, about head_dim roundings of their magnitudes; that
@@ -235,8 +241,10 @@ def attend(element, values, cu_seqlens, heads, scale, attended=None):
         rows = values[begin:end]
         query, key, value = parts(rows, heads)
         key, value = key[:, :keys], value[:, :keys]
-        weights = probabilities(rows, heads, scale, keys)
+        weights = probabilities(rows, heads, scale, keys, bias)
         magnitudes = (np.abs(query) @ np.abs(key).transpose(0, 2, 1)).max(-1, keepdims=True)
+        if bias is not None:
+            magnitudes += np.abs(bias).max() / scale
         off = EPS * (2 * (query.shape[-1] + 8) * scale * magnitudes + keys + 16)
         tiny = 0.0
         if element.name != "fp32":
@@ -348,8 +356,33 @@ def test_attention_has_the_same_bits_in_any_batch(cuda, rng, element, head_dim):
     )
 
 
+@pytest.mark.parametrize("head_dim", [32, 64, 7])
+@pytest.mark.parametrize("lengths", [[1], [2, 0, 17, 1, 0], [63, 64, 65], [130]])
+def test_attention_with_a_bias_by_distance(cuda, rng, element, head_dim, lengths):
+    """Tables reach no farther than the longest sequence; the emulator stops who reads beyond."""
+    cu_seqlens, heads, scale = offsets(lengths), 2, head_dim**-0.5
+    qkv, values = draw(rng, element, int(cu_seqlens[-1]), 3 * heads * head_dim)
+    bias = 2 * rng.normal(size=(heads, 2 * max(lengths) - 1)).astype(np.float32)
+    run = cuda.kernels.attention
+    packed = run(element.name, qkv, cu_seqlens, heads, scale, bias=bias)
+    expected, bound = attend(element, values, cu_seqlens, heads, scale, None, bias)
+    assert (np.abs(element.unpack(packed) - expected) <= bound).all()
+    # The same bits alone, and of the first token alone.
+    for begin, end in itertools.pairwise(cu_seqlens):
+        if end > begin:
+            one, rows = offsets([end - begin]), qkv[begin:end]
+            alone = run(element.name, rows, one, heads, scale, bias=bias)
+            np.testing.assert_array_equal(alone, packed[begin:end])
+            query = rows[:1, : heads * head_dim].copy()
+            first = run(element.name, rows, one, heads, scale, first_queries=query, bias=bias)
+            np.testing.assert_array_equal(first, packed[begin : begin + 1])
+    zeros = run(element.name, qkv, cu_seqlens, heads, scale, bias=0 * bias)
+    np.testing.assert_array_equal(zeros, run(element.name, qkv, cu_seqlens, heads, scale))
+
+
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("head_dim", [32, 7])
-def test_attention_weights(cuda, rng, element, head_dim):
+def test_attention_weights(cuda, rng, element, head_dim, biased):
     lengths = [3, 0, 37, 1, 4]
     cu_seqlens = offsets(lengths)
     heads = 5
@@ -357,9 +390,10 @@ def test_attention_weights(cuda, rng, element, head_dim):
     scale = head_dim**-0.5
     # An exponent off by d changes a weight by that part of itself.
     bound = EPS * (head_dim + 64) * (1 + scale * head_dim**0.5 * np.abs(values).max() ** 2)
+    bias = rng.normal(size=(heads, 73)).astype(np.float32) if biased else None
     for attended in (None, np.array([3, 0, 33, 1, 0], np.int32)):
         found = cuda.kernels.attention_weights(
-            element.name, qkv, cu_seqlens, heads, scale, attended
+            element.name, qkv, cu_seqlens, heads, scale, attended, bias
         )
         assert found.shape == (sum(n * n for n in lengths), heads)
         row = 0
@@ -370,5 +404,5 @@ def test_attention_weights(cuda, rng, element, head_dim):
             assert not weights[:, keys:].any()
             if keys:
                 rows = values[cu_seqlens[s] : cu_seqlens[s + 1]]
-                expected = probabilities(rows, heads, scale, keys).transpose(1, 2, 0)
+                expected = probabilities(rows, heads, scale, keys, bias).transpose(1, 2, 0)
                 assert np.abs(weights[:, :keys] - expected).max() <= bound

@@ -46,6 +46,8 @@ DISTILBERT = {
     "max_position_embeddings": 14,
 }
 ROBERTA = SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+ALBERT = SIZES | {"embedding_size": 7}
+MPNET = {key: value for key, value in SIZES.items() if key != "type_vocab_size"}
 # Class prefix -> the settings, and the heads with theirs.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "Bert": (SIZES | {"hidden_act": "gelu_new"}, HEADS | PRETRAINING | NEXT),
@@ -54,11 +56,20 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "Camembert": (ROBERTA | {"hidden_act": "relu"}, HEADS),
     "DistilBert": (DISTILBERT, HEADS),
     "Electra": (SIZES | {"embedding_size": 7}, HEADS | PRETRAINING),
+    "Albert": (ALBERT, HEADS | PRETRAINING),
+    "MPNet": (MPNET, HEADS),
 }
 CASES = {
     prefix + head: sizes | options
     for prefix, (sizes, heads) in FAMILIES.items()
     for head, options in heads.items()
+}
+# What is behind a colon tells cases of one class apart; "long" ones have longer sequences.
+CASES |= {
+    "AlbertModel:groups": ALBERT
+    | {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2, "embedding_size": 12},
+    "MPNetModel:long": MPNET
+    | {"max_position_embeddings": 302, "relative_attention_num_buckets": 35},
 }
 
 
@@ -70,12 +81,17 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (values + norm).astype(np.float32)
 
 
-def batch(vocab_size: int) -> dict[str, np.ndarray]:
+def batch(vocab_size: int, length: int = 11) -> dict[str, np.ndarray]:
     """Ragged token ids; none is a padding token, which RoBERTa gives a position of its own."""
     random = np.random.default_rng(5)
-    ids = random.integers(3, vocab_size, (3, 11))
-    types = np.where(np.arange(11) < 4, 0, 1) * np.ones((3, 1), np.int64)
-    return {"token_ids": ids, "token_types": types, "valid_length": np.array([11, 1, 6])}
+    ids = random.integers(3, vocab_size, (3, length))
+    types = np.where(np.arange(length) < 4, 0, 1) * np.ones((3, 1), np.int64)
+    return {"token_ids": ids, "token_types": types, "valid_length": np.array([length, 1, 6])}
+
+
+def case_batch(case: str, vocab_size: int = 23) -> dict[str, np.ndarray]:
+    """The batch of a case."""
+    return batch(vocab_size, 300 if case.endswith(":long") else 11)
 
 
 def answers(path: Path, architecture: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -107,6 +123,7 @@ def answers(path: Path, architecture: str, inputs: dict[str, np.ndarray]) -> dic
         "pooler_output": "pooled_output",
         "prediction_logits": "masked_lm_outputs",
         "seq_relationship_logits": "next_sentence_classifier_output",
+        "sop_logits": "next_sentence_classifier_output",
         "logits": next((n for end, n in logits.items() if architecture.endswith(end)), "logits"),
     }
     outputs = {names[name]: value for name, value in found.items()}
@@ -124,7 +141,8 @@ def save(path: Path, architecture: str, settings: dict[str, Any], shard: str | N
     from safetensors import numpy as safetensors
 
     kind = getattr(transformers, architecture)
-    options = {"pad_token_id": 1} if "oberta" in architecture or "Camembert" in architecture else {}
+    padded = ("oberta", "Camembert", "MPNet")
+    options = {"pad_token_id": 1} if any(part in architecture for part in padded) else {}
     torch.manual_seed(0)
     size = {} if shard is None else {"max_shard_size": shard}
     kind(kind.config_class(**settings | options)).save_pretrained(path, **size)
@@ -139,19 +157,20 @@ def main() -> None:
     from safetensors import numpy as safetensors
 
     cases, arrays = {}, {}
-    for architecture, settings in CASES.items():
+    for case, settings in CASES.items():
+        architecture = case.partition(":")[0]
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory)
             save(path, architecture, settings)
             config = json.loads((path / "config.json").read_text())
             tensors = safetensors.load_file(path / "model.safetensors")
-            found = answers(path, architecture, batch(settings["vocab_size"]))
-        cases[architecture] = {
+            found = answers(path, architecture, case_batch(case, settings["vocab_size"]))
+        cases[case] = {
             "config": config,
             "tensors": {name: list(array.shape) for name, array in tensors.items()},
         }
         for name, value in found.items():
-            arrays[f"{architecture}/{name}"] = value.astype(np.float32)
+            arrays[f"{case}/{name}"] = value.astype(np.float32)
     text = json.dumps(cases, separators=(",", ":")).replace('},"', '},\n"')
     (HERE / "huggingface_reference.json").write_text(text + "\n")
     np.savez_compressed(HERE / "huggingface_reference.npz", **arrays)

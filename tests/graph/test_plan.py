@@ -168,6 +168,10 @@ WRONG = {
         lambda c: c["steps"][4]["weights"].update(bias=["out.b"]), "bias has shape"),
     "unknown role": (lambda c: c["steps"][4]["weights"].update(gain=["e.g"]), "weights.*gain"),
     "too many arrays": (lambda c: c["steps"][1]["weights"]["bias"].append("e.g"), "2 arrays"),
+    "a bias by distance of another reach": (
+        set_step(2, weights={"bias": ["pos"]}), r"bias has shape \(16, 4\), expected \(2, 31\)"),
+    "two biases by distance": (set_step(2, weights={"bias": ["pos", "pos"]}), "2 arrays for bias"),
+    "attention with a matrix": (set_step(2, weights={"weight": ["pos"]}), "weights.*weight"),
     "unknown weight": (
         lambda c: c["steps"][4]["weights"].update(bias=["lost"]), "'lost' is not among"),
     "unused weight": (

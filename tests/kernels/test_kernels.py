@@ -74,12 +74,14 @@ def test_avx2_and_all_above_it_give_the_same_bits(rng):
     weight = rng.normal(size=(83, 333)).astype(np.float32) / 16
     ends = [0, 5, 37]
     qkv = rng.normal(size=(37, 3 * 5 * 24)).astype(np.float32)
+    distances = rng.normal(size=(5, 63)).astype(np.float32)
     row = rng.normal(size=333).astype(np.float32)
     for run in (
         lambda isa: kernels.linear(isa, x, weight, None, "gelu_erf"),
         lambda isa: kernels.linear(isa, x, weight, None, "gelu_tanh"),
         lambda isa: kernels.attention(isa, qkv, np.array(ends, np.int32), 5, 0.2),
         lambda isa: kernels.attention(isa, qkv, np.array(ends, np.int32), 5, 0.2, precision="int8"),
+        lambda isa: kernels.attention(isa, qkv, np.array(ends, np.int32), 5, 0.2, bias=distances),
         lambda isa: kernels.layer_norm(isa, x, row, row, 1e-12),
     ):
         for isa in _native.supported_isas():

@@ -205,7 +205,11 @@ def expected(
                 y = y.reshape(len(ids), 3 * HIDDEN)
         elif step["op"] == "attention":
             q, k, v = x[0].reshape(len(ids), 3, HEADS, HEAD_DIM).transpose(1, 2, 0, 3)
-            p = np.exp(q @ k.transpose(0, 2, 1) * step["scale"])
+            scores = q @ k.transpose(0, 2, 1) * step["scale"]
+            if "bias" in of:
+                at = np.arange(len(ids))
+                scores += of["bias"][0][:, LENGTH - 1 + at - at[:, None]]
+            p = np.exp(scores)
             y = (p / p.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(len(ids), HIDDEN)
         elif step["op"] == "linear_add_layer_norm":
             y = norm(x[0] @ of["weight"][0].T + of["bias"][0] + x[1], step)

@@ -112,7 +112,7 @@ def answers(recorded: dict[str, np.ndarray], architecture: str) -> dict[str, np.
 
 @pytest.mark.parametrize("architecture", CASES)
 def test_the_numbers_of_transformers(hugging, recorded, architecture) -> None:
-    batch = reference.batch(23)
+    batch = reference.case_batch(architecture)
     expected = answers(recorded, architecture)
     assert expected
     check(run(write(hugging, architecture), batch), expected, batch)
@@ -565,6 +565,12 @@ LIVE = {
     "ElectraForMaskedLM": AWKWARD | {"embedding_size": 41, "tie_word_embeddings": False},
     "ElectraForSequenceClassification": AWKWARD | {"embedding_size": 34, "num_labels": 4},
     "ElectraForPreTraining": AWKWARD | {"embedding_size": 5, "hidden_act": "gelu_new"},
+    "AlbertForMaskedLM": AWKWARD | {"embedding_size": 41, "tie_word_embeddings": False},
+    "AlbertForPreTraining": AWKWARD
+    | {"embedding_size": 34, "num_hidden_layers": 7, "num_hidden_groups": 3, "inner_group_num": 2},
+    "AlbertForSequenceClassification": AWKWARD | {"embedding_size": 5, "hidden_act": "relu"},
+    "MPNetForMaskedLM": AWKWARD | {"tie_word_embeddings": False},
+    "MPNetForSequenceClassification": AWKWARD | {"num_labels": 4, "hidden_act": "gelu_new"},
 }
 
 

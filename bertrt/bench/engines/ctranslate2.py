@@ -35,6 +35,7 @@ def convert(model: Model, precision: str, directory: str, samples: Sequence[Inpu
     expected = ("embed_layer_norm", *_LAYER * plan.architecture["layers"])
     heads = [step for step in plans.runnable_steps(plan) if step not in plan.steps[:end]]
     known = all(step.op in _HEADS for step in heads)
+    known &= not any(step.op == "attention" and step.weights for step in plan.steps)
     if tuple(step.op for step in plan.steps[:end]) != expected or not known:
         raise UnsupportedModelError("CTranslate2 has no encoder of this kind")
     spec = _specification(plan)

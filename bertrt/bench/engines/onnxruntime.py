@@ -157,6 +157,8 @@ class _Graph:
         ]
 
     def _attention(self, step: Step) -> None:
+        if "bias" in step.weights:
+            raise UnsupportedModelError(f"{step.name}: attention with a bias by distance")
         mask = ["valid_length"] if step.fields["mask"] == "valid_length" else []
         self._node(
             "Attention",

@@ -3,6 +3,7 @@ compilers (`inductor`, `zentorch`)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -120,9 +121,13 @@ class _Torch(Runner):
     def _attention(self, step: Step, w: dict[str, Any], batch: dict[str, Any], qkv: Any) -> Any:
         seqs, length, _ = qkv.shape
         parts = qkv.view(seqs, length, 3, step.fields["heads"], -1).permute(2, 0, 3, 1, 4)
-        masked = step.fields["mask"] == "valid_length"
+        mask = batch["mask"] if step.fields["mask"] == "valid_length" else None
+        if "bias" in w:
+            at = self._torch.arange(length)
+            bias = w["bias"][:, w["bias"].shape[1] // 2 + at - at[:, None]]
+            mask = bias if mask is None else self._torch.where(mask, bias, -math.inf)
         context = self._torch.nn.functional.scaled_dot_product_attention(
-            *parts, attn_mask=batch["mask"] if masked else None, scale=step.fields["scale"]
+            *parts, attn_mask=mask, scale=step.fields["scale"]
         )
         return context.transpose(1, 2).reshape(seqs, length, -1)
 

@@ -174,7 +174,7 @@ class Config:
         """The tasks of such a model; the first is its own."""
         if self.head == "ForSequenceClassification":
             return (self._classifier_task(),)
-        if self.head == "ForPreTraining" and self.family.projected:  # ELECTRA's discriminator
+        if self.head == "ForPreTraining" and self.family.discriminator:
             return ("embedding",)
         return _TASKS[self.head]
 
@@ -197,7 +197,7 @@ class Config:
     def activation(self) -> str:
         """The activation of the feed-forward blocks, by its name in plans."""
         setting = self.name("hidden_act")
-        value = self.content.get(setting, "gelu")
+        value = self.content.get(setting, self.family.activation)
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise UnsupportedModelError(
                 f"{self.path}: {setting} {value!r} is not supported; "
@@ -236,7 +236,7 @@ class Config:
     @property
     def table_width(self) -> str:
         """The setting that says how wide the embedding tables are."""
-        return "embedding_size" if self.family.projected else "hidden_size"
+        return "embedding_size" if self.family.projection else "hidden_size"
 
     @property
     def first_position(self) -> int:
@@ -244,6 +244,8 @@ class Config:
         if not self.family.padded_positions:
             return 0
         padding, rows = self.content.get("pad_token_id", 1), self.count("max_position_embeddings")
+        if self.family.padding is not None:
+            padding = self.family.padding
         if type(padding) is not int or not 0 <= padding < rows - 1:
             raise ModelFormatError(
                 f"{self.path}: pad_token_id should be a whole number below "

@@ -70,10 +70,19 @@ class Family:
         settings: the names of settings that differ from BERT's.
         aliased: those of them that may have BERT's name too, which then is the one that counts.
         defaults: what settings are that a file leaves out, where it is not what BERT has.
+        activation: likewise, of the layers' activation.
         eps: the epsilon of the layer normalisations, where it is no setting.
         token_types: whether there are token types.
         padded_positions: whether positions begin behind that of the padding token.
-        projected: whether the embeddings may be narrower than the layers.
+        padding: that position, where it is no setting.
+        projection: what brings the embeddings, which then have a width of their own, to the
+            layers' width.
+        always_projected: whether it is there, too, where the widths are the same.
+        shared: whether layers go in groups that share their weights.
+        distances: the table of what attention adds to scores by the distance of a key.
+        pooler: the dense layer on the first token.
+        next_sentence: the classifier of pairs in ForPreTraining and ForNextSentencePrediction.
+        discriminator: whether ForPreTraining tells replaced tokens from others.
     """
 
     model_types: Mapping[str, str]
@@ -85,10 +94,18 @@ class Family:
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliased: tuple[str, ...] = ()
     defaults: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    activation: str = "gelu"
     eps: float | None = None
     token_types: bool = True
     padded_positions: bool = False
-    projected: bool = False
+    padding: int | None = None
+    projection: str | None = None
+    always_projected: bool = False
+    shared: bool = False
+    distances: str | None = None
+    pooler: str = "pooler.dense"
+    next_sentence: str = "cls.seq_relationship"
+    discriminator: bool = False
 
 
 _BERT_LAYER = Layer(
@@ -189,6 +206,59 @@ FAMILIES = (
             "num_attention_heads": 4,
             "intermediate_size": 1024,
         },
-        projected=True,
+        projection="embeddings_project",
+        discriminator=True,
+    ),
+    Family(
+        model_types={"albert": "Albert"},
+        heads=(*_COMMON, "ForPreTraining"),
+        prefix="albert.",
+        layer=Layer(
+            "encoder.albert_layer_groups",
+            ("attention.query", "attention.key", "attention.value"),
+            "attention.dense",
+            "attention.LayerNorm",
+            "ffn",
+            "ffn_output",
+            "full_layer_layer_norm",
+        ),
+        classifier=(("pooler", "tanh"), ("classifier", "none")),
+        masked_lm=MaskedLM(
+            "predictions.dense",
+            None,
+            "predictions.LayerNorm",
+            "predictions.decoder.weight",
+            ("predictions.decoder.bias", "predictions.bias"),
+        ),
+        defaults={
+            "vocab_size": 30_000,
+            "embedding_size": 128,
+            "hidden_size": 4096,
+            "num_attention_heads": 64,
+            "intermediate_size": 16_384,
+            "num_hidden_groups": 1,
+            "inner_group_num": 1,
+        },
+        activation="gelu_new",
+        projection="encoder.embedding_hidden_mapping_in",
+        always_projected=True,
+        shared=True,
+        pooler="pooler",
+        next_sentence="sop_classifier.classifier",
+    ),
+    dataclasses.replace(
+        _ROBERTA,
+        model_types={"mpnet": "MPNet"},
+        prefix="mpnet.",
+        layer=dataclasses.replace(
+            _BERT_LAYER,
+            qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+            attention_output="attention.attn.o",
+            attention_norm="attention.LayerNorm",
+        ),
+        defaults={"vocab_size": 30_527, "relative_attention_num_buckets": 32},
+        token_types=False,
+        padding=1,
+        distances="encoder.relative_attention_bias.weight",
     ),
 )

@@ -192,7 +192,8 @@ class HuggingFaceModel:
 
 def _without_head(config: Config, tensors: Collection[str]) -> bool:
     """Whether tensors are an encoder's and nobody else's."""
-    encoder = ("embeddings.", "embeddings_project.", f"{config.family.layer.prefix}.", "pooler.")
+    layers = config.family.layer.prefix.partition(".")[0]
+    encoder = ("embeddings.", "embeddings_project.", f"{layers}.", "pooler.")
     return bool(tensors) and all(name.startswith(encoder) for name in tensors)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from bertrt.errors import BertrtWarning, ModelFormatError, UnsupportedModelError
 from bertrt.models.huggingface.config import Config
+from bertrt.models.huggingface.distances import BUCKETS, distance_bias
 from bertrt.models.huggingface.weights import some
 from bertrt.plan.plan import Plan
 from bertrt.plan.steps import INPUTS, Step
@@ -37,7 +38,11 @@ _PRETRAINING = (
     "generator_predictions.",
     "generator_lm_head.",
     "discriminator_predictions.",
+    "predictions.",
+    "sop_classifier.",
 )
+# More that share their weights are no model's, and would be a plan without end.
+_MOST_SHARED_LAYERS = 1000
 
 
 def read_plan(
@@ -190,6 +195,8 @@ class _Net:
     def weight(self, name: str) -> Constant:
         """A tensor as the plan wants it."""
         constant, skipped = self._tensors[name], self._config.first_position
+        if name == self._config.family.distances:
+            return Constant(name, distance_bias(constant.array, self._config.max_length))
         if name != _POSITIONS or skipped == 0:
             return constant
         offset = constant.offset
@@ -252,17 +259,17 @@ class _Net:
                     "for start and end"
                 )
             return {"logits": self._linear("logits", x, name, rows="num_labels")}
-        if head == "ForPreTraining" and self._config.family.projected:
+        if head == "ForPreTraining" and self._config.family.discriminator:
             return sequence | {"logits": self._discriminator(x)}
         outputs = sequence
         if head == "Model" or task == "embedding":
-            if "pooler.dense.weight" in self._tensors:
+            if f"{self._config.family.pooler}.weight" in self._tensors:
                 outputs |= {"pooled_output": self._pooler(x)}
             return outputs
         if head in ("ForPreTraining", "ForNextSentencePrediction"):
             pooled = self._pooler(x)
             name = "next_sentence_classifier_output"
-            classifier = self._linear(name, pooled, "cls.seq_relationship", rows=2)
+            classifier = self._linear(name, pooled, self._config.family.next_sentence, rows=2)
             outputs |= {"pooled_output": pooled, name: classifier}
         if head in ("ForPreTraining", "ForMaskedLM"):
             outputs |= {"masked_lm_outputs": self._masked_lm(x)}
@@ -270,12 +277,7 @@ class _Net:
 
     def _encoder(self) -> str:
         config, layer = self._config, self._config.family.layer
-        layers, eps = config.count("num_hidden_layers"), config.layer_norm_eps
-        if layers > len(self._tensors):
-            raise ModelFormatError(
-                f"{config.path}: {config.name('num_hidden_layers')} is {layers}, and "
-                f"{self._source.name} has only {len(self._tensors)} tensors"
-            )
+        eps = config.layer_norm_eps
         tables = {"word": (_WORDS, "vocab_size")}
         if config.family.token_types:
             tables["type"] = ("embeddings.token_type_embeddings.weight", "type_vocab_size")
@@ -289,12 +291,15 @@ class _Net:
             | self._norm(config.table_width, "embeddings.LayerNorm"),
             eps=eps,
         )
-        if config.count(config.table_width) != config.count("hidden_size"):
-            x = self._linear("projection", x, "embeddings_project", columns=config.table_width)
+        projection = config.family.projection
+        same = config.count(config.table_width) == config.count("hidden_size")
+        if projection and (config.family.always_projected or not same):
+            x = self._linear("projection", x, projection, columns=config.table_width)
         heads = config.count("num_attention_heads")
         head_dim = config.count("hidden_size") // heads
-        for index in range(layers):
-            step, prefix = f"layer{index}", f"{layer.prefix}.{index}"
+        bias = self._distances()
+        for index, prefix in enumerate(self._layers()):
+            step = f"layer{index}"
             qkv = self._add(
                 "qkv_linear",
                 f"{step}.qkv",
@@ -312,7 +317,7 @@ class _Net:
                 "attention",
                 f"{step}.attention",
                 (qkv,),
-                {},
+                bias,
                 heads=heads,
                 head_dim=head_dim,
                 # In float32, as a graph has it
@@ -346,9 +351,46 @@ class _Net:
             )
         return x
 
+    def _layers(self) -> list[str]:
+        """What the names of each layer's tensors begin with, in the order in which layers run."""
+        config, prefix = self._config, self._config.family.layer.prefix
+        layers = config.count("num_hidden_layers")
+        if not config.family.shared:
+            if layers > len(self._tensors):
+                raise ModelFormatError(
+                    f"{config.path}: {config.name('num_hidden_layers')} is {layers}, and "
+                    f"{self._source.name} has only {len(self._tensors)} tensors"
+                )
+            return [f"{prefix}.{index}" for index in range(layers)]
+        groups, inner = config.count("num_hidden_groups"), config.count("inner_group_num")
+        if layers * inner > _MOST_SHARED_LAYERS:
+            raise UnsupportedModelError(
+                f"{config.path}: num_hidden_layers is {layers} and inner_group_num {inner}; at "
+                f"most {_MOST_SHARED_LAYERS} layers together are supported"
+            )
+        return [
+            f"{prefix}.{int(index / (layers / groups))}.albert_layers.{number}"
+            for index in range(layers)
+            for number in range(inner)
+        ]
+
+    def _distances(self) -> Weights:
+        """What every layer's attention reads."""
+        config, name = self._config, self._config.family.distances
+        if name is None:
+            return {}
+        rows = "relative_attention_num_buckets"
+        if config.count(rows) < BUCKETS:
+            raise UnsupportedModelError(
+                f"{config.path}: {rows} is {config.count(rows)}, and there are {BUCKETS} buckets "
+                "of distances, however many the setting says"
+            )
+        self.shapes[name] = (rows, "num_attention_heads")
+        return {"bias": (name,)}
+
     def _pooler(self, x: str) -> str:
         first = self._add("first_token", "first_token", (x,), {})
-        return self._linear("pooler", first, "pooler.dense", "tanh")
+        return self._linear("pooler", first, self._config.family.pooler, "tanh")
 
     def _sequence_classifier(self, x: str) -> str:
         x = self._add("first_token", "first_token", (x,), {})

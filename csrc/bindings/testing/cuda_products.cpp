@@ -97,19 +97,38 @@ class DeviceSequences {
   cuda::Sequences sequences_;
 };
 
-Attention shape_of(const DeviceMatrix& qkv, int64_t heads, double scale) {
-  require(heads > 0 && qkv.cols() % (3 * heads) == 0, "qkv must be (tokens, 3 * heads * head_dim)");
-  return {heads, qkv.cols() / 3 / heads, static_cast<float>(scale)};
-}
+// A shape, and its bias by distance, (heads, 2 * reach - 1), on the device.
+class DeviceAttention {
+ public:
+  DeviceAttention(const DeviceMatrix& qkv, int64_t heads, double scale,
+                  const std::optional<FloatArray>& bias, const cuda::Sequences& sequences) {
+    require(heads > 0 && qkv.cols() % (3 * heads) == 0,
+            "qkv must be (tokens, 3 * heads * head_dim)");
+    attention_ = {heads, qkv.cols() / 3 / heads, static_cast<float>(scale)};
+    if (!bias) return;
+    require(bias->ndim() == 2 && bias->shape(0) == heads && bias->shape(1) % 2 == 1 &&
+                sequences.longest <= (bias->shape(1) + 1) / 2,
+            "bias must be (heads, 2 * reach - 1) and reach all keys");
+    bias_.emplace(*bias);
+    attention_.distance_bias = bias_->as<float>() + bias->shape(1) / 2;
+    attention_.distance_stride = bias->shape(1);
+  }
+  const Attention& get() const { return attention_; }
+
+ private:
+  std::optional<DeviceArray> bias_;
+  Attention attention_;
+};
 
 py::array attention(const std::string& element_name, const py::array& qkv,
                     const IntArray& cu_seqlens, int64_t heads, double scale,
                     const std::optional<IntArray>& attended,
-                    const std::optional<py::array>& first_queries) {
+                    const std::optional<py::array>& first_queries,
+                    const std::optional<FloatArray>& bias) {
   const cuda::Element element = parse_element(element_name);
   const DeviceMatrix rows(qkv, element);
-  const Attention shape = shape_of(rows, heads, scale);
   const DeviceSequences sequences(cu_seqlens, attended, rows.count());
+  const DeviceAttention shape(rows, heads, scale, bias, sequences.get());
   std::optional<DeviceMatrix> queries;
   if (first_queries) {
     queries.emplace(*first_queries, element);
@@ -117,7 +136,7 @@ py::array attention(const std::string& element_name, const py::array& qkv,
             "first_queries must be (seqs, heads * head_dim)");
   }
   const DeviceMatrix out(queries ? sequences.get().seqs : rows.count(), rows.cols() / 3, element);
-  cuda::attention(shape, sequences.get(), rows.rows(),
+  cuda::attention(shape.get(), sequences.get(), rows.rows(),
                   queries ? cuda::ConstDeviceRows(queries->rows()) : cuda::ConstDeviceRows(),
                   out.rows(), nullptr);
   return out.download();
@@ -125,10 +144,11 @@ py::array attention(const std::string& element_name, const py::array& qkv,
 
 py::array attention_weights(const std::string& element_name, const py::array& qkv,
                             const IntArray& cu_seqlens, int64_t heads, double scale,
-                            const std::optional<IntArray>& attended) {
+                            const std::optional<IntArray>& attended,
+                            const std::optional<FloatArray>& bias) {
   const DeviceMatrix rows(qkv, parse_element(element_name));
-  const Attention shape = shape_of(rows, heads, scale);
   const DeviceSequences sequences(cu_seqlens, attended, rows.count());
+  const DeviceAttention shape(rows, heads, scale, bias, sequences.get());
   const int64_t seqs = sequences.get().seqs;
   py::array_t<int64_t> cu_pairs(seqs + 1);
   cu_pairs.mutable_data()[0] = 0;
@@ -138,7 +158,7 @@ py::array attention_weights(const std::string& element_name, const py::array& qk
   }
   const DeviceArray on_cu_pairs(cu_pairs);
   const DeviceMatrix out(cu_pairs.data()[seqs], heads, cuda::Element::kFp32);
-  cuda::attention_weights(shape, sequences.get(), on_cu_pairs.as<int64_t>(), rows.rows(),
+  cuda::attention_weights(shape.get(), sequences.get(), on_cu_pairs.as<int64_t>(), rows.rows(),
                           out.rows(), nullptr);
   return out.download();
 }
@@ -153,10 +173,10 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("tiles") = py::none());
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
-              py::arg("first_queries") = py::none());
+              py::arg("first_queries") = py::none(), py::arg("bias") = py::none());
   kernels.def("attention_weights", &attention_weights, py::arg("element"), py::arg("qkv"),
               py::arg("cu_seqlens"), py::arg("heads"), py::arg("scale"),
-              py::arg("attended") = py::none());
+              py::arg("attended") = py::none(), py::arg("bias") = py::none());
 }
 
 }  // namespace bertrt::bindings

@@ -60,7 +60,8 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
 }
 
 FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArray& cu_seqlens,
-                     int64_t heads, double scale, int threads, const std::string& precision) {
+                     int64_t heads, double scale, int threads, const std::string& precision,
+                     const std::optional<FloatArray>& bias) {
   require(qkv.ndim() == 2 && heads > 0 && qkv.shape(1) % (3 * heads) == 0,
           "qkv must be (tokens, 3 * heads * head_dim)");
   const int64_t seqs = cu_seqlens.size() - 1;
@@ -69,20 +70,31 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
   for (int64_t s = 0; s < seqs; ++s) {
     require(cu_seqlens.data()[s] <= cu_seqlens.data()[s + 1], "cu_seqlens must not fall");
   }
+  require(!bias || (bias->ndim() == 2 && bias->shape(0) == heads && bias->shape(1) % 2 == 1),
+          "bias must be (heads, 2 * reach - 1)");
+  const int64_t reach = bias ? (bias->shape(1) + 1) / 2 : 0;
+  for (int64_t s = 0; bias && s < seqs; ++s) {
+    require(cu_seqlens.data()[s + 1] - cu_seqlens.data()[s] <= reach, "bias must reach all keys");
+  }
   const int64_t hidden = qkv.shape(1) / 3;
   FloatArray out({qkv.shape(0), hidden});
   if (isa == kReference) {
     for (int64_t s = 0; s < seqs; ++s) {
       const int64_t first = cu_seqlens.data()[s];
       reference::attention(qkv.data() + first * 3 * hidden, cu_seqlens.data()[s + 1] - first, heads,
-                           hidden / heads, scale, out.mutable_data() + first * hidden);
+                           hidden / heads, scale, data_or_null(bias), reach,
+                           out.mutable_data() + first * hidden);
     }
     return out;
   }
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
-  const Attention shape{heads, hidden / heads, static_cast<float>(scale),
-                        plan::parse_precision(precision)};
+  const Attention shape{heads,
+                        hidden / heads,
+                        static_cast<float>(scale),
+                        plan::parse_precision(precision),
+                        bias ? bias->data() + reach - 1 : nullptr,
+                        2 * reach - 1};
   PackedBatch batch;
   batch.cu_seqlens = cu_seqlens.data();
   batch.seqs = seqs;
@@ -143,7 +155,7 @@ void bind_kernels(py::module_& module) {
               py::arg("precision") = "fp32");
   kernels.def("attention", &attention, py::arg("isa"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("threads") = 1,
-              py::arg("precision") = "fp32");
+              py::arg("precision") = "fp32", py::arg("bias") = py::none());
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
               py::arg("beta"), py::arg("eps"), py::arg("residual") = py::none());
   kernels.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));

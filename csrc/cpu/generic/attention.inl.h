@@ -224,6 +224,18 @@ inline void pack_values(const AttentionTask& t, const AttentionScratch<Format>& 
   }
 }
 
+// Adds what a row's keys have by their distance, in units of the products: a score is scaled later.
+inline void add_bias(float* scores, int64_t count, const float* bias, float scale) {
+  const F16 units = broadcast(1.0f / scale);
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store(scores + i, fma(load(bias + i), units, load(scores + i)));
+  if (i < count) {
+    const int rest = static_cast<int>(count - i);
+    const F16 sum = fma(load_first(bias + i, rest), units, load_first(scores + i, rest));
+    store_first(scores + i, sum, rest);
+  }
+}
+
 // The largest of count scores.
 inline float row_max(const float* scores, int64_t count) {
   F16 largest = broadcast(-__builtin_huge_valf());
@@ -308,6 +320,9 @@ struct AttentionRows {
                     Format::score(acc.sum[i][v], scale[i], keys + 16 * v));
             }
           }
+        }
+        for (int i = 0; t.bias && i < kRows; ++i) {
+          add_bias(scores + i * s.score_stride, count, t.bias + (first - tile.row - i), t.scale);
         }
         // All maxima first: so no row's exponentials wait for its own.
         float block_max[kRows];
