@@ -45,8 +45,9 @@ from bertrt.tasks.settings import complete_settings
 from bertrt.text.huggingface import HuggingFaceTokenizer
 
 from .golden import record_golden
-from .model import TokenizerFile, check_labels, check_pooling, seal
+from .model import TokenizerFile, seal
 from .symbol_to_onnx import symbol_to_onnx
+from .task import check_labels, check_pooling
 
 __all__ = ["import_graph"]
 

@@ -19,14 +19,8 @@ from bertrt.text.vocabulary import read_merges
 
 from .gluon_to_symbol import import_gluon, set_parameters
 from .heads import bert_for_qa, bert_tagger
-from .model import (
-    TokenizerFile,
-    apply_preset,
-    is_sentencepiece,
-    is_wordpiece,
-    load_vocab,
-    write_bundle,
-)
+from .model import TokenizerFile, is_sentencepiece, is_wordpiece, load_vocab, write_bundle
+from .task import apply_preset
 from .zoo_files import VOCAB_SIZES, ZooFile, fetch_files, merges_file, params_file, vocab_file
 
 __all__ = ["MODELS", "Pretrained", "ZooRow", "export_zoo", "open_pretrained", "zoo_rows"]
