@@ -316,6 +316,7 @@ def test_special_tokens_as_objects(hugging) -> None:
         ({"added_tokens_decoder": {"x": {"content": "a"}}}, "an object for each id, found 'x'"),
         ({"added_tokens_decoder": {"5": {"content": "a", "lstrip": 1}}}, "an added token should"),
         ({"tokenizer_class": 3}, "tokenizer_class should be a name"),
+        ({"model_specific_special_tokens": "x"}, "model_specific_special_tokens should be"),
     ],
 )
 def test_tokenizer_settings_that_do_not_fit(hugging, settings, message) -> None:

@@ -419,6 +419,7 @@ def build(kind: TokenizerClass, settings: Settings) -> Built:
     named = {name: values.get(name) for name in NAMED} | settings.own_tokens
     with refusing(f"{settings.path}: the special tokens do not fit {vocabulary.path}"):
         _add(tokenizer, settings.added, named, extra)
+        _check_distinct(settings.path, tokenizer)
         if kind.close is not None:
             tokenizer.post_processor = kind.close(tokenizer, values)
         elif asked or tokenizer.post_processor is None:
@@ -471,10 +472,9 @@ def _add(
             token.special = True
         added.append(token)
     tokenizer.add_tokens(added)
-    _check_distinct(tokenizer)
 
 
-def _check_distinct(tokenizer: Tokenizer) -> None:
+def _check_distinct(path: Path, tokenizer: Tokenizer) -> None:
     """Refuse added tokens that read the same once they are normalised: the library takes one or
     the other, as it happens."""
     normalizer = tokenizer.normalizer
@@ -485,8 +485,8 @@ def _check_distinct(tokenizer: Tokenizer) -> None:
         text = normalizer.normalize_str(token.content) if normalizer else token.content
         if text in seen:
             raise UnsupportedModelError(
-                f"the added tokens {seen[text]!r} and {token.content!r} are both {text!r} after "
-                "normalisation, and which of them a text means is left to chance; remove one, or "
-                "set normalized to false"
+                f"{path}: the added tokens {seen[text]!r} and {token.content!r} are both {text!r} "
+                "after normalisation, and which of them a text means is left to chance; remove "
+                "one, or set normalized to false"
             )
         seen[text] = token.content

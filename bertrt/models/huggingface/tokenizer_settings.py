@@ -206,6 +206,11 @@ def read_settings(
     _check_arguments(directory, arguments)
     values |= arguments
     _move_additional(values)
+    if not isinstance(own := values.get("model_specific_special_tokens", {}), dict):
+        raise ModelFormatError(
+            f"{path}: model_specific_special_tokens should be an object of names and tokens, "
+            f"found {_short(own)}"
+        )
     own = {
         name: values.pop(name)
         for name in list(values)
@@ -229,13 +234,7 @@ def read_settings(
     }
     if isinstance(values.get("extra_special_tokens"), dict):
         settings.own_tokens |= values.pop("extra_special_tokens")
-    own = values.pop("model_specific_special_tokens", None) or {}
-    if not isinstance(own, dict):
-        raise ModelFormatError(
-            f"{path}: model_specific_special_tokens should be an object of names and tokens, "
-            f"found {own!r}"
-        )
-    settings.own_tokens |= own
+    settings.own_tokens |= values.pop("model_specific_special_tokens", {})
     return settings
 
 
