@@ -83,7 +83,7 @@ def import_huggingface(
         BertrtError: the finished bundle gives other numbers than the golden ones; it is not kept.
     """
     model = HuggingFaceModel.open(path, task)
-    tokenizer = TokenizerFile.of(model.tokenizer)
+    tokenizer = TokenizerFile.of_huggingface(model.tokenizer)
     if _in_gluon(model):
         return write_bundle(
             to_gluon(model),
