@@ -72,8 +72,8 @@ class TokenizerFile:
     rules: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
-        """The file of a tokenizer with Hugging Face's rules."""
+    def of_huggingface(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
+        """The file of a Hugging Face tokenizer."""
         return cls(
             "huggingface",
             tokenizer.to_json(),

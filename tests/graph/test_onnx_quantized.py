@@ -222,7 +222,43 @@ def negative_scale(model):
     scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(-1).reshape(()), scale.name))
 
 
+def another_rounding(model):
+    """Integers of one scale, read with another: that multiplies."""
+    rounded = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    node = next(
+        n for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in rounded
+    )  # fmt: skip
+    scale = onnx.numpy_helper.to_array(tensor(model, node.input[1])) * np.float32(2)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(scale, "twice"))
+    node.name, node.input[1] = "twice_as_much", "twice"
+
+
+def static_integers(model):
+    """A scale that is fixed before, and integers that are multiplied by it later."""
+    node = first(model, "DynamicQuantizeLinear")
+    node.op_type = "QuantizeLinear"
+    for name, value in (("fixed", np.float32(0.1)), ("zero", np.uint8(0))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    _, scale, zero = node.output
+    del node.output[1:]
+    node.input.extend(["fixed", "zero"])
+    for other in model.graph.node:
+        for own, new in ((scale, "fixed"), (zero, "zero")):
+            other.input[:] = [new if value == own else value for value in other.input]
+
+
+def short_scale(model):
+    node = first(model, "DequantizeLinear")
+    short = np.ones(3, np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(short, "short"))
+    node.input[1] = "short"
+
+
 REFUSED = {
+    "another rounding": ("static_int8", another_rounding, "twice_as_much.*not those of a Quant"),
+    "static integers": ("dynamic_int8", static_integers, "not what a DynamicQuantizeLinear gives"),
+    "short scale": ("static_int8", short_scale, r"'short' \(3,\)"),
     "QOperator": ("dynamic_int8", integer_product, r"product.*QOperator.*quantise to QDQ"),
     "left side": ("dynamic_int8", another_left_side, "not what a DynamicQuantizeLinear gives"),
     "scale": ("static_int8", negative_scale, "its scale is -1"),

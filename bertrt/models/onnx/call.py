@@ -59,6 +59,11 @@ class Builder(Protocol):
         """A constant of this name, which `make` makes the first time that the file is read."""
         ...
 
+    def rounded_by(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """What rounded a value of the file, looking through views: the operator, and its inputs
+        behind the first; "" where a weight or something else is there."""
+        ...
+
     def is_weight(self, value: str) -> bool:
         """Whether a value is a tensor of the file, and no arithmetic of the graph's."""
         ...
@@ -81,6 +86,7 @@ class Call:
     op: str
     name: str
     inputs: tuple[str, ...]
+    names: tuple[str, ...]  # of the inputs in the file
     attrs: dict[str, Any]
     count: int  # of results, up to the last one that is read
     declared: int  # of results that the file names

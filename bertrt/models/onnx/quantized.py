@@ -13,23 +13,23 @@ have them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from bertrt.compiler.evaluate import evaluate
 from bertrt.compiler.ir import Graph, Node
+from bertrt.compiler.passes import VIEWS
 from bertrt.models.onnx.attention import attend_projections
 from bertrt.models.onnx.call import MICROSOFT, Call, Quantized, Table
 from bertrt.models.onnx.fused import embed_layer_norm
 
-__all__ = ["CONVERSIONS"]
+__all__ = ["CONVERSIONS", "ROUNDING"]
 
 CONVERSIONS = Table()
 
-# They move elements and change none, so that a scale of all of them may come before or after.
-_VIEWS = ("Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+# What rounds values, which stay unrounded here
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
 _PARTS = ("query", "key", "value")
 _NONNEGATIVE = (
     "Abs", "Exp", "ReduceL2", "ReduceSumSquare", "Relu", "Sigmoid", "Softmax", "Sqrt"
@@ -46,11 +46,12 @@ def _dequantize(call: Call) -> str:
     call.given(2, 3)
     x, scale, zero = call.input(0), call.input(1), call.input(2)
     graph = call.builder.graph
-    if call.builder.dtype(x) == "float32":
-        return x  # was not rounded
+    if call.builder.dtype(x) == "float32":  # was not rounded
+        _same_rounding(call, scale, zero)
+        return x
     views: list[Node] = []
     base = x
-    while (node := graph.producer(base)) is not None and node.op in _VIEWS:
+    while (node := graph.producer(base)) is not None and node.op in VIEWS and node.op != "Split":
         views.insert(0, node)
         base = node.inputs[0]
     if base not in graph.constants:
@@ -80,8 +81,8 @@ def _quantize(call: Call) -> str:
 
         def rounded() -> np.ndarray:
             values = evaluate(graph, x, {})
-            steps = np.rint(values / _along(call, scale, values.ndim, axis))
-            zeros = _along(call, zero, values.ndim, axis) if zero else np.int16(0)
+            steps = np.rint(values / _along(call, scale, values.shape, axis))
+            zeros = _along(call, zero, values.shape, axis) if zero else np.int16(0)
             return np.clip(steps + zeros, low, high).astype(dtype)
 
         if graph.scalar(x) is not None:
@@ -106,10 +107,24 @@ def _quantize(call: Call) -> str:
     return x
 
 
+def _same_rounding(call: Call, scale: str, zero: str) -> None:
+    """Refuse a scale or a zero point other than that of what rounded: it would change numbers."""
+    maker, own = call.builder.rounded_by(call.names[0])
+    if maker == "DynamicQuantizeLinear":
+        own = (call.number(1.0), call.builder.literal(0, "uint8"))
+    pairs = zip((scale, zero) if zero else (scale,), own, strict=False)
+    if (
+        not maker
+        or len(own) != (2 if zero else 1)
+        or not all(a == b or np.array_equal(_array(call, a), _array(call, b)) for a, b in pairs)
+    ):
+        call.refuse("its scale and zero point are not those of a QuantizeLinear before it")
+
+
 def _of_products(graph: Graph, value: str) -> bool:
     """Whether products, masked or scaled, are what a value is."""
     node = graph.producer(value)
-    if node is None or node.op not in (*_VIEWS, "Add", "Div", "MatMul", "Mul", "Sub", "Where"):
+    if node is None or node.op not in (*VIEWS, "Add", "Div", "MatMul", "Mul", "Sub", "Where"):
         return False
     return node.op == "MatMul" or any(_of_products(graph, own) for own in node.inputs if own)
 
@@ -130,7 +145,7 @@ def _never_negative(graph: Graph, value: str) -> bool:
         "Sqrt",
     ):
         return True
-    if node.op in (*_VIEWS, "Clip", "ReduceMax", "ReduceMean", "ReduceSum"):
+    if node.op in (*VIEWS, "Clip", "ReduceMax", "ReduceMean", "ReduceSum"):
         return _never_negative(graph, first)
     if node.op == "Pow":
         return graph.scalar(node.inputs[1]) == 2
@@ -156,10 +171,10 @@ def _matmul_integer(call: Call) -> str:
     """The product with the integers; `_mul` finds the scale that it is multiplied by."""
     call.given(2, 4)
     x, weight, zero = call.input(0), call.input(1), call.input(3)
-    _unrounded(call, x, call.input(2))
+    _unrounded(call, 0, call.input(2))
     graph = call.builder.graph
     if not graph.is_parametric(weight):
-        _unrounded(call, weight, zero)
+        _unrounded(call, 1, zero)
         return call.emit("MatMul", x, weight)
     integers = call.builder.made(
         f"{weight}.integers",
@@ -192,7 +207,7 @@ def _dynamic_matmul(call: Call) -> str:
 def _matmul_to_float(call: Call) -> str:
     call.given(4, 7)
     x, weight, x_scale, scale, x_zero, zero, bias = (call.input(i) for i in range(7))
-    _unrounded(call, x, x_zero, x_scale)
+    _unrounded(call, 0, x_zero, x_scale)
     product = call.emit("MatMul", x, _weight(call, weight, scale, zero, 1))
     return call.emit("Add", product, bias) if bias else product
 
@@ -203,7 +218,7 @@ def _attention(call: Call) -> str:
     call.given(5, 9)
     call.only(0, 1, 2, 3, 4, 5, 6, 7)
     x, weight, bias, x_scale, scale, mask, x_zero, zero = (call.input(i) for i in range(8))
-    _unrounded(call, x, x_zero, x_scale)
+    _unrounded(call, 0, x_zero, x_scale)
     graph = call.builder.graph
     if weight not in graph.constants or call.shape(weight)[1] % 3:
         call.refuse(f"its weight {weight!r} is no parameter of query, key and value side by side")
@@ -233,15 +248,18 @@ def _embed(call: Call) -> list[str]:
     return embed_layer_norm(replace(call, inputs=(ids, types, *tables, call.input(7))))
 
 
-def _unrounded(call: Call, x: str, zero: str, scale: str = "") -> None:
-    """Refuse what is computed in integers that no operator here has left unrounded."""
+def _unrounded(call: Call, index: int, zero: str, scale: str = "") -> None:
+    """Refuse to compute in integers what a QuantizeLinear has rounded: its scale is applied later,
+    and the values that it left unrounded have it already."""
     graph = call.builder.graph
     if (
-        call.builder.dtype(x) != "float32"
+        call.builder.rounded_by(call.names[index])[0] != "DynamicQuantizeLinear"
         or (zero and graph.scalar(zero) != 0)
         or (scale and graph.scalar(scale) != 1)
     ):
-        call.refuse(f"{x!r} is not what a DynamicQuantizeLinear gives, which alone is supported")
+        call.refuse(
+            f"its input {index} is not what a DynamicQuantizeLinear gives, which alone is supported"
+        )
 
 
 def _weight(call: Call, value: str, scale: str, zero: str, axis: int) -> str:
@@ -266,7 +284,7 @@ def _declared(call: Call, name: str, quantized: Quantized) -> str:
 
 def _quantized(call: Call, value: str, scale: str, zero: str, axis: int) -> Quantized:
     integers = _integers(call, value, zero, axis)
-    scales = _along(call, scale, integers.ndim, axis)
+    scales = _along(call, scale, integers.shape, axis)
     if not np.isfinite(scales).all():
         call.refuse(f"the scale {scale!r} is not finite")
     return Quantized(integers, scales.astype(np.float32))
@@ -279,21 +297,20 @@ def _integers(call: Call, value: str, zero: str, axis: int) -> np.ndarray:
     # Biases are 32 bits wide, and everything else 8, and 9 without its zero point.
     wide = array.astype(np.int64 if array.dtype.itemsize > 1 else np.int16)
     if zero:
-        wide = wide - _along(call, zero, wide.ndim, axis).astype(wide.dtype)
+        wide = wide - _along(call, zero, wide.shape, axis).astype(wide.dtype)
     return wide
 
 
-def _along(call: Call, value: str, rank: int, axis: int) -> np.ndarray:
-    """A number, or one for each slice along an axis, so that it broadcasts."""
+def _along(call: Call, value: str, whole: tuple[int, ...], axis: int) -> np.ndarray:
+    """A number, or one for each slice of a whole along an axis, so that it broadcasts."""
     array = _array(call, value)
     if array.size == 1:
         return array.reshape(())
-    if array.ndim != 1 or not -rank <= axis < rank:
-        if array.ndim == rank:  # the scales of MatMulInteger may have all axes already
-            return array
-        call.refuse(f"{value!r} {array.shape} along axis {axis} of {rank} is not supported")
-    shape: Sequence[int] = [1] * rank
-    shape = [array.size if i == axis % rank else 1 for i in range(rank)]
+    rank = len(whole)
+    fits = -rank <= axis < rank
+    shape = tuple(whole[i] if fits and i == axis % rank else 1 for i in range(rank))
+    if not fits or array.shape not in (shape, (whole[axis],)):
+        call.refuse(f"{value!r} {array.shape} does not fit {whole} along axis {axis}")
     return array.reshape(shape)
 
 

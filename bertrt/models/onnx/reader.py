@@ -23,6 +23,7 @@ import numpy as np
 
 from bertrt.compiler.evaluate import compute
 from bertrt.compiler.ir import Graph
+from bertrt.compiler.passes import VIEWS
 from bertrt.compiler.pipeline import SIZES
 from bertrt.compiler.types import Type, infer
 from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedModelError
@@ -139,6 +140,7 @@ class _Reader:
         # What is read; the file may name results beside these.
         self.read = {value for node in source.node for value in node.input}
         self.read |= {output.name for output in source.output}
+        self.makers = {value: node for node in source.node for value in node.output if value}
         for node in self._in_order(source.node):
             self._add_node(node)
         for output in source.output:
@@ -230,8 +232,8 @@ class _Reader:
     def _add_node(self, node: Any) -> None:
         name = node.name or (node.output[0] if node.output else "") or "without a name"
         what = f"node {name!r} ({node.op_type})"
-        names = (attribute.name for attribute in node.attribute)
-        texts = (name, node.op_type, node.domain, *node.input, *node.output, *names)
+        texts = [name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
         self.tensors.check_text(what, *texts)
         if node.domain not in DOMAINS:
             raise UnsupportedModelError(
@@ -253,7 +255,8 @@ class _Reader:
         count = max((i for i, own in enumerate(outputs, 1) if own in self.read), default=0)
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         where = f"{self.path}: {what}"
-        call = Call(self, where, op, name, tuple(inputs), attrs, count, len(outputs))
+        names = tuple(node.input)
+        call = Call(self, where, op, name, tuple(inputs), names, attrs, count, len(outputs))
         if not outputs or (not inputs and op != "Range"):
             raise ModelFormatError(f"{self.path}: {what} has no inputs or no outputs")
         results = _convert(call)
@@ -351,6 +354,14 @@ class _Reader:
         if name not in self.graph.types:
             self.graph.add_constant(stored[name])
         return name
+
+    def rounded_by(self, name: str) -> tuple[str, tuple[str, ...]]:
+        node = self.makers.get(name)
+        while node is not None and node.op_type in VIEWS and node.input:
+            node = self.makers.get(node.input[0])
+        if node is None or node.op_type not in quantized.ROUNDING:
+            return "", ()
+        return node.op_type, tuple(self.values[own] for own in node.input[1:] if own)
 
     def is_weight(self, value: str) -> bool:
         return value in self.tensors.stored and value not in self.known
