@@ -149,7 +149,7 @@ def import_graph(
         seal(
             draft,
             plan,
-            tokenizer=None if found is None else TokenizerFile.of_huggingface(found),
+            tokenizer=None if found is None else TokenizerFile.of(found),
             task=task,
             labels=labels,
             pooling=pooling,

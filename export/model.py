@@ -72,7 +72,7 @@ class TokenizerFile:
     rules: Mapping[str, Any] | None = None
 
     @classmethod
-    def of_huggingface(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
+    def of(cls, tokenizer: HuggingFaceTokenizer) -> TokenizerFile:
         """The file of a Hugging Face tokenizer."""
         return cls(
             "huggingface",
