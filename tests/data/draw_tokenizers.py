@@ -28,9 +28,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from bertrt.errors import BertrtError, InvalidInputError, UnsupportedModelError
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.tokenizer import make_tokenizer
@@ -594,6 +591,7 @@ def open_tokenizer(directory: Path) -> HuggingFaceTokenizer:
 
 
 def theirs(draw: Draw) -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
 
     logging.disable(logging.WARNING)
@@ -782,6 +780,7 @@ def run(count: int, first: int = 0, verbose: bool = False) -> tuple[collections.
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sys.argv[1:] == ["record"]:
         record(120, 5000, 12)
         sys.exit()
