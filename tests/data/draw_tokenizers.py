@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import BertrtError, InvalidInputError, UnsupportedModelError
+from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.tokenizer import make_tokenizer
 from bertrt.text.huggingface import HuggingFaceTokenizer
@@ -583,7 +583,7 @@ def open_tokenizer(directory: Path) -> HuggingFaceTokenizer:
     content = json.loads(path.read_text())
     try:
         config = Config.read(path)
-    except UnsupportedModelError:  # MPNet's and ALBERT's nets
+    except BertrtError:  # a net that is not supported, or wants more settings
         config = Config(path, {**content, "model_type": "bert"})
         name = content.get("tokenizer_class") or MODELS[content["model_type"]]
         config.content["tokenizer_class"] = name
