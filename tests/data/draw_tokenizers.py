@@ -584,7 +584,9 @@ def open_tokenizer(directory: Path) -> HuggingFaceTokenizer:
     try:
         config = Config.read(path)
     except BertrtError:  # a net that is not supported, or wants more settings
-        config = Config(path, {**content, "model_type": "bert"})
+        # of the same lengths
+        kind = {"mpnet": "roberta"}.get(content["model_type"], "bert")
+        config = Config(path, {**content, "model_type": kind})
         name = content.get("tokenizer_class") or MODELS[content["model_type"]]
         config.content["tokenizer_class"] = name
     return make_tokenizer(directory, config)
