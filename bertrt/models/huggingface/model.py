@@ -139,10 +139,10 @@ class HuggingFaceModel:
         # What pools takes the encoder of whatever there is.
         if pooling is not None:
             tasks = ("embedding",)
-        settings = dict(sentence.prompts)
+        settings, activation = dict(sentence.prompts), ""
         if pooling is None and config.head == "ForSequenceClassification":
             classes = config.count("num_labels")
-            settings["activation"], cross_encoder = classifier_activation(
+            activation, cross_encoder = classifier_activation(
                 sentence, config.content, config.path, classes
             )
             if cross_encoder and classes == 1:  # a score, whatever it was trained as
@@ -159,6 +159,8 @@ class HuggingFaceModel:
                 + ("" if task in TASKS else f" (tasks are {', '.join(TASKS)})")
             )
         task = task or tasks[0]
+        if task in ("classification", "regression"):
+            settings["activation"] = activation
         if graph is not None:
             plan, left_out = graph, list[str]()
             if task == "embedding":
