@@ -271,6 +271,7 @@ def test_positions_that_do_not_begin_at_0(write):
     directory = write(
         ("model.onnx", "dynamo18_positions"), model_type="roberta", architectures=["RobertaModel"]
     )
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(UnsupportedModelError, match="takes position_ids, which begin behind"):
         Engine.load(directory)
 

@@ -23,6 +23,9 @@ _OUTPUTS = {
     "embedding": (("sequence_output", "tokens"), ("pooled_output", "seqs")),
 }
 
+# What a directory's pooling says of vectors that the graph has pooled by itself
+_BEHIND_MODULES = ("truncate_dim", "similarity")
+
 
 def fitted(config: Config, plan: Plan) -> tuple[Config, Plan]:
     """The configuration with the positions that the graph has, which may be fixed at fewer, and the
@@ -98,7 +101,8 @@ def pooling_of(plan: Plan, given: dict[str, Any] | None) -> dict[str, Any] | Non
             f"the directory pools the rows of the tokens by {given['mode']}, and the ONNX file "
             f"returns {', '.join(plan.outputs)}"
         )
-    return {"mode": "pooled", "normalize": False}
+    kept = {name: value for name, value in (given or {}).items() if name in _BEHIND_MODULES}
+    return {"mode": "pooled", "normalize": False, **kept}
 
 
 def width_of(plan: Plan) -> int:

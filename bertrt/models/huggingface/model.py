@@ -139,7 +139,7 @@ class HuggingFaceModel:
         # What pools takes the encoder of whatever there is.
         if pooling is not None:
             tasks = ("embedding",)
-        settings, activation = dict(sentence.prompts), ""
+        settings, activation, modules = dict(sentence.prompts), "", sentence.modules
         if pooling is None and config.head == "ForSequenceClassification":
             classes = config.count("num_labels")
             activation, cross_encoder = classifier_activation(
@@ -165,13 +165,15 @@ class HuggingFaceModel:
             plan, left_out = graph, list[str]()
             if task == "embedding":
                 pooling = pooling_of(graph, pooling)
+                if pooling is not None and pooling["mode"] == "pooled":
+                    modules = ()  # the graph has them
         else:
             plan, left_out = read_plan(config, source, tensors, task)
         if task == "embedding" and pooling is None:
             pooling = {"mode": "mean", "normalize": False}
         if pooling is not None and task == "embedding":
             width = pooled_width(pooling, plan.architecture["hidden"])
-            output_width(sentence.modules, width, str(root))
+            output_width(modules, width, str(root))
         tokenizer = make_tokenizer(directory, config)
         return cls(
             config,
@@ -180,7 +182,7 @@ class HuggingFaceModel:
             task,
             config.labels if task in LABELLED else None,
             pooling,
-            sentence.modules,
+            modules,
             complete_settings(HUGGINGFACE.get(task, {}) | settings, task, tokenizer.max_length),
             tokenizer,
             {
