@@ -129,6 +129,9 @@ def _in_gluon(model: HuggingFaceModel) -> bool:
     """Whether GluonNLP has the network of a model, and is installed."""
     if not is_bert(model) or model.task not in _GLUON_TASKS:
         return False
+    # An export from there wants names that tell the classes apart.
+    if model.labels is not None and len(set(model.labels) - {""}) < len(model.labels):
+        return False
     try:
         import_gluon()
     except MissingDependencyError:

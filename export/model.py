@@ -459,9 +459,9 @@ def _check_tokenizer(tokenizer: TokenizerFile, architecture: Mapping[str, Any]) 
             f"found {tokenizer.max_length}"
         )
     ids = architecture["vocab_size"]
-    # Hugging Face models may have rows to spare; in GluonNLP the sizes are one and the same, so
-    # that a difference means the vocabulary of another model.
-    if tokenizer.size > ids or (tokenizer.kind != "huggingface" and tokenizer.size != ids):
+    # Hugging Face's vocabularies may have fewer tokens than the model has rows, and more. In
+    # GluonNLP the sizes are one and the same, so that a difference means another model's.
+    if tokenizer.kind != "huggingface" and tokenizer.size != ids:
         raise InvalidInputError(
             f"the vocabulary has {tokenizer.size} tokens and the model's word embedding {ids} "
             "rows; they do not belong together"

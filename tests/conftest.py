@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -246,6 +247,33 @@ DTYPES = {
     "int64": "I64",
     "bool": "BOOL",
 }
+TORCH = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+
+
+def torch_pickle(arrays: dict[str, np.ndarray]) -> bytes:
+    """The pickle of a dictionary of tensors, instruction by instruction, each tensor alone in its
+    storage; torch is not needed for it."""
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
+
+    def numbers(values: Iterable[int]) -> bytes:
+        return b"(" + b"".join(b"J" + int(v).to_bytes(4, "little") for v in values) + b"t"
+
+    out = b"\x80\x02}("
+    for key, (name, array) in enumerate(arrays.items()):
+        storage = b"".join(
+            (
+                b"(" + text("storage"),
+                b"ctorch\n" + TORCH[str(array.dtype)].encode() + b"\n",
+                text(str(key)) + text("cpu"),
+                b"J" + array.size.to_bytes(4, "little") + b"tQ",
+            )
+        )
+        strides = [step // array.itemsize for step in array.strides]
+        out += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0"
+        out += numbers(array.shape) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+    return out + b"u."
 
 
 class HuggingFace:
@@ -320,6 +348,20 @@ class HuggingFace:
         path.write_bytes(
             len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in arrays.values())
         )
+
+    @staticmethod
+    def write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """Write arrays as torch.save does: float32, or others of `TORCH`."""
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", torch_pickle(arrays))
+            archive.writestr("archive/byteorder", "little")
+            archive.writestr("archive/version", "3\n")
+            for key, array in enumerate(arrays.values()):
+                entry = zipfile.ZipInfo(f"archive/data/{key}")
+                # The elements begin at a multiple of 64.
+                pad = -(archive.fp.tell() + 30 + len(entry.filename) + 4) % 64
+                entry.extra = b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
+                archive.writestr(entry, array.tobytes())
 
     @staticmethod
     def modules(*kinds: str) -> list[dict[str, Any]]:

@@ -36,8 +36,7 @@ __all__ = ["read_torch"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-# A pickle takes some 200 bytes a tensor, and may become some 40 times as large when it is read; an
-# archive's directory takes some 100.
+# A pickle takes some 200 bytes a tensor, an archive's directory some 100.
 _LONGEST_PICKLE = 8 << 20
 _LONGEST_DIRECTORY = 16 << 20
 _LOCAL_HEADER = 30
@@ -230,14 +229,15 @@ def _entries(path: Path, data: np.ndarray) -> dict[str, _Place]:
             raise UnsupportedModelError(
                 f"{where} is compressed or encrypted, which torch.save does not do"
             )
-        header = data[entry.header_offset : entry.header_offset + _LOCAL_HEADER].tobytes()
-        if not header.startswith(b"PK\3\4") or len(header) < _LOCAL_HEADER:
+        place = max(entry.header_offset, 0)  # below 0 where the directory is wrong about itself
+        header = data[place : place + _LOCAL_HEADER].tobytes()
+        if place != entry.header_offset or header[:4] != b"PK\3\4" or len(header) < _LOCAL_HEADER:
             raise ModelFormatError(f"{where} is not where the archive's directory says")
-        begin = entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:30]))
+        begin = place + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:30]))
         if begin + entry.file_size > len(data):
             raise ModelFormatError(f"{where} ends beyond the file: truncated?")
         places[entry.filename] = _Place(begin, entry.file_size)
-        bounds.append((entry.header_offset, begin + entry.file_size))
+        bounds.append((place, begin + entry.file_size))
     for (_, end), (begin, _) in pairwise(sorted(bounds)):
         if begin < end:
             raise ModelFormatError(f"{path}: entries of the archive overlap at byte {begin}")

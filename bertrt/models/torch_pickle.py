@@ -46,6 +46,8 @@ _MAX_RANK = 32
 _LONGEST_NAME = 1000
 # Python's pickler empties the stack after a thousand entries of a dictionary, two objects each.
 _DEEPEST = 10_000
+# A tensor takes some 45, and each may leave an object of a hundred bytes.
+_MOST_INSTRUCTIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        while (code := self._bytes(1)) != pickle.STOP:
+        for _ in range(_MOST_INSTRUCTIONS):
+            if (code := self._bytes(1)) == pickle.STOP:
+                return self._pop()
             if code not in _INSTRUCTIONS:
                 names = [op.name for op in pickletools.opcodes if op.code.encode("latin-1") == code]
                 raise UnsupportedModelError(
@@ -129,7 +133,7 @@ class _Machine:
             _INSTRUCTIONS[code](self)
             if len(self._stack) > _DEEPEST:
                 self._fail(f"holds more than {_DEEPEST} objects at once on its stack")
-        return self._pop()
+        self._fail(f"has more than {_MOST_INSTRUCTIONS} instructions")
 
     def _fail(self, what: str) -> NoReturn:
         raise ModelFormatError(f"{self._where}: its pickle {what}")

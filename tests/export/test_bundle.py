@@ -199,7 +199,6 @@ def test_a_newer_format(bundle):
         ("task", "embedding"),
         ("labels", None),
         ("labels", []),
-        ("labels", ["a", "a"]),
         ("labels", ["a", 1]),
         ("labels", "ab"),
         ("architecture", None),

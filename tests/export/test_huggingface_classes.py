@@ -12,7 +12,7 @@ from bertrt.export import import_huggingface
 
 from bertrt import Engine
 from bertrt.commands.main import main
-from bertrt.errors import ModelFormatError, OutputExistsError
+from bertrt.errors import InvalidInputError, ModelFormatError, OutputExistsError
 from bertrt.evaluation.verify import verify
 from bertrt.models.bundle import Bundle
 from bertrt.models.safetensors import read_safetensors
@@ -22,7 +22,7 @@ CASES = json.loads((DATA / "huggingface_reference.json").read_text())
 IN_GLUON = ("BertModel", "BertForSequenceClassification")
 
 
-def write(hugging, architecture: str, **options) -> Path:
+def write(hugging, architecture: str, config=None, **options) -> Path:
     spec = importlib.util.spec_from_file_location(
         "make_huggingface_reference", DATA / "make_huggingface_reference.py"
     )
@@ -30,7 +30,7 @@ def write(hugging, architecture: str, **options) -> Path:
     spec.loader.exec_module(reference)
     case = CASES[architecture]
     tensors = {name: reference.draw(name, tuple(shape)) for name, shape in case["tensors"].items()}
-    return hugging.write(case["config"], tensors, **options)
+    return hugging.write(case["config"] | (config or {}), tensors, **options)
 
 
 @pytest.mark.parametrize("architecture", CASES)
@@ -85,3 +85,32 @@ def test_a_task_of_several(hugging, tmp_path, capsys) -> None:
     assert "a model for fill-mask, embedding" in capsys.readouterr().err
     with pytest.raises(OutputExistsError):
         import_huggingface(path, out, "embedding")
+
+
+def test_bundles_of_other_files(hugging, tmp_path) -> None:
+    """Weights of torch.save, several labels at once, the same name for two, tokens without a row:
+    a bundle answers as the directory does."""
+    case = CASES["BertForSequenceClassification"]
+    path = write(
+        hugging,
+        "BertForSequenceClassification",
+        config={
+            "id2label": {"0": "no", "1": "yes", "2": "no"},
+            "problem_type": "multi_label_classification",
+        },
+    )
+    weights = read_safetensors(path / "model.safetensors")
+    arrays = {name: weights[name].array for name in case["tensors"]}
+    hugging.write_torch(path / "pytorch_model.bin", arrays)
+    (path / "model.safetensors").unlink()
+    (path / "vocab.txt").write_text("\n".join([*hugging.words, *map(str, range(20))]))
+    bundle = import_huggingface(path, tmp_path / "bundle")
+    assert verify(bundle).ok
+    with Engine.load(path) as one, Engine.load(bundle) as other:
+        assert one.labels == other.labels == ["no", "yes", "no"]
+        assert one.predict(["the boat", "sea 3"]) == other.predict(["the boat", "sea 3"])
+        for engine in (one, other):
+            with pytest.raises(
+                InvalidInputError, match=r"batch\[0\]: the token '12' has the id 23"
+            ):
+                engine.predict("12 boats")

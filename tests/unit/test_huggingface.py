@@ -143,7 +143,7 @@ def test_sequence_classification(hugging, classes, named) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "albert"}, "model_type is 'albert'; supported are bert, roberta"),
+        ({"model_type": "deberta"}, "model_type is 'deberta'; supported are bert, roberta"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"add_cross_attention": True}, "add_cross_attention"),
@@ -156,13 +156,10 @@ def test_sequence_classification(hugging, classes, named) -> None:
         ({"adapters": {"config": 1}}, "adapters is set"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        (CLASSIFIER | {"problem_type": "multi_label_classification"}, "multi_label"),
-        (CLASSIFIER | {"problem_type": "regression"}, "regression with 2 outputs"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused(hugging, change, message) -> None:
-    classes = 2 if "problem_type" in change else None
-    path = hugging.write(hugging.config | change, hugging.weights(hugging.config, classes=classes))
+    path = hugging.write(hugging.config | change, hugging.weights(hugging.config))
     with pytest.raises(UnsupportedModelError, match=message):
         Engine.load(path)
 
@@ -184,14 +181,8 @@ def test_what_would_change_the_numbers_is_refused(hugging, change, message) -> N
         ({"max_position_embeddings": 17}, "by max_position_embeddings and"),
         ({"intermediate_size": 41}, "by intermediate_size and hidden_size"),
         ({"hidden_size": 27}, "by hidden_size"),
-        (
-            {"architectures": ["RobertaModel"]},
-            "'RobertaModel' belongs to 'roberta'",
-        ),
-        ({"num_hidden_layers": 1}, r"unexpected: encoder\.layer\.1"),
         ({"num_hidden_layers": 3}, r"missing: encoder\.layer\.2"),
         ({"num_hidden_layers": 1 << 30}, "num_hidden_layers is 1073741824"),
-        (CLASSIFIER, r"missing: classifier\.weight"),
     ],
 )
 def test_configurations_that_do_not_fit(hugging, change, message) -> None:
@@ -205,7 +196,6 @@ def test_configurations_that_do_not_fit(hugging, change, message) -> None:
     [
         ({"num_labels": 1 << 30}, r"classifier\.weight is \(2, 24\) and should be \(1073741824"),
         ({"id2label": {"0": "a"}}, r"classifier\.weight is \(2, 24\)"),
-        ({"id2label": {"0": "a", "1": "a"}}, "id2label should map"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label should map"),
         ({"id2label": ["a", "b"]}, "id2label should map"),
     ],
@@ -244,10 +234,6 @@ def test_missing_files(hugging) -> None:
         (path / name).unlink()
         with pytest.raises(MissingFileError, match=name):
             Engine.load(path)
-    path = hugging.root / "without-model.safetensors"
-    (path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(MissingFileError, match="pickle"):
-        Engine.load(path)
 
 
 @pytest.mark.parametrize(
@@ -323,13 +309,6 @@ def test_special_tokens_as_objects(hugging) -> None:
 def test_tokenizer_settings_that_do_not_fit(hugging, settings, message) -> None:
     with pytest.raises(ModelFormatError, match=message):
         Engine.load(hugging.write(tokenizer_config=settings))
-
-
-def test_a_vocabulary_larger_than_the_embedding(hugging) -> None:
-    path = hugging.write()
-    (path / "vocab.txt").write_text("\n".join([*hugging.words, *map(str, range(20))]))
-    with pytest.raises(ModelFormatError, match=r"vocab\.txt.*ids up to 30.*only 30 rows"):
-        Engine.load(path)
 
 
 # --- sentence-transformers --------------------------------------------------------------------

@@ -16,7 +16,13 @@ from bertrt.errors import (
 )
 from bertrt.results import Classification, Embedding, NextSentence, Regression
 from bertrt.tasks.base import Request
-from bertrt.tasks.settings import PRESETS, TASKS, complete_pooling, complete_settings
+from bertrt.tasks.settings import (
+    PRESETS,
+    TASKS,
+    check_settings,
+    complete_pooling,
+    complete_settings,
+)
 from bertrt.tasks.table import make_task
 from bertrt.text.encoding import Encoding
 
@@ -287,6 +293,41 @@ def test_results_are_frozen() -> None:
 def test_models_that_do_not_fit(arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("activation", "score", "scores"),
+    [
+        ("softmax", 0.70538451, {"a": 0.70538451, "b": 0.25949646}),
+        ("sigmoid", 0.88079708, {"a": 0.88079708, "b": 0.73105858}),
+        ("none", 2.0, {"a": 2.0, "b": 1.0}),
+    ],
+)
+def test_scores_of_a_classifier(activation, score, scores) -> None:
+    """Of three outputs, two of which have one name."""
+    task = make("classification", labels=["b", "a", "b"], activation=activation)
+    logits = np.array([[1, 2, -1]], np.float32)
+    (result,) = task.read({"logits": logits}, None, [Request([], False)])
+    assert (result.label, result.score) == ("a", pytest.approx(score))
+    assert result.scores == pytest.approx(scores)
+
+
+def test_far_logits_have_scores() -> None:
+    task = make("classification", labels=["a", "b"], activation="sigmoid")
+    logits = np.array([[-1000, 1000]], np.float32)
+    (result,) = task.read({"logits": logits}, None, [Request([], False)])
+    assert result.scores == {"a": 0.0, "b": 1.0}
+
+
+def test_bundles_of_before_a_setting_mean_the_default() -> None:
+    check_settings({"pair": None}, "classification", "a bundle")
+    task = make_task(
+        "classification", labels=["a", "b"], pooling=None, settings={"pair": None}, rows=ROWS
+    )
+    logits = np.array([[0, 0]], np.float32)
+    assert task.read({"logits": logits}, None, [Request([], False)])[0].score == 0.5
+    with pytest.raises(ModelFormatError, match="'activation' should be one of softmax, sigmoid"):
+        check_settings({"pair": None, "activation": "tanh"}, "classification", "a bundle")
 
 
 def test_settings_have_defaults() -> None:

@@ -222,11 +222,10 @@ class Config:
         "num_labels" as many as there are, by the rules of transformers."""
         if setting == "num_labels":
             return self._classes()
-        return self._count(setting)
-
-    def _count(self, setting: str) -> int:
-        name = self.name(setting)
         default = (DEFAULTS | dict(self.family.defaults)).get(setting)
+        return self._whole(self.name(setting), default)
+
+    def _whole(self, name: str, default: int | None) -> int:
         value = self.content.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
             raise ModelFormatError(
@@ -275,21 +274,19 @@ class Config:
         A ``num_labels`` that is there too, and says another number, is the one that counts.
         """
         names = self.content.get("id2label")
-        if names is None:
+        if names is None or names == {}:
             return None
         if not isinstance(names, dict) or not all(re.fullmatch(r"\s*\d{1,9}\s*", n) for n in names):
             raise ModelFormatError(
                 f"{self.path}: id2label should map 0, 1, ... to names, found {_short(names)}"
             )
         found = {int(number): str(name) for number, name in names.items()}
-        if "num_labels" in self.content and self._count("num_labels") != len(found):
-            return None
-        return found
+        return found if self._whole("num_labels", len(found)) == len(found) else None
 
     def _classes(self) -> int:
         names = self._names()
         if names is None:
-            return self._count("num_labels") if "num_labels" in self.content else 2
+            return self._whole("num_labels", 2)
         return len(names)
 
     @property

@@ -1,5 +1,5 @@
-"""The families of Hugging Face's encoders that a plan can say, and in what they differ: the names of
-tensors and settings, the heads, and what a setting is that a file leaves out. What each class
+"""The families of Hugging Face's encoders that a plan can say, and in what they differ: the names
+of tensors and settings, the heads, and what a setting is that a file leaves out. What each class
 computes is read from transformers 5, ``models/*/modeling_*.py`` and ``configuration_*.py``.
 """
 

@@ -96,7 +96,11 @@ class _Net:
         self.shapes: dict[str, tuple[_Extent, ...]] = {}
         self._config = config
         self._source = source
-        self._tensors = tensors
+        self._tensors = dict(tensors)
+        # A file that holds shared tensors once may have this one under its other name.
+        decoder = tensors.get(config.family.masked_lm.decoder)
+        if config.tied and decoder is not None:
+            self._tensors.setdefault(_WORDS, dataclasses.replace(decoder, name=_WORDS))
 
     # --- what there is in the files -----------------------------------------------------------
 
@@ -244,9 +248,9 @@ class _Net:
         head = self._config.head
         x = self._encoder()
         sequence = {"sequence_output": x}
-        if head == "ForSequenceClassification":
+        if head == "ForSequenceClassification" and task != "embedding":
             return {"logits": self._sequence_classifier(x)}
-        if head in ("ForQuestionAnswering", "ForTokenClassification"):
+        if head in ("ForQuestionAnswering", "ForTokenClassification") and task != "embedding":
             name = "qa_outputs" if head == "ForQuestionAnswering" else "classifier"
             if name == "qa_outputs" and self._config.count("num_labels") != 2:
                 raise UnsupportedModelError(

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
 from bertrt.host.files import read_object
 from bertrt.models.safetensors import read_safetensors
-from bertrt.models.torch_file import read_torch
 from bertrt.plan.weights import Constant
 
 __all__ = ["WEIGHTS", "find_weights", "read_weights", "some"]
@@ -85,10 +84,12 @@ def _read(path: Path) -> dict[str, Constant]:
                 f"{path} is what Git LFS leaves in the place of a file that was not fetched: run "
                 "`git lfs pull` where it was cloned"
             )
-    read: Callable[[Path], dict[str, Constant]] = (
-        read_safetensors if path.suffix == ".safetensors" else read_torch
-    )
-    return read(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    # Imported where it is needed: most directories have no such file.
+    from bertrt.models.torch_file import read_torch
+
+    return read_torch(path)
 
 
 def _read_shards(index: Path) -> dict[Path, dict[str, Constant]]:
