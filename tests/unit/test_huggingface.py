@@ -144,7 +144,7 @@ def test_sequence_classification(hugging, classes, named) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "albert"}, "model_type is 'albert'; supported are bert, roberta"),
+        ({"model_type": "deberta"}, "model_type is 'deberta'; supported are bert, roberta"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"add_cross_attention": True}, "add_cross_attention"),
