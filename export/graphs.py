@@ -28,7 +28,7 @@ from bertrt.models.bundle import write_plan, writing
 from bertrt.models.golden import GoldenCase
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.graph import width_of
-from bertrt.models.huggingface.tokenizer import make_tokenizer
+from bertrt.models.huggingface.tokenizer.make import make_tokenizer
 from bertrt.models.huggingface.weights import WEIGHTS
 from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
 from bertrt.models.model import Model

@@ -193,18 +193,14 @@ def assemble(write_params):
         max_length: int,
     ) -> None:
         """A bundle as export_model makes it, of a graph and its weights."""
-        from bertrt.compiler.pipeline import compile_graph
         from bertrt.export.golden import record_golden
-        from bertrt.export.graphs import _classes
-        from bertrt.export.model import (
-            TokenizerFile,
-            apply_preset,
-            check_labels,
-            check_pooling,
-            seal,
-        )
+        from bertrt.export.model import TokenizerFile, seal
         from bertrt.export.symbol_to_onnx import symbol_to_onnx
+        from bertrt.export.task import apply_preset, check_labels, check_pooling
+
+        from bertrt.compiler.pipeline import compile_graph
         from bertrt.models.bundle import write_plan, writing
+        from bertrt.models.huggingface.graph import width_of
         from bertrt.models.manifest import ONNX, PARAMS, SYMBOL
         from bertrt.models.symbol.reader import read_mxnet
         from bertrt.plan.interpret import interpret
@@ -228,7 +224,7 @@ def assemble(write_params):
                 plan,
                 tokenizer=TokenizerFile("gluonnlp", vocab, True, max_length, size),
                 task=task,
-                labels=check_labels(labels, task, _classes(plan)),
+                labels=check_labels(labels, task, width_of(plan)),
                 pooling=check_pooling(None, task, list(plan.outputs)),
                 settings=complete_settings(settings, task, max_length),
                 origin={"framework": "gluonnlp"},
@@ -540,7 +536,6 @@ def wide(draw_wide):
     they could be mixed up, or left out, and nobody would see.
     """
     import mxnet
-
     from bertrt.export.gluon_to_symbol import input_names
 
     def draw(net: Any, score_std: float) -> None:

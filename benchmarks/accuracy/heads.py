@@ -19,10 +19,6 @@ from typing import Any
 
 import mxnet
 import numpy as np
-from tqdm.auto import trange
-from train import weights_directory
-
-from bertrt.evaluation.datasets import read_examples
 from bertrt.export.gluon_to_symbol import set_parameters, structural_parameters
 from bertrt.export.heads import bert_for_qa, bert_tagger
 from bertrt.export.huggingface import bert_arrays, gluon_bert
@@ -30,6 +26,10 @@ from bertrt.export.model import TokenizerFile, write_bundle
 from bertrt.export.training.batches import Rows, epoch_batches
 from bertrt.export.training.learner import Learner
 from bertrt.export.training.recipe import DROPOUT, Recipe, learning_rate
+from tqdm.auto import trange
+from train import weights_directory
+
+from bertrt.evaluation.datasets import read_examples
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.tasks.settings import complete_settings
 from bertrt.tasks.table import make_task

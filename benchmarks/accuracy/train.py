@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bertrt.export.training import finetune
+
 from bertrt.models.bundle import Bundle
 
 # A model of this size wants a higher rate than BERT base, whose 2e-5 GluonNLP's page has.

@@ -30,7 +30,7 @@ from typing import Any
 
 from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.models.huggingface.config import Config
-from bertrt.models.huggingface.tokenizer import make_tokenizer
+from bertrt.models.huggingface.tokenizer.make import make_tokenizer
 from bertrt.text.huggingface import HuggingFaceTokenizer
 from bertrt.text.load import load_tokenizer
 

@@ -25,7 +25,6 @@ def data_directory():
 
 def call_once(net):
     import mxnet
-
     from bertrt.export.gluon_to_symbol import input_names
 
     one = mxnet.nd.zeros((1, 1))
@@ -172,6 +171,7 @@ def make_bundle(request, recorded, with_mxnet, assemble) -> Callable[..., Path]:
 
     def make(out: Path, kind: str, net: dict[str, Any], *, task: str, **options: Any) -> Path:
         from bertrt.export import export_model
+
         from bertrt.models.symbol.params import read_params
 
         size = net.get("vocab_size", 60)

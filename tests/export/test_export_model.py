@@ -7,6 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from bertrt.export import export_model, import_graph
+from bertrt.export import model as export_module
+from bertrt.export.gluon_to_symbol import run_gluon
 
 from bertrt import Engine
 from bertrt.errors import (
@@ -18,9 +21,6 @@ from bertrt.errors import (
     OutputExistsError,
 )
 from bertrt.evaluation.verify import sample_batch, verify
-from bertrt.export import export_model, import_graph
-from bertrt.export import model as export_module
-from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.models.bundle import Bundle, writing
 
 HEADS = {

@@ -37,6 +37,7 @@ from bertrt.export.training import finetune as finetune_function
 from bertrt.export.training.batches import Rows, epoch_batches
 from bertrt.export.training.learner import Learner
 from bertrt.export.training.recipe import learning_rate
+
 from bertrt.tasks.settings import PRESETS
 from bertrt.text.encoding import Encoding
 

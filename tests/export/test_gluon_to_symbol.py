@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from bertrt.export import gluon_to_symbol
 
 from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.evaluation.verify import sample_batch
-from bertrt.export import gluon_to_symbol
 
 pytestmark = pytest.mark.mxnet
 

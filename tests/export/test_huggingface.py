@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from bertrt import Engine
-from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.export import import_huggingface
 from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.export.huggingface import to_gluon
+
+from bertrt import Engine
+from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.models.model import Model

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bertrt.export import import_huggingface
 
 from bertrt import Engine
 from bertrt.commands.main import main
 from bertrt.errors import InvalidInputError, ModelFormatError, OutputExistsError
 from bertrt.evaluation.verify import verify
-from bertrt.export import import_huggingface
 from bertrt.models.bundle import Bundle
 from bertrt.models.safetensors import read_safetensors
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bertrt.export import import_graph
 
 from bertrt import Engine
 from bertrt.errors import UnsupportedModelError
 from bertrt.evaluation.verify import verify
-from bertrt.export import import_graph
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from bertrt.export import export_model
 
 from bertrt import Engine
 from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
-from bertrt.export import export_model
 from bertrt.models.bundle import Bundle
 
 pytestmark = pytest.mark.mxnet

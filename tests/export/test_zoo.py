@@ -6,6 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from bertrt.export import export_zoo, zoo
+from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.heads import bert_for_qa, bert_tagger
 
 from bertrt import Engine
 from bertrt.commands.main import main
@@ -15,9 +18,6 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
 )
-from bertrt.export import export_zoo, zoo
-from bertrt.export.gluon_to_symbol import run_gluon
-from bertrt.export.heads import bert_for_qa, bert_tagger
 from bertrt.models.bundle import Bundle
 
 pytestmark = pytest.mark.mxnet

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bertrt.export import export_zoo
+from bertrt.export.gluon_to_symbol import run_gluon
+from bertrt.export.zoo import zoo_rows
 
 from bertrt import Engine
 from bertrt.commands.main import main
 from bertrt.evaluation.verify import bound, difference, verify
-from bertrt.export import export_zoo
-from bertrt.export.gluon_to_symbol import run_gluon
-from bertrt.export.zoo import zoo_rows
 from bertrt.models.model import Model
 
 pytestmark = pytest.mark.mxnet

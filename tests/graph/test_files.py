@@ -329,6 +329,7 @@ def test_symbol_damaged_anywhere(gluon, tmp_path):
 def test_onnx_damaged_anywhere(gluon, tmp_path):
     pytest.importorskip("onnx")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
     from bertrt.models.onnx.reader import read_onnx
 
     exported = gluon(head="classifier", activation="relu")
@@ -350,6 +351,7 @@ def test_onnx_damaged_anywhere(gluon, tmp_path):
 def test_broken_onnx_says_what(gluon, tmp_path):
     onnx = pytest.importorskip("onnx")
     from bertrt.export.symbol_to_onnx import symbol_to_onnx
+
     from bertrt.models.onnx.reader import read_onnx
 
     exported = gluon(head="classifier")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.models.torch_file import read_torch
+from bertrt.models.torch.file import read_torch
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "torch_files.json").read_text())
 VALUES = {

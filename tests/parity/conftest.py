@@ -28,6 +28,7 @@ class Exported:
 
     def run(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         from bertrt.export.gluon_to_symbol import run_gluon
+
         from bertrt.models.bundle import Bundle
         from bertrt.plan.interpret import interpret
 
@@ -52,7 +53,6 @@ def export_net(tmp_path_factory, request, with_mxnet, recorded, assemble, draw_w
         net = vocab = None
         if with_mxnet:
             import gluonnlp
-
             from bertrt.export import export_model
 
             net = build(request.getfixturevalue("wide"), **options)
@@ -97,7 +97,6 @@ def build(
     **wanted,
 ):
     import gluonnlp
-
     from bertrt.export.heads import bert_tagger
 
     encoder = gluonnlp.model.BERTEncoder(

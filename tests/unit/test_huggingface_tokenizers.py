@@ -27,7 +27,7 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.models.huggingface.model import HuggingFaceModel
-from bertrt.models.huggingface.sentencepiece import read_sentencepiece
+from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from bertrt.models.manifest import version_of
 from bertrt.text.huggingface import HuggingFaceTokenizer, Rules
 from bertrt.text.load import load_tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,6 +214,19 @@ def test_a_module_in_no_room_is_found(tmp_path) -> None:
     (tmp_path / "bertrt").mkdir()
     (tmp_path / "bertrt" / "attic.py").write_text("")
     assert wrong_arrows(tmp_path) == ["bertrt.attic is in no room"]
+
+
+def test_every_folder_is_installed() -> None:
+    folders = {
+        ".".join(("bertrt", *path.parent.relative_to(ROOT).parts))
+        if path.is_relative_to(ROOT / "export")
+        else ".".join(path.parent.relative_to(ROOT).parts)
+        for top in ("bertrt", "export")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    told = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = re.search(r"^packages = \[(.*?)\]", told, re.DOTALL | re.MULTILINE)
+    assert packages and set(re.findall(r'"([^"]+)"', packages[1])) == folders
 
 
 def test_no_file_is_long_without_a_reason() -> None:

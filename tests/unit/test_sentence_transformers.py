@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bertrt.export.huggingface import import_huggingface
 
 from bertrt import Classification, Embedding, Engine, Ranked, Regression
 from bertrt.errors import (
@@ -25,7 +26,6 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.evaluation.quantize import quantize
-from bertrt.export.huggingface import import_huggingface
 from bertrt.models.bundle import Bundle
 from bertrt.models.model import Model
 from bertrt.tasks.activations import ACTIVATIONS

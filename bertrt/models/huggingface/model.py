@@ -23,7 +23,7 @@ from bertrt.models.huggingface.sentence_transformers import (
     classifier_activation,
     read_sentence_model,
 )
-from bertrt.models.huggingface.tokenizer import make_tokenizer
+from bertrt.models.huggingface.tokenizer.make import make_tokenizer
 from bertrt.models.huggingface.weights import find_weights, read_weights
 from bertrt.models.manifest import MANIFEST
 from bertrt.plan.plan import Plan

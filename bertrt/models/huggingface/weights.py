@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, Constant]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     # Imported where it is needed: most directories have no such file.
-    from bertrt.models.torch_file import read_torch
+    from bertrt.models.torch.file import read_torch
 
     return read_torch(path)
 

@@ -72,7 +72,7 @@ _SIDE = ("'left' or 'right'", _is_side)
 _LENGTH = ("a whole number from 3", _is_length)
 _TOKENS = ("a list of tokens", _are_tokens)
 
-# What is read, with what it has to be. A class reads those that its row in `tokenizer_classes`
+# What is read, with what it has to be. A class reads those that its row in `classes`
 # names; every class reads those behind the line.
 READ: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "add_prefix_space": _FLAG,

@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.models.huggingface.sentencepiece import read_sentencepiece
-from bertrt.models.huggingface.tokenizer_settings import LARGEST, Settings
+from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
+from bertrt.models.huggingface.tokenizer.settings import LARGEST, Settings
 from bertrt.text.huggingface import refusing, without_vocabulary
 
 __all__ = ["Values", "Vocabulary", "read_vocabulary"]

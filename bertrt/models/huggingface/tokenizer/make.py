@@ -17,8 +17,8 @@ from bertrt.errors import ModelFormatError
 from bertrt.host.files import read_object
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.sentence_transformers import SENTENCE_CONFIGS
-from bertrt.models.huggingface.tokenizer_classes import build, find_class
-from bertrt.models.huggingface.tokenizer_settings import (
+from bertrt.models.huggingface.tokenizer.classes import build, find_class
+from bertrt.models.huggingface.tokenizer.settings import (
     CONFIG,
     Settings,
     read_config,

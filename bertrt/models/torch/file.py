@@ -29,7 +29,7 @@ import numpy as np
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.files import map_file, view
 from bertrt.models.safetensors import DTYPES, widened
-from bertrt.models.torch_pickle import Storage, Tensor, read_pickle, short
+from bertrt.models.torch.pickle import Storage, Tensor, read_pickle, short
 from bertrt.plan.weights import Constant
 
 __all__ = ["read_torch"]

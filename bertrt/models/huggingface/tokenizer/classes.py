@@ -24,8 +24,8 @@ from tokenizers import (
 )
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.models.huggingface.tokenizer_settings import NAMED, Settings, Token
-from bertrt.models.huggingface.tokenizer_vocabulary import Values, Vocabulary, read_vocabulary
+from bertrt.models.huggingface.tokenizer.settings import NAMED, Settings, Token
+from bertrt.models.huggingface.tokenizer.vocabulary import Values, Vocabulary, read_vocabulary
 from bertrt.text.huggingface import refusing
 
 __all__ = ["Built", "TokenizerClass", "build", "find_class"]

@@ -1,0 +1,1 @@
+"""The tokenizer of a Hugging Face directory: class, settings, vocabulary, all that decides ids."""
