@@ -331,6 +331,7 @@ def test_a_bare_graph_becomes_a_bundle_again(make_bundle, tmp_path, kind, source
         assert_close(case.outputs, engine.run(**case.inputs))
 
 
+@pytest.mark.mxnet
 def test_a_symbol_in_half_precision_becomes_a_bundle(make_bert, make_vocab, tmp_path):
     """MXNet has no half precision on a CPU: both of the bundle's files are widened."""
     mxnet = pytest.importorskip("mxnet")

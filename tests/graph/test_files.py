@@ -70,6 +70,7 @@ def test_params_against_mxnet(tmp_path):
         assert raw[constant.offset :].startswith(constant.array.tobytes())
 
 
+@pytest.mark.mxnet
 def test_params_written_as_mxnet_writes_them(tmp_path):
     mx = pytest.importorskip("mxnet")
     rng = np.random.default_rng(0)
@@ -80,6 +81,7 @@ def test_params_written_as_mxnet_writes_them(tmp_path):
     assert own.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.mxnet
 def test_half_precision_of_a_symbol_is_widened(gluon, batch):
     """A file that was halved, and a net that was cast on a GPU: its symbol says so, too."""
     mx = pytest.importorskip("mxnet")
