@@ -47,7 +47,7 @@ from bertrt.text.huggingface import HuggingFaceTokenizer
 from .golden import record_golden
 from .model import TokenizerFile, seal
 from .symbol_to_onnx import symbol_to_onnx
-from .task import check_labels, check_pooling
+from .task import check_labels, check_pooling, check_task
 
 __all__ = ["import_graph"]
 
@@ -137,20 +137,22 @@ def import_graph(
                 golden, recorder = _interpret(plan)
         write_plan(plan, draft.directory)
         classes = width_of(plan)
-        task, labels = model.task, model.labels
+        made_for, labels = model.task, model.labels
         pooling, settings = model.pooling, model.settings
-        if task is None:
-            task = _task(plan, classes)
-            labels = check_labels(None, task, classes)
-            pooling = check_pooling(_pooling(plan, task), task, list(plan.outputs))
-            settings = complete_settings(None, task, model.max_length)
+        if made_for is None:
+            if task is not None:
+                check_task(task, list(plan.outputs))
+            made_for = task or _task(plan, classes)
+            labels = check_labels(None, made_for, classes)
+            pooling = check_pooling(_pooling(plan, made_for), made_for, list(plan.outputs))
+            settings = complete_settings(None, made_for, model.max_length)
         found = model.tokenizer
         assert found is None or isinstance(found, HuggingFaceTokenizer)
         seal(
             draft,
             plan,
             tokenizer=None if found is None else TokenizerFile.of(found),
-            task=task,
+            task=made_for,
             labels=labels,
             pooling=pooling,
             settings=settings,
@@ -183,7 +185,7 @@ def _open(source: Path, task: str | None, tokenizer: str | os.PathLike[str] | No
         home = source if source.is_dir() else home_of(file)
     if home is not None and (home / "config.json").is_file():
         return Model.open_onnx(file, home, task)
-    if task is not None:
+    if task is not None and tokenizer is None:
         raise InvalidInputError(
             f"task {task}: {file} is a bare graph, with no config.json and tokenizer of its own; "
             "its outputs say what it is for"
@@ -201,7 +203,13 @@ def _with_tokenizer(file: Path, home: Path) -> Model:
             f"{home} holds no config.json, and no tokenizer_config.json with a tokenizer_class: "
             "one of them has to say which tokenizer it is"
         )
-    model = dataclasses.replace(Model.open(file), task=None, labels=None, pooling=None, settings={})
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        if (home / name).exists():
+            raise UnsupportedModelError(
+                f"{home / name} says how texts are taken, and there is no config.json beside it, "
+                "without which it is not read: add the model's"
+            )
+    model = Model.open_bare(file)
     facts = model.architecture
     sizes = {"vocab_size": facts["vocab_size"], "max_position_embeddings": facts["max_length"]}
     config = Config(home / "config.json", {"model_type": "bert", **sizes})

@@ -100,7 +100,16 @@ class Predictor:
                 f"batch[{index}] is a pair, and the model has one token type and takes single "
                 "texts, not pairs"
             )
-        if tokenizer is None or tokenizer.vocab_size <= rows:
+        if tokenizer is None:
+            return None
+        if (padding := tokenizer.padding_id) is not None and any(
+            (own.ids == padding).any() for own in request.sequences
+        ):
+            return InvalidInputError(
+                f"batch[{index}] holds the token {tokenizer.token(padding)!r}, which the model "
+                "takes for padding and gives no position of its own: leave it out of the text"
+            )
+        if tokenizer.vocab_size <= rows:
             return None
         for encoding in request.sequences:
             if (beyond := encoding.ids[encoding.ids >= rows]).size:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import stat
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,22 +48,39 @@ def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> n
 # Lists and objects of a JSON file: far more than a tokenizer of a million pieces has, and few
 # enough for memory.
 _MOST_CONTAINERS = 8 << 20
+_LARGEST_JSON = 128 << 20
+_SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
 
-def read_json(path: Path, *, limit: int | None = None) -> Any:
+def check_size(path: Path, limit: int) -> None:
+    """Refuse, with a ModelFormatError, what is no plain file, or has more bytes than `limit`:
+    nothing of it is read. MissingFileError where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ModelFormatError(f"{path} cannot be read: {error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelFormatError(f"{path} should be a plain file")
+    if found.st_size > limit:
+        raise ModelFormatError(f"{path} has {found.st_size} bytes, and at most {limit} are read")
+
+
+def read_json(path: Path, *, limit: int = _LARGEST_JSON) -> Any:
     """The content of a JSON file.
 
     Args:
         path: the file.
-        limit: the most bytes that it may have; any number if left out.
+        limit: the most bytes that it may have.
 
     Raises:
         MissingFileError: there is no such file.
-        ModelFormatError: the file is too large, not UTF-8 or not JSON.
+        ModelFormatError: the file is too large, no plain file, not UTF-8 or not JSON, or holds half
+            a surrogate.
     """
+    check_size(path, limit)
     try:
-        if limit is not None and (size := path.stat().st_size) > limit:
-            raise ModelFormatError(f"{path} has {size} bytes, and at most {limit} are read")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None
@@ -69,15 +88,21 @@ def read_json(path: Path, *, limit: int | None = None) -> Any:
         raise ModelFormatError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
-    if limit is not None and text.count("[") + text.count("{") > _MOST_CONTAINERS:
+    if text.count("[") + text.count("{") > _MOST_CONTAINERS:
         raise ModelFormatError(f"{path} has more than {_MOST_CONTAINERS} lists and objects")
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{path} is not JSON: {error}") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ModelFormatError(f"{path} holds half a surrogate, which is no text") from None
+    return content
 
 
-def read_object(path: Path, *, limit: int | None = None) -> dict[str, Any]:
+def read_object(path: Path, *, limit: int = _LARGEST_JSON) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes. MissingFileError and ModelFormatError say
     what is wrong."""
     content = read_json(path, limit=limit)

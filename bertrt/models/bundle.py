@@ -301,7 +301,11 @@ def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
         path = directory / name
         if not os.path.lexists(path):
             raise MissingFileError(f"{directory}: the bundle's file {name} is missing")
-        if path.resolve().parent != root:
+        try:
+            home = path.resolve().parent
+        except (OSError, RuntimeError):  # a link to itself
+            home = None
+        if home != root:
             raise ModelFormatError(f"{path} is a link that leads out of the bundle")
         if not path.is_file():
             raise ModelFormatError(f"{path} should be a plain file")

@@ -169,10 +169,15 @@ class Model:
         return cls._with_texts(home, _find_texts(file, home, _compile_onnx(file)[0], task), file)
 
     @classmethod
+    def open_bare(cls, file: Path) -> Model:
+        """An ONNX file's graph alone, whatever lies beside it."""
+        return cls._bare(file, lambda: _compile_onnx(file), onnx_path=file)
+
+    @classmethod
     def _open_onnx_file(cls, file: Path) -> Model:
         home = home_of(file)
         if home is None:
-            return cls._bare(file, lambda: _compile_onnx(file), onnx_path=file)
+            return cls.open_bare(file)
         compiled = _compile_onnx(file)
         try:
             return cls._with_texts(file, _find_texts(file, home, compiled[0]), file)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -137,12 +138,16 @@ def shown_settings(model: _Model) -> dict[str, Any]:
 
 
 def _max_length(value: Any, positions: int) -> int:
-    if type(value) is not int or not 3 <= value <= positions:
+    try:
+        length = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        length = -1
+    if not 3 <= length <= positions:
         raise InvalidInputError(
             f"settings: max_length should be a whole number from 3 to the model's {positions} "
             f"positions, found {value!r}"
         )
-    return value
+    return length
 
 
 def _labels(value: Any, before: Sequence[str] | None) -> list[str]:

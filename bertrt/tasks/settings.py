@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +100,8 @@ def _are_texts(value: Any) -> bool:
     )
 
 
+# Larger than any logit; also what is not finite is not within it.
+_FAR = 1e30
 _PAIR = {
     "pair": Setting(
         None,
@@ -157,7 +158,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "null_threshold": Setting(
             0.0,
             "a number",
-            lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v),
+            lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _FAR,
         ),
     },
     "tagging": {"aggregation": _choice("gluonnlp", *AGGREGATIONS, later=True)},

@@ -63,6 +63,8 @@ class Tokenizer(Protocol):
         lower: whether text is lower-cased.
         mask: the token that stands for a word to be guessed; None where there is none.
         mask_id: its id.
+        padding_id: the id that no text may hold, since the model takes it for padding; None: there
+            is none such.
         special_ids: the ids of the tokens that open, close and separate texts.
     """
 
@@ -71,6 +73,7 @@ class Tokenizer(Protocol):
     lower: bool
     mask: str | None
     mask_id: int | None
+    padding_id: int | None
     special_ids: frozenset[int]
 
     def limit(self, max_length: int) -> None:

@@ -30,6 +30,8 @@ class GluonTokenizer(ABC):
     """GluonNLP's ``BERTSentenceTransform``, without the padding, over one of its tokenizers."""
 
     lower = False
+    # GluonNLP counts every token of a text.
+    padding_id: int | None = None
 
     def __init__(self, vocabulary: Vocabulary, *, max_length: int) -> None:
         self.max_length = max_length

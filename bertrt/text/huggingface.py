@@ -77,12 +77,15 @@ class Rules:
         types: whether the second text of a pair has type 1; otherwise all types are 0.
         truncation_side: the side that loses tokens of a text that is too long, "left" or "right".
         split_special_tokens: whether a special token that a text spells out is text.
+        padding_id: the id that stands for padding wherever it is, where the model has no place for
+            such a token within a text; None where it is a token like others.
     """
 
     mask: str | None
     types: bool = True
     truncation_side: str = "right"
     split_special_tokens: bool = False
+    padding_id: int | None = None
 
     @classmethod
     def usual(cls, tokenizer: _RustTokenizer) -> Rules:
@@ -101,6 +104,7 @@ class Rules:
                 "types": isinstance(value, bool),
                 "truncation_side": value in ("left", "right"),
                 "split_special_tokens": isinstance(value, bool),
+                "padding_id": type(value) is int and value >= 0,
             }
             if not fits.get(name, False):
                 raise ModelFormatError(
@@ -166,6 +170,7 @@ class HuggingFaceTokenizer:
             max_length, strategy="longest_first", direction=self.rules.truncation_side
         )
         self.mask = self.rules.mask
+        self.padding_id = self.rules.padding_id
         self.mask_id = None if self.mask is None else tokenizer.token_to_id(self.mask)
 
     def unusual(self) -> dict[str, Any]:

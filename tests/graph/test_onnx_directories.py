@@ -118,6 +118,46 @@ def test_the_pooling_of_the_directory(write):
         np.testing.assert_allclose(found, rows[0].mean(0), atol=2e-6)
 
 
+def pooled(directory, mode, *behind):
+    """Makes a directory one of sentence-transformers with this pooling."""
+    (directory / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 16, "pooling_mode": mode}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *((k, f"2_{k}") for k in behind)]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds)
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    return directory
+
+
+def test_a_pooling_that_is_not_the_graph_s(write):
+    """A file that returns its own vectors alone cannot be pooled in another way."""
+    source = ("model.onnx", "script14_mean")
+    rows = run_file("script14_mean", IDS)
+    assert len(rows) == 1
+    with Engine.load(pooled(write(source, name="fits"), "mean", "Normalize")) as engine:
+        np.testing.assert_allclose(engine.predict(TEXT).vector, rows[0][0], atol=2e-6)
+    with pytest.raises(UnsupportedModelError, match=r"pooled itself, by mean.*say otherwise"):
+        Engine.load(pooled(write(source, name="other"), "cls"))
+
+
+def test_scores_that_the_graph_makes(write):
+    changes = {"architectures": ["BertForSequenceClassification"]}
+    classes = run_file("script14_sigmoid", IDS)[0].shape[-1]
+    changes["id2label"] = {str(i): f"label{i}" for i in range(classes)}
+    source = ("model.onnx", "script14_sigmoid")
+    several = write(source, **changes, problem_type="multi_label_classification")
+    with Engine.load(several) as engine:
+        found = engine.predict(TEXT)
+    expected = run_file("script14_sigmoid", IDS)[0][0]
+    np.testing.assert_allclose(list(found.scores.values()), expected, atol=2e-6)
+    one = write(source, **changes, problem_type="single_label_classification", name="one")
+    with pytest.raises(UnsupportedModelError, match=r"returns sigmoid.*activation is softmax"):
+        Engine.load(one)
+
+
 def test_a_classifier(write):
     labels = {"0": "bad", "1": "good", "2": "odd"}
     architecture = ["BertForSequenceClassification"]

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import warnings
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from bertrt.export.huggingface import import_huggingface
 
 from bertrt import BertrtWarning, Classification, Embedding, Engine, Regression
 from bertrt.commands.main import main
@@ -24,6 +26,7 @@ from bertrt.errors import (
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.models.model import Model
 from bertrt.tasks.base import Request
+from bertrt.tasks.settings import complete_settings
 from bertrt.tasks.table import make_task
 
 DATA = Path(__file__).parents[1] / "data"
@@ -363,3 +366,54 @@ def test_other_files_in_the_place_of_weights(hugging) -> None:
     (path / BIN).write_bytes(b"cposix\nsystem\n(X\4\0\0\0exittR.")
     with pytest.raises(UnsupportedModelError, match=r"pytorch_model\.bin.* asks for posix\.system"):
         Engine.load(path)
+
+
+# --- what is no plain file ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_plain_file_is_not_read(hugging, name, kind) -> None:
+    """A pipe that nobody writes to would be waited for, and a device has no end."""
+    path = hugging.write()
+    (path / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path / name)
+    else:
+        (path / name).symlink_to("/dev/zero")
+    with pytest.raises(ModelFormatError, match=f"{name} should be a plain file"):
+        Engine.load(path)
+
+
+def test_lists_without_end_are_not_read(hugging, monkeypatch) -> None:
+    monkeypatch.setattr("bertrt.host.files._MOST_CONTAINERS", 1000)
+    path = hugging.write()
+    (path / "config.json").write_text("[" + "[]," * 1000 + "[]]")
+    with pytest.raises(ModelFormatError, match="more than 1000 lists and objects"):
+        Engine.load(path)
+
+
+def test_half_a_surrogate_in_a_file(hugging) -> None:
+    path = hugging.write(hugging.config | {"id2label": {"0": "\ud800", "1": "b"}})
+    with pytest.raises(ModelFormatError, match=r"config.json holds half a surrogate"):
+        Engine.load(path)
+    whole = hugging.write(hugging.config | {"id2label": {"0": "\U0001f600"}}, name="whole")
+    Engine.load(whole).close()
+
+
+def test_padding_within_a_text(hugging, tmp_path) -> None:
+    """RoBERTa's kin counts positions over what is not padding, wherever that stands."""
+    config = hugging.config | {"model_type": "roberta", "architectures": ["RobertaModel"]}
+    config |= {"pad_token_id": 1, "type_vocab_size": 1}
+    path = hugging.write(config, tokenizer_config={"tokenizer_class": "BertTokenizer"})
+    bundle = import_huggingface(path, tmp_path / "bundle")
+    for source in (path, bundle):
+        with Engine.load(source) as engine:
+            assert len(engine.predict("the boat").vector) == 24
+            with pytest.raises(InvalidInputError, match=r"batch\[1\] holds the token '\[UNK\]'"):
+                engine.predict(["the boat", "the unheard boat"])
+
+
+def test_numbers_beyond_every_logit() -> None:
+    with pytest.raises(InvalidInputError, match="null_threshold should be a number"):
+        complete_settings({"null_threshold": 10**400}, "question-answering", 384)

@@ -404,7 +404,7 @@ def test_scores_to_the_last_bit(tmp_path) -> None:
         ({"added_tokens": None}, "added_tokens should be a list"),
         ({"added_tokens": [{"content": "a"}]}, "should have an id"),
         ({"added_tokens": [{"id": 0, "content": 7}]}, "an added token should have"),
-        ({"added_tokens": [{"id": 0, "content": "\ud800"}]}, "an added token should have"),
+        ({"added_tokens": [{"id": 0, "content": "\ud800"}]}, "holds half a surrogate"),
         ({"post_processor": {"type": "Guess"}}, "is not a readable tokenizer"),
         ({"normalizer": {"type": "Guess"}}, "is not a readable tokenizer"),
     ],

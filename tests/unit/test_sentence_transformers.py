@@ -28,6 +28,7 @@ from bertrt.errors import (
 from bertrt.evaluation.quantize import quantize
 from bertrt.models.bundle import Bundle
 from bertrt.models.model import Model
+from bertrt.models.safetensors import read_safetensors
 from bertrt.tasks.activations import ACTIVATIONS
 
 DATA = Path(__file__).parents[1] / "data"
@@ -393,10 +394,31 @@ def test_modules_of_other_kinds(write) -> None:
             Engine.load(write("pooling mean", name=f"model{index}", modules=modules))
 
 
-def test_a_module_whose_weights_are_a_pickle(write) -> None:
+def test_a_module_whose_weights_are_torch_s(write, hugging) -> None:
     path = write("dense Tanh")
-    (path / "2_Dense" / "model.safetensors").rename(path / "2_Dense" / "pytorch_model.bin")
-    with pytest.raises(MissingFileError, match=r"2_Dense.*pytorch_model\.bin is a pickle"):
+    with Engine.load(path) as engine:
+        expected = engine.predict("the boats").vector
+    old = path / "2_Dense" / "model.safetensors"
+    arrays = {name: c.array for name, c in read_safetensors(old).items()}
+    hugging.write_torch(path / "2_Dense" / "pytorch_model.bin", arrays)
+    old.unlink()
+    with Engine.load(path) as engine:
+        np.testing.assert_array_equal(engine.predict("the boats").vector, expected)
+
+
+def test_a_module_without_its_file(write) -> None:
+    path = write("dense Tanh")
+    (path / "2_Dense" / "config.json").write_text("{}")
+    with pytest.raises(ModelFormatError, match="does not say in_features, out_features"):
+        Engine.load(path)
+    (path / "2_Dense" / "config.json").unlink()
+    with pytest.raises(MissingFileError, match=r"2_Dense/config\.json does not exist"):
+        Engine.load(path)
+
+
+def test_a_tokenizer_from_elsewhere_is_refused(write) -> None:
+    path = write("dense Tanh", sentence_bert_config={"tokenizer_name_or_path": "elsewhere"})
+    with pytest.raises(UnsupportedModelError, match="tokenizer_name_or_path is 'elsewhere'"):
         Engine.load(path)
 
 

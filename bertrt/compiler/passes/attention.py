@@ -121,7 +121,10 @@ def _mask(graph: Graph, softmax: Node, product: Node) -> tuple[str | None, float
         if mask is not None:
             known[mask] = mask_feed(graph, mask, lengths)
         found = values_of(graph, before, known)
-        return np.broadcast_to(found, (*shape,)).reshape(batch, -1, length, length)
+        try:
+            return np.broadcast_to(found, (*shape,)).reshape(batch, -1, length, length)
+        except ValueError:
+            raise NoMatchError(at, f"scores {(*shape,)} become {found.shape}") from None
 
     whole = np.full(batch, length)
     scale = float(str(scores(1.0, whole).ravel()[0]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.models.huggingface.config import Config
 from bertrt.plan.plan import Plan
 from bertrt.plan.tail import TAIL_OPS
+from bertrt.tasks.modules import Module
 
-__all__ = ["answerable", "fitted", "pooling_of", "width_of"]
+__all__ = ["answerable", "check_scores", "fitted", "pooling_of", "width_of"]
 
 # What each task is made of: an output, and what it has a row for
 _OUTPUTS = {
@@ -25,6 +27,9 @@ _OUTPUTS = {
 
 # What a directory's pooling says of vectors that the graph has pooled by itself
 _BEHIND_MODULES = ("truncate_dim", "similarity")
+
+# What a step makes of a sequence's rows, by the name of the pooling
+_POOLED_BY = {"mean_tokens": "mean", "max_tokens": "max", "first_token": "cls"}
 
 
 def fitted(config: Config, plan: Plan) -> tuple[Config, Plan]:
@@ -84,7 +89,9 @@ def answerable(config: Config, plan: Plan) -> tuple[str, ...]:
     return tasks
 
 
-def pooling_of(plan: Plan, given: dict[str, Any] | None) -> dict[str, Any] | None:
+def pooling_of(
+    plan: Plan, given: dict[str, Any] | None, modules: Sequence[Module] = ()
+) -> dict[str, Any] | None:
     """How an embedding is made of the graph's outputs: as the directory says, of the tokens' rows;
     by the graph, where it pools by itself; None for the default.
 
@@ -101,8 +108,37 @@ def pooling_of(plan: Plan, given: dict[str, Any] | None) -> dict[str, Any] | Non
             f"the directory pools the rows of the tokens by {given['mode']}, and the ONNX file "
             f"returns {', '.join(plan.outputs)}"
         )
+    if given is not None:
+        ops = [maker, *(step.op for step in tail)]
+        own = next((_POOLED_BY[op] for op in ops if op in _POOLED_BY), None)
+        normal = "normalize" in ops
+        said = bool(given.get("normalize")) or any(own.kind == "normalize" for own in modules)
+        if (
+            given["mode"] != own
+            or said != normal
+            or given.get("include_prompt") is False
+            or any(module.widths for module in modules)
+        ):
+            raise UnsupportedModelError(
+                f"the ONNX file returns vectors that it has pooled itself, by {own or maker}"
+                f"{' and to length 1' if normal else ''}, and the directory's modules say "
+                f"otherwise ({given}, {len(modules)} modules behind): export the rows of the tokens"
+            )
     kept = {name: value for name, value in (given or {}).items() if name in _BEHIND_MODULES}
     return {"mode": "pooled", "normalize": False, **kept}
+
+
+def check_scores(plan: Plan, activation: str) -> None:
+    """Refuse a graph that makes scores by itself, and others than the directory says."""
+    if "probabilities" not in plan.outputs or "logits" in plan.outputs:
+        return
+    _, tail = plan.tail_of("probabilities")
+    own = tail[-1].op if tail else "none"
+    if own != activation:
+        raise UnsupportedModelError(
+            f"the ONNX file returns {own} of its logits, and the directory's activation is "
+            f"{activation}: they do not belong together"
+        )
 
 
 def width_of(plan: Plan) -> int:

@@ -17,7 +17,7 @@ from bertrt.errors import (
 )
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
-from bertrt.models.huggingface.graph import answerable, fitted, pooling_of
+from bertrt.models.huggingface.graph import answerable, check_scores, fitted, pooling_of
 from bertrt.models.huggingface.plan import read_plan
 from bertrt.models.huggingface.sentence_transformers import (
     classifier_activation,
@@ -161,10 +161,13 @@ class HuggingFaceModel:
         task = task or tasks[0]
         if task in ("classification", "regression"):
             settings["activation"] = activation
+            if graph is not None and "logits" not in graph.outputs:
+                check_scores(graph, activation)
+                del settings["activation"]  # there is nothing left to make scores of
         if graph is not None:
             plan, left_out = graph, list[str]()
             if task == "embedding":
-                pooling = pooling_of(graph, pooling)
+                pooling = pooling_of(graph, pooling, modules)
                 if pooling is not None and pooling["mode"] == "pooled":
                     modules = ()  # the graph has them
         else:

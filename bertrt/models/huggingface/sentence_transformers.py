@@ -26,7 +26,16 @@ __all__ = ["SENTENCE_CONFIGS", "SentenceModel", "classifier_activation", "read_s
 # Before modules had one name for it, each family of transformers had its own.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "electra")
+    for name in (
+        "bert",
+        "roberta",
+        "distilbert",
+        "camembert",
+        "albert",
+        "xlm-roberta",
+        "xlnet",
+        "electra",
+    )
 )
 _MODEL_CONFIG = "config_sentence_transformers.json"
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -58,7 +67,7 @@ _TRANSFORMER_FIELDS = {
     "do_lower_case": "tokenizer",
     "tokenizer_args": "tokenizer",
     "processor_kwargs": "tokenizer",
-    "tokenizer_name_or_path": "tokenizer",
+    "tokenizer_name_or_path": "read",
     "unpad_inputs": "harmless",
     "transformer_task": "read",
     "modality_config": "read",
@@ -319,7 +328,10 @@ def _modules(behind: Sequence[tuple[str, Path]]) -> tuple[Module, ...]:
     arrays: dict[str, np.ndarray] = {}
     for kind, directory in behind:
         path = directory / "config.json"
-        config = read_object(path) if path.exists() else {}
+        wanted = _WANTED.get(kind, ())
+        config = read_object(path) if wanted or path.exists() else {}
+        if missing := [name for name in wanted if name not in config]:
+            raise ModelFormatError(f"{path} does not say {', '.join(missing)}")
         for name in ("module_input_name", "module_output_name"):
             if config.get(name) not in (None, _VECTOR):
                 raise UnsupportedModelError(
@@ -356,6 +368,8 @@ def _check_sizes(
             )
 
 
+# What a module's file has to say; the others may have none.
+_WANTED = {"Dense": ("in_features", "out_features"), "LayerNorm": ("dimension",)}
 _ROLES = {
     "dense": {
         "linear.weight": "weight",
@@ -395,19 +409,16 @@ _BEHIND = {
 
 def _tensors(directory: Path) -> dict[str, np.ndarray]:
     """A module's weights, as float32."""
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        other = directory / "pytorch_model.bin"
-        raise MissingFileError(
-            f"{path} does not exist"
-            + (
-                f"; {other.name} is a pickle and is never read: save the model as safetensors "
-                "(SentenceTransformer(DIR).save_pretrained(OTHER))"
-                if other.exists()
-                else ""
-            )
-        )
-    return {name: constant.array for name, constant in read_safetensors(path).items()}
+    path, other = directory / "model.safetensors", directory / "pytorch_model.bin"
+    if path.is_file():
+        found = read_safetensors(path)
+    elif other.is_file():
+        from bertrt.models.torch.file import read_torch
+
+        found = read_torch(other)
+    else:
+        raise MissingFileError(f"{path} does not exist, and no {other.name}")
+    return {name: constant.array for name, constant in found.items()}
 
 
 # --- activations ----------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def make_tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
             built.types,
             built.truncation_side,
             settings.values.get("split_special_tokens", False),
+            # Positions are counted over what is not padding, wherever it stands.
+            config.first_position - 1 if config.family.padded_positions else None,
         ),
     )
     return tokenizer

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertrt.errors import ModelFormatError
+from bertrt.host.files import check_size
 
 __all__ = ["SentencePieceModel", "read_sentencepiece"]
 
@@ -44,9 +45,7 @@ class SentencePieceModel:
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read a model file; ModelFormatError where it is none."""
-    size = path.stat().st_size
-    if size > _LARGEST:
-        raise ModelFormatError(f"{path} has {size} bytes, and at most {_LARGEST} are read")
+    check_size(path, _LARGEST)
     pieces: list[tuple[str, float]] = []
     special: list[tuple[str, bool]] = []
     charsmap = b""

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
+from bertrt.host.files import check_size
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from bertrt.models.huggingface.tokenizer.settings import LARGEST, Settings
 from bertrt.text.huggingface import refusing, without_vocabulary
@@ -95,8 +96,7 @@ def read_vocabulary(
             + f", which {name} is made of{hint}"
         )
     for path in paths:
-        if (size := path.stat().st_size) > LARGEST:
-            raise ModelFormatError(f"{path} has {size} bytes, and at most {LARGEST} are read")
+        check_size(path, LARGEST)
     if model == "unigram":
         return _of_sentencepiece(name, paths[0], settings, values)
     with refusing(f"{' and '.join(map(str, paths))} cannot be read"):
