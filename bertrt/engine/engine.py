@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import operator
@@ -125,7 +126,7 @@ class Engine:
                 "device": device,
                 "precision": precision,
                 "threads": threads,
-                "settings": None if settings is None else dict(settings),
+                "settings": None if settings is None else copy.deepcopy(dict(settings)),
             }
             return cls(model, load, arguments)
 
