@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Count the tests that need MXNet; for want of it no other may be skipped."""
     report = yield
+    # A test that is expected to fail, and does, is reported as skipped too, with this attribute.
     if not MXNET and report.skipped and not hasattr(report, "wasxfail"):
         if item.get_closest_marker("mxnet"):
             item.config.stash[MISSING] = item.config.stash.get(MISSING, 0) + 1
