@@ -210,9 +210,9 @@ def _entries(path: Path, data: np.ndarray) -> dict[str, _Place]:
     try:
         with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    # All that zipfile raises for a damaged directory: NotImplementedError for a version or a kind of
-    # compression that it does not know, ValueError for names that are no text, struct.error and
-    # EOFError for records that are cut.
+    # All that zipfile raises for a damaged directory: NotImplementedError for a version or a kind
+    # of compression that it does not know, ValueError for names that are no text, struct.error
+    # and EOFError for records that are cut.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise ModelFormatError(
             f"{path} begins as a zip archive and cannot be read as one, truncated or damaged: "
