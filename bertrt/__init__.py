@@ -10,6 +10,7 @@ from bertrt.errors import (
     MissingDependencyError,
     MissingFileError,
     ModelFormatError,
+    OutOfMemoryError,
     OutputExistsError,
     UnsupportedModelError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "MissingFileError",
     "ModelFormatError",
     "NextSentence",
+    "OutOfMemoryError",
     "OutputExistsError",
     "Ranked",
     "Regression",

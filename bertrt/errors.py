@@ -16,6 +16,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingFileError",
     "ModelFormatError",
+    "OutOfMemoryError",
     "OutputExistsError",
     "UnsupportedModelError",
 ]
@@ -35,6 +36,11 @@ class InvalidTypeError(BertrtError, TypeError):
 
 class MissingFileError(BertrtError, FileNotFoundError):
     """A file or directory that was asked for is not there."""
+
+
+class OutOfMemoryError(BertrtError, MemoryError):
+    """This machine has not the memory that a model or a batch takes. What was loaded before lives
+    on, and runs what does fit."""
 
 
 class OutputExistsError(BertrtError, FileExistsError):

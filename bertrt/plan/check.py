@@ -5,10 +5,11 @@ A plan is checked when it is made; an engine may rely on what is checked here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+
+import numpy as np
 
 from bertrt.errors import ModelFormatError
 from bertrt.plan.fields import LIMIT, check_keys
@@ -27,6 +28,11 @@ from bertrt.plan.weights import DTYPES, STORED, Constant, dtype_name
 
 __all__ = ["STEP_OPS", "check_plan"]
 
+# Inputs of a product: in int8 the sum of more would not fit 32 bits. csrc/plan says the same.
+_MOST_INPUTS = 65536
+# Engines compute with float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -42,7 +48,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a kind of step needs; roles and fields ending in "?" are optional."""
+    """What a kind of step needs; roles and fields ending in "?" are optional. The same table
+    is in csrc/plan/plan.cpp."""
 
     inputs: int
     roles: tuple[str, ...]
@@ -84,6 +91,11 @@ def check_plan(
         if not dtype_name(constant.array) or not constant.array.flags.c_contiguous:
             raise ModelFormatError(
                 f"weight {name!r} is {constant.array.dtype}, expected row-major {', '.join(DTYPES)}"
+            )
+        if not all(0 < extent < LIMIT for extent in constant.array.shape):
+            raise ModelFormatError(
+                f"weight {name!r} has shape {constant.array.shape}, expected extents from 1 to "
+                f"{LIMIT - 1}"
             )
     checker = _Checker(inputs, weights)
     values: dict[str, _Rows] = {}
@@ -202,9 +214,9 @@ class _Checker:
         elif key == "eps":
             good = type(value) is float and 0.0 <= value < 1.0
         elif key in ("factor", "shift"):
-            good = type(value) is float and math.isfinite(value)
+            good = type(value) is float and abs(value) <= _LARGEST
         else:  # scale
-            good = type(value) is float and math.isfinite(value) and value > 0.0
+            good = type(value) is float and 0.0 < value <= _LARGEST
         if not good:
             expected = f", expected one of {choices[key]}" if key in choices else ""
             self._fail(step, f"{key} is {value!r}{expected}")
@@ -232,6 +244,9 @@ class _Checker:
             self._fail(step, f"{role} {name!r} is {dtype}, and the precision {precision}")
         if role == "weight" and (dtype == "int8") != ("scale" in step.weights):
             self._fail(step, f"weight {name!r} is {dtype}; int8 and a scale need each other")
+        first = step.weights[role][0]
+        if dtype != str(self.weights[first].array.dtype):
+            self._fail(step, f"{role} {name!r} is {dtype}, and {first!r} beside it is not")
 
     def _shapes(self, step: Step, role: str) -> Iterator[tuple[int, ...]]:
         for name in step.weights[role]:
@@ -243,7 +258,10 @@ class _Checker:
         shape = shapes.pop()
         if shapes or len(shape) != 2:
             self._fail(step, f"{role} has shape {shape}, expected matrices of one shape")
-        return (shape[1], shape[0]) if step.fields.get("transposed") else (shape[0], shape[1])
+        out, into = shape[::-1] if step.fields.get("transposed") else shape
+        if role == "weight" and into > _MOST_INPUTS:
+            self._fail(step, f"a product over {into} inputs, expected {_MOST_INPUTS} at most")
+        return out, into
 
     def _vectors(self, step: Step, width: int, *roles: str) -> None:
         for role in roles:

@@ -8,7 +8,9 @@ from bertrt.errors import ModelFormatError
 
 __all__ = ["LIMIT", "check_keys", "read_integer", "read_names", "read_table", "read_text"]
 
-LIMIT = 1 << 31  # extents and counts stay below this
+# Extents and counts stay below it, so that no product of two overflows in an engine; csrc/plan says
+# the same.
+LIMIT = 1 << 28
 _LONGEST_NAME = 1024
 
 

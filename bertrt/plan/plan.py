@@ -87,12 +87,22 @@ class Plan:
 
     def to_engine(self) -> dict[str, Any]:
         """The JSON form without ``weights`` and tail steps: what an engine takes, beside the
-        arrays. The values that a tail begins at are its outputs, too, by their own names."""
+        arrays. The values that a tail begins at are its outputs, too, by their own names, or by
+        one like it where an output has that name."""
         steps = [step for step in self.steps if step.op not in TAIL_OPS]
-        outputs = {name: self.tail_of(name)[0] for name in self.outputs}
-        plain = {name: value for name, value in outputs.items() if value == self.outputs[name]}
-        begun = dict.fromkeys(value for value in outputs.values() if value not in plain.values())
-        return self._describe(steps, plain | {value: value for value in begun})
+        begun = {name: self.tail_of(name)[0] for name in self.outputs}
+        # A value is listed once, however many outputs are made of it.
+        names: dict[str, str] = {}
+        for name, value in begun.items():
+            if value == self.outputs[name]:
+                names.setdefault(value, name)
+        for value in begun.values():
+            if value not in names:
+                own = value
+                while own in names.values():
+                    own += "'"
+                names[value] = own
+        return self._describe(steps, {name: value for value, name in names.items()})
 
     def tail_of(self, output: str) -> tuple[str, tuple[Step, ...]]:
         """The value that an engine computes for ``output``, and the tail steps from there on."""

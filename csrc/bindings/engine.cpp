@@ -15,26 +15,13 @@ class PyModel {
  public:
   PyModel(const py::dict& plan, const Weights& weights, const std::string& precision, int threads)
       : model(std::make_shared<Model>(read_plan(plan, weights), plan::parse_precision(precision),
-                                      threads)),
-        tables_(tables(plan, weights.arrays)) {}
+                                      threads)) {
+    for (const std::string& name : model->tables) tables_.append(weights.arrays[py::str(name)]);
+  }
 
   const std::shared_ptr<const Model> model;
 
  private:
-  static py::list tables(const py::dict& plan, const py::dict& arrays) {
-    py::list tables;
-    for (const auto& item : plan["steps"]) {
-      const py::dict step = py::reinterpret_borrow<py::dict>(item);
-      if (!step.contains("weights")) continue;
-      const py::dict roles = step["weights"];
-      if (roles.contains("weight")) continue;  // a matrix, and the bias behind it
-      for (const char* role : {"word", "type", "position", "bias"}) {
-        if (roles.contains(role)) tables.append(arrays[roles[role][py::int_(0)]]);
-      }
-    }
-    return tables;
-  }
-
   py::list tables_;
 };
 

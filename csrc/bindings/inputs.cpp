@@ -1,6 +1,9 @@
 #include "bindings/inputs.h"
 
 #include <map>
+#include <new>
+#include <stdexcept>
+#include <type_traits>
 
 #include <pybind11/stl.h>
 
@@ -16,18 +19,35 @@ namespace {
 template <class Value>
 Value field(const py::dict& dict, const char* name, const std::string& where) {
   if (!dict.contains(name)) throw PlanError("plan: " + where + " has no field '" + name + "'");
+  const py::object object = dict[name];
+  // JSON's own types, as bertrt/plan/check.py takes them: true is no number, 1 no float.
+  const bool good = std::is_same_v<Value, double>        ? PyFloat_CheckExact(object.ptr())
+                    : std::is_same_v<Value, int64_t>     ? PyLong_CheckExact(object.ptr())
+                    : std::is_same_v<Value, bool>        ? PyBool_Check(object.ptr())
+                    : std::is_same_v<Value, std::string> ? PyUnicode_Check(object.ptr())
+                                                         : true;
   try {
-    return dict[name].cast<Value>();
+    if (good) return object.cast<Value>();
   } catch (const py::cast_error&) {
-    throw PlanError("plan: field '" + std::string(name) + "' of " + where + " is " +
-                    std::string(py::repr(dict[name])) + ", which has the wrong type");
   }
+  throw PlanError("plan: field '" + std::string(name) + "' of " + where + " is " +
+                  std::string(py::repr(object)) + ", which has the wrong type");
+}
+
+// A key or a value of a dictionary that names something.
+std::string name_in(py::handle object, const std::string& where) {
+  try {
+    if (PyUnicode_Check(object.ptr())) return object.cast<std::string>();
+  } catch (const py::cast_error&) {  // half a surrogate pair
+  }
+  throw PlanError("plan: " + where + " has " + std::string(py::repr(object)) + ", expected a name");
 }
 
 plan::Weight weight(const Weights& weights, const std::string& name) {
   const py::dict& arrays = weights.arrays;
-  if (!arrays.contains(name.c_str())) throw PlanError("plan: weight '" + name + "' was not given");
-  const py::object object = arrays[name.c_str()];
+  const py::str key(name);  // as long as it is: a name may hold a zero
+  if (!arrays.contains(key)) throw PlanError("plan: weight '" + name + "' was not given");
+  const py::object object = arrays[key];
   const auto of = [&](Storage storage) -> plan::Weight {
     const auto array = py::reinterpret_borrow<py::array>(object);
     return {name,
@@ -54,10 +74,15 @@ plan::Step step(const py::dict& dict, const Weights& weights) {
   step.inputs = field<std::vector<std::string>>(dict, "inputs", where);
   step.output = field<std::string>(dict, "output", where);
   using Roles = std::map<std::string, std::vector<std::string>>;
-  if (dict.contains("weights")) {
-    for (const auto& [role, names] : field<Roles>(dict, "weights", where)) {
-      for (const std::string& name : names) step.weights[role].push_back(weight(weights, name));
-    }
+  for (const auto& [role, names] : field<Roles>(dict, "weights", where)) {
+    std::vector<plan::Weight>& arrays = step.weights[role];
+    for (const std::string& name : names) arrays.push_back(weight(weights, name));
+  }
+  for (const auto& entry : dict) {
+    const std::string name = name_in(entry.first, where);
+    const bool common =
+        name == "op" || name == "name" || name == "inputs" || name == "output" || name == "weights";
+    if (!common) step.fields.insert(name);
   }
   const auto optional = [&](const char* name, auto& target) {
     using Value = std::decay_t<decltype(target)>;
@@ -67,6 +92,7 @@ plan::Step step(const py::dict& dict, const Weights& weights) {
   optional("heads", step.heads);
   optional("head_dim", step.head_dim);
   optional("scale", step.scale);
+  optional("mask", step.mask);
   optional("transposed", step.transposed);
   if (dict.contains("precision")) {
     step.precision = plan::parse_precision(field<std::string>(dict, "precision", where));
@@ -131,22 +157,39 @@ plan::Plan read_plan(const py::dict& dict, const Weights& weights) {
     plan.steps.push_back(step(item, weights));
   }
   for (const auto& [name, value] : field<py::dict>(dict, "outputs", "the plan")) {
-    plan.outputs.emplace_back(py::str(name), py::str(value));
+    plan.outputs.emplace_back(name_in(name, "outputs"), name_in(value, "outputs"));
   }
   return plan;
 }
 
+namespace {
+
+FloatArray new_array(int64_t rows, int64_t cols) {
+  try {
+    return FloatArray({rows, cols});
+  } catch (const py::error_already_set&) {  // of numpy: no memory, or more than can be counted
+    throw std::bad_alloc();
+  }
+}
+
+}  // namespace
+
 py::dict run_packed(const Graph& graph, const BatchArrays& arrays,
                     const std::vector<std::string>& outputs, const Runner& run) {
   const PackedBatch batch = read_batch(arrays);
+  {
+    py::gil_scoped_release release;
+    graph.check(batch, outputs);
+  }
   py::dict results;
   std::vector<Output> destinations;
   for (const std::string& name : outputs) {
-    if (results.contains(name.c_str())) continue;
+    const py::str key(name);
+    if (results.contains(key)) continue;
     const int value = graph.output_value(name);
-    FloatArray array({graph.rows(value, batch), graph.values[value].cols});
+    FloatArray array = new_array(graph.rows(value, batch), graph.values[value].cols);
     destinations.push_back({name, array.mutable_data()});
-    results[name.c_str()] = std::move(array);
+    results[key] = std::move(array);
   }
   {
     py::gil_scoped_release release;
@@ -177,6 +220,12 @@ void translate_errors() {
       raise("InvalidInputError", error.what());
     } catch (const DeviceError& error) {
       raise("DeviceError", error.what());
+    } catch (const std::bad_alloc&) {
+      raise("OutOfMemoryError",
+            "the memory of this machine does not suffice for so large a model, "
+            "or so large a batch: nothing of it was kept");
+    } catch (const std::length_error&) {  // a std::vector of more than can be
+      raise("OutOfMemoryError", "no machine has the memory for so large a model or batch");
     }
   });
 }

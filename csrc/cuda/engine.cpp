@@ -132,7 +132,7 @@ class Engine::PartRun {
 
   // Rows that live from step `first` to step `last`.
   Place new_place(int64_t rows, int64_t stride, Element element, int first, int last) {
-    lifetimes_.push_back({aligned(rows * stride * bytes_of(element)), first, last, 0});
+    lifetimes_.push_back({aligned(room(rows, stride) * bytes_of(element)), first, last, 0});
     return {static_cast<int>(lifetimes_.size()) - 1, stride, element};
   }
   // Likewise, with the stride that kernels ask for.
@@ -164,7 +164,7 @@ class Engine::PartRun {
       }
       if (has_first_queries(node)) {
         const Node& qkv = model_.qkv_of(node);
-        own_[i].queries = new_rows(count, qkv.linear.outputs / 3, node.element, i, i);
+        own_[i].queries = new_rows(count, qkv.queries, node.element, i, i);
         if (demand_.makes_queries(node)) {
           own_[i].inputs[0] = new_rows(count, qkv.linear.inputs, node.element, i, i);
         }
@@ -210,12 +210,12 @@ class Engine::PartRun {
     const Own& own = own_[step];
     const int made_of = demand_.makes_queries(node) ? qkv.inputs[0] : node.inputs[0];
     const Place& place = demand_.makes_queries(node) ? own.inputs[0] : own.queries;
-    const int64_t cols = demand_.makes_queries(node) ? qkv.linear.inputs : qkv.linear.outputs / 3;
+    const int64_t cols = demand_.makes_queries(node) ? qkv.linear.inputs : qkv.queries;
     gather_rows(at(values_[made_of]), first_rows_of(made_of), batch_.seqs, cols, at(place),
                 stream_);
     if (demand_.makes_queries(node)) {
       Linear queries = qkv.linear;
-      queries.outputs /= 3;
+      queries.outputs = qkv.queries;
       bertrt::cuda::linear(queries, at(place), {}, batch_.seqs, at(own.queries), stream_);
     }
     return at(own.queries);
@@ -233,8 +233,8 @@ class Engine::PartRun {
         return;
       case plan::Op::kQkvLinear:
         if (demand_.keys_only[node.output]) {
-          linear(keys_and_values(node.linear), input(step, 0), {}, count,
-                 columns_from(out, node.linear.outputs / 3), stream_);
+          linear(keys_and_values(node), input(step, 0), {}, count, columns_from(out, node.queries),
+                 stream_);
           return;
         }
         linear(node.linear, input(step, 0), {}, count, out, stream_);
@@ -268,13 +268,13 @@ class Engine::PartRun {
     }
   }
 
-  // A product for queries, keys and values without its first third.
-  static Linear keys_and_values(Linear linear) {
-    const int64_t hidden = linear.outputs / 3;
+  // A product for queries, keys and values without the queries.
+  static Linear keys_and_values(const Node& qkv) {
+    Linear linear = qkv.linear;
     linear.weight.data = static_cast<const char*>(linear.weight.data) +
-                         hidden * linear.weight.stride * bytes_of(linear.weight.element);
-    if (linear.bias) linear.bias += hidden;
-    linear.outputs -= hidden;
+                         qkv.queries * linear.weight.stride * bytes_of(linear.weight.element);
+    if (linear.bias) linear.bias += qkv.queries;
+    linear.outputs -= qkv.queries;
     return linear;
   }
 
@@ -305,12 +305,13 @@ class Engine::PartRun {
     };
     if (node.linear.outputs) {
       const bool keys = demand_.keys_only[node.output];
-      count_product(keys ? keys_and_values(node.linear) : node.linear);
+      count_product(keys ? keys_and_values(node) : node.linear);
       return;
     }
     if (demand_.makes_queries(node)) {
-      Linear queries = model_.qkv_of(node).linear;
-      queries.outputs /= 3;
+      const Node& qkv = model_.qkv_of(node);
+      Linear queries = qkv.linear;
+      queries.outputs = qkv.queries;
       count_product(queries);
     }
     switch (node.op) {
@@ -349,7 +350,6 @@ class Engine::PartRun {
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
-  model_->check(batch, outputs);
   std::vector<int> values;
   std::vector<std::pair<int, float*>> wanted;
   int64_t token_bytes = 1;  // returned for a token, at most
@@ -360,7 +360,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
     const Graph::Value& made = model_->values[value];
     if (made.rows == plan::RowKind::kPairs) {
       token_bytes += model_->max_length * made.cols * static_cast<int64_t>(sizeof(float));
-    } else if (made.rows == plan::RowKind::kTokens) {
+    } else if (made.rows == plan::RowKind::kTokens || made.rows == plan::RowKind::kQkv) {
       token_bytes += made.cols * static_cast<int64_t>(sizeof(float));
     }
   }

@@ -21,8 +21,8 @@ class Engine {
 
   // Computes the outputs asked for, and nothing that they do not need: see Demand. Safe to call
   // from several threads, each of which gets a stream and memory of its own; they are used again by
-  // later runs. Throws BatchError if the batch does not fit the plan, and DeviceError, also where
-  // the device's memory does not suffice: the engine lives on, and runs what does fit.
+  // later runs. The batch has passed Graph::check(). Throws DeviceError, also where the device's
+  // memory does not suffice: the engine lives on, and runs what does fit.
   void run(const PackedBatch& batch, const std::vector<Output>& outputs);
 
   const Graph& graph() const { return *model_; }

@@ -127,13 +127,14 @@ const char* suffix(Element element) {
 
 }  // namespace
 
-Model::Model(const plan::Plan& plan, Element element_, int device_number)
-    : Graph(plan), device(open_device(device_number)), element(element_) {
+Model::Model(const plan::CheckedPlan& checked, Element element_, int device_number)
+    : Graph(checked), device(open_device(device_number)), element(element_) {
   Uploader uploader(weights_);
   std::map<std::pair<MatrixIdentity, Element>, ConstDeviceRows> matrices;
   std::map<const float*, const float*> biases;  // by distance, on the device, by those of the plan
   nodes.reserve(steps.size());
-  for (const plan::Step& step : plan.steps) {
+  for (const plan::CheckedStep& bound : checked.steps) {
+    const plan::Step& step = *bound.step;
     nodes.emplace_back(steps[nodes.size()]);
     Node& node = nodes.back();
     if (step.precision) {
@@ -141,33 +142,30 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
                       "' states its precision; plans that do run on the CPU only");
     }
     node.element = node.head ? Element::kFp32 : element;
-    if (step.weights.count("gamma")) {
-      node.norm = {uploader.vector(vector_of(step, "gamma")),
-                   uploader.vector(vector_of(step, "beta")), static_cast<float>(step.eps),
-                   values[static_cast<size_t>(node.output)].cols};
+    if (bound.gamma) {
+      node.norm = {uploader.vector(vector_of(*bound.gamma)),
+                   uploader.vector(vector_of(*bound.beta)), static_cast<float>(step.eps),
+                   bound.result.cols};
     }
     switch (step.op) {
-      case plan::Op::kEmbedLayerNorm: {
-        const auto table = [&](const char* role) {
-          return uploader.table(step.weights.at(role).front(), node.element);
-        };
-        node.embedding.word = table("word");
-        if (step.weights.count("type")) node.embedding.type = table("type");
-        node.embedding.position = table("position");
+      case plan::Op::kEmbedLayerNorm:
+        node.embedding.word = uploader.table(*bound.word, node.element);
+        if (bound.type) node.embedding.type = uploader.table(*bound.type, node.element);
+        node.embedding.position = uploader.table(*bound.position, node.element);
         node.kernel = std::string("embed_layer_norm_") + suffix(node.element);
         break;
-      }
       case plan::Op::kQkvLinear:
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
-        const LinearWeights weights(step);
-        ConstDeviceRows& matrix = matrices[{matrix_identity(step), node.element}];
+        const LinearWeights weights(bound);
+        ConstDeviceRows& matrix = matrices[{matrix_identity(bound), node.element}];
         if (!matrix.data) {
-          matrix = uploader.matrix(weights.blocks, weights.inputs, weights.outputs, node.element);
+          matrix = uploader.matrix(weights.blocks, bound.matrix_inputs, bound.matrix_outputs,
+                                   node.element);
         }
         node.linear.weight = matrix;
-        node.linear.inputs = weights.inputs;
-        node.linear.outputs = weights.outputs;
+        node.linear.inputs = bound.matrix_inputs;
+        node.linear.outputs = bound.matrix_outputs;
         if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
         node.linear.activation = step.activation;
         node.kernel = linear_kernel(node.element);
@@ -177,14 +175,13 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
       case plan::Op::kAttentionWeights:
         node.element = element;
         node.attention = {step.heads, step.head_dim, static_cast<float>(step.scale)};
-        node.attention.distance_stride = 2 * max_length - 1;
-        if (const float* bias = distance_bias_of(step, max_length)) {
-          const float* begin = bias - (max_length - 1);
+        if (bound.distances) {
+          const float* begin = bound.distances->floats();
+          const int64_t heads = bound.distances->shape[0], stride = bound.distances->shape[1];
           const float*& uploaded = biases[begin];
-          if (!uploaded) {
-            uploaded = uploader.vector({begin, begin + step.heads * (2 * max_length - 1)});
-          }
-          node.attention.distance_bias = uploaded + max_length - 1;
+          if (!uploaded) uploaded = uploader.vector({begin, begin + heads * stride});
+          node.attention.distance_stride = stride;
+          node.attention.distance_bias = uploaded + stride / 2;
         }
         node.kernel = step.op == plan::Op::kAttention
                           ? attention_kernel(element, step.head_dim)
@@ -198,7 +195,7 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
         node.kernel = "gather_rows";
         break;
     }
-    release_matrices(step);
+    release_matrices(bound);
   }
 }
 

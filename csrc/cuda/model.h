@@ -27,7 +27,8 @@ struct Model : Graph {
 
   // Copies the weights to a device, matrices and tables as `element`; heads, vectors and biases in
   // fp32. Afterwards the weights' own memory is not read any more. Throws PlanError, DeviceError.
-  Model(const plan::Plan& plan, Element element, int device_number);
+  Model(const plan::Plan& plan, Element element, int device_number)
+      : Model(plan::validate(plan), element, device_number) {}
 
   // The step that makes an attention's queries, keys and values.
   const Node& qkv_of(const Step& attention) const {
@@ -39,6 +40,8 @@ struct Model : Graph {
   std::vector<Node> nodes;  // by step
 
  private:
+  Model(const plan::CheckedPlan& checked, Element element, int device_number);
+
   std::vector<DeviceMemory> weights_;
 };
 

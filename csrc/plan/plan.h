@@ -2,12 +2,14 @@
 //
 // bertrt/plan/plan.py writes it and docs/plan.md describes every field. It arrives here as plain
 // structs; validate() checks all that the engine and the kernels rely on, so that no plan, however
-// broken, makes them touch memory that is not theirs.
+// broken, makes them touch memory that is not theirs. They go by what validate() returns: every
+// array is found by its role there, and every width worked out there, and nowhere a second time.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,10 +53,12 @@ struct Step {
   std::vector<std::string> inputs;
   std::string output;
   std::map<std::string, std::vector<Weight>> weights;  // by role
+  std::set<std::string> fields;  // the names of those that are stated, of the ones below or not
   double eps = 0.0;
   int64_t heads = 0;
   int64_t head_dim = 0;
   double scale = 0.0;
+  std::string mask;  // which keys a batch's `attended` says: nothing is computed by this
   bool transposed = false;
   QkvLayout weight_layout = QkvLayout::kSeparate;
   QkvLayout bias_layout = QkvLayout::kSeparate;
@@ -72,16 +76,45 @@ struct Plan {
   std::vector<std::pair<std::string, std::string>> outputs;  // name, value
 };
 
-// What the rows of a value are counted by; kPairs: a sequence's tokens, each with each.
-enum class RowKind { kTokens, kSeqs, kPositions, kPairs };
+// What the rows of a value are counted by; kQkv: tokens too, with query, key and value side by
+// side, which attention alone reads; kPairs: a sequence's tokens, each with each.
+enum class RowKind { kTokens, kQkv, kSeqs, kPositions, kPairs };
 
 struct ValueShape {
   RowKind rows{};
   int64_t cols = 0;
 };
 
-// Returns the shape of every value. Throws PlanError naming the step and the field.
-std::map<std::string, ValueShape> validate(const Plan& plan);
+// A step that is right: what it reads and makes, by number, and its arrays, by role. Null, empty or
+// 0: it has no such thing.
+struct CheckedStep {
+  const Step* step = nullptr;
+  std::vector<int> inputs;  // the steps whose results it reads
+  ValueShape result;
+
+  // A product's matrix: one array, or three blocks of outputs, one below the other; of all of them
+  // together (outputs, inputs), unless transposed.
+  std::vector<const Weight*> matrix, scale, bias;
+  int64_t matrix_inputs = 0, matrix_outputs = 0, block_outputs = 0;
+  int64_t queries = 0;  // columns of a qkv_linear's result; as many are keys, as many values
+
+  const Weight* word = nullptr;
+  const Weight* type = nullptr;
+  const Weight* position = nullptr;
+  const Weight* gamma = nullptr;
+  const Weight* beta = nullptr;
+  // What attention adds to scores: (heads, 2 max_length - 1), distance 0 in the middle column.
+  const Weight* distances = nullptr;
+};
+
+struct CheckedPlan {
+  const Plan* plan = nullptr;  // has to outlive this
+  std::vector<CheckedStep> steps;
+  std::vector<int> outputs;  // the steps that make the plan's outputs
+};
+
+// Throws PlanError naming the step, and the role, field or array.
+CheckedPlan validate(const Plan& plan);
 
 // Names as the plan file spells them; unknown ones throw PlanError.
 Op parse_op(const std::string& name);

@@ -1,8 +1,15 @@
 #include "runtime/arena.h"
 
 #include <algorithm>
+#include <new>
 
 namespace bertrt {
+
+int64_t room(int64_t rows, int64_t row_size) {
+  constexpr int64_t kMost = int64_t{1} << 44;
+  if (row_size > 0 && rows > kMost / row_size) throw std::bad_alloc();
+  return rows * row_size;
+}
 
 int64_t assign_offsets(std::vector<Lifetime>& values) {
   std::vector<Lifetime*> order;

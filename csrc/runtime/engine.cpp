@@ -101,13 +101,13 @@ class Engine::PartRun {
       total.bytes += matrix.inputs * columns * bytes_of(matrix.precision);
     };
     if (node.matrix) {
-      const int64_t left_out = demand_.keys_only[node.output] ? query_columns(node) : 0;
+      const int64_t left_out = demand_.keys_only[node.output] ? node.queries : 0;
       count_product(*node.matrix, count, node.matrix->outputs - left_out);
       return;
     }
     if (demand_.makes_queries(node)) {
       const Node& qkv = model_.qkv_of(node);
-      count_product(*qkv.matrix, count, query_columns(qkv));
+      count_product(*qkv.matrix, count, qkv.queries);
     }
     switch (node.op) {
       case plan::Op::kAttention:
@@ -149,10 +149,9 @@ class Engine::PartRun {
   ConstRows input(const View& view, const Node& node, int which) {
     const int value = node.inputs[which];
     if (!demand_.gathers(node, which)) return view.values[value];
-    const int64_t cols = model_.values[value].cols;
-    const Rows rows = layout_.gathered(which, cols);
+    const Rows rows = layout_.gathered(node, which);
     index_first_tokens(value);
-    gather(layout_.all().values[value], cols, rows);
+    gather(layout_.all().values[value], layout_.gathered_cols(node, which), rows);
     return rows;
   }
 
@@ -180,30 +179,26 @@ class Engine::PartRun {
     return nullptr;
   }
 
-  static int64_t query_columns(const Node& qkv) { return qkv.matrix->outputs / 3; }
-
   // The queries of the sequences' first tokens, a row a sequence.
   ConstRows first_queries(const Node& attention) {
     const int value = attention.inputs[0];
     const Node& qkv = model_.qkv_of(attention);
-    const int64_t hidden = query_columns(qkv);
-    const Rows queries = layout_.gathered(1, hidden);
+    const Rows queries = layout_.gathered(attention, 1);
     if (!demand_.makes_queries(attention)) {
       index_first_tokens(value);
-      gather(layout_.all().values[value], hidden, queries);
+      gather(layout_.all().values[value], layout_.gathered_cols(attention, 1), queries);
       return queries;
     }
     const int input = qkv.inputs[0];
-    const int64_t inputs = model_.values[input].cols;
-    const Rows x = layout_.gathered(0, inputs);
+    const Rows x = layout_.gathered(attention, 0);
     index_first_tokens(input);
-    gather(layout_.all().values[input], inputs, x);
+    gather(layout_.all().values[input], layout_.gathered_cols(attention, 0), x);
     if (engine_.ops_->operand_stride(*qkv.matrix)) {
       engine_.ops_->to_operand(x, part_.batch.seqs, {qkv.matrix.get(), layout_.all().scratch});
     }
     Epilogue epilogue;
     epilogue.bias = qkv.bias.empty() ? nullptr : qkv.bias.data();
-    epilogue.last_column = hidden;
+    epilogue.last_column = qkv.queries;
     engine_.ops_->linear(*qkv.matrix, epilogue, x, layout_.all().scratch, part_.batch.seqs, queries,
                          {}, next_matrix(attention));
     return queries;
@@ -222,14 +217,14 @@ class Engine::PartRun {
         return;
       case plan::Op::kAttention:
         ops.attention(node.attention, batch, view.values[node.inputs[0]],
-                      demand_.first_only[node.output] ? first_queries(node) : ConstRows{}, out,
+                      layout_.has_first_queries(node) ? first_queries(node) : ConstRows{}, out,
                       view.scratch);
         return;
       case plan::Op::kAttentionWeights:
         ops.attention_weights(node.attention, batch, view.values[node.inputs[0]], out);
         return;
       case plan::Op::kQkvLinear:
-        if (demand_.keys_only[node.output]) epilogue.first_column = query_columns(node);
+        if (demand_.keys_only[node.output]) epilogue.first_column = node.queries;
         linear(view, node, epilogue);
         return;
       case plan::Op::kLinear:
@@ -270,7 +265,6 @@ class Engine::PartRun {
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
-  model_->check(batch, outputs);
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {

@@ -20,8 +20,8 @@ class Engine {
   Engine(std::shared_ptr<const Model> model, int threads, bool trace);
 
   // Computes the outputs asked for, no step that they do not need, and, where they need no more, of
-  // the last layer the first tokens' rows only. Safe to call from several threads. Throws
-  // BatchError if the batch does not fit the plan.
+  // the last layer the first tokens' rows only. The batch has passed Graph::check(). Safe to call
+  // from several threads. Throws std::bad_alloc; the engine lives on, and runs what does fit.
   void run(const PackedBatch& batch, const std::vector<Output>& outputs);
 
   const Graph& graph() const { return *model_; }

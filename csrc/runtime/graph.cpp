@@ -1,35 +1,40 @@
 #include "runtime/graph.h"
 
 #include <algorithm>
-#include <map>
 #include <set>
 
 #include "core/error.h"
 
 namespace bertrt {
 
-Graph::Graph(const plan::Plan& plan)
-    : vocab_size(plan.vocab_size),
-      type_vocab_size(plan.type_vocab_size),
-      max_length(plan.max_length) {
-  const auto shapes = plan::validate(plan);
-  std::set<std::string> returned, read;
-  for (const auto& [name, value] : plan.outputs) returned.insert(value);
-  for (const plan::Step& step : plan.steps) read.insert(step.inputs.begin(), step.inputs.end());
-  std::map<std::string, int> numbers;
-  for (const plan::Step& step : plan.steps) {
-    const plan::ValueShape shape = shapes.at(step.output);
-    const int output = static_cast<int>(values.size());
-    numbers[step.output] = output;
-    values.push_back({shape.rows, shape.cols, static_cast<int>(steps.size())});
-    std::vector<int> inputs;
-    for (const std::string& input : step.inputs) inputs.push_back(numbers.at(input));
-    const bool head =
-        shape.rows != plan::RowKind::kTokens ||
-        (step.op == plan::Op::kLinear && returned.count(step.output) && !read.count(step.output));
-    steps.push_back({step.op, step.name, std::move(inputs), output, head});
+namespace {
+
+bool has_token_rows(plan::RowKind rows) {
+  return rows == plan::RowKind::kTokens || rows == plan::RowKind::kQkv;
+}
+
+}  // namespace
+
+Graph::Graph(const plan::CheckedPlan& checked)
+    : vocab_size(checked.plan->vocab_size),
+      type_vocab_size(checked.plan->type_vocab_size),
+      max_length(checked.plan->max_length) {
+  std::set<int> returned(checked.outputs.begin(), checked.outputs.end()), read;
+  for (const plan::CheckedStep& step : checked.steps) {
+    read.insert(step.inputs.begin(), step.inputs.end());
   }
-  for (const auto& [name, value] : plan.outputs) outputs.emplace_back(name, numbers.at(value));
+  for (const plan::CheckedStep& step : checked.steps) {
+    const int number = static_cast<int>(steps.size());
+    const bool head = !has_token_rows(step.result.rows) ||
+                      (step.step->op == plan::Op::kLinear && returned.count(number) != 0 &&
+                       read.count(number) == 0);
+    // A step makes one value: its own number is the value's.
+    values.push_back({step.result.rows, step.result.cols, number});
+    steps.push_back({step.step->op, step.step->name, step.inputs, number, head, step.queries});
+  }
+  for (size_t i = 0; i < checked.outputs.size(); ++i) {
+    outputs.emplace_back(checked.plan->outputs[i].first, checked.outputs[i]);
+  }
 }
 
 int Graph::output_value(const std::string& name) const {
@@ -42,7 +47,7 @@ int Graph::output_value(const std::string& name) const {
   throw BatchError("output '" + name + "' is not one of the model's: " + known);
 }
 
-void Graph::check(const PackedBatch& batch, const std::vector<Output>& wanted) const {
+void Graph::check(const PackedBatch& batch, const std::vector<std::string>& wanted) const {
   if (batch.cu_seqlens[0] != 0) throw BatchError("cu_seqlens does not begin with 0");
   for (int64_t s = 0; s < batch.seqs; ++s) {
     const int64_t length = int64_t{batch.cu_seqlens[s + 1]} - batch.cu_seqlens[s];
@@ -75,10 +80,10 @@ void Graph::check(const PackedBatch& batch, const std::vector<Output>& wanted) c
                        std::to_string(i) + " is outside 0 to " + std::to_string(types - 1));
     }
   }
-  for (const Output& output : wanted) {
-    const bool positions = values[output_value(output.name)].rows == plan::RowKind::kPositions;
+  for (const std::string& output : wanted) {
+    const bool positions = values[output_value(output)].rows == plan::RowKind::kPositions;
     if (positions && !batch.masked_positions) {
-      throw BatchError("output '" + output.name + "' needs masked_positions");
+      throw BatchError("output '" + output + "' needs masked_positions");
     }
   }
 }
@@ -86,6 +91,7 @@ void Graph::check(const PackedBatch& batch, const std::vector<Output>& wanted) c
 int64_t Graph::rows(int value, const PackedBatch& batch) const {
   switch (values[value].rows) {
     case plan::RowKind::kTokens:
+    case plan::RowKind::kQkv:
       return batch.tokens();
     case plan::RowKind::kSeqs:
       return batch.seqs;

@@ -57,6 +57,7 @@ struct Graph {
     // Its result is the model's alone, or has fewer rows than tokens: it costs nothing beside the
     // encoder.
     bool head;
+    int64_t queries;  // columns of a qkv_linear's result; as many are keys, as many values
   };
 
   struct Value {
@@ -65,13 +66,13 @@ struct Graph {
     int made_by;  // step
   };
 
-  // Throws PlanError.
-  explicit Graph(const plan::Plan& plan);
+  explicit Graph(const plan::CheckedPlan& checked);
 
   // Throws BatchError if there is no such output.
   int output_value(const std::string& name) const;
-  // Throws BatchError if a batch does not fit the plan, or lacks what these outputs need.
-  void check(const PackedBatch& batch, const std::vector<Output>& wanted) const;
+  // Throws BatchError if a batch does not fit the plan, or lacks what these outputs need. All else
+  // of a batch may be asked only then.
+  void check(const PackedBatch& batch, const std::vector<std::string>& wanted) const;
   int64_t rows(int value, const PackedBatch& batch) const;
 
   int64_t vocab_size;

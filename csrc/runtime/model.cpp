@@ -1,6 +1,5 @@
 #include "runtime/model.h"
 
-#include <deque>
 #include <map>
 
 #include "cpu/cpu_ops.h"
@@ -10,78 +9,83 @@
 
 namespace bertrt {
 
-Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(plan) {
+Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads) : Graph(checked) {
   ThreadPool pool(threads);
   const std::unique_ptr<Ops> ops = cpu::make_ops(cpu::select_table(), pool);
   device = ops->name();
   nodes.reserve(steps.size());  // pointers into a node's vectors must stay
-  const auto precision_of = [&](const plan::Step& step, bool head) {
-    return step.precision.value_or(head ? Precision::kFp32 : precision);
-  };
 
-  std::deque<LinearWeights> linear;
-  std::map<std::pair<MatrixIdentity, Precision>, std::shared_ptr<const Matrix>> matrices;
+  struct Packed {
+    size_t offset = 0;  // in `packed`
+    std::shared_ptr<const Matrix> matrix;
+  };
+  std::map<std::pair<MatrixIdentity, Precision>, Packed> matrices;
+  std::vector<Precision> precisions;
+  std::vector<Packed*> packed_of;  // by step; null where it has no matrix
   size_t bytes = 0;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const plan::Step& step = plan.steps[i];
-    if (!step.weights.count("weight")) continue;
-    linear.emplace_back(step);
-    const Precision here = precision_of(step, steps[i].head);
-    if (!matrices.emplace(std::pair(matrix_identity(step), here), nullptr).second) continue;
-    bytes += ops->packed_bytes(linear.back().inputs, linear.back().outputs, here);
+  for (const plan::CheckedStep& step : checked.steps) {
+    const bool head = steps[precisions.size()].head;
+    precisions.push_back(step.step->precision.value_or(head ? Precision::kFp32 : precision));
+    packed_of.push_back(nullptr);
+    if (step.matrix.empty()) continue;
+    const auto [at, is_new] =
+        matrices.emplace(std::pair(matrix_identity(step), precisions.back()), Packed{});
+    packed_of.back() = &at->second;
+    if (!is_new) continue;
+    at->second.offset = bytes;
+    bytes += ops->packed_bytes(step.matrix_inputs, step.matrix_outputs, precisions.back());
   }
   packed = AlignedBuffer(bytes);
-  auto* place = static_cast<char*>(packed.data());
 
-  for (const plan::Step& step : plan.steps) {
-    nodes.emplace_back(steps[nodes.size()]);
+  const auto table = [this](const plan::Weight* weight) -> const float* {
+    if (!weight) return nullptr;
+    tables.push_back(weight->name);
+    return weight->floats();
+  };
+  for (const plan::CheckedStep& bound : checked.steps) {
+    const plan::Step& step = *bound.step;
+    const size_t number = nodes.size();
+    nodes.emplace_back(steps[number]);
     Node* node = &nodes.back();
-    const Value& shape = values[node->output];
     node->activation = step.activation;
-
-    const auto weight = [&](const char* role) -> const plan::Weight& {
-      return step.weights.at(role).front();
-    };
-    if (step.weights.count("gamma")) {
-      node->gamma = vector_of(step, "gamma");
-      node->beta = vector_of(step, "beta");
+    if (bound.gamma) {
+      node->gamma = vector_of(*bound.gamma);
+      node->beta = vector_of(*bound.beta);
       node->norm = {node->gamma.data(), node->beta.data(), static_cast<float>(step.eps),
-                    shape.cols};
+                    bound.result.cols};
     }
 
-    const Precision here = precision_of(step, node->head);
+    const Precision here = precisions[number];
     switch (step.op) {
       case plan::Op::kEmbedLayerNorm:
         node->kernel = "embed_f32." + ops->name();
-        node->embedding.word = weight("word").floats();
-        node->embedding.position = weight("position").floats();
-        if (step.weights.count("type")) node->embedding.type = weight("type").floats();
-        node->embedding.norm = node->norm;
+        node->embedding = {table(bound.word), table(bound.type), table(bound.position), node->norm};
         break;
       case plan::Op::kQkvLinear:
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
-        LinearWeights& weights = linear.front();
-        std::shared_ptr<const Matrix>& matrix = matrices.at({matrix_identity(step), here});
-        if (!matrix) {
-          matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
-                             weights.inputs, weights.outputs, here, place);
-          place += ops->packed_bytes(weights.inputs, weights.outputs, here);
+        LinearWeights weights(bound);
+        Packed& own = *packed_of[number];
+        if (!own.matrix) {
+          own.matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
+                                 bound.matrix_inputs, bound.matrix_outputs, here,
+                                 static_cast<char*>(packed.data()) + own.offset);
         }
-        node->matrix = matrix;
+        node->matrix = own.matrix;
         node->bias = std::move(weights.bias);
-        linear.pop_front();
         node->kernel = ops->linear_kernel(here);
         break;
       }
       case plan::Op::kAttention:
       case plan::Op::kAttentionWeights:
-        node->attention = {step.heads,
-                           step.head_dim,
-                           static_cast<float>(step.scale),
-                           here,
-                           distance_bias_of(step, max_length),
-                           2 * max_length - 1};
+        node->attention.heads = step.heads;
+        node->attention.head_dim = step.head_dim;
+        node->attention.scale = static_cast<float>(step.scale);
+        node->attention.precision = here;
+        if (bound.distances) {
+          node->attention.distance_stride = bound.distances->shape[1];
+          node->attention.distance_bias = table(bound.distances) + bound.distances->shape[1] / 2;
+        }
         node->kernel =
             step.op == plan::Op::kAttention ? ops->attention_kernel(here) : "attention_weights_f64";
         break;
@@ -93,7 +97,7 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
         node->kernel = "gather_rows";
         break;
     }
-    release_matrices(step);
+    release_matrices(bound);
   }
 }
 

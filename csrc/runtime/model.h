@@ -32,7 +32,8 @@ struct Model : Graph {
   // Packs the plan's matrices, each once, on so many threads; afterwards only the tables of
   // embeddings and distances are read from the weights' memory, which must outlive the model.
   // Throws PlanError, DeviceError.
-  Model(const plan::Plan& plan, Precision precision, int threads);
+  Model(const plan::Plan& plan, Precision precision, int threads)
+      : Model(plan::validate(plan), precision, threads) {}
   ~Model();
 
   // The step that makes an attention's queries, keys and values.
@@ -44,7 +45,11 @@ struct Model : Graph {
   // All packed matrices, one after the other: each alone would fill its huge pages in part only,
   // or be too small for one.
   AlignedBuffer packed;
-  std::vector<Node> nodes;  // by step
+  std::vector<Node> nodes;          // by step
+  std::vector<std::string> tables;  // the weights that are read from their own memory
+
+ private:
+  Model(const plan::CheckedPlan& checked, Precision precision, int threads);
 };
 
 }  // namespace bertrt

@@ -18,13 +18,13 @@ constexpr int64_t kMostBlockRows = 128;
 // Rows this far apart (or a multiple) share their sets of an 8-way, 32 KiB first-level cache.
 constexpr int64_t kCacheWay = 4096 / sizeof(float);
 
-int64_t padded_stride(int64_t cols) {
+}  // namespace
+
+int64_t PartLayout::padded_stride(int64_t cols) {
   int64_t stride = (cols + 15) / 16 * 16;
   if (stride % (kCacheWay / 4) == 0) stride += 16;
   return stride;
 }
-
-}  // namespace
 
 PartLayout::PartLayout(const Model& model, const Part& part, const Demand& demand, const Ops& ops,
                        int64_t threads, Workspace& workspace)
@@ -57,7 +57,8 @@ PartLayout::PartLayout(const Model& model, const Part& part, const Demand& deman
 // Whether a row of a step's result needs no more than the same row of its inputs.
 bool PartLayout::is_row_by_row(const Node& node) const {
   return (node.matrix || node.op == plan::Op::kLayerNorm) &&
-         model_.values[node.output].rows == plan::RowKind::kTokens &&
+         (model_.values[node.output].rows == plan::RowKind::kTokens ||
+          model_.values[node.output].rows == plan::RowKind::kQkv) &&
          !demand_.first_only[node.output];
 }
 
@@ -123,11 +124,12 @@ void PartLayout::find_memory(const std::vector<int>& last_use, Workspace& worksp
     const int last = last_use[value];
     const auto place = [&](int64_t row_floats, bool operand) {
       if (stretch.blocks > 1 && last < stretch.end) {
-        lane_lives.push_back({block_rows_ * row_floats, i, last, 0});
+        lane_lives.push_back({room(block_rows_, row_floats), i, last, 0});
         lane_owners.emplace_back(value, operand);
       } else {
         // Blocks are at different steps of a stretch at the same time.
-        lives.push_back({rows(value) * row_floats, stretch.begin, stretch_of[last]->end - 1, 0});
+        lives.push_back(
+            {room(rows(value), row_floats), stretch.begin, stretch_of[last]->end - 1, 0});
         owners.emplace_back(value, operand);
       }
     };
@@ -143,7 +145,10 @@ void PartLayout::find_memory(const std::vector<int>& last_use, Workspace& worksp
       lane_scratch_bytes = std::max(lane_scratch_bytes, scratch_of(node(i), block_rows_));
     } else {
       scratch_bytes = std::max(scratch_bytes, scratch_of(node(i), rows(value)));
-      for (const int input : node(i).inputs) gathered = std::max(gathered, gathered_size(input));
+    }
+    for (const int which : {0, 1}) {
+      const int64_t cols = gathered_cols(node(i), which);
+      if (cols) gathered = std::max(gathered, room(part_.batch.seqs, padded_stride(cols)));
     }
   }
   // Sizes are multiples of a cache line, and so are the addresses.
@@ -204,13 +209,15 @@ PartLayout::View PartLayout::block_of(const Stretch& stretch, int64_t block, int
   return view;
 }
 
-Rows PartLayout::gathered(int which, int64_t cols) const {
-  return {gathered_[which], padded_stride(cols)};
-}
-
-// Floats that the first tokens' rows of a value take.
-int64_t PartLayout::gathered_size(int value) const {
-  return part_.batch.seqs * padded_stride(model_.values[value].cols);
+int64_t PartLayout::gathered_cols(const Node& node, int which) const {
+  if (has_first_queries(node)) {
+    const Node& qkv = model_.qkv_of(node);
+    if (which == 1) return qkv.queries;
+    return demand_.makes_queries(node) ? model_.values[qkv.inputs[0]].cols : 0;
+  }
+  const bool works_by_row = node.matrix || node.op == plan::Op::kLayerNorm;
+  if (!works_by_row || which >= static_cast<int>(node.inputs.size())) return 0;
+  return demand_.gathers(node, which) ? model_.values[node.inputs[which]].cols : 0;
 }
 
 // Bytes of scratch for so many rows.

@@ -55,8 +55,18 @@ class PartLayout {
     return view.rows >= 0 ? view.rows : rows(value);
   }
 
-  // Memory for a row a sequence; a step reads two such values at most.
-  Rows gathered(int which, int64_t cols) const;
+  // Whether an attention reads the first tokens' queries.
+  bool has_first_queries(const Node& node) const {
+    return node.op == plan::Op::kAttention && demand_.first_only[node.output];
+  }
+
+  // Memory for the rows of the sequences' first tokens that a step reads: of its inputs; or of an
+  // attention that has first queries, those (1), and if it makes them itself, what of (0).
+  Rows gathered(const Node& node, int which) const {
+    return {gathered_[which], padded_stride(gathered_cols(node, which))};
+  }
+  // How many columns of such memory a step asks for; 0: none.
+  int64_t gathered_cols(const Node& node, int which) const;
 
   // Whether the step before a product has written the form of its rows that the product reads; and
   // whether a step writes its result in that form alone.
@@ -76,7 +86,7 @@ class PartLayout {
   void find_stretches(int64_t threads);
   void find_memory(const std::vector<int>& last_use, Workspace& workspace);
   int64_t scratch_of(const Node& node, int64_t rows) const;
-  int64_t gathered_size(int value) const;
+  static int64_t padded_stride(int64_t cols);
 
   const Model& model_;
   const Part& part_;

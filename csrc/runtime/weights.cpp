@@ -41,29 +41,22 @@ std::vector<int64_t> interleaved_columns(int64_t heads, int64_t head_dim) {
 
 }  // namespace
 
-LinearWeights::LinearWeights(const plan::Step& step) {
-  const std::vector<plan::Weight>& matrices = step.weights.at("weight");
-  const auto scales = step.weights.find("scale");
-  for (const plan::Weight& weight : matrices) {
-    const int64_t rows = weight.shape[step.transposed ? 1 : 0];
-    inputs = weight.shape[step.transposed ? 0 : 1];
-    const float* scale =
-        scales == step.weights.end() ? nullptr : scales->second[blocks.size()].floats();
-    blocks.push_back(
-        {weight.data, weight.storage, scale, rows, inputs, step.transposed, nullptr, outputs});
-    outputs += rows;
-  }
+LinearWeights::LinearWeights(const plan::CheckedStep& checked) {
+  const plan::Step& step = *checked.step;
   const bool qkv = step.op == plan::Op::kQkvLinear;
   if (qkv) columns_ = interleaved_columns(step.heads, step.head_dim);
-  if (qkv && step.weight_layout == plan::QkvLayout::kInterleaved) {
-    blocks.front().columns = columns_.data();
+  const bool by_head = qkv && step.weight_layout == plan::QkvLayout::kInterleaved;
+  for (size_t i = 0; i < checked.matrix.size(); ++i) {
+    const plan::Weight& weight = *checked.matrix[i];
+    blocks.push_back(
+        {weight.data, weight.storage, checked.scale.empty() ? nullptr : checked.scale[i]->floats(),
+         checked.block_outputs, checked.matrix_inputs, step.transposed,
+         by_head ? columns_.data() : nullptr, static_cast<int64_t>(i) * checked.block_outputs});
   }
-  const auto found = step.weights.find("bias");
-  if (found == step.weights.end()) return;
-  for (const plan::Weight& b : found->second) {
-    bias.insert(bias.end(), b.floats(), b.floats() + b.shape[0]);
+  for (const plan::Weight* array : checked.bias) {
+    bias.insert(bias.end(), array->floats(), array->floats() + array->shape[0]);
   }
-  if (qkv && step.bias_layout == plan::QkvLayout::kInterleaved) {
+  if (!bias.empty() && qkv && step.bias_layout == plan::QkvLayout::kInterleaved) {
     const std::vector<float> source = bias;
     for (size_t i = 0; i < columns_.size(); ++i) {
       bias[static_cast<size_t>(columns_[i])] = source[i];
@@ -71,41 +64,28 @@ LinearWeights::LinearWeights(const plan::Step& step) {
   }
 }
 
-MatrixIdentity matrix_identity(const plan::Step& step) {
-  MatrixIdentity identity{static_cast<uintptr_t>(step.transposed)};
-  if (step.op == plan::Op::kQkvLinear) {  // which says in what order columns go
-    identity.push_back(static_cast<uintptr_t>(step.weight_layout));
-    identity.push_back(static_cast<uintptr_t>(step.heads));
-    identity.push_back(static_cast<uintptr_t>(step.head_dim));
-  }
-  for (const char* role : {"weight", "scale"}) {
-    const auto found = step.weights.find(role);
-    if (found == step.weights.end()) continue;
-    for (const plan::Weight& weight : found->second) {
-      identity.push_back(reinterpret_cast<uintptr_t>(weight.data));
-      identity.push_back(static_cast<uintptr_t>(weight.storage));
-      identity.insert(identity.end(), weight.shape.begin(), weight.shape.end());
+MatrixIdentity matrix_identity(const plan::CheckedStep& checked) {
+  const plan::Step& step = *checked.step;
+  std::vector<uintptr_t> arrays;
+  for (const auto* role : {&checked.matrix, &checked.scale}) {
+    for (const plan::Weight* weight : *role) {
+      arrays.push_back(reinterpret_cast<uintptr_t>(weight->data));
+      arrays.push_back(static_cast<uintptr_t>(weight->storage));
+      arrays.insert(arrays.end(), weight->shape.begin(), weight->shape.end());
     }
   }
-  return identity;
+  // The step's heads say in what order columns go; there are none but those of a qkv_linear.
+  return {step.transposed, step.weight_layout, step.heads, step.head_dim, std::move(arrays)};
 }
 
-const float* distance_bias_of(const plan::Step& step, int64_t max_length) {
-  const auto found = step.weights.find("bias");
-  return found == step.weights.end() ? nullptr : found->second.front().floats() + max_length - 1;
-}
-
-std::vector<float> vector_of(const plan::Step& step, const char* role) {
-  const plan::Weight& weight = step.weights.at(role).front();
+std::vector<float> vector_of(const plan::Weight& weight) {
   return {weight.floats(), weight.floats() + weight.shape[0]};
 }
 
-void release_matrices(const plan::Step& step) {
-  if (!step.weights.count("weight")) return;
-  for (const char* role : {"weight", "scale", "bias"}) {
-    const auto weights = step.weights.find(role);
-    if (weights == step.weights.end()) continue;
-    for (const plan::Weight& weight : weights->second) release(weight);
+void release_matrices(const plan::CheckedStep& step) {
+  if (step.matrix.empty()) return;
+  for (const auto* role : {&step.matrix, &step.scale, &step.bias}) {
+    for (const plan::Weight* weight : *role) release(*weight);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 #include "core/ops.h"
@@ -12,15 +13,12 @@ namespace bertrt {
 // The matrix of a linear step: where its columns lie in the model's files, and its bias. Queries,
 // keys and values, however they lie there, become [query | key | value], each by head.
 struct LinearWeights {
-  // A linear step of a validated plan.
-  explicit LinearWeights(const plan::Step& step);
+  explicit LinearWeights(const plan::CheckedStep& step);
   LinearWeights(const LinearWeights&) = delete;  // blocks point into it
   LinearWeights& operator=(const LinearWeights&) = delete;
 
   std::vector<WeightBlock> blocks;
   std::vector<float> bias;  // empty: none
-  int64_t inputs = 0;
-  int64_t outputs = 0;
 
  private:
   std::vector<int64_t> columns_;
@@ -28,18 +26,13 @@ struct LinearWeights {
 
 // What tells the matrix of a linear step from others: steps that name the same arrays, as layers
 // that share their weights do, have the same.
-using MatrixIdentity = std::vector<uintptr_t>;
-MatrixIdentity matrix_identity(const plan::Step& step);
+using MatrixIdentity = std::tuple<bool, plan::QkvLayout, int64_t, int64_t, std::vector<uintptr_t>>;
+MatrixIdentity matrix_identity(const plan::CheckedStep& step);
 
-// What a step adds to attention's scores, if anything: at the first head's distance 0. It is read
-// where it lies. `max_length`: the plan's.
-const float* distance_bias_of(const plan::Step& step, int64_t max_length);
-
-// A vector of a role.
-std::vector<float> vector_of(const plan::Step& step, const char* role);
+std::vector<float> vector_of(const plan::Weight& weight);
 
 // Hands back the pages of a step's mapped matrices once they have been packed: they can be read
 // again, and without this a model would be resident twice while it is loaded.
-void release_matrices(const plan::Step& step);
+void release_matrices(const plan::CheckedStep& step);
 
 }  // namespace bertrt

@@ -198,7 +198,13 @@ WRONG = {
     "offset beyond the end": (
         lambda c: c["weights"]["word"].update(offset=1 << 70), "offset is 11805"),
     "huge shape": (
-        lambda c: c["weights"]["word"].update(shape=[1 << 30, 1 << 30]), "truncated"),
+        lambda c: c["weights"]["word"].update(shape=[1 << 27, 1 << 27]), "truncated"),
+    "huge extent": (
+        lambda c: c["weights"]["word"].update(shape=[1 << 28, 1]), "shape is 268435456, expected"),
+    "weights of one step stored in two ways": (
+        lambda c: [c["steps"][1].update(precision="bf16"), c["weights"]["k"].update(dtype="bfloat16")],
+        "weight 'k' is uint16, and 'q' beside it is not"),
+    "a scale beyond float32": (set_step(2, scale=1e39), "scale is 1e[+]39"),
     "file elsewhere": (
         lambda c: c["weights"]["word"].update(file="../w.params"), "leaves the directory"),
     "absolute file": (
