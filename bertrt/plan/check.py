@@ -103,7 +103,9 @@ def check_plan(
     tail: set[str] = set()
     for step in steps:
         if step.name in names or step.output in values:
-            raise ModelFormatError(f"step {step.name!r}: its name or its output is there twice")
+            raise ModelFormatError(
+                f"step {step.name!r} ({step.op}): its name or its output is there twice"
+            )
         names.add(step.name)
         values[step.output] = checker.rows(step, values)
         if step.op in TAIL_OPS:
@@ -162,7 +164,7 @@ class _Checker:
             )
         left_out = {key for key in rule.fields if key.endswith("?") and key[:-1] not in step.fields}
         fields = tuple(key.removesuffix("?") for key in rule.fields if key not in left_out)
-        check_keys(step.fields, fields, f"step {step.name!r}")
+        check_keys(step.fields, fields, f"step {step.name!r} ({step.op})")
         for key in fields:
             self._check_field(step, key)
         if len(step.inputs) != rule.inputs:

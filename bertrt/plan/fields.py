@@ -34,10 +34,15 @@ def check_keys(table: dict[str, Any], keys: tuple[str, ...], where: str) -> None
 
 
 def read_text(value: Any, where: str) -> str:
-    """A name, neither empty nor endless."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+    """A name, neither empty nor endless, of characters that UTF-8 has."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or _halved(value):
         raise ModelFormatError(f"{where} is {str(value)[:80]!r}, expected a name")
     return value
+
+
+def _halved(text: str) -> bool:
+    """Whether there is half a surrogate pair in it."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_integer(value: Any, where: str, low: int, limit: int) -> int:

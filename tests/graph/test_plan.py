@@ -202,7 +202,8 @@ WRONG = {
     "huge extent": (
         lambda c: c["weights"]["word"].update(shape=[1 << 28, 1]), "shape is 268435456, expected"),
     "weights of one step stored in two ways": (
-        lambda c: [c["steps"][1].update(precision="bf16"), c["weights"]["k"].update(dtype="bfloat16")],
+        lambda c: (c["steps"][1].update(precision="bf16"),
+                   c["weights"]["k"].update(dtype="bfloat16")),
         "weight 'k' is uint16, and 'q' beside it is not"),
     "a scale beyond float32": (set_step(2, scale=1e39), "scale is 1e[+]39"),
     "file elsewhere": (
