@@ -3,6 +3,7 @@
 #include <deque>
 #include <map>
 
+#include "core/float_mode.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
 #include "runtime/thread_pool.h"
@@ -11,6 +12,7 @@
 namespace bertrt {
 
 Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(plan) {
+  const FloatMode mode;
   ThreadPool pool(threads);
   const std::unique_ptr<Ops> ops = cpu::make_ops(cpu::select_table(), pool);
   device = ops->name();
@@ -45,8 +47,7 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
     if (step.weights.count("gamma")) {
       node->gamma = vector_of(step, "gamma");
       node->beta = vector_of(step, "beta");
-      node->norm = {node->gamma.data(), node->beta.data(), static_cast<float>(step.eps),
-                    shape.cols};
+      node->norm = {node->gamma.data(), node->beta.data(), step.eps, shape.cols};
     }
 
     const Precision here = precision_of(step, node->head);
