@@ -113,3 +113,7 @@ class kernels:  # noqa: N801  (a submodule, in truth)
     ) -> FloatArray: ...
     @staticmethod
     def activation(isa: str, name: str, x: FloatArray) -> FloatArray: ...
+    @staticmethod
+    def float_modes(threads: int) -> list[int]:
+        """The control word (MXCSR) of each thread of a new pool, in a loop; first the caller's. 0
+        on other CPUs than x86-64."""

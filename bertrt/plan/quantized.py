@@ -45,12 +45,11 @@ def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(weight).all():
         raise InvalidInputError("weights that are not finite cannot be quantised")
     limit = np.abs(weight).max(axis=1)
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.where(limit > 0, _STEPS / limit, np.float32(0))
-    # An output so small that its inverse is infinite is zero.
-    inverse[~np.isfinite(inverse)] = 0
-    steps = np.rint(weight * inverse[:, None]).astype(np.int8)
-    return steps, limit / _STEPS
+    scale = limit / _STEPS
+    # An output whose steps would be denormals is zero, as they are to the engine.
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    inverse = np.divide(_STEPS, limit, out=np.zeros_like(limit), where=scale > 0)
+    return np.rint(weight * inverse[:, None]).astype(np.int8), scale
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

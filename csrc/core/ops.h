@@ -70,7 +70,7 @@ struct Operand {
 struct LayerNorm {
   const float* gamma = nullptr;
   const float* beta = nullptr;
-  float eps = 0.0f;
+  double eps = 0.0;
   int64_t hidden = 0;
 };
 

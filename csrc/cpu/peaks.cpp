@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "core/float_mode.h"
 
 namespace bertrt::cpu {
 namespace {
@@ -87,12 +88,14 @@ double read_bytes_per_second(const KernelTable& table, ThreadPool& pool) {
 }  // namespace
 
 Peaks measure_peaks(const KernelTable& table, ThreadPool& pool) {
+  const FloatMode mode;
   return {operations_per_second(table.gemm_f32.peak, pool),
           operations_per_second(table.gemm_bf16.peak, pool),
           operations_per_second(table.gemm_s8.peak, pool), read_bytes_per_second(table, pool)};
 }
 
 double present_fp32_peak(const KernelTable& table, ThreadPool& pool) {
+  const FloatMode mode;
   return operations_per_second(table.gemm_f32.peak, pool, 1);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/float_mode.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
 #include "runtime/part_layout.h"
@@ -265,6 +266,7 @@ class Engine::PartRun {
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
+  const FloatMode mode;
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {

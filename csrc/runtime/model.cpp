@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "core/float_mode.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
 #include "runtime/thread_pool.h"
@@ -10,6 +11,7 @@
 namespace bertrt {
 
 Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads) : Graph(checked) {
+  const FloatMode mode;
   ThreadPool pool(threads);
   const std::unique_ptr<Ops> ops = cpu::make_ops(cpu::select_table(), pool);
   device = ops->name();
@@ -51,8 +53,7 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
     if (bound.gamma) {
       node->gamma = vector_of(*bound.gamma);
       node->beta = vector_of(*bound.beta);
-      node->norm = {node->gamma.data(), node->beta.data(), static_cast<float>(step.eps),
-                    bound.result.cols};
+      node->norm = {node->gamma.data(), node->beta.data(), step.eps, bound.result.cols};
     }
 
     const Precision here = precisions[number];

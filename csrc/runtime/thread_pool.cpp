@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/float_mode.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -74,6 +75,7 @@ struct ThreadPool::Workers {
   }
 
   void work(int worker) {
+    const FloatMode mode;
     uint32_t seen = 0;
     while (join(worker, seen)) {
       drain(worker, seen);

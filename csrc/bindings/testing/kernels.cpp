@@ -1,13 +1,17 @@
 #include "bindings/testing/kernels.h"
 
+#include <atomic>
 #include <cstring>
 #include <optional>
+#include <thread>
+#include <vector>
 
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
 #include "core/aligned_buffer.h"
 #include "core/error.h"
+#include "core/float_mode.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
 #include "plan/plan.h"
@@ -42,6 +46,7 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
                       outputs, out.mutable_data());
     return out;
   }
+  const FloatMode mode;
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const WeightBlock block{weight.data(), Storage::kFloat32, nullptr, outputs, inputs,
@@ -87,6 +92,7 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
     }
     return out;
   }
+  const FloatMode mode;
   ThreadPool pool(threads);
   const auto ops = cpu::make_ops(cpu::table_by_name(isa), pool);
   const Attention shape{heads,
@@ -120,7 +126,8 @@ FloatArray layer_norm(const std::string& isa, const FloatArray& x, const FloatAr
                           hidden, out.mutable_data());
     return out;
   }
-  const LayerNorm norm{gamma.data(), beta.data(), static_cast<float>(eps), hidden};
+  const FloatMode mode;
+  const LayerNorm norm{gamma.data(), beta.data(), eps, hidden};
   const cpu::KernelTable& table = cpu::table_by_name(isa);
   for (int64_t r = 0; r < rows; ++r) {
     table.layer_norm_f32(norm, x.data() + r * hidden,
@@ -140,9 +147,24 @@ FloatArray activation(const std::string& isa, const std::string& name, const Flo
       out.mutable_data()[i] = reference::activate(kind, x.data()[i]);
     }
   } else {
+    const FloatMode mode;
     cpu::table_by_name(isa).activation_f32(kind, out.mutable_data(), x.size());
   }
   return out;
+}
+
+// Each thread of a loop waits for the others, and so takes one index.
+std::vector<unsigned> float_modes(int threads) {
+  ThreadPool pool(threads);
+  std::vector<unsigned> modes(static_cast<size_t>(threads));
+  std::atomic<int> missing{threads};
+  const py::gil_scoped_release release;
+  pool.parallel_for(threads, [&](int64_t, int worker) {
+    modes[static_cast<size_t>(worker)] = FloatMode::present();
+    --missing;
+    while (missing > 0) std::this_thread::yield();
+  });
+  return modes;
 }
 
 }  // namespace
@@ -159,6 +181,7 @@ void bind_kernels(py::module_& module) {
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
               py::arg("beta"), py::arg("eps"), py::arg("residual") = py::none());
   kernels.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
+  kernels.def("float_modes", &float_modes, py::arg("threads"));
 }
 
 }  // namespace bertrt::bindings

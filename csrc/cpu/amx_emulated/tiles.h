@@ -98,10 +98,14 @@ inline void set(Tile& tile, int row, int column, T value) {
 }
 
 // TDPBF16PS: the even inputs are summed with fused multiply-adds, so are the odd ones, and both
-// sums are added, then that to what was there. Rounds to nearest even, denormals are zeros: that is
-// set in add_bf16_products(), and the compiler must not move a sum past it.
-__attribute__((noinline)) void add_pairs_of_bf16(Tile& sums, const Tile& rows,
-                                                 const Tile& weights) {
+// sums are added, then that to what was there. Rounds to nearest even, denormals are zeros: as in
+// FloatMode, which its caller has set.
+template <int kSums, int kRows, int kWeights>
+inline void add_bf16_products() {
+  Tile& sums = configured(kSums);
+  const Tile& rows = configured(kRows);
+  const Tile& weights = configured(kWeights);
+  require_shapes(sums, rows, weights);
   const auto to_float = [](uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, sizeof(value));
@@ -122,18 +126,6 @@ __attribute__((noinline)) void add_pairs_of_bf16(Tile& sums, const Tile& rows,
       set(sums, m, n, value_at<float>(sums, m, n) + (even[n] + odd[n]));
     }
   }
-}
-
-template <int kSums, int kRows, int kWeights>
-inline void add_bf16_products() {
-  Tile& sums = configured(kSums);
-  const Tile& rows = configured(kRows);
-  const Tile& weights = configured(kWeights);
-  require_shapes(sums, rows, weights);
-  const unsigned saved = _mm_getcsr();
-  _mm_setcsr(_MM_MASK_MASK | _MM_ROUND_NEAREST | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
-  add_pairs_of_bf16(sums, rows, weights);
-  _mm_setcsr(saved);
 }
 
 // TDPBUSD: exact in 32 bits, which wrap around.

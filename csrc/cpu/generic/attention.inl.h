@@ -82,11 +82,12 @@ struct AttentionS16 {
     I16 bits = zero_int();
     for_each_vector(x, count, [&](int64_t, F16 v) { bits = max(bits, magnitude_bits(v)); });
     const float largest = reduce_max_bits(bits);
-    const F16 factor = broadcast(largest > 0.0f ? limit / largest : 0.0f);
+    const float step = largest / limit;
+    const F16 factor = broadcast(step > 0.0f ? limit / largest : 0.0f);
     int16_t* units = static_cast<int16_t*>(out);
     for_each_vector(x, count,
                     [&](int64_t i, F16 v) { store_s16(units + i, to_nearest_int(v * factor)); });
-    return largest / limit + (largest - largest);
+    return step + (largest - largest);
   }
 
   static void values(const float* x, int cols, int64_t stride, int64_t tokens, void* out,

@@ -264,8 +264,8 @@ inline void convert_bf16(const float* x, int64_t depth, void* out, RowSteps*) {
 // The steps of a row: 255 from its lowest to its highest value, 0 included. GELU's values lie on
 // one side of zero: steps around zero would waste half of them.
 //
-// A row of zeros has steps of 0; a row with a value that is not finite has steps worth NaN, so that
-// nothing plausible comes of it.
+// A row of zeros, or so small that a step would be a denormal, has steps of 0; a row with a value
+// that is not finite has steps worth NaN, so that nothing plausible comes of it.
 inline RowSteps row_steps(const float* x, int64_t depth, float& inverse) {
   F16 lowest[2] = {zero(), zero()};
   F16 highest[2] = {zero(), zero()};
@@ -283,10 +283,11 @@ inline RowSteps row_steps(const float* x, int64_t depth, float& inverse) {
   for_each_vector(x + i, depth - i, [&](int64_t, F16 v) { look(0, v); });
   const float low = -reduce_max(zero() - min(lowest[0], lowest[1]));
   const float range = reduce_max(max(highest[0], highest[1])) - low;
-  inverse = range > 0.0f ? 255.0f / range : 0.0f;
+  const float step = range / 255.0f;
+  inverse = step > 0.0f ? 255.0f / range : 0.0f;
   const float offset = -low * inverse + 0.5f;
   const auto zero_point = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
-  return {range / 255.0f + reduce_add(poison[0] + poison[1]), zero_point};
+  return {step + reduce_add(poison[0] + poison[1]), zero_point};
 }
 
 // Quantises a row and passes its values, as steps from 0 to 255, to body(first, I16, zero point):

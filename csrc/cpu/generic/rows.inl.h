@@ -37,6 +37,20 @@ inline void store_lanes(float* p, F16 v, int lanes) {
   }
 }
 
+// LayerNorm in double precision, where squares of deviations would be denormal, and so zeros.
+__attribute__((noinline)) void layer_norm_small(const LayerNorm& norm, const float* x, float* out) {
+  const auto n = static_cast<double>(norm.hidden);
+  double mean = 0.0;
+  for (int64_t i = 0; i < norm.hidden; ++i) mean += x[i];
+  mean /= n;
+  double squares = 0.0;
+  for (int64_t i = 0; i < norm.hidden; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const double scale = 1.0 / __builtin_sqrt(squares / n + norm.eps);
+  for (int64_t i = 0; i < norm.hidden; ++i) {
+    out[i] = static_cast<float>((x[i] - mean) * scale * norm.gamma[i] + norm.beta[i]);
+  }
+}
+
 // Two passes, as Gluon does it: the mean, then the mean of the squared deviations.
 void layer_norm_f32(const LayerNorm& norm, const float* x, const float* residual, float* out) {
   const int64_t n = norm.hidden;
@@ -62,7 +76,10 @@ void layer_norm_f32(const LayerNorm& norm, const float* x, const float* residual
     squares.sum[which] = fma(d, d, squares.sum[which]);
   });
   const float variance = squares.total() / static_cast<float>(n);
-  const F16 scale = broadcast(1.0f / __builtin_sqrtf(variance + norm.eps));
+  const float spread = variance + static_cast<float>(norm.eps);
+  // A square below 1.2e-38 shows in no mean above this, and no usual epsilon is below.
+  if (spread < 1e-30f) return layer_norm_small(norm, x, out);
+  const F16 scale = broadcast(1.0f / __builtin_sqrtf(spread));
 
   for_each_of_four(n, [&](int64_t i, int lanes, int) {
     const F16 normalised = (load_lanes(x + i, lanes) - mean) * scale;
