@@ -56,9 +56,7 @@ def read_directory(path: Path) -> list[zipfile.ZipInfo]:
         ) from None
 
 
-def places_of(
-    path: Path, data: np.ndarray, entries: Sequence[zipfile.ZipInfo]
-) -> dict[str, Place]:
+def places_of(path: Path, data: np.ndarray, entries: Sequence[zipfile.ZipInfo]) -> dict[str, Place]:
     """Where entries of the archive at `path`, whose bytes are `data`, lie: none of them compressed,
     and none over another, so that all together are no longer than the file.
 

@@ -81,7 +81,7 @@ def fits(shape: Sequence[int]) -> bool:
 # text says in one to three bytes: so these are counted before anything is made of them. A list has
 # eight bytes and an object sixteen in every file of use; a tokenizer of a million pieces has less
 # than four million values.
-_FEW_CONTAINERS = 64 << 10
+_FEW_CONTAINERS = 128 << 10
 _BYTES_A_LIST = 8
 _BYTES_AN_OBJECT = 16
 _MOST_VALUES = 4 << 20
@@ -89,7 +89,7 @@ _DEEPEST = 100
 # Numbers of more digits take for ever, or no float holds them.
 _MOST_DIGITS = 300
 _LARGEST_JSON = 16 << 20
-_SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+_SURROGATE = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 _BESIDE = bytes(set(range(256)) - set(b'[]{},"'))
 _DIGITS = bytes(ord("0") if byte in b"0123456789" else ord(".") for byte in range(256))
 _STRIDE = 8
@@ -140,7 +140,7 @@ def read_text(path: Path, limit: int) -> str:
 
 def check_json(data: bytes) -> None:
     """Refuse, with a ValueError that says why, JSON that would be far larger in memory than in its
-    file: more than a list for every 8 bytes or an object for every 16 (the first 65,536 of each
+    file: more than a list for every 8 bytes or an object for every 16 (the first 131,072 of each
     are free), more than 4,194,304 values, or lists and objects that are nested more than 100 deep.
     Nothing is made of it; what is not JSON may pass."""
     if data.count(b"[") + data.count(b"{") <= _DEEPEST and data.count(b",") <= _MOST_VALUES:
@@ -153,7 +153,9 @@ def check_json(data: bytes) -> None:
     for sign, name, share in (("[", "lists", _BYTES_A_LIST), ("{", "objects", _BYTES_AN_OBJECT)):
         most = _FEW_CONTAINERS + len(data) // share
         if (found := np.count_nonzero(signs == ord(sign))) > most:
-            raise ValueError(f"has {found} {name} in {len(data)} bytes, and at most {most} are read")
+            raise ValueError(
+                f"has {found} {name} in {len(data)} bytes, and at most {most} are read"
+            )
     if (found := np.count_nonzero(signs == ord(","))) > _MOST_VALUES:
         raise ValueError(f"has {found} values or more, and at most {_MOST_VALUES} are read")
     steps = np.zeros(256, np.int8)
@@ -171,8 +173,7 @@ def parse_json(data: bytes, *, distinct: bool = False) -> Any:
 
     Raises UnicodeDecodeError and json.JSONDecodeError for what is neither, and plain ValueError,
     whose message goes on from the file's name, where it is any of what `check_json` refuses or has
-    a whole number of more than 300 digits, a name twice (where that is refused) or half a
-    surrogate.
+    a whole number of more than 300 digits, or a name twice where that is refused.
     """
     check_json(data)
     text = data.decode("utf-8")
@@ -182,15 +183,9 @@ def parse_json(data: bytes, *, distinct: bool = False) -> Any:
     if _RUN in data[::_STRIDE].translate(_DIGITS):
         hooks["parse_int"] = _whole_number
     try:
-        content = json.loads(text, **hooks)
+        return json.loads(text, **hooks)
     except RecursionError:  # within a deep stack
         raise ValueError("is nested too deeply") from None
-    if _SURROGATE.search(text):
-        try:
-            json.dumps(content, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half a surrogate, which is no text") from None
-    return content
 
 
 def _whole_number(text: str) -> int:
@@ -203,11 +198,11 @@ def _whole_number(text: str) -> int:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"has {twice[:80]!r} twice in one object")
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"has {name[:80]!r} twice in one object")
+        table[name] = value
     return table
 
 
@@ -221,18 +216,24 @@ def read_json(path: Path, *, limit: int = _LARGEST_JSON, distinct: bool = False)
 
     Raises:
         MissingFileError: there is no such file.
-        ModelFormatError: the file is too large, no plain file, not UTF-8 or not JSON, or is what
-            `parse_json` refuses.
+        ModelFormatError: the file is too large, no plain file, not UTF-8 or not JSON, is what
+            `parse_json` refuses, or holds half a surrogate.
     """
     data = read_bytes(path, limit)
     try:
-        return parse_json(data, distinct=distinct)
+        content = parse_json(data, distinct=distinct)
     except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise ModelFormatError(f"{path} is not JSON: {error}") from error
     except ValueError as error:
         raise ModelFormatError(f"{path} {error}") from error
+    if _SURROGATE.search(data):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ModelFormatError(f"{path} holds half a surrogate, which is no text") from None
+    return content
 
 
 def read_object(

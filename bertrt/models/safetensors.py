@@ -118,7 +118,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
 def _read_header(path: Path, data: np.ndarray) -> tuple[dict[str, Any], int]:
     """The header without its metadata, and where the data begin."""
     length = int.from_bytes(data[:8].tobytes(), "little")
-    if 8 <= len(data) and _LONGEST_HEADER < length <= len(data) - 8:
+    if len(data) >= 8 and _LONGEST_HEADER < length <= len(data) - 8:
         raise ModelFormatError(
             f"{path}: the header has {length} bytes, and at most {_LONGEST_HEADER} are read"
         )

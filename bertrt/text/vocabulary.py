@@ -44,7 +44,10 @@ class Vocabulary:
             ModelFormatError: not JSON (truncated, for example), not a vocabulary, ids twice or
                 left out, or a special token that is missing.
         """
-        data = read_object(path, limit=LARGEST_VOCABULARY)
+        try:
+            data = read_object(path, limit=LARGEST_VOCABULARY)
+        except ModelFormatError as error:
+            raise ModelFormatError(f"not a vocabulary: {error}") from None
         tokens = _read_tokens(path, data)
         special = {key: value for key, value in data.items() if key.endswith("_token")}
         identifiers = data.get("identifiers_to_tokens") or {}
@@ -108,7 +111,10 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
             nor made by a merge before it.
     """
     # Not splitlines: the characters of some bytes end lines for it.
-    lines = read_text(path, _LARGEST_MERGES).replace("\r\n", "\n").split("\n")
+    try:
+        lines = read_text(path, _LARGEST_MERGES).replace("\r\n", "\n").split("\n")
+    except ModelFormatError as error:
+        raise ModelFormatError(f"not a file of BPE merges: {error}") from None
     if len(lines) < 3 or lines[-1]:
         raise ModelFormatError(
             f"{path}: not a file of BPE merges, or truncated: expected a version and lines that end"
