@@ -63,12 +63,14 @@ class DataFile:
 
     def content(self) -> bytes:
         """All of it."""
+        data = bytearray()
         with open(self.path, "rb") as file:
-            data = file.read(_LARGEST)
-        if len(data) == _LARGEST:
-            self.refuse("the file", f"has {_LARGEST} bytes or more")
+            while piece := file.read(1 << 20):
+                data += piece
+                if len(data) > _LARGEST:
+                    self.refuse("the file", f"has more than {_LARGEST} bytes")
         self._hash.update(data)
-        return data.removeprefix(b"\xef\xbb\xbf")
+        return bytes(data.removeprefix(b"\xef\xbb\xbf"))
 
     def text(self, place: str, line: bytes) -> str:
         try:

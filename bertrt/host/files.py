@@ -96,9 +96,9 @@ _STRIDE = 8
 _RUN = b"0" * ((_MOST_DIGITS - _STRIDE) // _STRIDE)
 
 
-def check_size(path: Path, limit: int) -> None:
-    """Refuse, with a ModelFormatError, what is no plain file, or has more bytes than `limit`:
-    nothing of it is read. MissingFileError where there is none."""
+def check_size(path: Path, limit: int) -> int:
+    """The bytes of a plain file. Refuse, with a ModelFormatError, what is none, or has more bytes
+    than `limit`: nothing of it is read. MissingFileError where there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -109,6 +109,7 @@ def check_size(path: Path, limit: int) -> None:
         raise ModelFormatError(f"{path} should be a plain file")
     if found.st_size > limit:
         raise ModelFormatError(f"{path} has {found.st_size} bytes, and at most {limit} are read")
+    return found.st_size
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -116,16 +117,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
     Raises what `check_size` raises, and ModelFormatError where the file cannot be read.
     """
-    check_size(path, limit)
+    size = check_size(path, limit)
     try:
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            data = file.read(size + 1)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None
     except OSError as error:
         raise ModelFormatError(f"{path} cannot be read: {error}") from error
-    if len(data) > limit:  # it grows
-        raise ModelFormatError(f"{path} has more than {limit} bytes, and at most {limit} are read")
+    if len(data) > size:
+        raise ModelFormatError(f"{path} grows while it is read")
     return data
 
 

@@ -16,7 +16,7 @@ from bertrt.host.files import LARGEST_VOCABULARY, read_bytes
 
 __all__ = ["SentencePieceModel", "read_sentencepiece"]
 
-_MOST_PIECES = 4 << 20  # in memory a piece takes a hundred bytes and more
+_MOST_PIECES = 2 << 20  # in memory a piece takes a hundred bytes and more
 
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # of ModelProto
 _PIECE, _SCORE, _TYPE = 1, 2, 3  # of SentencePiece
