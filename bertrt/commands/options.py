@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from bertrt.host.cores import MAX_THREADS
+from bertrt.host.files import parse_json
 
 __all__ = [
     "BACKENDS",
@@ -154,7 +156,7 @@ def setting(text: str) -> tuple[str, Any]:
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
     try:
-        return name, json.loads(value)
+        return name, parse_json(os.fsencode(value))
     except ValueError:
         return name, value
 

@@ -15,6 +15,9 @@ from bertrt.errors import InvalidInputError
 
 __all__ = ["add", "run"]
 
+# A stream without a line's end is not kept.
+_LONGEST_LINE = 64 << 20
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser's, which `commands` are (see argparse's add_subparsers)."""
@@ -97,6 +100,10 @@ def _read_lines(stream: BinaryIO, read: Callable[[str], Any]) -> Iterator[list[A
     for lines in _split_lines(stream):
         group: list[Any] = []
         for line in lines:
+            if line is None:
+                reason = f"has more than {_LONGEST_LINE} bytes"
+                group.append(InvalidInputError(f"batch[0] {reason}"))
+                continue
             try:
                 group.append(read(line.removesuffix(b"\r").decode("utf-8")))
             except UnicodeDecodeError as error:
@@ -104,13 +111,24 @@ def _read_lines(stream: BinaryIO, read: Callable[[str], Any]) -> Iterator[list[A
         yield group
 
 
-def _split_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    rest = b""
+def _split_lines(stream: BinaryIO) -> Iterator[list[bytes | None]]:
+    """The lines of a stream as they come; None in the place of one that is too long."""
+    rest: list[bytes] = []
+    length = 0
     while data := stream.read1(1 << 16):  # type: ignore[attr-defined]
-        *lines, rest = (rest + data).split(b"\n")
-        yield lines
-    if rest:
-        yield [rest]
+        first, *lines = data.split(b"\n")
+        length += len(first)
+        if length <= _LONGEST_LINE:
+            rest.append(first)
+        else:
+            rest.clear()
+        if not lines:
+            continue
+        *whole, last = lines
+        yield [b"".join(rest) if length <= _LONGEST_LINE else None, *whole]
+        rest, length = [last], len(last)
+    if length:
+        yield [b"".join(rest) if length <= _LONGEST_LINE else None]
 
 
 def _input(text: str) -> str | tuple[str, str]:

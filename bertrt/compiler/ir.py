@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.compiler.types import Type, infer
+from bertrt.compiler.types import Type, excess, infer
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.plan.weights import Constant, Weights
 
@@ -78,6 +78,8 @@ class Graph:
 
     def add_input(self, name: str, source: str, kind: Type) -> None:
         """Declare an input; ``source`` is its name in the file."""
+        if (found := excess(kind.shape)) is not None:
+            raise ModelFormatError(f"{self.origin}: the input {source!r} would be {found}")
         self._new_value(name)
         self.inputs.append(name)
         self.sources[name] = source

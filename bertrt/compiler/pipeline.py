@@ -18,6 +18,7 @@ from types import ModuleType
 import numpy as np
 
 from bertrt.compiler.coverage import Coverage, Fused, Unfused, layers_of
+from bertrt.compiler.evaluate import check_sizes
 from bertrt.compiler.ir import Graph, Node
 from bertrt.compiler.layout import lay_out
 from bertrt.compiler.outputs import names_by_structure, output_names
@@ -122,6 +123,7 @@ def _compile(graph: Graph, names: dict[str, str] | None) -> tuple[Plan, Coverage
             f"{graph.origin}: the first input with two axes has shape ({batch}, {length}), "
             "expected token ids of a batch and a sequence length that differ, or are free"
         )
+    check_sizes(graph)
     coverage = Coverage(graph.origin)
     for module in SPELLINGS:
         apply_pass(graph, module, {}, coverage)

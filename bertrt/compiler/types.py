@@ -13,7 +13,7 @@ from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 
-__all__ = ["Dim", "Type", "divide", "infer", "product"]
+__all__ = ["Dim", "Type", "divide", "excess", "infer", "product"]
 
 Dim = int | str
 Shape = tuple[Dim, ...]
@@ -92,7 +92,38 @@ def infer(
         raise ModelFormatError(
             f"{origin}: node {name!r} ({op}) does not fit its operands ({operands}): {misfit}"
         ) from None
-    return result if isinstance(result, list) else [result]
+    kinds = result if isinstance(result, list) else [result]
+    for kind in kinds:
+        if (found := excess(kind.shape)) is not None:
+            raise ModelFormatError(f"{origin}: node {name!r} ({op}) would have {found}")
+    return kinds
+
+
+# What shapes are taken. numpy before 2.0 has 32 axes; no processor has memory for 2^48 elements;
+# an extent of symbols is a product or a sum of a few.
+_MOST_AXES = 32
+_MOST_ELEMENTS = 1 << 48
+_LONGEST_SYMBOL = 200
+
+
+def excess(shape: Shape) -> str | None:
+    """What is too much in a shape: axes, elements, or the symbols of an extent; None where nothing
+    is. Each operator can multiply what the one before it made."""
+    if len(shape) > _MOST_AXES:
+        return f"a result of {len(shape)} axes; at most {_MOST_AXES} are taken"
+    elements = 1
+    for dim in shape:
+        if isinstance(dim, str):
+            if len(dim) > _LONGEST_SYMBOL:
+                return f"a result with the extent {dim[:40]}..."
+        elif dim < 0:
+            return f"a result with an extent of {dim}"
+        else:
+            elements *= dim or 1
+    if elements > _MOST_ELEMENTS:
+        extents = " x ".join(map(str, shape))
+        return f"a result of {extents[:200]} elements; at most {_MOST_ELEMENTS} are taken"
+    return None
 
 
 class _MisfitError(Exception):
@@ -356,7 +387,8 @@ def _concat(attrs: dict[str, Any], *parts: Type | None) -> Type:
     numbers = [dim for dim in total if isinstance(dim, int)]
     shape[axis] = sum(numbers) if len(numbers) == len(total) else ".".join(map(str, total))
     contents = [part.content for part in given if part.content is not None]
-    known = len(shape) == 1 and len(contents) == len(given)
+    # What is a shape is short; a list that is put behind itself again and again is not.
+    known = len(shape) == 1 and len(contents) == len(given) and sum(map(len, contents)) <= 1024
     content = tuple(dim for part in contents for dim in part) if known else None
     return Type(first.dtype, tuple(shape), content)
 

@@ -8,17 +8,22 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bertrt.errors import InvalidInputError
 from bertrt.evaluation.examples import GoldAnswer
 from bertrt.evaluation.layouts import JSON_LINES, LAYOUTS, Layout, called, counted, span_of
+from bertrt.host.files import parse_json
 from bertrt.tasks.settings import PRESETS
 from bertrt.tasks.tagging import to_bioes
 from bertrt.text.inputs import check_text
 
 __all__ = ["DataFile", "Questions", "Reader", "Rows", "Sentences", "Texts"]
+
+_LONGEST_LINE = 64 << 20
+_LARGEST = 1 << 30
 
 
 class DataFile:
@@ -40,9 +45,12 @@ class DataFile:
         """Every line with its place; empty ones at the end are dropped."""
         empty: list[str] = []
         with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            # A file may be a pipe or a device, and be without end or without lines.
+            for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE), b""), 1):
                 self._hash.update(line)
                 place = f"line {number}"
+                if len(line) == _LONGEST_LINE:
+                    self.refuse(place, f"has {_LONGEST_LINE} bytes or more")
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -53,16 +61,16 @@ class DataFile:
                 empty.clear()
                 yield place, self.text(place, line)
 
-    def content(self) -> str:
+    def content(self) -> bytes:
         """All of it."""
-        data = self.path.read_bytes()
+        data = bytearray()
+        with open(self.path, "rb") as file:
+            while piece := file.read(1 << 20):
+                data += piece
+                if len(data) > _LARGEST:
+                    self.refuse("the file", f"has more than {_LARGEST} bytes")
         self._hash.update(data)
-        number = 1
-        try:
-            return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-        except UnicodeDecodeError as error:
-            number += data[: error.start].count(b"\n")
-            self.refuse(f"line {number}", f"is not UTF-8 ({error.reason})")
+        return bytes(data.removeprefix(b"\xef\xbb\xbf"))
 
     def text(self, place: str, line: bytes) -> str:
         try:
@@ -232,11 +240,11 @@ class Rows(Reader):
 
     def _object(self, place: str, line: str) -> dict[str, Any]:
         try:
-            row = json.loads(line)
-        except RecursionError:
-            self.file.refuse(place, "is nested too deeply")
-        except ValueError as error:
+            row = parse_json(line.encode())
+        except json.JSONDecodeError as error:
             self.file.refuse(place, f"is not JSON ({error}); expected an object on each line")
+        except ValueError as error:
+            self.file.refuse(place, str(error))
         if not isinstance(row, dict):
             self.file.refuse(place, f"is {_json_kind(row)}, expected an object")
         return row
@@ -356,15 +364,16 @@ class Questions(Reader):
 
     def read(self) -> None:
         """Every question of the file."""
-        text = self.file.content()
+        data = self.file.content()
         try:
-            content = json.loads(text)
-        except RecursionError:
-            self.file.refuse("line 1", "is nested too deeply")
+            content = parse_json(data)
+        except UnicodeDecodeError as error:
+            number = 1 + data[: error.start].count(b"\n")
+            self.file.refuse(f"line {number}", f"is not UTF-8 ({error.reason})")
         except json.JSONDecodeError as error:
             self.file.refuse(f"line {error.lineno}", f"is not JSON ({error.msg})")
-        except ValueError as error:  # a number of too many digits
-            self.file.refuse("line 1", f"is not JSON ({error})")
+        except ValueError as error:
+            self.file.refuse("line 1", str(error))
         for at, article in self._list("the file", content, "data"):
             for within, paragraph in self._list(at, article, "paragraphs"):
                 context = self._text(within, paragraph, "context")

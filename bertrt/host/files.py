@@ -1,10 +1,14 @@
-"""Files: mapped into memory, and JSON read from them."""
+"""Files: mapped into memory, or read with a bound, and JSON read from them.
+
+Whatever a file says of sizes is checked before memory is taken for it. docs/limits.md has the
+table of all formats."""
 
 from __future__ import annotations
 
 import json
 import re
 import stat
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,25 @@ import numpy as np
 
 from bertrt.errors import MissingFileError, ModelFormatError
 
-__all__ = ["map_file", "read_json", "read_object", "view"]
+__all__ = [
+    "LARGEST_VOCABULARY",
+    "MOST_ELEMENTS",
+    "check_json",
+    "check_size",
+    "fits",
+    "map_file",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_object",
+    "read_text",
+    "view",
+]
+
+_MOST_AXES = 32  # numpy's own limit before 2.0
+MOST_ELEMENTS = 1 << 48
+# Bytes of a file with the pieces of a tokenizer: a million of them have 70 MB.
+LARGEST_VOCABULARY = 128 << 20
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -45,16 +67,38 @@ def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> n
     return array
 
 
-# Lists and objects of a JSON file: far more than a tokenizer of a million pieces has, and few
-# enough for memory.
-_MOST_CONTAINERS = 8 << 20
-_LARGEST_JSON = 128 << 20
-_SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+def fits(shape: Sequence[int]) -> bool:
+    """Whether there can be an array of this shape: at most 32 axes, none below 0, of at most 2^48
+    elements. Extents beside a 0 count too: numpy has no array of 0 x 2^40 x 2^40."""
+    return (
+        len(shape) <= _MOST_AXES
+        and all(extent >= 0 for extent in shape)
+        and prod(extent or 1 for extent in shape) <= MOST_ELEMENTS
+    )
 
 
-def check_size(path: Path, limit: int) -> None:
-    """Refuse, with a ModelFormatError, what is no plain file, or has more bytes than `limit`:
-    nothing of it is read. MissingFileError where there is none."""
+# What Python makes of JSON is up to some forty times as long as the text, most of it for what the
+# text says in one to three bytes: so these are counted before anything is made of them. A list has
+# eight bytes and an object sixteen in every file of use; a tokenizer of a million pieces has less
+# than four million values.
+_FEW_CONTAINERS = 128 << 10
+_BYTES_A_LIST = 8
+_BYTES_AN_OBJECT = 16
+_MOST_VALUES = 4 << 20
+_DEEPEST = 100
+# Numbers of more digits take for ever, or no float holds them.
+_MOST_DIGITS = 300
+_LARGEST_JSON = 16 << 20
+_SURROGATE = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+_BESIDE = bytes(set(range(256)) - set(b'[]{},"'))
+_DIGITS = bytes(ord("0") if byte in b"0123456789" else ord(".") for byte in range(256))
+_STRIDE = 8
+_RUN = b"0" * ((_MOST_DIGITS - _STRIDE) // _STRIDE)
+
+
+def check_size(path: Path, limit: int) -> int:
+    """The bytes of a plain file. Refuse, with a ModelFormatError, what is none, or has more bytes
+    than `limit`: nothing of it is read. MissingFileError where there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -65,36 +109,127 @@ def check_size(path: Path, limit: int) -> None:
         raise ModelFormatError(f"{path} should be a plain file")
     if found.st_size > limit:
         raise ModelFormatError(f"{path} has {found.st_size} bytes, and at most {limit} are read")
+    return found.st_size
 
 
-def read_json(path: Path, *, limit: int = _LARGEST_JSON) -> Any:
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The bytes of a plain file of at most `limit` of them.
+
+    Raises what `check_size` raises, and ModelFormatError where the file cannot be read.
+    """
+    size = check_size(path, limit)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(size + 1)
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ModelFormatError(f"{path} cannot be read: {error}") from error
+    if len(data) > size:
+        raise ModelFormatError(f"{path} grows while it is read")
+    return data
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The text of a plain file in UTF-8, of at most `limit` bytes. Raises what `read_bytes` raises,
+    and ModelFormatError where it is not UTF-8."""
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def check_json(data: bytes) -> None:
+    """Refuse, with a ValueError that says why, JSON that would be far larger in memory than in its
+    file: more than a list for every 8 bytes or an object for every 16 (the first 131,072 of each
+    are free), more than 4,194,304 values, or lists and objects that are nested more than 100 deep.
+    Nothing is made of it; what is not JSON may pass."""
+    if data.count(b"[") + data.count(b"{") <= _DEEPEST and data.count(b",") <= _MOST_VALUES:
+        return
+    bare = data
+    if b"\\" in bare:  # escaped quotes end no string
+        bare = bare.replace(b"\\\\", b"").replace(b'\\"', b"")
+    signs = np.frombuffer(bare.translate(None, _BESIDE), np.uint8)
+    signs = signs[~np.logical_xor.accumulate(signs == ord('"'))]
+    for sign, name, share in (("[", "lists", _BYTES_A_LIST), ("{", "objects", _BYTES_AN_OBJECT)):
+        most = _FEW_CONTAINERS + len(data) // share
+        if (found := np.count_nonzero(signs == ord(sign))) > most:
+            raise ValueError(
+                f"has {found} {name} in {len(data)} bytes, and at most {most} are read"
+            )
+    if (found := np.count_nonzero(signs == ord(","))) > _MOST_VALUES:
+        raise ValueError(f"has {found} values or more, and at most {_MOST_VALUES} are read")
+    steps = np.zeros(256, np.int8)
+    steps[list(b"[{")], steps[list(b"]}")] = 1, -1
+    depth = np.cumsum(steps[signs], dtype=np.int32).max(initial=0)
+    if depth > _DEEPEST:
+        raise ValueError(
+            f"is nested too deeply: {depth} lists and objects, and at most {_DEEPEST} are read"
+        )
+
+
+def parse_json(data: bytes, *, distinct: bool = False) -> Any:
+    """The value of JSON in UTF-8. Of names that an object has twice the last counts, as for
+    everybody who reads these files, unless they are to be `distinct`.
+
+    Raises UnicodeDecodeError and json.JSONDecodeError for what is neither, and plain ValueError,
+    whose message goes on from the file's name, where it is any of what `check_json` refuses or has
+    a whole number of more than 300 digits, or a name twice where that is refused.
+    """
+    check_json(data)
+    text = data.decode("utf-8")
+    hooks: dict[str, Any] = {"object_pairs_hook": _distinct} if distinct else {}
+    # Every eighth byte: as many digits show there as a run, whatever else does. Only then does
+    # each number cost a call.
+    if _RUN in data[::_STRIDE].translate(_DIGITS):
+        hooks["parse_int"] = _whole_number
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError:  # within a deep stack
+        raise ValueError("is nested too deeply") from None
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(
+            f"has the number {text[:12]}... of {len(text)} digits, and at most {_MOST_DIGITS} are "
+            "read"
+        )
+    return int(text)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"has {name[:80]!r} twice in one object")
+        table[name] = value
+    return table
+
+
+def read_json(path: Path, *, limit: int = _LARGEST_JSON, distinct: bool = False) -> Any:
     """The content of a JSON file.
 
     Args:
         path: the file.
         limit: the most bytes that it may have.
+        distinct: whether an object that has a name twice is refused; otherwise the last counts.
 
     Raises:
         MissingFileError: there is no such file.
-        ModelFormatError: the file is too large, no plain file, not UTF-8 or not JSON, or holds half
-            a surrogate.
+        ModelFormatError: the file is too large, no plain file, not UTF-8 or not JSON, is what
+            `parse_json` refuses, or holds half a surrogate.
     """
-    check_size(path, limit)
+    data = read_bytes(path, limit)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} does not exist") from None
-    except OSError as error:
-        raise ModelFormatError(f"{path} cannot be read: {error}") from error
+        content = parse_json(data, distinct=distinct)
     except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} is not UTF-8 text: {error}") from error
-    if text.count("[") + text.count("{") > _MOST_CONTAINERS:
-        raise ModelFormatError(f"{path} has more than {_MOST_CONTAINERS} lists and objects")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ModelFormatError(f"{path} is not JSON: {error}") from error
-    if _SURROGATE.search(text):
+    except ValueError as error:
+        raise ModelFormatError(f"{path} {error}") from error
+    if _SURROGATE.search(data):
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -102,10 +237,12 @@ def read_json(path: Path, *, limit: int = _LARGEST_JSON) -> Any:
     return content
 
 
-def read_object(path: Path, *, limit: int = _LARGEST_JSON) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes. MissingFileError and ModelFormatError say
-    what is wrong."""
-    content = read_json(path, limit=limit)
+def read_object(
+    path: Path, *, limit: int = _LARGEST_JSON, distinct: bool = False
+) -> dict[str, Any]:
+    """The JSON object in a file. Raises what `read_json` raises, and ModelFormatError for another
+    value."""
+    content = read_json(path, limit=limit, distinct=distinct)
     if not isinstance(content, dict):
         raise ModelFormatError(f"{path} should hold a JSON object")
     return content

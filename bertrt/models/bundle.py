@@ -95,7 +95,7 @@ class Bundle:
             raise ModelFormatError(f"{directory} is a file; a bundle is a directory")
         if not (directory / MANIFEST).is_file():
             raise MissingFileError(f"{directory} is no bundle: it holds no {MANIFEST}")
-        manifest = read_json(directory / MANIFEST)
+        manifest = read_json(directory / MANIFEST, distinct=True)
         check_manifest(manifest, directory / MANIFEST)
         if manifest["manifest_sha256"] != manifest_digest(manifest):
             raise ModelFormatError(
@@ -125,7 +125,7 @@ class Bundle:
                 refers to weights outside the bundle.
         """
         path = self.directory / PLAN
-        content = read_json(path)
+        content = read_json(path, distinct=True)
         weights = content.get("weights") if isinstance(content, dict) else None
         if isinstance(weights, dict):
             for name, reference in weights.items():

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
-import zipfile
 from collections.abc import Sequence
+from math import prod
+from pathlib import Path
 
 import numpy as np
 
 from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.host.archives import places_of, read_directory
+from bertrt.host.files import fits, map_file
 from bertrt.plan.steps import INPUTS, STACKED, output_kind
 
 __all__ = ["GoldenCase", "read_golden", "write_golden"]
+
+# numpy's writer makes headers of 128 bytes for any array of numbers.
+_LONGEST_HEADER = 1 << 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +56,56 @@ def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> N
 
 
 def read_golden(path: str | os.PathLike[str]) -> list[GoldenCase]:
-    """Read what :func:`write_golden` wrote.
+    """Read what :func:`write_golden` wrote. Takes as much memory as the file is long, twice while
+    it reads: entries are not compressed, and an array has the size that its entry has.
 
     Raises:
+        MissingFileError: there is no such file.
         ModelFormatError: the file is damaged, or its arrays are not named or shaped as they
             should be.
     """
+    path = Path(path)
+    data = map_file(path)
     cases: dict[int, GoldenCase] = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                match = re.fullmatch(r"(\d{1,6})/(inputs|outputs)/(\w+)", key)
-                if match is None or not (match[3] in (*INPUTS, *STACKED) or output_kind(match[3])):
-                    raise ModelFormatError(f"{path} holds an array of unknown name: {key!r}")
-                case = cases.setdefault(int(match[1]), GoldenCase({}, {}))
-                getattr(case, match[2])[match[3]] = archive[key]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelFormatError(f"{path} is not a readable .npz file: {error}") from error
+    for name, place in places_of(path, data, read_directory(path)).items():
+        key = name.removesuffix(".npy")
+        match = re.fullmatch(r"(\d{1,6})/(inputs|outputs)/(\w+)", key)
+        if match is None or not (match[3] in (*INPUTS, *STACKED) or output_kind(match[3])):
+            raise ModelFormatError(f"{path} holds an array of unknown name: {key[:80]!r}")
+        case = cases.setdefault(int(match[1]), GoldenCase({}, {}))
+        entry = data[place.offset : place.offset + place.size]
+        getattr(case, match[2])[match[3]] = _read_array(f"{path}: the array {key}", entry)
     if sorted(cases) != list(range(len(cases))) or not cases:
         raise ModelFormatError(f"{path}: expected cases 0, 1, ..., found {sorted(cases)}")
     for index, case in sorted(cases.items()):
         _check_golden_case(case, f"{path}, case {index}")
     return [cases[index] for index in range(len(cases))]
+
+
+def _read_array(where: str, data: np.ndarray) -> np.ndarray:
+    """The array of an ``.npy`` file with these bytes: of numbers, as long as its header says."""
+    begin = data[:_LONGEST_HEADER].tobytes()
+    file = io.BytesIO(begin)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, by_columns, dtype = read(file)
+    # numpy reads the header as Python: whatever tokens, syntax and types can be wrong is raised.
+    except Exception as error:
+        raise ModelFormatError(f"{where} is not readable: {error}") from None
+    if dtype.kind not in "iuf" or not fits(shape):
+        raise ModelFormatError(f"{where} is {dtype} of shape {shape}, expected numbers")
+    content = data[file.tell() :]
+    if len(content) != prod(shape) * dtype.itemsize:
+        raise ModelFormatError(
+            f"{where} is {dtype} of shape {shape}, which takes {prod(shape) * dtype.itemsize} "
+            f"bytes, and has {len(content)}"
+        )
+    array = np.frombuffer(content.tobytes(), dtype).reshape(shape, order="F" if by_columns else "C")
+    return array.astype(dtype.newbyteorder("="))
 
 
 def _check_golden_case(case: GoldenCase, where: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import map_file, view
+from bertrt.host.files import fits, map_file, parse_json, view
 from bertrt.plan.weights import Constant
 
 __all__ = ["DTYPES", "read_safetensors", "widened", "write_safetensors"]
@@ -41,9 +41,9 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_LONGEST_HEADER = 100_000_000  # the format's own limit
-_MAX_RANK = 32
-_MOST_ELEMENTS = 1 << 48
+# The format's own limit is 100 MB. A tensor takes some 100 bytes, and a thousand where Python has
+# read them.
+_LONGEST_HEADER = 16 << 20
 # What is written; numpy has no bfloat16, and a plan's weights have its bits as uint16.
 _WRITTEN = {"float32": "F32", "uint16": "BF16", "int8": "I8"}
 # The data begin at a cache line, so that arrays can be used where they are mapped.
@@ -118,31 +118,27 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
 def _read_header(path: Path, data: np.ndarray) -> tuple[dict[str, Any], int]:
     """The header without its metadata, and where the data begin."""
     length = int.from_bytes(data[:8].tobytes(), "little")
-    if len(data) < 8 or length > min(len(data) - 8, _LONGEST_HEADER):
+    if len(data) >= 8 and _LONGEST_HEADER < length <= len(data) - 8:
+        raise ModelFormatError(
+            f"{path}: the header has {length} bytes, and at most {_LONGEST_HEADER} are read"
+        )
+    if len(data) < 8 or length > len(data) - 8:
         raise ModelFormatError(
             f"{path} is no safetensors file, or is truncated: it has {len(data)} bytes, and its "
             f"header should have {length}"
         )
     try:
-        text = data[8 : 8 + length].tobytes().decode("utf-8")
-        header = json.loads(text, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(data[8 : 8 + length].tobytes(), distinct=True)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelFormatError(f"{path}: the header is not JSON: {error}") from None
+    except ValueError as error:
+        raise ModelFormatError(f"{path}: the header {error}") from None
     if not isinstance(header, dict):
         raise ModelFormatError(f"{path}: the header is {_short(header)}, expected a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelFormatError(f"{path}: __metadata__ is {_short(metadata)}, expected text to text")
     return header, 8 + length
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ValueError(f"{_short(name)} is there twice")
-        table[name] = value
-    return table
 
 
 def _check_entry(where: str, entry: Any) -> None:
@@ -155,8 +151,7 @@ def _check_entry(where: str, entry: Any) -> None:
         raise UnsupportedModelError(
             f"{where} has the element type {_short(kind)}, expected one of {', '.join(DTYPES)}"
         )
-    # Extents beside a 0 count too: numpy has no array of 0 x 2^40 x 2^40.
-    if not _counts(shape) or len(shape) > _MAX_RANK or prod(n or 1 for n in shape) > _MOST_ELEMENTS:
+    if not _counts(shape) or not fits(shape):
         raise ModelFormatError(f"{where} has the shape {_short(shape)}")
     if not _counts(offsets) or len(offsets) != 2:
         raise ModelFormatError(f"{where} has the data_offsets {_short(offsets)}")

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as _RustTokenizer
 
 from bertrt.errors import BertrtError, ModelFormatError
+from bertrt.host.files import LARGEST_VOCABULARY, check_json, parse_json, read_bytes
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
 
 __all__ = [
@@ -42,10 +43,11 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
             alone reads some of them a bit off, which decides between pieces whose sums are equal.
     """
     with refusing(f"{path}: not a tokenizer that the tokenizers library can read"):
-        text = path.read_text(encoding="utf-8")
+        data = read_bytes(path, LARGEST_VOCABULARY)
         if not exact_scores:
-            return _RustTokenizer.from_str(text)
-        content = json.loads(text)
+            check_json(data)
+            return _RustTokenizer.from_str(data.decode("utf-8"))
+        content = parse_json(data)
         model = content["model"]
         tokenizer = without_vocabulary(content)
         tokenizer.model = models.Unigram(

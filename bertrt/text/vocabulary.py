@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from bertrt.errors import ModelFormatError
+from bertrt.host.files import LARGEST_VOCABULARY, read_object, read_text
 
 __all__ = ["BYTES", "Vocabulary", "read_merges"]
+
+_LARGEST_MERGES = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +45,9 @@ class Vocabulary:
                 left out, or a special token that is missing.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ModelFormatError(
-                f"{path}: not a vocabulary: expected JSON in UTF-8 ({error})"
-            ) from None
-        if not isinstance(data, dict):
-            raise ModelFormatError(f"{path}: not a vocabulary: expected a JSON object")
+            data = read_object(path, limit=LARGEST_VOCABULARY)
+        except ModelFormatError as error:
+            raise ModelFormatError(f"not a vocabulary: {error}") from None
         tokens = _read_tokens(path, data)
         special = {key: value for key, value in data.items() if key.endswith("_token")}
         identifiers = data.get("identifiers_to_tokens") or {}
@@ -112,11 +110,11 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         ModelFormatError: not such a file, a merge twice, or one of something that is neither a byte
             nor made by a merge before it.
     """
+    # Not splitlines: the characters of some bytes end lines for it.
     try:
-        # Not splitlines: the characters of some bytes end lines for it.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{path}: not a file of BPE merges: {error}") from None
+        lines = read_text(path, _LARGEST_MERGES).replace("\r\n", "\n").split("\n")
+    except ModelFormatError as error:
+        raise ModelFormatError(f"not a file of BPE merges: {error}") from None
     if len(lines) < 3 or lines[-1]:
         raise ModelFormatError(
             f"{path}: not a file of BPE merges, or truncated: expected a version and lines that end"

@@ -130,6 +130,15 @@ PARAMS = {
     "huge": (
         params_file(
             [struct.pack("<Iii2q", 0xF993FAC9, 0, 2, 1 << 40, 1 << 40) + bytes(12)], [b"w"]),
+        r"array 0 has shape \(1099511627776, 1099511627776\)",
+    ),
+    "huge beside zero": (
+        params_file(
+            [struct.pack("<Iii3q", 0xF993FAC9, 0, 3, 0, 1 << 62, 1 << 62) + bytes(12)], [b"w"]),
+        r"array 0 has shape \(0, ",
+    ),
+    "long": (
+        params_file([struct.pack("<Iii1q", 0xF993FAC9, 0, 1, 1 << 40) + bytes(12)], [b"w"]),
         "truncated or damaged: the data of array 0",
     ),
     "negative": (

@@ -21,7 +21,7 @@ ROOMS = {
     "version": "",
     "batch": "errors",
     "host": "errors _native",
-    "text": "errors",
+    "text": "errors host",
     "plan": "errors host",
     "tasks": "errors results batch text",
     "compiler": "errors plan",

@@ -17,6 +17,8 @@ __all__ = ["CONVERSIONS", "gemm"]
 
 CONVERSIONS = Table()
 
+_MOST_PLACES = 1 << 16
+
 
 @CONVERSIONS.of("Identity", "Dropout")
 def _pass_through(call: Call) -> str:
@@ -135,8 +137,11 @@ def _size(call: Call) -> str:
 def _non_zero(call: Call) -> str:
     """So exporters wrote 0, 1, 2, ... before opset 11: the places of a vector of ones."""
     array = call.builder.graph.array(call.input(0))
-    if array is None:
-        call.refuse("the places of what is computed are not supported, only those of a constant")
+    if array is None or array.size > _MOST_PLACES:
+        call.refuse(
+            "the places of what is computed, and of more than 65,536 elements, are not supported, "
+            "only those of a constant"
+        )
     return call.ints(np.array(np.nonzero(array), np.int64).tolist())
 
 

@@ -30,6 +30,7 @@ from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedM
 from bertrt.host.files import map_file
 from bertrt.models.onnx import attention, fused, operators, quantized
 from bertrt.models.onnx.call import DOMAINS, MICROSOFT, Call, Quantized, Table
+from bertrt.models.onnx.messages import check_messages
 from bertrt.models.onnx.tensors import Tensors
 from bertrt.plan.weights import Constant
 
@@ -85,8 +86,10 @@ class OnnxFile:
         self.path = Path(path)
         data = map_file(self.path)
         self._model = onnx.ModelProto()
+        content = data.tobytes()
+        check_messages(content, str(path))
         try:
-            self._model.ParseFromString(data.tobytes())
+            self._model.ParseFromString(content)
         except Exception as error:  # protobuf's errors differ between its implementations
             raise ModelFormatError(f"{path}: not an ONNX file: {error}") from None
         self._tensors = Tensors(self.path, data, onnx)
@@ -294,24 +297,28 @@ class _Reader:
         if attribute.type == kinds.INT:
             return attribute.i
         if attribute.type == kinds.INTS:
-            return tuple(attribute.ints)
+            return tuple(self._few(what, attribute.ints))
         if attribute.type == kinds.FLOAT:
             # The shortest number that is this float32: 1e-12 stays 1e-12.
             return float(str(np.float32(attribute.f)))
         if attribute.type == kinds.FLOATS:
-            return tuple(attribute.floats)
+            return tuple(self._few(what, attribute.floats))
         if attribute.type == kinds.STRING:
             return attribute.s.decode("utf-8", "replace")
         if attribute.type == kinds.TENSOR:
-            dtype = self.tensors.dtype(attribute.t.data_type, what)
-            try:
-                array = self.onnx.numpy_helper.to_array(attribute.t)
-            except (ValueError, TypeError) as error:
-                raise ModelFormatError(f"{self.path}: {what}: broken tensor: {error}") from None
-            return array.astype(_single(dtype))
+            array = self.tensors.array(f"of {what}", attribute.t)
+            return array.astype(_single(str(array.dtype)))
         raise UnsupportedModelError(
             f"{self.path}: {what}: attribute {attribute.name!r} of kind {attribute.type}"
         )
+
+    def _few(self, what: str, values: Sequence[Any]) -> Sequence[Any]:
+        if len(values) > _MOST:
+            raise UnsupportedModelError(
+                f"{self.path}: {what} has an attribute of {len(values)} numbers; at most {_MOST} "
+                "are read"
+            )
+        return values
 
     # What conversions ask for: see bertrt.models.onnx.call.Builder
 
@@ -392,7 +399,7 @@ class _Reader:
             results = compute(op, attrs, arrays)
         except KeyError:  # an operator without numpy form
             return None
-        except (ValueError, IndexError, TypeError, OverflowError) as error:
+        except (ValueError, IndexError, TypeError, OverflowError, MemoryError) as error:
             raise ModelFormatError(f"{self.path}: node {name!r} ({op}): {error}") from None
         values = []
         for index, (kind, result) in enumerate(zip(kinds, results, strict=True)):

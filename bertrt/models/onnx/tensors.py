@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import map_file, view
+from bertrt.host.files import fits, map_file, view
 from bertrt.plan.weights import Constant
 
 __all__ = ["Tensors"]
+
+_MOST_COPIED = 4
 
 
 class Tensors:
@@ -27,6 +29,7 @@ class Tensors:
         self.path, self.onnx = path, onnx
         self.stored: dict[str, Constant] = {}
         self.files = {path: data}
+        self.copied = 0  # bytes of external tensors that are
         self.found_at = 0  # where the last inline tensor was found in the file
 
     def constant(self, name: str, tensor: Any, few: int) -> Constant:
@@ -37,6 +40,10 @@ class Tensors:
         if name not in self.stored:
             self.stored[name] = self._constant(name, tensor, few)
         return self.stored[name]
+
+    def array(self, what: str, tensor: Any) -> np.ndarray:
+        """The elements of a tensor that is no weight. Raises what `constant` raises."""
+        return self._constant(what, tensor, few=tensor.ByteSize()).array
 
     def check_text(self, what: str, *texts: object) -> None:
         """Protobuf hands out strings that are not UTF-8 as bytes."""
@@ -71,7 +78,7 @@ class Tensors:
         self.check_text(what, name, *entries)
         dtype = self.dtype(tensor.data_type, what)
         shape = tuple(tensor.dims)
-        if any(extent < 0 for extent in shape) or len(shape) > 32:
+        if not fits(shape):
             raise ModelFormatError(f"{self.path}: {what} has shape {shape}")
         size = prod(shape) * np.dtype(dtype).itemsize
         if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
@@ -100,13 +107,14 @@ class Tensors:
     def _find(self, raw: bytes) -> int:
         """Where these bytes lie in the file: tensors come in order, so this is one pass in all."""
         data = self.files[self.path]
-        window = 1 << 22
         for start in (self.found_at, 0):
-            for position in range(start, len(data), window):
+            position, window = start, 1 << 14  # most are right behind the last
+            while position < len(data):
                 at = data[position : position + window + len(raw)].tobytes().find(raw)
                 if at >= 0:
                     self.found_at = position + at
                     return self.found_at
+                position, window = position + window, min(2 * window, 1 << 22)
         raise ModelFormatError(f"{self.path}: the bytes of a tensor are not in the file")
 
     def _external(
@@ -132,6 +140,13 @@ class Tensors:
                 f"{where}: bytes {offset} to {offset + length} of {len(data)}, shape {shape} "
                 f"needs {size}"
             )
+        if dtype in ("float16", "float64"):  # will be copied; tensors may share what lies there
+            self.copied += size
+            if self.copied > _MOST_COPIED * sum(map(len, self.files.values())):
+                raise UnsupportedModelError(
+                    f"{where}: tensors share or repeat their elements; as float32 they would take "
+                    f"more than {_MOST_COPIED} times the files' size"
+                )
         return Constant(name, view(data, offset, dtype, shape), file, offset)
 
     def _typed(self, tensor: Any, what: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -142,9 +157,15 @@ class Tensors:
                 f"{self.path}: {what} of shape {shape} has {len(values)} elements"
             )
         if dtype == "float16":  # stored as the bits of each element
-            array = np.array([v & 0xFFFF for v in values], np.uint16).view(np.float16)
+            bits = np.fromiter(values, np.int32, len(values)) & 0xFFFF
+            array = bits.astype(np.uint16).view(np.float16)
+        elif dtype in ("int8", "uint8"):  # in a field of 32 bits
+            wide = np.fromiter(values, np.int32, len(values))
+            array = wide.astype(dtype)
+            if not np.array_equal(array, wide):
+                raise ModelFormatError(f"{self.path}: {what} has elements that no {dtype} holds")
         else:
-            array = np.array(values, dtype)
+            array = np.fromiter(values, dtype, len(values))
         array = array.reshape(shape)
         array.flags.writeable = False
         return array

@@ -14,6 +14,8 @@ from bertrt.models.symbol.file import SymbolNode
 
 __all__ = ["END", "Context", "literal"]
 
+# A shape of 32 extents has some 400; Python's parser makes a hundred bytes of each.
+_LONGEST_LITERAL = 4096
 END = (1 << 63) - 1  # "to the end" of a slice
 
 
@@ -157,6 +159,8 @@ def _is_integer(value: Any) -> bool:
 def literal(graph: Graph, node: SymbolNode, key: str, text: str) -> Any:
     """The value of an attribute, which a symbol file holds as Python spells it."""
     try:
+        if len(text) > _LONGEST_LITERAL:
+            raise ValueError
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise ModelFormatError(

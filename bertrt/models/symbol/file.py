@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.errors import ModelFormatError
+from bertrt.host.files import read_json
 
 __all__ = ["Symbol", "SymbolNode", "load_symbol", "pick"]
+
+# 24 layers have two thousand.
+_MOST_NODES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,13 @@ class Symbol:
 
 def load_symbol(path: Path) -> Symbol:
     """Read a symbol file; MissingFileError or ModelFormatError say what is wrong with it."""
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
-        raise ModelFormatError(f"{path}: not a JSON file: {error}") from None
+    content = read_json(path, distinct=True)
     if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
         raise ModelFormatError(f"{path}: not an MXNet symbol: it has no list of nodes")
+    if len(content["nodes"]) > _MOST_NODES:
+        raise ModelFormatError(
+            f"{path} has {len(content['nodes'])} nodes, and at most {_MOST_NODES} are read"
+        )
     nodes: list[SymbolNode] = []
     names: set[str] = set()
     for index, raw in enumerate(content["nodes"]):

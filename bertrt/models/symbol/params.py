@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import map_file, view
+from bertrt.host.files import fits, map_file, view
 from bertrt.plan.weights import Constant
 
 __all__ = ["read_params", "write_params"]
@@ -124,7 +124,7 @@ def _read_array(cursor: _Cursor, index: int) -> tuple[np.ndarray, int]:
     if not lowest <= rank <= _MAX_RANK:
         raise cursor.error(f"{what} has rank {rank}: no array, or a damaged one")
     shape = cursor.unpack(f"<{rank}q", f"the shape of {what}")
-    if any(extent < 0 for extent in shape):
+    if not fits(shape):
         raise cursor.error(f"{what} has shape {shape}")
     _device, _device_id, flag = cursor.unpack("<iii", what)
     if flag not in _DTYPES:

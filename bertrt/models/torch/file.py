@@ -14,12 +14,7 @@ elements it has, as 64 bits, and the elements.
 
 from __future__ import annotations
 
-import io
-import struct
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.archives import Place, places_of, read_directory
 from bertrt.host.files import map_file, view
 from bertrt.models.safetensors import DTYPES, widened
 from bertrt.models.torch.pickle import Storage, Tensor, read_pickle, short
@@ -36,20 +32,10 @@ __all__ = ["read_torch"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-# A pickle takes some 200 bytes a tensor, an archive's directory some 100.
+# A pickle takes some 200 bytes a tensor.
 _LONGEST_PICKLE = 8 << 20
-_LONGEST_DIRECTORY = 16 << 20
-_LOCAL_HEADER = 30
 # Tensors that are transposed, cut out or expanded are copied, and several may share a storage.
 _MOST_COPIED = 4
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a storage's bytes begin, and how many there are."""
-
-    offset: int
-    size: int
 
 
 def read_torch(path: str | Path) -> dict[str, Constant]:
@@ -94,7 +80,7 @@ class _Storages:
     """The storages of a file, each read once."""
 
     def __init__(
-        self, path: Path, data: np.ndarray, places: Mapping[str, _Place], order: str
+        self, path: Path, data: np.ndarray, places: Mapping[str, Place], order: str
     ) -> None:
         self._path = path
         self._data = data
@@ -163,17 +149,13 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 # --- since 1.6 --------------------------------------------------------------------------------
 
 
-class _Bounded(io.FileIO):
-    """A file of which no more is read at once than an archive's directory may take."""
-
-    def read(self, size: int | None = -1) -> Any:
-        if size is None or size > _LONGEST_DIRECTORY:
-            raise ValueError(f"its directory has more than {_LONGEST_DIRECTORY} bytes")
-        return super().read(size)
-
-
-def _read_archive(path: Path, data: np.ndarray) -> tuple[Any, dict[str, _Place], str]:
-    places = _entries(path, data)
+def _read_archive(path: Path, data: np.ndarray) -> tuple[Any, dict[str, Place], str]:
+    entries = read_directory(path)
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise UnsupportedModelError(
+            f"{path} is a program of TorchScript, expected a dictionary of tensors"
+        )
+    places = places_of(path, data, entries)
     folders = [name.removesuffix("data.pkl") for name in places if name.endswith("/data.pkl")]
     if len(folders) != 1:
         raise ModelFormatError(
@@ -205,52 +187,10 @@ def _read_archive(path: Path, data: np.ndarray) -> tuple[Any, dict[str, _Place],
     return value, storages, "<" if order == "little" else ">"
 
 
-def _entries(path: Path, data: np.ndarray) -> dict[str, _Place]:
-    """Where the entries of an archive lie, none of them compressed, and none over another."""
-    try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    # All that zipfile raises for a damaged directory: NotImplementedError for a version or a kind
-    # of compression that it does not know, ValueError for names that are no text, struct.error
-    # and EOFError for records that are cut.
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-        raise ModelFormatError(
-            f"{path} begins as a zip archive and cannot be read as one, truncated or damaged: "
-            f"{error}"
-        ) from None
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise UnsupportedModelError(
-            f"{path} is a program of TorchScript, expected a dictionary of tensors"
-        )
-    places: dict[str, _Place] = {}
-    bounds = []
-    for entry in entries:
-        where = f"{path}: the entry {short(entry.filename)}"
-        if entry.filename in places:
-            raise ModelFormatError(f"{where} is there twice")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise UnsupportedModelError(
-                f"{where} is compressed or encrypted, which torch.save does not do"
-            )
-        place = max(entry.header_offset, 0)  # below 0 where the directory is wrong about itself
-        header = data[place : place + _LOCAL_HEADER].tobytes()
-        if place != entry.header_offset or header[:4] != b"PK\3\4" or len(header) < _LOCAL_HEADER:
-            raise ModelFormatError(f"{where} is not where the archive's directory says")
-        begin = place + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:30]))
-        if begin + entry.file_size > len(data):
-            raise ModelFormatError(f"{where} ends beyond the file: truncated?")
-        places[entry.filename] = _Place(begin, entry.file_size)
-        bounds.append((place, begin + entry.file_size))
-    for (_, end), (begin, _) in pairwise(sorted(bounds)):
-        if begin < end:
-            raise ModelFormatError(f"{path}: entries of the archive overlap at byte {begin}")
-    return places
-
-
 # --- before 1.6 -------------------------------------------------------------------------------
 
 
-def _read_sequence(path: Path, data: np.ndarray) -> tuple[Any, dict[str, _Place], str]:
+def _read_sequence(path: Path, data: np.ndarray) -> tuple[Any, dict[str, Place], str]:
     pickles = data[:_LONGEST_PICKLE].tobytes()
     where = str(path)
     magic, position = read_pickle(pickles, 0, where)
@@ -278,7 +218,7 @@ def _read_sequence(path: Path, data: np.ndarray) -> tuple[Any, dict[str, _Place]
         for tensor in (content.values() if isinstance(content, dict) else ())
         if isinstance(tensor, Tensor)
     }
-    places: dict[str, _Place] = {}
+    places: dict[str, Place] = {}
     for key in keys:
         if key not in kinds or key in places:
             raise ModelFormatError(f"{path}: no tensor has the storage {short(key)}, or two lists")
@@ -290,6 +230,6 @@ def _read_sequence(path: Path, data: np.ndarray) -> tuple[Any, dict[str, _Place]
             raise ModelFormatError(
                 f"{path}: the storage {short(key)} ends beyond the file: truncated?"
             )
-        places[key] = _Place(position, size)
+        places[key] = Place(position, size)
         position += size
     return content, places, order

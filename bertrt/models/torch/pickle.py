@@ -119,9 +119,11 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._left = _MOST_INSTRUCTIONS
 
     def run(self) -> Any:
-        for _ in range(_MOST_INSTRUCTIONS):
+        while (left := self._left) > 0:
+            self._left = left - 1
             if (code := self._bytes(1)) == pickle.STOP:
                 return self._pop()
             if code not in _INSTRUCTIONS:
@@ -133,7 +135,7 @@ class _Machine:
             _INSTRUCTIONS[code](self)
             if len(self._stack) > _DEEPEST:
                 self._fail(f"holds more than {_DEEPEST} objects at once on its stack")
-        self._fail(f"has more than {_MOST_INSTRUCTIONS} instructions")
+        self._fail(f"has more than {_MOST_INSTRUCTIONS} instructions, or makes as many entries")
 
     def _fail(self, what: str) -> NoReturn:
         raise ModelFormatError(f"{self._where}: its pickle {what}")
@@ -257,6 +259,8 @@ class _Machine:
         pairs = arguments[0] if len(arguments) == 1 else []
         if len(arguments) > 1 or not isinstance(pairs, list):
             self._fail("makes an OrderedDict of something else than pairs")
+        # As many pairs as a list has that was made once can be asked for again and again.
+        self._left -= len(pairs)
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 self._fail("makes an OrderedDict of something else than pairs")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertrt.errors import ModelFormatError
-from bertrt.host.files import check_size
+from bertrt.host.files import LARGEST_VOCABULARY, read_bytes
 
 __all__ = ["SentencePieceModel", "read_sentencepiece"]
 
-_LARGEST = 128 << 20
+_MOST_PIECES = 2 << 20  # in memory a piece takes a hundred bytes and more
 
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # of ModelProto
 _PIECE, _SCORE, _TYPE = 1, 2, 3  # of SentencePiece
@@ -45,23 +45,25 @@ class SentencePieceModel:
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read a model file; ModelFormatError where it is none."""
-    check_size(path, _LARGEST)
+    data = read_bytes(path, LARGEST_VOCABULARY)
     pieces: list[tuple[str, float]] = []
     special: list[tuple[str, bool]] = []
     charsmap = b""
     model_type: int | bytes = _UNIGRAM
     try:
-        for number, value in _fields(path.read_bytes()):
+        for number, value in _fields(data):
             if number == _PIECES:
                 piece, kind = _read_piece(_whole(value))
                 pieces.append(piece)
+                if len(pieces) > _MOST_PIECES:
+                    raise ValueError(f"more than {_MOST_PIECES} pieces")
                 if kind in (_CONTROL, _USER_DEFINED):
                     special.append((piece[0], kind == _CONTROL))
             elif number == _TRAINER:
                 model_type = dict(_fields(_whole(value))).get(_MODEL_TYPE, model_type)
             elif number == _NORMALIZER:
                 charsmap = _whole(dict(_fields(_whole(value))).get(_CHARSMAP, charsmap))
-    except (ValueError, IndexError, struct.error, OSError) as error:
+    except (ValueError, IndexError, struct.error) as error:
         raise ModelFormatError(f"{path} is not a SentencePiece model: {error}") from None
     if not pieces:
         raise ModelFormatError(f"{path} is not a SentencePiece model: it holds no pieces")

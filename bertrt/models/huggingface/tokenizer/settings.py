@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 from tokenizers import AddedToken
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import read_object
+from bertrt.host.files import LARGEST_VOCABULARY, read_object
 
-__all__ = ["CONFIG", "LARGEST", "NAMED", "Settings", "Token", "read_config", "read_settings"]
+__all__ = ["CONFIG", "NAMED", "Settings", "Token", "read_config", "read_settings"]
 
 CONFIG = "tokenizer_config.json"
 
@@ -133,10 +133,6 @@ HARMLESS = frozenset(
 # Of the arguments that sentence-transformers hands over, those that say where files come from.
 _HUB = (*("force_download", "proxies", "resume_download", "token", "use_auth_token"),)
 
-# Files are read whole. The largest tokenizers of encoders take a third of this.
-LARGEST = 128 << 20
-_LARGEST_SETTINGS = 16 << 20
-
 
 @dataclass
 class Settings:
@@ -177,7 +173,7 @@ class Settings:
 def read_config(directory: Path) -> dict[str, Any]:
     """The content of ``tokenizer_config.json``, empty where there is none."""
     path = directory / CONFIG
-    return read_object(path, limit=_LARGEST_SETTINGS) if path.exists() else {}
+    return read_object(path) if path.exists() else {}
 
 
 def read_settings(
@@ -241,7 +237,7 @@ def read_settings(
 def _read_tokenizer_file(path: Path) -> dict[str, Any]:
     """The content of a ``tokenizer.json``, as far as it is read here: ModelFormatError where a part
     is not of its kind."""
-    content = read_object(path, limit=LARGEST)
+    content = read_object(path, limit=LARGEST_VOCABULARY)
     model = content.get("model")
     if not isinstance(model, dict):
         raise ModelFormatError(f"{path}: model should be an object, found {_short(model)}")
@@ -303,14 +299,14 @@ def _read_added(settings: Settings) -> dict[int, AddedToken]:
         return _decoder(settings.path, values.pop("added_tokens_decoder"))
     map_path = directory / "special_tokens_map.json"
     if map_path.exists():
-        _overrule(settings, map_path, read_object(map_path, limit=_LARGEST_SETTINGS))
+        _overrule(settings, map_path, read_object(map_path))
     listed: dict[int, AddedToken] = {}
     added_path = directory / "added_tokens.json"
     if added_path.exists():
         extra = values.get("extra_special_tokens")
         said = [values.get(name) for name in NAMED] + (extra if isinstance(extra, list) else [])
         special = {str(token) for token in said if _is_token(token)}
-        for token, index in read_object(added_path, limit=_LARGEST_SETTINGS).items():
+        for token, index in read_object(added_path).items():
             if type(index) is not int:
                 raise ModelFormatError(
                     f"{added_path}: {token!r} should have an id, found {index!r}"

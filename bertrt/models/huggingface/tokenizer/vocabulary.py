@@ -16,9 +16,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import check_size
+from bertrt.host.files import LARGEST_VOCABULARY, check_size
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
-from bertrt.models.huggingface.tokenizer.settings import LARGEST, Settings
+from bertrt.models.huggingface.tokenizer.settings import Settings
 from bertrt.text.huggingface import refusing, without_vocabulary
 
 __all__ = ["Values", "Vocabulary", "read_vocabulary"]
@@ -96,7 +96,7 @@ def read_vocabulary(
             + f", which {name} is made of{hint}"
         )
     for path in paths:
-        check_size(path, LARGEST)
+        check_size(path, LARGEST_VOCABULARY)
     if model == "unigram":
         return _of_sentencepiece(name, paths[0], settings, values)
     with refusing(f"{' and '.join(map(str, paths))} cannot be read"):
