@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/without_gil.h"
 #include "core/error.h"
 
 namespace py = pybind11;
@@ -149,8 +150,8 @@ py::dict run_packed(const Graph& graph, const BatchArrays& arrays,
     results[name.c_str()] = std::move(array);
   }
   {
-    py::gil_scoped_release release;
-    run(batch, destinations);
+    WithoutGil here;
+    run(batch, destinations, [&here] { here.check_signals(); });
   }
   return results;
 }

@@ -269,7 +269,8 @@ class Engine::PartRun {
   std::vector<int32_t>& index_;
 };
 
-void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
+void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs,
+                 const std::function<void()>& between_parts) {
   model_->check(batch, outputs);
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
@@ -283,6 +284,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   const WorkspacePool::Borrowed workspace(workspaces_);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {
+    if (begin > 0) between_parts();
     const int64_t end = part_end(batch, begin, limit);
     Part part{batch.sequences(begin, end), destinations};
     PartRun(*this, part, demand, *workspace).run();
