@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/without_gil.h"
 #include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "cpu/cpu_ops.h"
@@ -151,7 +152,7 @@ FloatArray activation(const std::string& isa, const std::string& name, const Flo
 // Runs a loop whose indices wait until `wanted` of them have begun, each on a thread of its own, or
 // so many seconds have passed. How many did.
 int threads_at_once(ThreadPool& pool, int wanted, double seconds) {
-  const py::gil_scoped_release release;
+  const WithoutGil here;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   std::atomic<int> begun{0};
   std::atomic<bool> late{false};
