@@ -1,4 +1,4 @@
-"""The engine's threads: those that cannot be had, those of a forked child, and signals meanwhile."""
+"""The engine's threads: those that cannot be had, those of a forked child, and signals."""
 
 from __future__ import annotations
 

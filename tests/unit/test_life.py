@@ -72,6 +72,8 @@ def interrupt_at(number: int, action: Callable[[], Any]) -> BaseException | None
         return trace
 
     before = sys.gettrace()
+    # Python 3.12 looks whether any frame wants instructions when tracing begins.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         action()
