@@ -4,6 +4,7 @@ from bertrt.engine import Engine
 from bertrt.errors import (
     BertrtError,
     BertrtWarning,
+    BusyError,
     DeviceError,
     InvalidInputError,
     InvalidTypeError,
@@ -33,6 +34,7 @@ __all__ = [
     "Answer",
     "BertrtError",
     "BertrtWarning",
+    "BusyError",
     "Candidate",
     "Classification",
     "DeviceError",

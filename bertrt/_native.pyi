@@ -30,7 +30,8 @@ class Model:
     ) -> None: ...
 
 class Engine:
-    """Runs a Model on threads of its own. Engines of one Model share its packed weights."""
+    """Runs a Model on threads of its own, on fewer than asked for where the system gives no more.
+    Engines of one Model share its packed weights."""
 
     def __init__(self, model: Model, threads: int, trace: bool = False) -> None: ...
     def run(
@@ -42,10 +43,12 @@ class Engine:
         outputs: list[str],
         attended: IntArray | None = None,
     ) -> dict[str, FloatArray]:
-        """Runs a packed batch; float32 arrays (rows, columns) by output name."""
+        """Runs a packed batch; float32 arrays (rows, columns) by output name. Between parts of some
+        2,048 tokens Python's signal handlers run, and an exception of theirs ends the run."""
 
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """The threads that there really are; in a forked child, those of its own."""
     @property
     def isa(self) -> str: ...
     def steps(self) -> list[tuple[str, str, float, int, int]]:
@@ -117,3 +120,12 @@ class kernels:  # noqa: N801  (a submodule, in truth)
     def float_modes(threads: int) -> list[int]:
         """The control word (MXCSR) of each thread of a new pool, in a loop; first the caller's. 0
         on other CPUs than x86-64."""
+
+    class ThreadPool:
+        """As an engine has it."""
+
+        def __init__(self, threads: int) -> None: ...
+        @property
+        def threads(self) -> int: ...
+        def threads_at_once(self, wanted: int, seconds: float) -> int:
+            """How many threads a loop gets at once, at most so many, waiting for so long."""

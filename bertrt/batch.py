@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -232,7 +231,7 @@ class PackedBatch:
         """The number of sequences."""
         return len(self.cu_seqlens) - 1
 
-    @cached_property
+    @property
     def lengths(self) -> np.ndarray:
         """The length of each sequence: int32, shape (seqs,)."""
         return np.diff(self.cu_seqlens)

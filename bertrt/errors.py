@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "BertrtError",
     "BertrtWarning",
+    "BusyError",
     "DeviceError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -61,6 +62,10 @@ class MissingDependencyError(BertrtError, ImportError):
 
 class DeviceError(BertrtError, RuntimeError):
     """A device, provider, precision or instruction set cannot be used here."""
+
+
+class BusyError(BertrtError, TimeoutError):
+    """Something is still in use after the time that was given to it."""
 
 
 class BertrtWarning(UserWarning):

@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["MXNetBackend", "load"]
 
-# MXNet's imperative front end is not made for several threads at once.
-_lock = threading.Lock()
+# MXNet's imperative front end is not made for several threads at once. A signal handler may want an
+# answer in the middle of its own thread's.
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    # The thread that held the lock may be none of the child's.
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def load(model: Model, *, device: str, precision: str, threads: int) -> MXNetBackend:

@@ -71,7 +71,7 @@ def load(
         lambda weights, mapped: _native.Model(plan.to_engine(), weights, rest, threads, mapped),
     )
     engine = _native.Engine(packed, threads, trace)
-    return NativeBackend(engine, plan, precision, threads=engine.threads, provider=engine.isa)
+    return NativeBackend(engine, plan, precision, threads=threads, provider=engine.isa)
 
 
 def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBackend:
@@ -200,11 +200,16 @@ class NativeBackend(Backend):
         self, engine: Any, plan: Plan, precision: str, *, threads: int, provider: str
     ) -> None:
         self.precision = precision
-        self.threads = threads
+        self._wanted = threads
         self.provider = provider
         self._engine = engine
         self._tails = {name: plan.tail_of(name) for name in plan.outputs}
         self._made = {value: name for name, value in plan.to_engine()["outputs"].items()}
+
+    @property
+    def threads(self) -> int:  # type: ignore[override]
+        """Those that the system gave; in a forked child, those of its own."""
+        return int(self._engine.threads)
 
     def run(self, batch: PackedBatch, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """See `bertrt.backends.base.Backend.run`."""
@@ -234,7 +239,16 @@ class NativeBackend(Backend):
     def explain(self) -> str:
         """The steps with their kernels; with BERTRT_TRACE set at load, after a run, what was spent
         in each and how near that is to what the machine can do, which is measured the first
-        time."""
+        time. Before them, that threads are missing, if they are."""
+        if self.threads == self._wanted:
+            return self._explain_steps()
+        return (
+            f"The system gave {self.threads} of the {self._wanted} threads that were asked for: "
+            "something limits the processes of this user or container (ulimit -u, pids.max), or "
+            f"the memory for their stacks.\n\n{self._explain_steps()}"
+        )
+
+    def _explain_steps(self) -> str:
         steps = self.trace()
         if any(step.seconds for step in steps):
             return roofline(steps, self._peaks())
@@ -264,6 +278,11 @@ class CudaBackend(NativeBackend):
             provider="; ".join(f"{gpu.name}, {gpu.arch}" for gpu in gpus),
         )
         self.device = f"cuda:{','.join(str(gpu.number) for gpu in gpus)}"
+
+    @property
+    def threads(self) -> int:  # type: ignore[override]
+        """One for each GPU."""
+        return self._wanted
 
     def explain(self) -> str:
         """As on the CPU; times are the GPUs', and stand beside rates, not beside peaks."""

@@ -8,10 +8,8 @@ import json
 import operator
 import os
 import re
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
+from bertrt.engine.life import Life
 from bertrt.engine.outputs import join_layers, unpack
 from bertrt.engine.predictor import Predictor
 from bertrt.engine.reranking import pair_up, rank
@@ -49,19 +48,16 @@ class Engine:
         self, model: Model, load: Callable[[], Backend], arguments: dict[str, Any]
     ) -> None:
         self._model = model
-        self._load = load
         self._arguments = arguments
         self._limits = model.limits
         self._outputs = tuple(model.outputs)
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
         self._layered = any(output_kind(name) != name for name in self._outputs)
         self._predictor = Predictor(model)
-        self._backend: Backend | None = load()
-        self._closed = False
-        self._running = 0
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        _engines.add(self)
+        self._life = Life(
+            load,
+            f"Engine({arguments['path']!r}, task={self.task!r}, backend={arguments['backend']!r}",
+        )
 
     @classmethod
     def load(
@@ -151,36 +147,37 @@ class Engine:
     @property
     def backend(self) -> str:
         """The backend's name."""
-        with self._use() as backend:
-            return backend.name
+        with self._life.use("backend") as call:
+            return call.backend.name
 
     @property
     def device(self) -> str:
         """The device that the model really runs on."""
-        with self._use() as backend:
-            return backend.device
+        with self._life.use("device") as call:
+            return call.backend.device
 
     @property
     def precision(self) -> str:
         """The precision of the arithmetic."""
-        with self._use() as backend:
-            return backend.precision
+        with self._life.use("precision") as call:
+            return call.backend.precision
 
     @property
     def provider(self) -> str:
         """What executes the kernels: an instruction set, an execution provider, a library."""
-        with self._use() as backend:
-            return backend.provider
+        with self._life.use("provider") as call:
+            return call.backend.provider
 
     @property
     def threads(self) -> int:
         """The threads that the backend really uses."""
-        with self._use() as backend:
-            return backend.threads
+        with self._life.use("threads") as call:
+            return call.backend.threads
 
     def explain(self) -> str:
         """How the model runs, as text: backend, device, instruction set, and the steps."""
-        with self._use() as backend:
+        with self._life.use("explain") as call:
+            backend = call.backend
             return (
                 f"model      {self._model.path}\n"
                 f"task       {self.task or 'none (a bare graph)'}\n"
@@ -198,11 +195,7 @@ class Engine:
         return f"settings   {' '.join(lines)}\n" if shown else ""
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
-        return (
-            f"Engine({self._arguments['path']!r}, task={self.task!r}, "
-            f"backend={self._arguments['backend']!r}{state})"
-        )
+        return str(self._life)
 
     # --- what it does -------------------------------------------------------------------------
 
@@ -240,9 +233,9 @@ class Engine:
             raise InvalidTypeError(f"on_error is a {type(on_error).__name__}; expected a str")
         if on_error not in ("raise", "return"):
             raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
-        with self._use() as backend:
+        with self._life.use("predict") as call:
             requests, single = self._predictor.encode(batch, prompt, on_error)
-            results, _ = self._predictor.answer(backend, requests, bar=True)
+            results, _ = self._predictor.answer(call.backend, requests, bar=True)
         return results[0] if single else results
 
     def rerank(
@@ -292,9 +285,9 @@ class Engine:
         Raises:
             What `predict` raises.
         """
-        with self._use() as backend:
+        with self._life.use("predict_with_outputs") as call:
             requests, _ = self._predictor.encode(batch, prompt)
-            return self._predictor.answer(backend, requests, keep=True)
+            return self._predictor.answer(call.backend, requests, keep=True)
 
     def tokenize(self, batch: Any, *, prompt: str | None = None) -> Any:
         """The ids that `predict` would use.
@@ -310,7 +303,7 @@ class Engine:
         Raises:
             What `predict` raises for its input.
         """
-        with self._use():
+        with self._life.use("tokenize") as call:  # noqa: F841
             requests, single = self._predictor.encode(batch, prompt)
         found: list[Any] = [list(own.sequences) for own in requests if isinstance(own, Request)]
         if self.task != "question-answering":
@@ -385,43 +378,32 @@ class Engine:
             )
         if self._layered and not ragged and layer_outputs(outputs, "attention_weights"):
             packed = packed.with_padding(token_ids, token_types, self._limits)
-        with self._use() as backend:
-            found = backend.run(packed, outputs)
+        with self._life.use("run") as call:
+            found = call.backend.run(packed, outputs)
         sequence = None if ragged else np.shape(token_ids)[1]
         shaped = unpack(found, packed, self._model.plan(), sequence)
         return join_layers(shaped, ragged) if self._layered else shaped
 
     # --- its life -----------------------------------------------------------------------------
 
-    @contextmanager
-    def _use(self) -> Iterator[Backend]:
-        """The backend, kept open while it is in use."""
-        with self._lock:
-            if self._closed:
-                raise BertrtError(f"{self!r} cannot be used any more: load it again")
-            if self._backend is None:
-                self._backend = self._load()
-            backend = self._backend
-            self._running += 1
-        try:
-            yield backend
-        finally:
-            with self._lock:
-                self._running -= 1
-                if self._closed:
-                    self._changed.notify_all()
+    def close(self, timeout: float | None = 60.0) -> None:
+        """Let go of threads and memory, after the calls under way. Closing twice is fine; using a
+        closed engine is an error.
 
-    def close(self) -> None:
-        """Let go of threads and memory, after the runs under way. Closing twice is fine; using a
-        closed engine is an error."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.wait_for(lambda: self._running == 0)
-            backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.close()
+        It waits for calls of other threads. Inside a call of its own thread (in a signal handler,
+        say) it closes the engine to new calls; that call goes on to its result, and what the
+        engine holds is let go of when it is over.
+
+        Args:
+            timeout: the seconds to wait for other threads; None: for as long as it takes.
+
+        Raises:
+            BusyError: they were not through by then; the message says which threads are inside,
+                and in what. The engine is closed, and what it holds is let go of when the last of
+                these calls is over. Closing again waits again.
+            InvalidInputError, InvalidTypeError: `timeout` is no number of seconds.
+        """
+        self._life.close(timeout)
 
     def __enter__(self) -> Engine:
         return self
@@ -435,19 +417,9 @@ class Engine:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[()]]:
-        if self._closed:
+        if self._life.closed:
             raise BertrtError(f"{self!r} cannot be pickled")
         return functools.partial(Engine.load, **self._arguments), ()
-
-    def _after_fork(self) -> None:
-        # No thread of the parent lives on in the child: not those of the backend's pool, and not
-        # the one that may have held the lock.
-        if self._backend is not None and not self._backend.survives_fork:
-            _abandoned.append(self._backend)
-            self._backend = None
-        self._running = 0
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
 
 
 def _check_threads(threads: Any) -> int:
@@ -461,24 +433,3 @@ def _check_threads(threads: Any) -> int:
     if not 1 <= count <= MAX_THREADS:
         raise InvalidInputError(f"threads is {count}; expected 1 to {MAX_THREADS}")
     return count
-
-
-# Engines of this process, for the fork hook.
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-# Backends of the parent process, kept from being destroyed in the child: their destructors would
-# wait for threads that do not exist there.
-_abandoned: list[Backend] = []
-
-
-def _after_fork() -> None:
-    for engine in list(_engines):
-        engine._after_fork()
-    if _engines:
-        # The tokenizers library gives up its threads in a child, and says so on stderr unless it
-        # has been told to.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

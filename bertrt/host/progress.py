@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,3 +49,13 @@ def _watched() -> bool:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):
         return False
+
+
+def _after_fork() -> None:
+    # A thread that draws a bar holds a lock of tqdm's, and is none of the child's.
+    if "tqdm.auto" in sys.modules:
+        sys.modules["tqdm.auto"].tqdm.set_lock(threading.RLock())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

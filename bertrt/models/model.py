@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from bertrt.errors import (
     ModelFormatError,
     UnsupportedModelError,
 )
+from bertrt.host.cached import cached
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
@@ -244,7 +244,7 @@ class Model:
             _read_plan=lambda: compiled()[0],
         )
 
-    @cached_property
+    @cached
     def _plan(self) -> Plan:
         return self._read_plan()
 

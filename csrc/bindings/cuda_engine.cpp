@@ -25,9 +25,8 @@ class PyEngine {
                const std::vector<std::string>& outputs, const std::optional<IntArray>& attended) {
     return run_packed(engine_.graph(),
                       {token_ids, token_types, cu_seqlens, masked_positions, attended}, outputs,
-                      [this](const PackedBatch& batch, const std::vector<Output>& wanted) {
-                        engine_.run(batch, wanted);
-                      });
+                      [this](const PackedBatch& batch, const std::vector<Output>& wanted,
+                             const std::function<void()>&) { engine_.run(batch, wanted); });
   }
 
   const cuda::Device& device() const { return engine_.device(); }

@@ -34,8 +34,9 @@ class PyEngine {
                const std::vector<std::string>& outputs, const std::optional<IntArray>& attended) {
     return run_packed(engine_.graph(),
                       {token_ids, token_types, cu_seqlens, masked_positions, attended}, outputs,
-                      [this](const PackedBatch& batch, const std::vector<Output>& wanted) {
-                        engine_.run(batch, wanted);
+                      [this](const PackedBatch& batch, const std::vector<Output>& wanted,
+                             const std::function<void()>& between_parts) {
+                        engine_.run(batch, wanted, between_parts);
                       });
   }
 
@@ -70,8 +71,9 @@ an instruction set that cannot be used.)")
            py::arg("threads") = 1, py::arg("mapped") = std::set<std::string>());
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on threads of its own.
 
-Engines of one Model share its packed weights. Raises bertrt.DeviceError for a number of threads
-that cannot be had.)")
+Engines of one Model share its packed weights. Where the system gives fewer threads than asked for, the
+engine runs on those, and `threads` says how many they are. Raises bertrt.DeviceError for a number of
+threads outside 1 to MAX_THREADS.)")
       .def(py::init<const PyModel&, int, bool>(), py::arg("model"), py::arg("threads"),
            py::arg("trace") = false, py::keep_alive<1, 2>())
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
@@ -82,7 +84,8 @@ that cannot be had.)")
 
 token_ids, token_types: int32 (tokens,). cu_seqlens: int32 (sequences + 1,). masked_positions: int32
 (sequences, positions) or None. attended: int32 (sequences,), how many tokens of each are attended
-to, the rest being padding; None: all. Releases the GIL; may be called from several threads.
+to, the rest being padding; None: all. Releases the GIL; may be called from several threads. Between
+parts of some 2,048 tokens Python's signal handlers run, and an exception of theirs ends the run.
 Raises bertrt.InvalidInputError if the batch does not fit the plan.)")
       .def_property_readonly("threads", &PyEngine::threads)
       .def_property_readonly("isa", &PyEngine::isa)

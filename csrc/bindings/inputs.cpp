@@ -7,6 +7,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/without_gil.h"
 #include "core/error.h"
 
 namespace py = pybind11;
@@ -192,8 +193,8 @@ py::dict run_packed(const Graph& graph, const BatchArrays& arrays,
     results[key] = std::move(array);
   }
   {
-    py::gil_scoped_release release;
-    run(batch, destinations);
+    WithoutGil here;
+    run(batch, destinations, [&here] { here.check_signals(); });
   }
   return results;
 }

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/without_gil.h"
 #include "cpu/isa.h"
 #include "cpu/peaks.h"
 
@@ -22,7 +23,7 @@ std::vector<std::string> supported_isas() {
 double present_fp32_peak(int threads) {
   ThreadPool pool(threads);
   const cpu::KernelTable& table = cpu::select_table();
-  py::gil_scoped_release release;
+  WithoutGil here;
   return cpu::present_fp32_peak(table, pool);
 }
 
@@ -30,7 +31,7 @@ py::dict machine_peaks(int threads) {
   const cpu::KernelTable& table = cpu::select_table();
   cpu::Peaks peaks;
   {
-    py::gil_scoped_release release;
+    WithoutGil here;
     ThreadPool pool(threads);
     peaks = cpu::measure_peaks(table, pool);
   }
@@ -46,6 +47,8 @@ py::dict machine_peaks(int threads) {
 }  // namespace
 
 void bind_machine(py::module_& module) {
+  // Made here, where no thread can fork meanwhile: a child would wait for it for good.
+  (void)cpu::supported_tables();
   module.def(
       "supported_isas", &supported_isas,
       "The instruction sets that can run here, best first; behind \"portable\" those that are "

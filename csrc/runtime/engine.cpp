@@ -265,8 +265,8 @@ class Engine::PartRun {
   std::vector<int32_t>& index_;
 };
 
-void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
-  const FloatMode mode;
+void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs,
+                 const std::function<void()>& between_parts) {
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {
@@ -279,6 +279,8 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
   const WorkspacePool::Borrowed workspace(workspaces_);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {
+    if (begin > 0) between_parts();  // in the caller's floating-point mode
+    const FloatMode mode;
     const int64_t end = part_end(batch, begin, limit);
     Part part{batch.sequences(begin, end), destinations};
     PartRun(*this, part, demand, *workspace).run();

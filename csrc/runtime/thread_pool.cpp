@@ -1,7 +1,6 @@
 #include "runtime/thread_pool.h"
 
 #include <pthread.h>
-#include <unistd.h>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -9,6 +8,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
+#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -41,8 +42,14 @@ void pause() {
 }  // namespace
 
 struct ThreadPool::Workers {
-  explicit Workers(int count) : owner(getpid()), taken(static_cast<size_t>(count) + 1) {
-    for (int i = 1; i <= count; ++i) threads.emplace_back([this, i] { work(i); });
+  // As many as can be had.
+  explicit Workers(int count) : taken(static_cast<size_t>(count) + 1) {
+    threads.reserve(static_cast<size_t>(count));
+    try {
+      for (int i = 1; i <= count; ++i) threads.emplace_back([this, i] { work(i); });
+    } catch (const std::exception&) {
+      // std::system_error of a limit, or std::bad_alloc: those that run are enough.
+    }
   }
 
   ~Workers() {
@@ -182,7 +189,6 @@ struct ThreadPool::Workers {
     return (state & kOpen) && number_of(state) != seen && worker <= wanted;
   }
 
-  const pid_t owner;
   std::vector<std::thread> threads;
   std::mutex mutex;  // guards stop, sleeping and the wake-up
   std::condition_variable wake;
@@ -195,26 +201,36 @@ struct ThreadPool::Workers {
   int callers_core = -1;     // when workers were last woken
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {
+ThreadPool::Own::Own() = default;
+ThreadPool::Own::~Own() = default;
+
+ThreadPool::ThreadPool(int threads) : wanted_(threads) {
   if (threads < 1 || threads > kMaxThreads) {
     throw DeviceError("threads is " + std::to_string(threads) + ", expected 1 to " +
                       std::to_string(kMaxThreads));
   }
+  start(*own_);
 }
 
-ThreadPool::~ThreadPool() {
-  // In a forked child the threads exist only in the parent: nothing to join.
-  if (workers_ && workers_->owner != getpid()) workers_.release();
+ThreadPool::~ThreadPool() = default;
+
+int ThreadPool::start(Own& own) const {
+  const std::lock_guard<std::mutex> lock(own.starting);
+  if (!own.workers) {
+    own.workers = std::make_unique<Workers>(wanted_ - 1);
+    own.threads.store(static_cast<int>(own.workers->threads.size()) + 1,
+                      std::memory_order_release);
+  }
+  return own.threads.load(std::memory_order_relaxed);
 }
 
 void ThreadPool::run(const Loop& loop) {
+  Own& own = *own_;
   const int most = free_threads();
   if (most > 1 && loop.count > 1 && loop.count <= kMostIndices) {
-    std::unique_lock<std::mutex> lock(start_, std::try_to_lock);
+    const std::unique_lock<std::mutex> lock(own.busy, std::try_to_lock);
     if (lock.owns_lock()) {
-      if (workers_ && workers_->owner != getpid()) workers_.release();
-      if (!workers_) workers_ = std::make_unique<Workers>(threads_ - 1);
-      workers_->run(loop, most);
+      own.workers->run(loop, most);
       return;
     }
   }

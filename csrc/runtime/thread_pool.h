@@ -3,10 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+
+#include "runtime/per_process.h"
 
 namespace bertrt {
 
@@ -24,18 +25,20 @@ inline constexpr int kMaxThreads = 1024;
 // a fork the child starts threads of its own.
 class ThreadPool {
  public:
-  // 1 to kMaxThreads; throws DeviceError for other numbers.
+  // `threads`: 1 to kMaxThreads; throws DeviceError for other numbers. Where the system gives fewer
+  // (limits on a user's or a container's processes, or no memory for a stack) the pool has those.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return threads_; }
+  // Those that there really are, the caller's among them.
+  int threads() const { return threads(*own_); }
 
   // Stands for a call that runs loops one after the other.
   class Call {
    public:
-    explicit Call(ThreadPool& pool) : calls_(pool.calls_) { ++calls_; }
+    explicit Call(ThreadPool& pool) : calls_(pool.own_->calls) { ++calls_; }
     ~Call() { --calls_; }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
@@ -63,9 +66,27 @@ class ThreadPool {
   }
 
  private:
+  struct Workers;
+
+  struct Own {
+    Own();
+    ~Own();
+
+    std::atomic<int> calls{0};
+    std::mutex busy;  // a loop is under way
+    std::mutex starting;
+    std::unique_ptr<Workers> workers;
+    std::atomic<int> threads{0};  // 0: not started yet
+  };
+
   // The threads that the other calls under way leave to a loop.
   int free_threads() const {
-    return std::max(1, threads_ - std::max(0, calls_.load(std::memory_order_relaxed) - 1));
+    Own& own = *own_;
+    return std::max(1, threads(own) - std::max(0, own.calls.load(std::memory_order_relaxed) - 1));
+  }
+  int threads(Own& own) const {
+    const int started = own.threads.load(std::memory_order_acquire);
+    return started ? started : start(own);
   }
   // Workers beyond the sharers have none.
   static Share share_of(int64_t count, int64_t sharers, int worker) {
@@ -78,14 +99,11 @@ class ThreadPool {
     const void* body;
     int64_t count;
   };
-  struct Workers;
-
+  int start(Own& own) const;
   void run(const Loop& loop);
 
-  const int threads_;
-  std::atomic<int> calls_{0};
-  std::unique_ptr<Workers> workers_;
-  std::mutex start_;
+  const int wanted_;
+  PerProcess<Own> own_;
 };
 
 }  // namespace bertrt

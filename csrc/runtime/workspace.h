@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "runtime/per_process.h"
 
 namespace bertrt {
 
@@ -26,13 +27,13 @@ class Workspace {
   }
 
   std::vector<int32_t> index;
+  std::unique_ptr<Workspace> next;  // of a WorkspacePool
 
  private:
   AlignedBuffer arena_;
 };
 
-// Workspaces that no run is using. Neither taking nor returning one ever waits: a child forked
-// while another thread held the lock must not hang on it.
+// Workspaces that no run is using.
 class WorkspacePool {
  public:
   // A workspace for as long as this lives.
@@ -52,20 +53,27 @@ class WorkspacePool {
 
  private:
   std::unique_ptr<Workspace> take() {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || free_.empty()) return std::make_unique<Workspace>();
-    auto workspace = std::move(free_.back());
-    free_.pop_back();
+    Own& own = *own_;
+    const std::lock_guard<std::mutex> lock(own.mutex);
+    if (!own.free) return std::make_unique<Workspace>();
+    auto workspace = std::move(own.free);
+    own.free = std::move(workspace->next);
     return workspace;
   }
 
   void give_back(std::unique_ptr<Workspace> workspace) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (lock.owns_lock()) free_.push_back(std::move(workspace));
+    Own& own = *own_;
+    const std::lock_guard<std::mutex> lock(own.mutex);
+    workspace->next = std::move(own.free);
+    own.free = std::move(workspace);
   }
 
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
+  struct Own {
+    std::mutex mutex;
+    std::unique_ptr<Workspace> free;  // the first one, and the others behind it
+  };
+
+  PerProcess<Own> own_;
 };
 
 }  // namespace bertrt

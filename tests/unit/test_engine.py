@@ -367,7 +367,7 @@ def test_close_waits_for_runs(tiny) -> None:
     close = threading.Thread(target=engine.close)
     close.start()
     # Nothing new may start as soon as closing has begun.
-    while not engine._closed:
+    while not engine._life.closed:
         pass
     with pytest.raises(BertrtError, match="closed"):
         engine.run(IDS)
@@ -424,24 +424,22 @@ def test_pickle(tiny) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("survives", [False, True])
 def test_fork(tiny, survives: bool) -> None:
-    """A child can use the engine, even if another thread held the lock at the fork, and loads the
-    backend again if it must; the parent goes on."""
+    """A child can use the engine, and loads the backend again if it must; the parent goes on."""
     engine = tiny.load()
     tiny.backends[0].survives_fork = survives
     expected = engine.predict("a").vector.tolist()
     read_end, write_end = os.pipe()
-    with engine._changed:
-        child = os.fork()
-        if child == 0:
-            answer = b"no"
-            try:
-                same = engine.predict("a").vector.tolist() == expected
-                new = len(tiny.backends) == (1 if survives else 2)
-                new = new and tiny.backends[0].closed == 0
-                answer = b"ok" if same and new else b"bad"
-            finally:
-                os.write(write_end, answer)
-                os._exit(0)
+    child = os.fork()
+    if child == 0:
+        answer = b"no"
+        try:
+            same = engine.predict("a").vector.tolist() == expected
+            new = len(tiny.backends) == (1 if survives else 2)
+            new = new and tiny.backends[0].closed == 0
+            answer = b"ok" if same and new else b"bad"
+        finally:
+            os.write(write_end, answer)
+            os._exit(0)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
         assert pipe.read() == b"ok"
@@ -451,14 +449,17 @@ def test_fork(tiny, survives: bool) -> None:
 
 
 def test_engines_are_collected(tiny) -> None:
-    from bertrt.engine.engine import _engines
+    from bertrt.engine.life import _lives
 
-    engine = tiny.load()
     gc.collect()  # what other tests left
-    count = len(_engines)
+    count = len(_lives)
+    engine = tiny.load()
+    engine.predict("a")
+    (backend,) = tiny.backends
+    assert len(_lives) == count + 1 and not backend.closed
     del engine
-    gc.collect()
-    assert len(_engines) == count - 1
+    # At once: nothing refers to itself.
+    assert len(_lives) == count and backend.closed == 1
 
 
 # --- progress ---------------------------------------------------------------------------------

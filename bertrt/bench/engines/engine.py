@@ -33,8 +33,7 @@ def _restore_numpy_names() -> None:
 class _Engine(Runner):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        with engine._use() as backend:
-            self.provider = backend.provider
+        self.provider = engine.provider
 
     def run(self, prepared: Inputs) -> dict[str, Any]:
         return self._engine.run(prepared.token_ids, prepared.token_types, prepared.valid_length)

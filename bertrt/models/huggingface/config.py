@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.cached import cached
 from bertrt.host.files import read_object
 from bertrt.models.huggingface.families import DEFAULTS, FAMILIES, Family
 
@@ -121,7 +121,7 @@ class Config:
             raise ModelFormatError(f"{self.path}: architectures should be a list of names")
         return names[0]
 
-    @cached_property
+    @cached
     def _class(self) -> tuple[Family, str]:
         """The family, and how the class's name ends.
 

@@ -1,6 +1,7 @@
 #include "bindings/testing/kernels.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <thread>
@@ -9,6 +10,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/without_gil.h"
 #include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/float_mode.h"
@@ -167,6 +169,25 @@ std::vector<unsigned> float_modes(int threads) {
   return modes;
 }
 
+// Runs a loop whose indices wait until `wanted` of them have begun, each on a thread of its own, or
+// so many seconds have passed. How many did.
+int threads_at_once(ThreadPool& pool, int wanted, double seconds) {
+  const WithoutGil here;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  std::atomic<int> begun{0};
+  std::atomic<bool> late{false};
+  const ThreadPool::Call call(pool);
+  pool.parallel_for(wanted, [&](int64_t, int) {
+    if (late) return;
+    ++begun;
+    while (begun < wanted && !late) {
+      std::this_thread::yield();
+      late = late || std::chrono::steady_clock::now() > deadline;
+    }
+  });
+  return begun;
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& module) {
@@ -180,6 +201,11 @@ void bind_kernels(py::module_& module) {
               py::arg("precision") = "fp32", py::arg("bias") = py::none());
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
               py::arg("beta"), py::arg("eps"), py::arg("residual") = py::none());
+  py::class_<ThreadPool>(kernels, "ThreadPool", "As an engine has it.")
+      .def(py::init<int>(), py::arg("threads"))
+      .def_property_readonly("threads", [](const ThreadPool& pool) { return pool.threads(); })
+      .def("threads_at_once", &threads_at_once, py::arg("wanted"), py::arg("seconds"),
+           "How many threads a loop gets at once, at most so many, waiting for so long.");
   kernels.def("activation", &activation, py::arg("isa"), py::arg("name"), py::arg("x"));
   kernels.def("float_modes", &float_modes, py::arg("threads"));
 }

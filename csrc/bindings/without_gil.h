@@ -1,0 +1,63 @@
+// Work that leaves Python to other threads.
+#pragma once
+
+#include <chrono>
+
+#include <pybind11/pybind11.h>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#include <unistd.h>
+#endif
+
+namespace bertrt::bindings {
+
+// Gives up the GIL for as long as this lives.
+class WithoutGil {
+ public:
+  WithoutGil() : thread_(PyEval_SaveThread()) {}
+  ~WithoutGil() {
+    if (thread_) take();
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+  // Lets Python's signal handlers run, which do so in its main thread only, and throws what they
+  // raise; then the GIL is held. Asks seldom: a thread that is busy with Python code may keep the
+  // GIL for 5 ms.
+  void check_signals() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_) return;
+    take();
+    const bool raised = PyErr_CheckSignals() != 0;
+    if (raised) throw pybind11::error_already_set();
+    thread_ = PyEval_SaveThread();
+    next_ = std::chrono::steady_clock::now() + kInterval;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto kInterval = std::chrono::milliseconds(50);
+
+  // Python before 3.14 ends a daemon thread that wants the GIL when the interpreter has shut down,
+  // by pthread_exit; its unwinding would end the process at the next destructor. As in 3.14 the
+  // thread stays where it is instead, until the process is gone.
+  void take() noexcept {
+    PyThreadState* const thread = thread_;
+    thread_ = nullptr;
+#if defined(__GLIBCXX__)
+    try {
+      PyEval_RestoreThread(thread);
+    } catch (const abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+#else
+    PyEval_RestoreThread(thread);
+#endif
+  }
+
+  PyThreadState* thread_;
+  Clock::time_point next_ = Clock::now() + kInterval;
+};
+
+}  // namespace bertrt::bindings

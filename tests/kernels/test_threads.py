@@ -1,0 +1,257 @@
+"""The engine's threads: those that cannot be had, those of a forked child, and signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bertrt import DeviceError, Engine, _native
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")
+
+
+def run_python(script: str, *arguments: Any, stack: int | None = None) -> str:
+    """What a script prints, in a process of its own; `stack`: the size of its threads' stacks."""
+    import resource
+
+    def limit() -> None:
+        if stack is not None:
+            resource.setrlimit(resource.RLIMIT_STACK, (stack, resource.RLIM_INFINITY))
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=limit,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# --- threads that cannot be had ---------------------------------------------------------------
+
+# A stack of 1 GiB a thread, and room for two and a half: two workers and the caller.
+FEW = """
+    import resource, sys
+    from bertrt import Engine, _native
+
+    def spare(stacks):
+        (now,) = [int(l.split()[1]) << 10 for l in open("/proc/self/status") if "VmSize" in l]
+        limit = now + int(stacks * 2**30) if stacks else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize(("stacks", "threads"), [(2.5, 3), (0.5, 1), (None, 5)])
+def test_a_pool_has_the_threads_that_the_system_gives(stacks: float | None, threads: int) -> None:
+    found = run_python(
+        f"""{FEW}
+    import os
+    spare({stacks})
+    others = len(os.listdir("/proc/self/task")) - 1
+    pool = _native.kernels.ThreadPool(5)
+    tasks = len(os.listdir("/proc/self/task")) - others
+    print(pool.threads, tasks, pool.threads_at_once({threads}, 60))
+    """,
+        stack=1 << 30,
+    )
+    assert found.split() == [str(threads)] * 3
+
+
+@needs_proc
+def test_an_engine_runs_on_the_threads_that_the_system_gives(hugging) -> None:
+    """It says so, and gives the same bits. In a child the system may give others."""
+    path = hugging.write()
+    found = run_python(
+        f"""{FEW}
+    import os
+    import numpy as np
+    ids = np.arange(160).reshape(10, 16) % 30
+    whole = Engine.load(sys.argv[1], threads=5)
+    expected = whole.run(ids)["sequence_output"].tobytes()
+    assert whole.threads == 5 and "The system gave" not in whole.explain()
+    spare(2.5)
+    engine = Engine.load(sys.argv[1], threads=5)
+    assert engine.run(ids)["sequence_output"].tobytes() == expected
+    print(engine.threads)
+    print(engine.explain())
+    sys.stdout.flush()
+    spare(None)
+    if os.fork() == 0:
+        assert engine.run(ids)["sequence_output"].tobytes() == expected
+        assert engine.threads == 5
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    assert engine.threads == 3
+    """,
+        path,
+        stack=1 << 30,
+    )
+    lines = found.splitlines()
+    assert lines[0] == "3"
+    assert re.search(r"^threads +3$", found, re.MULTILINE)
+    assert "The system gave 3 of the 5 threads that were asked for" in found
+
+
+@needs_proc
+def test_threads_that_a_user_may_not_have(hugging) -> None:
+    """The limit on a user's processes, which does not bind root."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to become a user that has no process yet")
+    script = """
+    import os, resource, sys
+    import bertrt.backends.native
+    from bertrt import _native
+    os.setuid(54321)
+    limit = len(os.listdir("/proc/self/task")) + 3
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+    pool = _native.kernels.ThreadPool(9)
+    print(pool.threads, pool.threads_at_once(4, 60))
+    """
+    assert run_python(script).split() == ["4", "4"]
+
+
+@pytest.mark.parametrize("threads", [0, -1, _native.MAX_THREADS + 1])
+def test_numbers_of_threads_that_make_no_sense(threads: int) -> None:
+    with pytest.raises(DeviceError, match=f"threads is {threads}, expected 1 to"):
+        _native.kernels.ThreadPool(threads)
+
+
+# --- forks ------------------------------------------------------------------------------------
+
+
+def in_child(work: Callable[[], bool]) -> None:
+    """Fork, and hold that `work` is true in the child, which ends within two minutes."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(120)
+            status = 0 if work() else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_a_child_has_all_threads_while_the_parents_are_busy(threads: int) -> None:
+    """The parent's calls do not count in the child, nor do its locks hold."""
+    pool = _native.kernels.ThreadPool(threads)
+    found: list[int] = []
+
+    def work() -> None:  # waits for more threads than there are
+        found.append(pool.threads_at_once(threads + 1, 3))
+
+    busy = [threading.Thread(target=work) for _ in range(3)]
+    for thread in busy:
+        thread.start()
+    in_child(lambda: pool.threads_at_once(threads, 100) == threads)
+    assert all(thread.is_alive() for thread in busy), "the child was not asked in time"
+    for thread in busy:
+        thread.join()
+    assert pool.threads_at_once(threads, 100) == threads
+
+
+def test_a_grandchild_has_threads_of_its_own() -> None:
+    pool = _native.kernels.ThreadPool(3)
+
+    def work() -> bool:
+        in_child(lambda: pool.threads_at_once(3, 100) == 3)
+        right = pool.threads_at_once(3, 100) == 3
+        in_child(lambda: pool.threads_at_once(3, 100) == 3)
+        return right
+
+    in_child(work)
+    # A pool that is destroyed in a child waits for none of the parent's threads.
+    gone = [_native.kernels.ThreadPool(3)]
+    in_child(lambda: gone.clear() is None)
+    assert pool.threads == 3
+
+
+# --- signals, and the end ---------------------------------------------------------------------
+
+
+def test_an_interrupt_ends_a_run_between_its_parts(hugging) -> None:
+    """A long run is left at once, not when all is computed."""
+    path = hugging.write()
+    os.environ["BERTRT_TRACE"] = "1"
+    try:
+        engine = Engine.load(path, threads=1)
+    finally:
+        del os.environ["BERTRT_TRACE"]
+    native, outputs = engine._life._lease.backend._engine, ["pooled_output"]
+
+    def operations() -> int:
+        return sum(step[3] for step in native.steps())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for seqs in (1 << k for k in range(14, 20)):
+            ids = np.full((seqs, 16), 7, np.int32)
+            ends = np.arange(seqs + 1, dtype=np.int32) * 16
+            done = operations()
+            native.run(ids[:128].ravel(), ids[:128].ravel() * 0, ends[:129], None, outputs)
+            part = operations() - done
+            done = operations()
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            try:
+                native.run(ids.ravel(), ids.ravel() * 0, ends, None, outputs)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            parts = (operations() - done) / part
+            assert parts == int(parts) > 0
+            if parts < seqs // 128:
+                break
+        assert parts < seqs // 128
+        assert engine.run(ids[:3])["sequence_output"].shape == (3, 16, 24)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("calls", ["engine.predict(['the boat'] * 40)", "engine.run(ids)"])
+def test_a_process_ends_while_daemon_threads_are_inside(hugging, calls: str) -> None:
+    path = hugging.write()
+    script = f"""
+    import sys, threading, time
+    import numpy as np
+    from bertrt import Engine
+    engine = Engine.load(sys.argv[1], threads=2)
+    ids = np.arange(160).reshape(10, 16) % 30
+    def work():
+        while True:
+            {calls}
+    for _ in range(6):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.3)
+    """
+    for _ in range(4):
+        assert run_python(script, path) == ""
+
+
+@needs_proc
+def test_a_pool_ends_its_threads() -> None:
+    before = set(os.listdir("/proc/self/task"))
+    pool = _native.kernels.ThreadPool(4)
+    assert len(set(os.listdir("/proc/self/task")) - before) == 3
+    del pool
+    assert not set(os.listdir("/proc/self/task")) - before
+    assert Path("/proc/self/task").exists()
