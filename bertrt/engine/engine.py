@@ -57,6 +57,7 @@ class Engine:
         self._layered = any(output_kind(name) != name for name in self._outputs)
         self._predictor = Predictor(model)
         self._backend: Backend | None = load()
+        model.plan().let_go()
         self._closed = False
         self._running = 0
         self._lock = threading.RLock()

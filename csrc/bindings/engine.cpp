@@ -10,32 +10,9 @@ namespace py = pybind11;
 namespace bertrt::bindings {
 namespace {
 
-// A model, and the arrays that it goes on reading: its tables of embeddings and distances.
-class PyModel {
- public:
-  PyModel(const py::dict& plan, const Weights& weights, const std::string& precision, int threads)
-      : model(std::make_shared<Model>(read_plan(plan, weights), plan::parse_precision(precision),
-                                      threads)),
-        tables_(tables(plan, weights.arrays)) {}
-
-  const std::shared_ptr<const Model> model;
-
- private:
-  static py::list tables(const py::dict& plan, const py::dict& arrays) {
-    py::list tables;
-    for (const auto& item : plan["steps"]) {
-      const py::dict step = py::reinterpret_borrow<py::dict>(item);
-      if (!step.contains("weights")) continue;
-      const py::dict roles = step["weights"];
-      if (roles.contains("weight")) continue;  // a matrix, and the bias behind it
-      for (const char* role : {"word", "type", "position", "bias"}) {
-        if (roles.contains(role)) tables.append(arrays[roles[role][py::int_(0)]]);
-      }
-    }
-    return tables;
-  }
-
-  py::list tables_;
+// pybind11 holds what engines share.
+struct PyModel {
+  std::shared_ptr<const Model> model;
 };
 
 class PyEngine {
@@ -69,24 +46,27 @@ void bind_engine(py::module_& module) {
 
 plan: the dictionary of plan.json. weights: C-contiguous arrays by weight name, float32, or as the
 plan's steps state int8 or uint16 (bfloat16). precision: "fp32", "bf16" or "int8", for the products
-of token rows in steps that state none. threads: to pack on. mapped: names of
-weights that are views of files mapped into memory for reading, and nothing else: their pages are
-handed back to the system when they have been packed.
+of token rows in steps that state none. threads: to pack on. take: empty `weights`, so that an
+array that nobody else holds goes when it has been packed. Tables of embeddings and of distances are
+not packed: the model goes on reading the arrays. Nobody may write to them. Releases the GIL.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names
 an instruction set that cannot be used.)")
       .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
-                       int threads, std::set<std::string> mapped) {
-             return std::make_unique<PyModel>(plan, Weights{std::move(weights), std::move(mapped)},
-                                              precision, threads);
+                       int threads, bool take) {
+             const plan::Plan read = read_plan(plan, weights);
+             if (take) weights.clear();
+             const Precision parsed = plan::parse_precision(precision);
+             const py::gil_scoped_release release;
+             return PyModel{std::make_shared<Model>(read, parsed, threads)};
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
-           py::arg("threads") = 1, py::arg("mapped") = std::set<std::string>());
+           py::arg("threads") = 1, py::arg("take") = false);
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on threads of its own.
 
 Engines of one Model share its packed weights. Raises bertrt.DeviceError for a number of threads
 that cannot be had.)")
       .def(py::init<const PyModel&, int, bool>(), py::arg("model"), py::arg("threads"),
-           py::arg("trace") = false, py::keep_alive<1, 2>())
+           py::arg("trace") = false)
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),

@@ -39,8 +39,10 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
     const Value& shape = values[node->output];
     node->activation = step.activation;
 
-    const auto weight = [&](const char* role) -> const plan::Weight& {
-      return step.weights.at(role).front();
+    const auto table = [&](const char* role) {
+      const plan::Weight& weight = step.weights.at(role).front();
+      tables.push_back(weight.owner);
+      return weight.floats();
     };
     if (step.weights.count("gamma")) {
       node->gamma = vector_of(step, "gamma");
@@ -53,9 +55,9 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
     switch (step.op) {
       case plan::Op::kEmbedLayerNorm:
         node->kernel = "embed_f32." + ops->name();
-        node->embedding.word = weight("word").floats();
-        node->embedding.position = weight("position").floats();
-        if (step.weights.count("type")) node->embedding.type = weight("type").floats();
+        node->embedding.word = table("word");
+        node->embedding.position = table("position");
+        if (step.weights.count("type")) node->embedding.type = table("type");
         node->embedding.norm = node->norm;
         break;
       case plan::Op::kQkvLinear:
@@ -76,6 +78,7 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
       }
       case plan::Op::kAttention:
       case plan::Op::kAttentionWeights:
+        if (step.weights.count("bias")) (void)table("bias");
         node->attention = {step.heads,
                            step.head_dim,
                            static_cast<float>(step.scale),

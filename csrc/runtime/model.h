@@ -29,9 +29,9 @@ struct Model : Graph {
     Attention attention;
   };
 
-  // Packs the plan's matrices, each once, on so many threads; afterwards only the tables of
-  // embeddings and distances are read from the weights' memory, which must outlive the model.
-  // Throws PlanError, DeviceError.
+  // Packs the plan's matrices, each once, on so many threads, and lets go of their own memory;
+  // afterwards only the tables of embeddings and distances are read where they are. Weights without
+  // an owner must outlive the model. Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Precision precision, int threads);
   ~Model();
 
@@ -44,7 +44,8 @@ struct Model : Graph {
   // All packed matrices, one after the other: each alone would fill its huge pages in part only,
   // or be too small for one.
   AlignedBuffer packed;
-  std::vector<Node> nodes;  // by step
+  std::vector<std::shared_ptr<const void>> tables;  // those that are read where they are
+  std::vector<Node> nodes;                          // by step
 };
 
 }  // namespace bertrt

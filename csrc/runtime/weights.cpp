@@ -2,29 +2,8 @@
 
 #include <algorithm>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 namespace bertrt {
 namespace {
-
-void release(const plan::Weight& weight) {
-#if defined(__linux__)
-  if (!weight.mapped) return;
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  size_t bytes = weight.storage == Storage::kFloat32    ? 4
-                 : weight.storage == Storage::kBfloat16 ? 2
-                                                        : 1;
-  for (const int64_t extent : weight.shape) bytes *= static_cast<size_t>(extent);
-  const auto begin = (reinterpret_cast<uintptr_t>(weight.data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(weight.data) + bytes) / page * page;
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)weight;
-#endif
-}
 
 // Columns of [query | key | value] in the order of rows that go by head first.
 std::vector<int64_t> interleaved_columns(int64_t heads, int64_t head_dim) {
@@ -105,7 +84,7 @@ void release_matrices(const plan::Step& step) {
   for (const char* role : {"weight", "scale", "bias"}) {
     const auto weights = step.weights.find(role);
     if (weights == step.weights.end()) continue;
-    for (const plan::Weight& weight : weights->second) release(weight);
+    for (const plan::Weight& weight : weights->second) weight.owner.reset();
   }
 }
 

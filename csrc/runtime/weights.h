@@ -38,8 +38,8 @@ const float* distance_bias_of(const plan::Step& step, int64_t max_length);
 // A vector of a role.
 std::vector<float> vector_of(const plan::Step& step, const char* role);
 
-// Hands back the pages of a step's mapped matrices once they have been packed: they can be read
-// again, and without this a model would be resident twice while it is loaded.
+// Lets go of a step's matrices once they have been packed: without this a model would be resident
+// twice while it is loaded.
 void release_matrices(const plan::Step& step);
 
 }  // namespace bertrt
