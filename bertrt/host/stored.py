@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class File:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.watch: Callable[[np.ndarray], object] | None = None
+        self._stored: weakref.WeakValueDictionary[Any, Stored] = weakref.WeakValueDictionary()
         try:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file")
@@ -98,6 +100,11 @@ class File:
         memory.flags.writeable = False
         return memory
 
+    def stored(self, offset: int, dtype: str, shape: Sequence[int]) -> Stored:
+        """The array that lies there: the same one for all who ask."""
+        key = offset, np.dtype(dtype).newbyteorder("<"), tuple(shape)
+        return self._stored.setdefault(key, Stored(self, *key))
+
     def pieces(self, places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
         """What lies at `places`, each from one byte to another, in pieces of the file that cut none
         of them: where a piece begins, and its bytes. `watch`, if there is one, sees each."""
@@ -133,16 +140,18 @@ def _memory(size: int) -> np.ndarray:
 
 
 class Stored:
-    """An array in a file: little-endian, row-major. It is read when it is asked for.
+    """An array in a file, as `File.stored` makes it: little-endian, row-major, and read when it is
+    asked for.
 
     Attributes:
         file, offset: where it begins; the whole of it must lie inside the file.
         dtype, shape: what it is.
     """
 
-    def __init__(self, file: File, offset: int, dtype: str, shape: Sequence[int]) -> None:
-        self.file, self.offset, self.shape = file, offset, tuple(shape)
-        self.dtype = np.dtype(dtype).newbyteorder("<")
+    def __init__(
+        self, file: File, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> None:
+        self.file, self.offset, self.dtype, self.shape = file, offset, dtype, shape
         self._array: np.ndarray | None = None
 
     @property
@@ -171,8 +180,9 @@ class Stored:
         """The rows from `begin` to `end` of the first axis."""
         size = self.nbytes // self.shape[0]
         shape = (end - begin, *self.shape[1:])
-        part = Stored(self.file, self.offset + begin * size, self.dtype.str, shape)
-        part._array = None if self._array is None else self._array[begin:end]
+        part = self.file.stored(self.offset + begin * size, self.dtype.str, shape)
+        if part._array is None and self._array is not None:
+            part._array = self._array[begin:end]
         return part
 
     def _view(self, data: np.ndarray, begin: int) -> np.ndarray:

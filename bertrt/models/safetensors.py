@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.stored import File, Stored
+from bertrt.host.stored import File
 from bertrt.plan.weights import Constant
 
 __all__ = ["DTYPES", "WIDENED", "read_safetensors", "widened", "write_safetensors"]
@@ -176,7 +176,7 @@ def _counts(value: Any) -> bool:
 
 def _read_tensor(name: str, entry: dict[str, Any], data: File, offset: int) -> Constant:
     kind = entry["dtype"]
-    stored = Stored(data, offset, DTYPES[kind], entry["shape"])
+    stored = data.stored(offset, DTYPES[kind], entry["shape"])
     if kind in WIDENED:
         return Constant(name, widened(stored.array, kind))
     return Constant.of(name, stored)

@@ -144,7 +144,7 @@ def locate_weights(
             raise ModelFormatError(
                 f"{where} ends at byte {end}, {file} has {len(data)} bytes: truncated?"
             )
-        weights[name] = Constant.of(name, Stored(data, offset, dtype, shape))
+        weights[name] = Constant.of(name, data.stored(offset, dtype, shape))
     return weights
 
 

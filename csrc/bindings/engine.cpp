@@ -66,7 +66,7 @@ an instruction set that cannot be used.)")
 Engines of one Model share its packed weights. Raises bertrt.DeviceError for a number of threads
 that cannot be had.)")
       .def(py::init<const PyModel&, int, bool>(), py::arg("model"), py::arg("threads"),
-           py::arg("trace") = false)
+           py::arg("trace") = false, py::keep_alive<1, 2>())
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),

@@ -26,8 +26,8 @@ Value field(const py::dict& dict, const char* name, const std::string& where) {
   }
 }
 
-// Gives arrays that nobody reads any more back to Python: several at a time, because whoever has
-// the GIL may keep it for milliseconds.
+// Gives arrays that nobody reads any more back to Python. Without the GIL, several at a time:
+// whoever has it may keep it for milliseconds.
 class Returns {
  public:
   Returns() = default;
@@ -40,7 +40,7 @@ class Returns {
       const std::lock_guard<std::mutex> lock(mutex_);
       arrays_.push_back(array);
       bytes_ += bytes;
-      if (bytes_ < kBytes) return;
+      if (bytes_ < kBytes && !PyGILState_Check()) return;
     }
     give_back();
   }

@@ -200,7 +200,7 @@ def _positions(graph: Graph, part: _Summand, same: list[_Summand]) -> str:
     made = Constant(f"{part.table}.positions", array)
     if not same and isinstance(whole.stored, Stored):
         offset = whole.stored.offset + part.first * array.shape[1] * array.itemsize
-        stored = Stored(whole.stored.file, offset, array.dtype.str, array.shape)
+        stored = whole.stored.file.stored(offset, array.dtype.str, array.shape)
         made = Constant.of(made.name, stored)
     for other in same:
         table = graph.constants[other.table].array

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.stored import File, Stored
+from bertrt.host.stored import File
 from bertrt.plan.weights import Constant
 
 __all__ = ["Tensors"]
@@ -84,7 +84,7 @@ class Tensors:
                 )
             if dtype == "float32" and prod(shape) > few:
                 data = self.files[self.path]
-                constant = Constant.of(name, Stored(data, self._find(raw), dtype, shape))
+                constant = Constant.of(name, data.stored(self._find(raw), dtype, shape))
             else:  # nobody asks where it lies
                 kind = np.dtype(dtype).newbyteorder("<")
                 constant = Constant(name, np.frombuffer(raw, kind).reshape(shape))
@@ -132,7 +132,7 @@ class Tensors:
                 f"{where}: bytes {offset} to {offset + length} of {len(data)}, shape {shape} "
                 f"needs {size}"
             )
-        return Constant.of(name, Stored(data, offset, dtype, shape))
+        return Constant.of(name, data.stored(offset, dtype, shape))
 
     def _typed(self, tensor: Any, what: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         fields = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}

@@ -136,7 +136,7 @@ def _read_array(cursor: _Cursor, index: int) -> Stored:
         raise cursor.error(f"{what} has the unknown element type {flag}")
     size = prod(shape) * np.dtype(_DTYPES[flag]).itemsize
     offset = cursor.skip(size, f"the data of {what}, shape {shape},")
-    return Stored(cursor.data, offset, _DTYPES[flag], shape)
+    return cursor.data.stored(offset, _DTYPES[flag], shape)
 
 
 def write_params(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

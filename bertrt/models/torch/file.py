@@ -113,7 +113,7 @@ class _Storages:
         row_major = tensor.strides == _row_major(shape) or prod(shape) == 0
         if row_major and storage.kind == "F32" and self._order == "<":
             offset = stored.offset + tensor.offset * stored.dtype.itemsize
-            return Constant.of(name, Stored(self._data, offset, stored.dtype.str, shape))
+            return Constant.of(name, self._data.stored(offset, stored.dtype.str, shape))
         elements = self._elements(storage, stored)
         item = elements.itemsize
         if row_major:
@@ -145,7 +145,7 @@ class _Storages:
                 f"{self._path}: the storage {short(storage.key)} of the tensor {short(name)} has "
                 f"{place.size} bytes, and {storage.count} elements of {storage.kind} take {size}"
             )
-        return Stored(self._data, place.offset, DTYPES[storage.kind], (storage.count,))
+        return self._data.stored(place.offset, DTYPES[storage.kind], (storage.count,))
 
     def _elements(self, storage: Storage, stored: Stored) -> np.ndarray:
         if storage in self._arrays:
