@@ -33,10 +33,10 @@ class Model:
     def __init__(
         self,
         plan: Mapping[str, Any],
-        weights: Mapping[str, FloatArray],
+        weights: dict[str, FloatArray],
         precision: str = "fp32",
         device: int = 0,
-        mapped: set[str] = ...,
+        take: bool = False,
     ) -> None: ...
 
 class Engine:

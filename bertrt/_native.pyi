@@ -16,17 +16,16 @@ MAX_THREADS: int
 class Model:
     """A plan with its weights packed for this CPU.
 
-    `precision` is that of the encoder's steps that state none themselves. `mapped` names weights
-    that are views of files mapped for reading: their pages are handed back when they have been
-    packed."""
+    `precision` is that of the encoder's steps that state none themselves. `take` empties `weights`,
+    so that an array that nobody else holds goes when it has been packed."""
 
     def __init__(
         self,
         plan: Mapping[str, Any],
-        weights: Mapping[str, WeightArray],
+        weights: dict[str, WeightArray],
         precision: str = "fp32",
         threads: int = 1,
-        mapped: set[str] = ...,
+        take: bool = False,
     ) -> None: ...
 
 class Engine:

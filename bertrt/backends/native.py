@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import mmap
 import os
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +18,9 @@ from bertrt.backends.roofline import StepTrace, roofline
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
 from bertrt.host.machine import machine_peaks
+from bertrt.host.stored import Stored
 from bertrt.plan.tail import apply_tail
+from bertrt.plan.weights import read_arrays
 
 if TYPE_CHECKING:
     from bertrt.models.model import Model
@@ -68,7 +68,7 @@ def load(
     packed = _shared(
         plan,
         (precision, "cpu", os.environ.get("BERTRT_ISA", "")),
-        lambda weights, mapped: _native.Model(plan.to_engine(), weights, rest, threads, mapped),
+        lambda weights: _native.Model(plan.to_engine(), weights, rest, threads, take=True),
     )
     engine = _native.Engine(packed, threads, trace)
     return NativeBackend(engine, plan, precision, threads=threads, provider=engine.isa)
@@ -94,9 +94,7 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
         packed = _shared(
             plan,
             (precision, f"cuda:{number}", os.getpid()),
-            lambda weights, mapped: module.Model(
-                plan.to_engine(), weights, precision, number, mapped
-            ),
+            lambda weights: module.Model(plan.to_engine(), weights, precision, number, take=True),
         )
         return module.Engine(packed, trace)
 
@@ -131,21 +129,21 @@ _packed: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionar
 def _shared(
     plan: Plan,
     kind: tuple[Hashable, ...],
-    pack: Callable[[dict[str, np.ndarray], set[str]], Any],
+    pack: Callable[[dict[str, np.ndarray]], Any],
 ) -> Any:
     """A plan's weights, packed: those that an engine of this process holds already, or new ones.
 
-    `kind`: what they depend on besides the plan and its files. `pack`: makes them of arrays and the
-    names of those that are views of mapped files.
+    `kind`: what they depend on besides the plan and its files. `pack`: makes them of arrays, which
+    it takes, so that one that lies in a file is in memory twice only while it is being packed.
     """
     identity = _identity(plan)
     packed = None if identity is None else _packed.get((identity, kind))
     if packed is None:
-        weights = {
-            name: np.ascontiguousarray(constant.array, constant.array.dtype.newbyteorder("="))
-            for name, constant in plan.weights.items()
-        }
-        packed = pack(weights, {name for name, array in weights.items() if _is_mapped(array)})
+        weights = read_arrays(plan.weights)
+        for name, array in weights.items():
+            weights[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+            del array
+        packed = pack(weights)
         if identity is not None:
             _packed[identity, kind] = packed
     return packed
@@ -158,34 +156,17 @@ _TOLD_BY_BYTES = 1 << 20
 def _identity(plan: Plan) -> Hashable | None:
     """A plan and the bytes of its weights; None if some weight, not a small one, has no file of its
     own."""
-    files: dict[Path, tuple[int, ...]] = {}
     places: list[Hashable] = []
     for name, constant in plan.weights.items():
-        if constant.file is None:
-            if constant.array.nbytes > _TOLD_BY_BYTES:
-                return None
-            array = constant.array
-            places.append((name, array.tobytes(), str(array.dtype), array.shape))
-            continue
-        if constant.file not in files:
-            status = constant.file.stat()
-            files[constant.file] = (
-                status.st_dev,
-                status.st_ino,
-                status.st_size,
-                status.st_mtime_ns,
-            )
-        array = constant.array
-        places.append((name, files[constant.file], constant.offset, str(array.dtype), array.shape))
+        stored = constant.stored
+        if isinstance(stored, Stored):
+            where: Hashable = (stored.file.identity, stored.offset)
+        elif stored.nbytes <= _TOLD_BY_BYTES:
+            where = stored.tobytes()
+        else:
+            return None
+        places.append((name, where, str(constant.dtype), constant.shape))
     return json.dumps(plan.to_engine()), tuple(places)
-
-
-def _is_mapped(array: np.ndarray) -> bool:
-    """Whether an array is a view of a file that is mapped for reading."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return isinstance(base, mmap.mmap) and not array.flags.writeable
 
 
 class NativeBackend(Backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -63,12 +64,12 @@ def weight_bytes(plan: Plan, precision: str) -> int:
         if step.op in products
         for name in step.weights["weight"]
     }
-    return sum(plan.weights[name].array.size for name in names) * _BYTES[precision]
+    return sum(prod(plan.weights[name].shape) for name in names) * _BYTES[precision]
 
 
 def _extents(plan: Plan, step: Step) -> tuple[int, int]:
     """Elements of a projection's weight: the queries', and the keys' and values'."""
-    size = sum(plan.weights[name].array.size for name in step.weights["weight"])
+    size = sum(prod(plan.weights[name].shape) for name in step.weights["weight"])
     return size // 3, size - size // 3
 
 

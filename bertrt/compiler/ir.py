@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,12 @@ class Graph:
     def add_constant(self, constant: Constant) -> str:
         """Add a constant and return its value name."""
         self._new_value(constant.name)
-        array = constant.array
         self.constants[constant.name] = constant
+        kind, shape = constant.dtype, constant.shape
         # Short integer vectors are shapes, axes and indices: their content takes part in typing.
-        short = array.dtype.kind == "i" and array.ndim <= 1 and array.size <= 16
-        content = tuple(int(v) for v in array.ravel()) if short else None
-        self.types[constant.name] = Type(str(array.dtype), array.shape, content)
+        short = kind.kind == "i" and len(shape) <= 1 and prod(shape) <= 16
+        content = tuple(int(v) for v in constant.array.ravel()) if short else None
+        self.types[constant.name] = Type(str(kind), shape, content)
         return constant.name
 
     def literal(self, values: Any, dtype: str) -> str:

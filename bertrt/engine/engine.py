@@ -58,6 +58,7 @@ class Engine:
             load,
             f"Engine({arguments['path']!r}, task={self.task!r}, backend={arguments['backend']!r}",
         )
+        model.plan().let_go()
 
     @classmethod
     def load(

@@ -11,9 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.stored import File
 
 __all__ = ["Place", "places_of", "read_directory"]
 
@@ -56,7 +55,7 @@ def read_directory(path: Path) -> list[zipfile.ZipInfo]:
         ) from None
 
 
-def places_of(path: Path, data: np.ndarray, entries: Sequence[zipfile.ZipInfo]) -> dict[str, Place]:
+def places_of(path: Path, data: File, entries: Sequence[zipfile.ZipInfo]) -> dict[str, Place]:
     """Where entries of the archive at `path`, whose bytes are `data`, lie: none of them compressed,
     and none over another, so that all together are no longer than the file.
 

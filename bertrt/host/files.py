@@ -1,4 +1,4 @@
-"""Files: mapped into memory, or read with a bound, and JSON read from them.
+"""Files: what they may be, read with a bound, and JSON read from them.
 
 Whatever a file says of sizes is checked before memory is taken for it. docs/limits.md has the
 table of all formats."""
@@ -23,48 +23,17 @@ __all__ = [
     "check_json",
     "check_size",
     "fits",
-    "map_file",
     "parse_json",
     "read_bytes",
     "read_json",
     "read_object",
     "read_text",
-    "view",
 ]
 
 _MOST_AXES = 32  # numpy's own limit before 2.0
 MOST_ELEMENTS = 1 << 48
 # Bytes of a file with the pieces of a tokenizer: a million of them have 70 MB.
 LARGEST_VOCABULARY = 128 << 20
-
-
-def map_file(path: Path) -> np.ndarray:
-    """The bytes of a file as a read-only memory-mapped uint8 array.
-
-    Raises MissingFileError if there is no such file, ModelFormatError if it cannot be mapped.
-    """
-    try:
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file")
-        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    except MissingFileError:
-        raise
-    except (ValueError, OSError) as error:  # an empty file cannot be mapped
-        raise ModelFormatError(f"{path}: cannot be mapped into memory: {error}") from None
-
-
-def view(data: np.ndarray, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes of a mapped file as an array: little-endian, row-major, read-only.
-
-    A view wherever ``offset`` allows it; where it is not a multiple of the element size, a copy,
-    because compiled code may rely on aligned elements. The range must lie inside ``data``.
-    """
-    kind = np.dtype(dtype).newbyteorder("<")
-    array = data[offset : offset + prod(shape) * kind.itemsize].view(kind).reshape(shape)
-    if not array.flags.aligned:
-        array = array.copy()
-        array.flags.writeable = False
-    return array
 
 
 def fits(shape: Sequence[int]) -> bool:

@@ -30,10 +30,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertrt.errors import MissingFileError, ModelFormatError, OutputExistsError
 from bertrt.host.files import read_json
 from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
+from bertrt.host.stored import File
 from bertrt.models.golden import GoldenCase, read_golden
 from bertrt.models.manifest import (
     GOLDEN,
@@ -50,9 +53,9 @@ from bertrt.tasks.modules import Module, make_modules
 
 __all__ = ["Bundle", "BundleDraft", "file_digest", "write_modules", "write_plan", "writing"]
 
-# Hashing a file in blocks of this size costs next to nothing beside the hash itself, and memory
-# stays flat however large the weights are.
-_HASH_BLOCK = 1 << 20
+# Hashing a file in blocks of this size costs next to nothing beside the hash itself, memory stays
+# flat however large the weights are, and the GIL, which is free meanwhile, is asked for seldom.
+_BLOCK = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Bundle:
 
     directory: Path
     manifest: dict[str, Any]
+    _weights: File
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -86,8 +90,9 @@ class Bundle:
     def opening(cls, path: str | os.PathLike[str]) -> Iterator[Bundle]:
         """As :meth:`open`, but the sha256 of the largest file, the weights, is computed beside the
         block, which may prepare an engine meanwhile: whatever bits they are, weights are numbers.
-        The end of the block waits for it and raises; an error of the block's own gives way to that,
-        as a damaged file explains it."""
+        Where the block reads them by :func:`~bertrt.plan.weights.read_arrays`, it is that of the
+        very bytes that it gets. The end of the block waits for it and raises; an error of the
+        block's own gives way to that, as a damaged file explains it."""
         directory = Path(path)
         if not directory.exists():
             raise MissingFileError(f"no bundle at {directory}: there is no such directory")
@@ -103,22 +108,22 @@ class Bundle:
                 "sha256 that it names as its own; copy or export the bundle again"
             )
         files = manifest["files"]
-        _check_files(directory, files)
+        found = _check_files(directory, files)
         *small, weights = sorted(files, key=lambda name: files[name]["size"])
         _check_digests(directory, {name: files[name] for name in small})
-        with ThreadPoolExecutor(1) as beside:
-            check = beside.submit(_check_digests, directory, {weights: files[weights]})
-            try:
-                yield cls(directory, manifest)
-            finally:
-                check.result()
+        check = _Check(File(directory / weights), files[weights])
+        try:
+            yield cls(directory, manifest, check.file)
+        finally:
+            check.finish()
+            _check_unchanged(directory, found)
 
     def file(self, name: str) -> Path | None:
         """The path of a file of the bundle, or None where the bundle does not have it."""
         return self.directory / name if name in self.manifest["files"] else None
 
     def plan(self) -> Plan:
-        """The plan, its weights mapped from the bundle's files.
+        """The plan; its weights are read from the bundle's files when they are asked for.
 
         Raises:
             ModelFormatError: the plan is broken, is not the one that the manifest describes, or
@@ -136,7 +141,7 @@ class Bundle:
                         "which is not a file of this bundle"
                     )
         try:
-            plan = Plan.from_dict(content, self.directory)
+            plan = Plan.from_dict(content, self.directory, {self._weights.path.name: self._weights})
         except ModelFormatError as error:
             raise ModelFormatError(f"{path}: {error}") from error
         if (dict(plan.architecture), list(plan.outputs)) != (
@@ -259,7 +264,7 @@ def file_digest(
     """The sha256 of a file in hexadecimal digits; `advance` is called with the number of
     bytes read since its last call."""
     digest = hashlib.sha256()
-    block = memoryview(bytearray(_HASH_BLOCK))
+    block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
@@ -295,8 +300,9 @@ def _sync(path: Path) -> None:
 # The manifest, field by field. A check says what was expected where a value does not have it.
 
 
-def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
-    root = directory.resolve()
+def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Check all of a bundle's files but their bytes; returns what tells each from another."""
+    root, identities = directory.resolve(), {}
     for name, entry in files.items():
         path = directory / name
         if not os.path.lexists(path):
@@ -309,6 +315,7 @@ def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
             raise ModelFormatError(f"{path} is a link that leads out of the bundle")
         if not path.is_file():
             raise ModelFormatError(f"{path} should be a plain file")
+        identities[name] = _identity(path)
         size = path.stat().st_size
         if size != entry["size"]:
             raise ModelFormatError(
@@ -322,14 +329,63 @@ def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
         raise ModelFormatError(
             f"{directory} holds what its manifest does not list: {', '.join(sorted(strangers))}"
         )
+    return identities
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(directory: Path, identities: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a bundle of whose files one has become another since it was checked."""
+    for name, identity in identities.items():
+        try:
+            same = _identity(directory / name) == identity
+        except OSError:
+            same = False
+        if not same:
+            raise ModelFormatError(
+                f"{directory / name} was changed, or replaced, while the bundle was opened; open "
+                "it again"
+            )
 
 
 def _check_digests(directory: Path, files: dict[str, dict[str, Any]]) -> None:
     with progress(sum(entry["size"] for entry in files.values()), "check", "B") as advance:
         for name, entry in files.items():
-            digest = file_digest(directory / name, advance)
-            if digest != entry["sha256"]:
-                raise ModelFormatError(
-                    f"{directory / name} is damaged: its sha256 is {digest}, and the manifest "
-                    f"says {entry['sha256']}; copy or export the bundle again"
-                )
+            _check_digest(directory / name, file_digest(directory / name, advance), entry)
+
+
+def _check_digest(path: Path, digest: str, entry: dict[str, Any]) -> None:
+    if digest != entry["sha256"]:
+        raise ModelFormatError(
+            f"{path} is damaged: its sha256 is {digest}, and the manifest says {entry['sha256']}; "
+            "copy or export the bundle again"
+        )
+
+
+class _Check:
+    """The check of a file by its sha256, of the bytes that somebody reads, on a thread beside; of
+    all of them at the end, if nobody did."""
+
+    def __init__(self, file: File, entry: dict[str, Any]) -> None:
+        self.file, self._entry = file, entry
+        self._digest = hashlib.sha256()
+        self._beside = ThreadPoolExecutor(1)
+        file.watch = self._update
+
+    def _update(self, piece: np.ndarray) -> None:
+        self._beside.submit(self._digest.update, piece.data)
+
+    def finish(self) -> None:
+        """Raises ModelFormatError where the sha256 is another."""
+        self._beside.shutdown(cancel_futures=self.file.watch is not None)
+        if self.file.watch is not None:
+            self.file.watch, self._digest = None, hashlib.sha256()
+            with progress(len(self.file), "check", "B") as advance:
+                for begin in range(0, len(self.file), _BLOCK):
+                    block = self.file[begin : begin + _BLOCK]
+                    self._digest.update(block.data)
+                    advance(len(block))
+        _check_digest(self.file.path, self._digest.hexdigest(), self._entry)

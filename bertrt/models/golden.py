@@ -14,7 +14,8 @@ import numpy as np
 
 from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.host.archives import places_of, read_directory
-from bertrt.host.files import fits, map_file
+from bertrt.host.files import fits
+from bertrt.host.stored import File
 from bertrt.plan.steps import INPUTS, STACKED, output_kind
 
 __all__ = ["GoldenCase", "read_golden", "write_golden"]
@@ -65,7 +66,7 @@ def read_golden(path: str | os.PathLike[str]) -> list[GoldenCase]:
             should be.
     """
     path = Path(path)
-    data = map_file(path)
+    data = File(path)
     cases: dict[int, GoldenCase] = {}
     for name, place in places_of(path, data, read_directory(path)).items():
         key = name.removesuffix(".npy")

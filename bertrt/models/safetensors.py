@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import fits, map_file, parse_json, view
+from bertrt.host.files import fits, parse_json
+from bertrt.host.stored import File
 from bertrt.plan.weights import Constant
 
-__all__ = ["DTYPES", "read_safetensors", "widened", "write_safetensors"]
+__all__ = ["DTYPES", "WIDENED", "read_safetensors", "widened", "write_safetensors"]
 
 # The format's names of element types, and numpy's
 DTYPES = {
@@ -41,28 +42,30 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+# Those that are computed with as float32
+WIDENED = ("F64", "F16", "BF16")
 # The format's own limit is 100 MB. A tensor takes some 100 bytes, and a thousand where Python has
 # read them.
 _LONGEST_HEADER = 16 << 20
 # What is written; numpy has no bfloat16, and a plan's weights have its bits as uint16.
 _WRITTEN = {"float32": "F32", "uint16": "BF16", "int8": "I8"}
-# The data begin at a cache line, so that arrays can be used where they are mapped.
+# The data begin at a cache line, for readers that map them.
 _ALIGNMENT = 64
 
 
 def read_safetensors(path: str | Path) -> dict[str, Constant]:
-    """Map the tensors of a safetensors file.
+    """Find the tensors of a safetensors file.
 
     Returns name -> :class:`~bertrt.plan.weights.Constant` in file order. Tensors of another float
-    type come as float32, computed in memory and so without a file; all others are views of the
-    file.
+    type come as float32, computed in memory and so without a file; all others are read when they
+    are asked for.
 
     Raises MissingFileError if there is no such file, UnsupportedModelError for an element type that
     is none of float, integer and bool, and ModelFormatError for every other deviation from the
     format.
     """
     path = Path(path)
-    data = map_file(path)
+    data = File(path)
     header, start = _read_header(path, data)
     for name, entry in header.items():
         _check_entry(f"{path}: the tensor {_short(name)}", entry)
@@ -81,7 +84,7 @@ def read_safetensors(path: str | Path) -> dict[str, Constant]:
             "or truncated"
         )
     return {
-        name: _read_tensor(name, entry, path, data, start + entry["data_offsets"][0])
+        name: _read_tensor(name, entry, data, start + entry["data_offsets"][0])
         for name, entry in header.items()
     }
 
@@ -115,7 +118,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
     }
 
 
-def _read_header(path: Path, data: np.ndarray) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path, data: File) -> tuple[dict[str, Any], int]:
     """The header without its metadata, and where the data begin."""
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) >= 8 and _LONGEST_HEADER < length <= len(data) - 8:
@@ -167,19 +170,18 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
 
 
-def _read_tensor(
-    name: str, entry: dict[str, Any], path: Path, data: np.ndarray, offset: int
-) -> Constant:
+def _read_tensor(name: str, entry: dict[str, Any], data: File, offset: int) -> Constant:
     kind = entry["dtype"]
-    array = view(data, offset, DTYPES[kind], tuple(entry["shape"]))
-    wide = widened(array, kind)
-    return Constant(name, array, path, offset) if wide is array else Constant(name, wide)
+    stored = data.stored(offset, DTYPES[kind], entry["shape"])
+    if kind in WIDENED:
+        return Constant(name, widened(stored.array, kind))
+    return Constant.of(name, stored)
 
 
 def widened(array: np.ndarray, kind: str) -> np.ndarray:
     """Elements of a type of `DTYPES` as bertrt computes with them: those of other floats as
     float32 (read-only), all else as it is."""
-    if kind not in ("F64", "F16", "BF16"):
+    if kind not in WIDENED:
         return array
     if kind == "BF16":  # the upper half of a float32
         array = (array.astype(np.uint32) << 16).view(np.float32)

@@ -88,9 +88,9 @@ def check_plan(
     """Check a whole plan; returns the facts that its steps and weights state, and the kind of rows
     of every output."""
     for name, constant in weights.items():
-        if not dtype_name(constant.array) or not constant.array.flags.c_contiguous:
+        if not dtype_name(constant) or not constant.row_major:
             raise ModelFormatError(
-                f"weight {name!r} is {constant.array.dtype}, expected row-major {', '.join(DTYPES)}"
+                f"weight {name!r} is {constant.dtype}, expected row-major {', '.join(DTYPES)}"
             )
         if not all(0 < extent < LIMIT for extent in constant.array.shape):
             raise ModelFormatError(
@@ -240,7 +240,7 @@ class _Checker:
                 self._check_stored(step, role, name)
 
     def _check_stored(self, step: Step, role: str, name: str) -> None:
-        dtype = str(self.weights[name].array.dtype)
+        dtype = str(self.weights[name].dtype)
         precision = step.fields.get("precision")
         if dtype != "float32" and (role != "weight" or STORED[dtype] != precision):
             self._fail(step, f"{role} {name!r} is {dtype}, and the precision {precision}")
@@ -252,7 +252,7 @@ class _Checker:
 
     def _shapes(self, step: Step, role: str) -> Iterator[tuple[int, ...]]:
         for name in step.weights[role]:
-            yield self.weights[name].array.shape
+            yield self.weights[name].shape
 
     def _matrix(self, step: Step, role: str) -> tuple[int, int]:
         """(out, in) of a weight, however it is stored."""

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError
+from bertrt.host.stored import File, Stored
 from bertrt.plan.check import check_plan
 from bertrt.plan.fields import check_keys, read_names, read_table, read_text
 from bertrt.plan.steps import INPUTS, PRECISIONS, Architecture, Step
 from bertrt.plan.tail import TAIL_OPS
-from bertrt.plan.weights import Constant, dtype_name, map_weights, reference_to
+from bertrt.plan.weights import Constant, dtype_name, locate_weights, reference_to
 
 __all__ = ["VERSION", "Plan"]
 
@@ -76,6 +77,12 @@ class Plan:
         if not head or "bias" not in step.weights:
             return None
         return self.weights[step.weights["bias"][0]].array
+
+    def let_go(self) -> None:
+        """Hold none of the weights that can be read again, but vectors."""
+        for constant in self.weights.values():
+            if isinstance(constant.stored, Stored):
+                constant.stored.let_go()
 
     def to_dict(self, directory: str | Path) -> dict[str, Any]:
         """The JSON form, with weights as references to files in ``directory``.
@@ -133,8 +140,11 @@ class Plan:
         }
 
     @staticmethod
-    def from_dict(content: Any, directory: str | Path) -> Plan:
-        """Read the JSON form and map its weights from the files in ``directory``.
+    def from_dict(
+        content: Any, directory: str | Path, opened: Mapping[str, File] | None = None
+    ) -> Plan:
+        """Read the JSON form and find its weights in the files in ``directory``, of which some may
+        be ``opened`` by name.
 
         Raises ModelFormatError where anything is missing, unknown, of a wrong type or does not fit
         together; MissingFileError where a weight file is missing.
@@ -166,7 +176,7 @@ class Plan:
             inputs,
             tuple(_read_step(step, index) for index, step in enumerate(steps)),
             outputs,
-            map_weights(read_table(table["weights"], "weights"), Path(directory)),
+            locate_weights(read_table(table["weights"], "weights"), Path(directory), opened or {}),
         )
         stated = read_table(table["architecture"], "architecture")
         for key, value in plan.architecture.items():
@@ -199,8 +209,8 @@ class Plan:
 
 
 def _shape_text(constant: Constant) -> str:
-    dtype = dtype_name(constant.array)
-    return "x".join(map(str, constant.array.shape)) + (f" {dtype}" if dtype != "float32" else "")
+    dtype = dtype_name(constant)
+    return "x".join(map(str, constant.shape)) + (f" {dtype}" if dtype != "float32" else "")
 
 
 # References to weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -10,24 +11,65 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, ModelFormatError
-from bertrt.host.files import map_file, view
+from bertrt.host.stored import File, Stored, read_all
 from bertrt.plan.fields import LIMIT, check_keys, read_integer, read_table, read_text
 
-__all__ = ["DTYPES", "STORED", "Constant", "Weights", "dtype_name", "map_weights", "reference_to"]
+__all__ = [
+    "DTYPES",
+    "STORED",
+    "Constant",
+    "Weights",
+    "dtype_name",
+    "locate_weights",
+    "read_arrays",
+    "reference_to",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
     """A parameter or a literal of the graph.
 
-    ``array`` is read-only and usually a view of a memory-mapped file; then ``file`` and ``offset``
-    say where its bytes lie (row-major, little-endian). Both are None for a literal.
+    ``array`` is read-only. Usually it lies in a file, and is read when it is asked for; then
+    ``file`` and ``offset`` say where its bytes are (row-major, little-endian). Both are None for a
+    literal.
     """
 
     name: str
-    array: np.ndarray
+    stored: np.ndarray | Stored
     file: Path | None = None
     offset: int | None = None
+
+    @classmethod
+    def of(cls, name: str, stored: Stored) -> Constant:
+        """The constant that is stored there."""
+        return cls(name, stored, stored.file.path, stored.offset)
+
+    @property
+    def array(self) -> np.ndarray:
+        """Its elements. ModelFormatError where their file has been changed before they are read."""
+        return self.stored if isinstance(self.stored, np.ndarray) else self.stored.array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's, without reading it."""
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The array's, without reading it."""
+        return self.stored.dtype
+
+    @property
+    def row_major(self) -> bool:
+        """Whether the elements lie row after row, as they do in every file."""
+        return not isinstance(self.stored, np.ndarray) or self.stored.flags.c_contiguous
+
+    def rows(self, name: str, begin: int, end: int) -> Constant:
+        """The rows from `begin` to `end` of the first axis, as a constant."""
+        if isinstance(self.stored, Stored):
+            return Constant.of(name, self.stored.rows(begin, end))
+        return Constant(name, self.stored[begin:end])
 
 
 # What a fused step reads beside its inputs: role -> names of constants.
@@ -38,7 +80,7 @@ DTYPES = {"float32": "float32", "bfloat16": "uint16", "int8": "int8"}
 STORED = {"uint16": "bf16", "int8": "int8"}
 
 
-def dtype_name(array: np.ndarray) -> str:
+def dtype_name(array: np.ndarray | Constant) -> str:
     """How the JSON form calls an array's elements; "" where a plan has no such weights."""
     return next((name for name, dtype in DTYPES.items() if array.dtype == dtype), "")
 
@@ -59,18 +101,21 @@ def reference_to(constant: Constant, directory: Path) -> dict[str, Any]:
     return {
         "file": inside.as_posix(),
         "offset": constant.offset,
-        "dtype": dtype_name(constant.array),
-        "shape": list(constant.array.shape),
+        "dtype": dtype_name(constant),
+        "shape": list(constant.shape),
     }
 
 
-def map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:
-    """The weights that `reference_to` described, by name, mapped into memory.
+def locate_weights(
+    table: dict[str, Any], directory: Path, opened: Mapping[str, File]
+) -> dict[str, Constant]:
+    """The weights that `reference_to` described, by name, to be read from files of `directory`;
+    those that are `opened` already are so by name.
 
     Raises ModelFormatError for a reference that is broken, leaves the directory or goes beyond its
     file; MissingFileError where the file is not there.
     """
-    files: dict[str, np.ndarray] = {}
+    files = dict(opened)
     weights = {}
     for name, raw in table.items():
         where = f"weights.{name}"
@@ -91,7 +136,7 @@ def map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:
         for extent in shape:
             read_integer(extent, f"{where}.shape", 1, LIMIT)
         if file not in files:
-            files[file] = map_file(directory / file)
+            files[file] = File(directory / file)
         data = files[file]
         offset = read_integer(reference["offset"], f"{where}.offset", 0, len(data) + 1)
         end = offset + np.dtype(dtype).itemsize * prod(shape)
@@ -99,6 +144,17 @@ def map_weights(table: dict[str, Any], directory: Path) -> dict[str, Constant]:
             raise ModelFormatError(
                 f"{where} ends at byte {end}, {file} has {len(data)} bytes: truncated?"
             )
-        array = view(data, offset, dtype, tuple(shape))
-        weights[name] = Constant(name, array, directory / file, offset)
+        weights[name] = Constant.of(name, data.stored(offset, dtype, shape))
     return weights
+
+
+def read_arrays(weights: Mapping[str, Constant]) -> dict[str, np.ndarray]:
+    """The arrays of constants by name, for the caller: those that lie in files are held by nobody
+    else afterwards, and read again where somebody asks for them again."""
+    arrays, stored = {}, {}
+    for name, constant in weights.items():
+        if isinstance(constant.stored, Stored):
+            stored[name] = constant.stored
+        else:
+            arrays[name] = constant.stored
+    return arrays | dict(zip(stored, read_all(list(stored.values())), strict=True))

@@ -4,25 +4,16 @@
 
 #include "bindings/bindings.h"
 #include "bindings/inputs.h"
+#include "bindings/without_gil.h"
 
 namespace py = pybind11;
 
 namespace bertrt::bindings {
 namespace {
 
-// A model, and the arrays that it goes on reading: its tables of embeddings and distances.
-class PyModel {
- public:
-  PyModel(const py::dict& plan, const Weights& weights, const std::string& precision, int threads)
-      : model(std::make_shared<Model>(read_plan(plan, weights), plan::parse_precision(precision),
-                                      threads)) {
-    for (const std::string& name : model->tables) tables_.append(weights.arrays[py::str(name)]);
-  }
-
-  const std::shared_ptr<const Model> model;
-
- private:
-  py::list tables_;
+// pybind11 holds what engines share.
+struct PyModel {
+  std::shared_ptr<const Model> model;
 };
 
 class PyEngine {
@@ -57,18 +48,21 @@ void bind_engine(py::module_& module) {
 
 plan: the dictionary of plan.json. weights: C-contiguous arrays by weight name, float32, or as the
 plan's steps state int8 or uint16 (bfloat16). precision: "fp32", "bf16" or "int8", for the products
-of token rows in steps that state none. threads: to pack on. mapped: names of
-weights that are views of files mapped into memory for reading, and nothing else: their pages are
-handed back to the system when they have been packed.
+of token rows in steps that state none. threads: to pack on. take: empty `weights`, so that an
+array that nobody else holds goes when it has been packed. Tables of embeddings and of distances are
+not packed: the model goes on reading the arrays. Nobody may write to them. Releases the GIL.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names
 an instruction set that cannot be used.)")
       .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
-                       int threads, std::set<std::string> mapped) {
-             return std::make_unique<PyModel>(plan, Weights{std::move(weights), std::move(mapped)},
-                                              precision, threads);
+                       int threads, bool take) {
+             const plan::Plan read = read_plan(plan, weights);
+             if (take) weights.clear();
+             const Precision parsed = plan::parse_precision(precision);
+             const WithoutGil here;
+             return PyModel{std::make_shared<Model>(read, parsed, threads)};
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
-           py::arg("threads") = 1, py::arg("mapped") = std::set<std::string>());
+           py::arg("threads") = 1, py::arg("take") = false);
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on threads of its own.
 
 Engines of one Model share its packed weights. Where the system gives fewer threads than asked for, the

@@ -1,6 +1,8 @@
 #include "bindings/inputs.h"
 
 #include <map>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <type_traits>
@@ -44,18 +46,67 @@ std::string name_in(py::handle object, const std::string& where) {
   throw PlanError("plan: " + where + " has " + std::string(py::repr(object)) + ", expected a name");
 }
 
-plan::Weight weight(const Weights& weights, const std::string& name) {
-  const py::dict& arrays = weights.arrays;
+// Gives arrays that nobody reads any more back to Python. Without the GIL, several at a time:
+// whoever has it may keep it for milliseconds.
+class Returns {
+ public:
+  Returns() = default;
+  Returns(const Returns&) = delete;
+  Returns& operator=(const Returns&) = delete;
+  ~Returns() { give_back(); }
+
+  void add(PyObject* array, size_t bytes) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      arrays_.push_back(array);
+      bytes_ += bytes;
+      if (bytes_ < kBytes && !PyGILState_Check()) return;
+    }
+    give_back();
+  }
+
+ private:
+  static constexpr size_t kBytes = size_t{16} << 20;
+
+  void give_back() {
+    std::vector<PyObject*> arrays;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      arrays.swap(arrays_);
+      bytes_ = 0;
+    }
+    if (arrays.empty()) return;
+    const py::gil_scoped_acquire acquire;
+    for (PyObject* array : arrays) Py_DECREF(array);
+  }
+
+  std::mutex mutex_;
+  std::vector<PyObject*> arrays_;
+  size_t bytes_ = 0;
+};
+
+struct Source {
+  const py::dict& arrays;
+  std::shared_ptr<Returns> returns = std::make_shared<Returns>();
+};
+
+plan::Weight weight(const Source& source, const std::string& name) {
+  const py::dict& arrays = source.arrays;
   const py::str key(name);  // as long as it is: a name may hold a zero
   if (!arrays.contains(key)) throw PlanError("plan: weight '" + name + "' was not given");
   const py::object object = arrays[key];
   const auto of = [&](Storage storage) -> plan::Weight {
     const auto array = py::reinterpret_borrow<py::array>(object);
+    const auto bytes = static_cast<size_t>(array.nbytes());
+    PyObject* const held = array.inc_ref().ptr();
+    std::shared_ptr<const void> owner(held, [returns = source.returns, bytes](const void* pointer) {
+      returns->add(static_cast<PyObject*>(const_cast<void*>(pointer)), bytes);
+    });
     return {name,
             array.data(),
             storage,
             {array.shape(), array.shape() + array.ndim()},
-            weights.mapped.count(name) != 0};
+            std::move(owner)};
   };
   if (py::isinstance<FloatArray>(object)) return of(Storage::kFloat32);
   // numpy has no bfloat16: its bits come as uint16.
@@ -67,7 +118,7 @@ plan::Weight weight(const Weights& weights, const std::string& name) {
                   "' is not a C-contiguous array of float32, uint16 (bfloat16) or int8");
 }
 
-plan::Step step(const py::dict& dict, const Weights& weights) {
+plan::Step step(const py::dict& dict, const Source& source) {
   plan::Step step;
   step.name = field<std::string>(dict, "name", "a step");
   const std::string where = "step '" + step.name + "'";
@@ -77,7 +128,7 @@ plan::Step step(const py::dict& dict, const Weights& weights) {
   using Roles = std::map<std::string, std::vector<std::string>>;
   for (const auto& [role, names] : field<Roles>(dict, "weights", where)) {
     std::vector<plan::Weight>& arrays = step.weights[role];
-    for (const std::string& name : names) arrays.push_back(weight(weights, name));
+    for (const std::string& name : names) arrays.push_back(weight(source, name));
   }
   for (const auto& entry : dict) {
     const std::string name = name_in(entry.first, where);
@@ -146,7 +197,8 @@ PackedBatch read_batch(const BatchArrays& arrays) {
 
 }  // namespace
 
-plan::Plan read_plan(const py::dict& dict, const Weights& weights) {
+plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
+  const Source source{arrays};
   plan::Plan plan;
   plan.version = field<int64_t>(dict, "version", "the plan");
   const auto architecture = field<py::dict>(dict, "architecture", "the plan");
@@ -155,7 +207,7 @@ plan::Plan read_plan(const py::dict& dict, const Weights& weights) {
   plan.type_vocab_size = field<int64_t>(architecture, "type_vocab_size", "the architecture");
   plan.max_length = field<int64_t>(architecture, "max_length", "the architecture");
   for (const auto& item : field<std::vector<py::dict>>(dict, "steps", "the plan")) {
-    plan.steps.push_back(step(item, weights));
+    plan.steps.push_back(step(item, source));
   }
   for (const auto& [name, value] : field<py::dict>(dict, "outputs", "the plan")) {
     plan.outputs.emplace_back(name_in(name, "outputs"), name_in(value, "outputs"));

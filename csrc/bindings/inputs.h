@@ -3,7 +3,6 @@
 
 #include <functional>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -13,14 +12,9 @@
 
 namespace bertrt::bindings {
 
-struct Weights {
-  pybind11::dict arrays;
-  std::set<std::string> mapped;
-};
-
-// The dictionary of plan.json with the arrays that it names, which have to outlive the plan. A
-// field that is missing or of another type is a PlanError that names it.
-plan::Plan read_plan(const pybind11::dict& dict, const Weights& weights);
+// The dictionary of plan.json with the arrays that it names; the plan's weights own them, and may
+// go without the GIL. A field that is missing or of another type is a PlanError that names it.
+plan::Plan read_plan(const pybind11::dict& dict, const pybind11::dict& arrays);
 
 struct BatchArrays {
   const IntArray& token_ids;

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -42,7 +43,8 @@ struct Weight {
   const void* data = nullptr;
   Storage storage = Storage::kFloat32;
   std::vector<int64_t> shape;
-  bool mapped = false;  // a file's pages, mapped to be read only
+  // What keeps the memory from going, if the caller does not; let go of when it is not read again.
+  mutable std::shared_ptr<const void> owner = nullptr;
 
   const float* floats() const { return static_cast<const float*>(data); }
 };

@@ -41,7 +41,7 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
 
   const auto table = [this](const plan::Weight* weight) -> const float* {
     if (!weight) return nullptr;
-    tables.push_back(weight->name);
+    tables_.push_back(weight->owner);
     return weight->floats();
   };
   for (const plan::CheckedStep& bound : checked.steps) {

@@ -29,9 +29,9 @@ struct Model : Graph {
     Attention attention;
   };
 
-  // Packs the plan's matrices, each once, on so many threads; afterwards only the tables of
-  // embeddings and distances are read from the weights' memory, which must outlive the model.
-  // Throws PlanError, DeviceError.
+  // Packs the plan's matrices, each once, on so many threads, and lets go of their own memory;
+  // afterwards only the tables of embeddings and distances are read where they are. Weights without
+  // an owner must outlive the model. Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Precision precision, int threads)
       : Model(plan::validate(plan), precision, threads) {}
   ~Model();
@@ -45,11 +45,12 @@ struct Model : Graph {
   // All packed matrices, one after the other: each alone would fill its huge pages in part only,
   // or be too small for one.
   AlignedBuffer packed;
-  std::vector<Node> nodes;          // by step
-  std::vector<std::string> tables;  // the weights that are read from their own memory
+  std::vector<Node> nodes;  // by step
 
  private:
   Model(const plan::CheckedPlan& checked, Precision precision, int threads);
+
+  std::vector<std::shared_ptr<const void>> tables_;  // what is read where it is
 };
 
 }  // namespace bertrt

@@ -2,29 +2,8 @@
 
 #include <algorithm>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 namespace bertrt {
 namespace {
-
-void release(const plan::Weight& weight) {
-#if defined(__linux__)
-  if (!weight.mapped) return;
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  size_t bytes = weight.storage == Storage::kFloat32    ? 4
-                 : weight.storage == Storage::kBfloat16 ? 2
-                                                        : 1;
-  for (const int64_t extent : weight.shape) bytes *= static_cast<size_t>(extent);
-  const auto begin = (reinterpret_cast<uintptr_t>(weight.data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(weight.data) + bytes) / page * page;
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)weight;
-#endif
-}
 
 // Columns of [query | key | value] in the order of rows that go by head first.
 std::vector<int64_t> interleaved_columns(int64_t heads, int64_t head_dim) {
@@ -85,7 +64,7 @@ std::vector<float> vector_of(const plan::Weight& weight) {
 void release_matrices(const plan::CheckedStep& step) {
   if (step.matrix.empty()) return;
   for (const auto* role : {&step.matrix, &step.scale, &step.bias}) {
-    for (const plan::Weight* weight : *role) release(*weight);
+    for (const plan::Weight* weight : *role) weight->owner.reset();
   }
 }
 

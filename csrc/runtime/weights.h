@@ -31,8 +31,8 @@ MatrixIdentity matrix_identity(const plan::CheckedStep& step);
 
 std::vector<float> vector_of(const plan::Weight& weight);
 
-// Hands back the pages of a step's mapped matrices once they have been packed: they can be read
-// again, and without this a model would be resident twice while it is loaded.
+// Lets go of a step's matrices once they have been packed: without this a model would be resident
+// twice while it is loaded.
 void release_matrices(const plan::CheckedStep& step);
 
 }  // namespace bertrt

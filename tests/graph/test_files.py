@@ -114,7 +114,7 @@ def test_params_versions(tmp_path, magic, storage):
 
 
 PARAMS = {
-    "empty": (b"", "cannot be mapped"),
+    "empty": (b"", "cannot be read: it is empty"),
     "magic": (params_file([], [], 0x113), "magic number 0x113"),
     "header": (b"\x12\x01", "truncated or damaged: the header"),
     "count": (struct.pack("<QQQ", 0x112, 0, 1 << 62), "arrays announced in a file of 24 bytes"),

@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -770,25 +771,20 @@ def test_engines_of_one_model_share_it_and_run_apart(made, rng):
     assert all(seconds > 0 for _, _, seconds, _, _ in engines[1].steps())
 
 
-def test_mapped_weights_are_read_once_more_after_packing(made, rng, tmp_path):
-    # Their pages are handed back, not lost: embedding tables and a second model read them again.
+def test_weights_that_are_taken_go_when_they_are_packed(made, rng):
     plan, weights = made
-    places = {}
-    with open(tmp_path / "weights", "wb") as file:
-        for name, array in weights.items():
-            places[name] = file.tell()
-            file.write(array.tobytes())
-    mapping = np.memmap(tmp_path / "weights", np.uint8, "r")
-    mapped = {
-        name: mapping[places[name] : places[name] + array.nbytes]
-        .view(np.float32)
-        .reshape(array.shape)
-        for name, array in weights.items()
-    }
     batch = batch_of(rng, [3, 1, 5])
     expected = new_engine(plan, weights, threads=1).run(*batch, OUTPUTS)
-    for _ in range(2):
-        model = _native.Model(plan, mapped, mapped=set(mapped))
-        found = _native.Engine(model, 1).run(*batch, OUTPUTS)
-        for name in OUTPUTS:
-            np.testing.assert_array_equal(found[name], expected[name])
+    given = {name: array.copy() for name, array in weights.items()}
+    alive = {name: weakref.ref(array) for name, array in given.items()}
+    held = given["pooler"]  # by somebody else
+    model = _native.Model(plan, given, take=True)
+    assert not given
+    tables = {name for name in ("word", "type", "position") if name in alive}
+    assert {name for name, array in alive.items() if array() is not None} == {"pooler", *tables}
+    np.testing.assert_array_equal(held, weights["pooler"])
+    found = _native.Engine(model, 1).run(*batch, OUTPUTS)
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(found[name], expected[name])
+    del model
+    assert {name for name, array in alive.items() if array() is not None} == {"pooler"}

@@ -472,7 +472,9 @@ def test_engines_of_the_same_files_share_their_packed_weights(hugging, monkeypat
     path = hugging.write(hugging.config, hugging.weights(hugging.config))
     packed = []
     pack = _native.Model
-    monkeypatch.setattr(_native, "Model", lambda *args: packed.append(args) or pack(*args))
+    monkeypatch.setattr(
+        _native, "Model", lambda *args, **named: packed.append(args) or pack(*args, **named)
+    )
     ids = np.array([[2, 3, 1]])
     with Engine.load(path, threads=1) as first:
         expected = first.run(ids)

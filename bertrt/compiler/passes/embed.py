@@ -31,6 +31,7 @@ from bertrt.compiler.passes import (
     sequence_axis,
     values_of,
 )
+from bertrt.host.stored import Stored
 from bertrt.plan.steps import POSITIONS
 from bertrt.plan.weights import Constant, Weights
 
@@ -75,7 +76,7 @@ def match(graph: Graph, node: Node) -> Match | None:
     # There are more words than types; where the tables are alike, ids come before types.
     tokens.sort(
         key=lambda part: (
-            -graph.constants[part.table].array.shape[0],
+            -graph.constants[part.table].shape[0],
             graph.inputs.index(part.ids or ""),
         )
     )
@@ -113,8 +114,8 @@ def _classify(graph: Graph, value: str, at: Node, kind: str) -> _Summand:
         name
         for name in ends
         if name in graph.constants
-        and graph.constants[name].array.dtype.kind == "f"
-        and graph.constants[name].array.ndim >= 2
+        and graph.constants[name].dtype.kind == "f"
+        and len(graph.constants[name].shape) >= 2
     ]
     inputs = [name for name in graph.inputs if name in ends]
     maker = graph.producer(value)
@@ -125,7 +126,7 @@ def _classify(graph: Graph, value: str, at: Node, kind: str) -> _Summand:
             f"{sorted(tables)} and inputs {inputs}",
         )
     (table,) = tables
-    shape = graph.constants[table].array.shape
+    shape = graph.constants[table].shape
     if any(extent != 1 for extent in shape[:-2]):
         raise NoMatchError(maker or at, f"{table!r} {shape} is no parameter of rows")
     batch, length = int(batch_axis(graph)), int(sequence_axis(graph))
@@ -197,9 +198,10 @@ def _positions(graph: Graph, part: _Summand, same: list[_Summand]) -> str:
     if not same and array.shape == whole.array.shape:
         return part.table
     made = Constant(f"{part.table}.positions", array)
-    if not same and whole.file is not None and whole.offset is not None:
-        offset = whole.offset + part.first * array.shape[1] * array.itemsize
-        made = Constant(made.name, array, whole.file, offset)
+    if not same and isinstance(whole.stored, Stored):
+        offset = whole.stored.offset + part.first * array.shape[1] * array.itemsize
+        stored = whole.stored.file.stored(offset, array.dtype.str, array.shape)
+        made = Constant.of(made.name, stored)
     for other in same:
         table = graph.constants[other.table].array
         added = (array + table.reshape(-1, table.shape[-1])[other.first]).astype(np.float32)

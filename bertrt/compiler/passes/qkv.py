@@ -20,7 +20,7 @@ value. GluonNLP interleaves three stored arrays in the graph:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -142,10 +142,14 @@ def _cut(graph: Graph, value: str, axis: int) -> tuple[str, ...]:
     """Query, key and value out of one parameter that has them side by side along ``axis``."""
     whole = graph.constants[value]
     names = []
-    for index, array in enumerate(np.split(whole.array, 3, axis=axis)):
-        part = Constant(f"{value}.{('query', 'key', 'value')[index]}", np.ascontiguousarray(array))
-        if whole.offset is not None and array.flags.c_contiguous:  # still where it is in the file
-            part = replace(part, file=whole.file, offset=whole.offset + index * array.nbytes)
+    extent = whole.shape[axis] // 3
+    for index, role in enumerate(("query", "key", "value")):
+        name, begin, end = f"{value}.{role}", index * extent, (index + 1) * extent
+        if axis in (0, -len(whole.shape)):  # still where it is in the file
+            part = whole.rows(name, begin, end)
+        else:
+            cut = whole.array.take(range(begin, end), axis=axis)
+            part = Constant(name, np.ascontiguousarray(cut))
         names.append(part.name if part.name in graph.types else graph.add_constant(part))
     return tuple(names)
 

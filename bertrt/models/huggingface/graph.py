@@ -147,6 +147,6 @@ def width_of(plan: Plan) -> int:
     value = plan.tail_of(name)[0] if name in plan.outputs else None
     for step in plan.steps:
         if step.output == value:
-            shape = plan.weights[step.weights["weight"][0]].array.shape
+            shape = plan.weights[step.weights["weight"][0]].shape
             return shape[1] if step.fields["transposed"] else shape[0]
     return 0

@@ -43,7 +43,7 @@ class HuggingFaceModel:
     Attributes:
         config: its ``config.json``.
         source: the file that holds or lists its weights; `config` itself where they are a graph's.
-        plan: the fused plan, its weights mapped where they are float32.
+        plan: the fused plan; its weights are read when they are asked for where they are float32.
         task: what the model is for.
         labels: the names of the classes or tags; None for the tasks without them.
         pooling: for embeddings, see `bertrt.tasks.settings`; None otherwise.

@@ -111,7 +111,7 @@ class _Net:
         for name in self.shapes:
             if name not in self._tensors:
                 continue
-            found, expected = self._tensors[name].array.shape, self._sizes(name)
+            found, expected = self._tensors[name].shape, self._sizes(name)
             if found != expected:
                 settings = [
                     self._config.origin(extent)
@@ -199,10 +199,7 @@ class _Net:
             return Constant(name, distance_bias(constant.array, self._config.max_length))
         if name != _POSITIONS or skipped == 0:
             return constant
-        offset = constant.offset
-        if offset is not None:
-            offset += constant.array[:skipped].nbytes
-        return dataclasses.replace(constant, array=constant.array[skipped:], offset=offset)
+        return constant.rows(name, skipped, constant.shape[0])
 
     def _sizes(self, name: str) -> tuple[int, ...]:
         return tuple(

@@ -48,7 +48,7 @@ def find_weights(directory: Path) -> Path:
 
 
 def read_weights(source: Path, prefix: str) -> dict[str, Constant]:
-    """The tensors of what `find_weights` found, mapped where they can be, by their plain names:
+    """The tensors of what `find_weights` found, by their plain names:
     without the encoder's prefix, and with ``weight`` and ``bias`` for what was ``gamma`` and
     ``beta``. Buffers of positions and of token types are left out.
 

@@ -1,6 +1,6 @@
 """Reader of ONNX files. Needs the ``onnx`` package, for parsing only.
 
-Initialisers become constants (mapped from the file they lie in, external data included), nodes
+Initialisers become constants (read from the file they lie in, external data included), nodes
 become the IR's operators (the modules beside this one), and three things are settled on the
 way, so that the fusion passes see the encoder and not its exporter:
 
@@ -27,7 +27,7 @@ from bertrt.compiler.passes import VIEWS
 from bertrt.compiler.pipeline import SIZES
 from bertrt.compiler.types import Type, infer
 from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import map_file
+from bertrt.host.stored import File
 from bertrt.models.onnx import attention, fused, operators, quantized
 from bertrt.models.onnx.call import DOMAINS, MICROSOFT, Call, Quantized, Table
 from bertrt.models.onnx.messages import check_messages
@@ -84,9 +84,9 @@ class OnnxFile:
             ) from error
 
         self.path = Path(path)
-        data = map_file(self.path)
+        data = File(self.path)
         self._model = onnx.ModelProto()
-        content = data.tobytes()
+        content = data[:].tobytes()
         check_messages(content, str(path))
         try:
             self._model.ParseFromString(content)
@@ -191,7 +191,7 @@ class _Reader:
         self._declare(name, name)
         self.graph.add_constant(constant)
         # Bytes are quantised weights, where they are no single numbers.
-        if constant.array.dtype.name not in _WEIGHTS or constant.array.size <= few:
+        if constant.dtype.name not in _WEIGHTS or prod(constant.shape) <= few:
             self.known.add(name)
 
     # Nodes

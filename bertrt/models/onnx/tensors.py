@@ -1,4 +1,4 @@
-"""The tensors of an ONNX file: constants, mapped from where they lie."""
+"""The tensors of an ONNX file: constants, read from where they lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import fits, map_file, view
+from bertrt.host.files import fits
+from bertrt.host.stored import File
 from bertrt.plan.weights import Constant
 
 __all__ = ["Tensors"]
@@ -18,14 +19,14 @@ _MOST_COPIED = 4
 
 
 class Tensors:
-    """The tensors of the file at `path`, whose bytes are `data`. What a name was read as is kept,
+    """The tensors of the file at `path`, which is `data`. What a name was read as is kept,
     so that reading a file again at other sizes costs nothing.
 
     Attributes:
         stored: constants by name; those that are made of tensors have their place here, too.
     """
 
-    def __init__(self, path: Path, data: np.ndarray, onnx: Any) -> None:
+    def __init__(self, path: Path, data: File, onnx: Any) -> None:
         self.path, self.onnx = path, onnx
         self.stored: dict[str, Constant] = {}
         self.files = {path: data}
@@ -90,16 +91,16 @@ class Tensors:
                     f"{self.path}: {what} of shape {shape} has {len(raw)} bytes, expected {size}"
                 )
             if dtype == "float32" and prod(shape) > few:
-                offset = self._find(raw)
-                array = view(self.files[self.path], offset, dtype, shape)
-                constant = Constant(name, array, self.path, offset)
+                data = self.files[self.path]
+                constant = Constant.of(name, data.stored(self._find(raw), dtype, shape))
             else:  # nobody asks where it lies
-                constant = Constant(name, view(np.frombuffer(raw, np.uint8), 0, dtype, shape))
+                kind = np.dtype(dtype).newbyteorder("<")
+                constant = Constant(name, np.frombuffer(raw, kind).reshape(shape))
         else:
             constant = Constant(name, self._typed(tensor, what, dtype, shape))
-        array = constant.array
-        if array.dtype == np.float16 or (array.dtype == np.float64 and array.size <= few):
-            array = array.astype(np.float32)
+        kind = constant.dtype
+        if kind == np.float16 or (kind == np.float64 and prod(shape) <= few):
+            array = constant.array.astype(np.float32)
             array.flags.writeable = False
             constant = Constant(name, array)
         return constant
@@ -133,7 +134,7 @@ class Tensors:
             raise ModelFormatError(f"{where}: bad offset or length in {entries}") from None
         file = self.path.parent / location
         if file not in self.files:
-            self.files[file] = map_file(file)
+            self.files[file] = File(file)
         data = self.files[file]
         if length != size or offset < 0 or offset + size > len(data):
             raise ModelFormatError(
@@ -147,7 +148,7 @@ class Tensors:
                     f"{where}: tensors share or repeat their elements; as float32 they would take "
                     f"more than {_MOST_COPIED} times the files' size"
                 )
-        return Constant(name, view(data, offset, dtype, shape), file, offset)
+        return Constant.of(name, data.stored(offset, dtype, shape))
 
     def _typed(self, tensor: Any, what: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         fields = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}

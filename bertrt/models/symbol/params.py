@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import fits, map_file, view
+from bertrt.host.files import fits
+from bertrt.host.stored import File, Stored
 from bertrt.plan.weights import Constant
 
 __all__ = ["read_params", "write_params"]
@@ -45,7 +46,7 @@ _MAX_RANK = 32
 
 
 def read_params(path: str | Path) -> dict[str, Constant]:
-    """Map the arrays of a ``.params`` file; nothing is copied.
+    """Find the arrays of a ``.params`` file; they are read when they are asked for.
 
     Returns name -> :class:`~bertrt.plan.weights.Constant` in file order. The prefixes ``arg:`` and
     ``aux:`` of exported files are stripped.
@@ -54,7 +55,7 @@ def read_params(path: str | Path) -> dict[str, Constant]:
     ModelFormatError for every other deviation from the format.
     """
     path = Path(path)
-    cursor = _Cursor(path, map_file(path))
+    cursor = _Cursor(path, File(path))
     magic, _reserved, count = cursor.unpack("<QQQ", "the header")
     if magic != _LIST_MAGIC:
         raise cursor.error(
@@ -68,7 +69,7 @@ def read_params(path: str | Path) -> dict[str, Constant]:
     if names_count != count:
         raise cursor.error(f"{names_count} names for {count} arrays")
     constants: dict[str, Constant] = {}
-    for index, (array, offset) in enumerate(arrays):
+    for index, stored in enumerate(arrays):
         (length,) = cursor.unpack("<Q", f"the length of name {index}")
         raw = bytes(cursor.take(length, f"name {index}"))
         try:
@@ -78,7 +79,7 @@ def read_params(path: str | Path) -> dict[str, Constant]:
         name = name.removeprefix("arg:").removeprefix("aux:")
         if not name or name in constants:
             raise cursor.error(f"name {index} is {name!r}: empty, or there twice")
-        constants[name] = Constant(name, array, path, offset)
+        constants[name] = Constant.of(name, stored)
     if cursor.position != len(cursor.data):
         raise cursor.error(f"{len(cursor.data) - cursor.position} bytes after the last name")
     return constants
@@ -87,24 +88,29 @@ def read_params(path: str | Path) -> dict[str, Constant]:
 class _Cursor:
     """A position in the bytes of a file."""
 
-    def __init__(self, path: Path, data: np.ndarray) -> None:
+    def __init__(self, path: Path, data: File) -> None:
         self.path, self.data, self.position = path, data, 0
 
     def error(self, message: str) -> ModelFormatError:
         return ModelFormatError(f"{self.path}: {message} (near byte {self.position})")
 
-    def take(self, size: int, what: str) -> np.ndarray:
+    def skip(self, size: int, what: str) -> int:
+        """Go on by `size` bytes; returns where they begin."""
         left = len(self.data) - self.position
         if size > left:
             raise self.error(f"truncated or damaged: {what} needs {size} bytes, {left} are left")
         self.position += size
-        return self.data[self.position - size : self.position]
+        return self.position - size
+
+    def take(self, size: int, what: str) -> np.ndarray:
+        begin = self.skip(size, what)
+        return self.data[begin : self.position]
 
     def unpack(self, layout: str, what: str) -> tuple[int, ...]:
         return struct.unpack(layout, bytes(self.take(struct.calcsize(layout), what)))
 
 
-def _read_array(cursor: _Cursor, index: int) -> tuple[np.ndarray, int]:
+def _read_array(cursor: _Cursor, index: int) -> Stored:
     what = f"array {index}"
     (magic,) = cursor.unpack("<I", what)
     version = _VERSIONS.get(magic)
@@ -130,9 +136,8 @@ def _read_array(cursor: _Cursor, index: int) -> tuple[np.ndarray, int]:
     if flag not in _DTYPES:
         raise cursor.error(f"{what} has the unknown element type {flag}")
     size = prod(shape) * np.dtype(_DTYPES[flag]).itemsize
-    cursor.take(size, f"the data of {what}, shape {shape},")
-    offset = cursor.position - size
-    return view(cursor.data, offset, _DTYPES[flag], shape), offset
+    offset = cursor.skip(size, f"the data of {what}, shape {shape},")
+    return cursor.data.stored(offset, _DTYPES[flag], shape)
 
 
 def write_params(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

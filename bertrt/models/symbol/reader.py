@@ -37,8 +37,8 @@ _INPUT_SHAPES: dict[str, tuple[Dim, ...]] = {
 def read_mxnet(symbol_path: str | Path, params_path: str | Path) -> Graph:
     """Read an exported symbol and its parameters into the IR.
 
-    The graph's outputs carry the names of the symbol's heads. Parameters stay memory-mapped, but
-    for those in half precision, which are widened.
+    The graph's outputs carry the names of the symbol's heads. Parameters are read when they are
+    asked for, but for those in half precision, which are widened.
 
     Raises MissingFileError, ModelFormatError for a broken file (not JSON, no nodes, forward or
     out-of-range references, missing parameters, parameters that do not fit their use) and
@@ -84,7 +84,7 @@ def _add_parameter(
     declared = node.attrs.get("__shape__")
     if declared is not None:
         shape = literal(graph, node, "__shape__", declared)
-        found = constant.array.shape
+        found = constant.shape
         if (
             not isinstance(shape, tuple)
             or len(shape) != len(found)
@@ -95,7 +95,7 @@ def _add_parameter(
                 f"{params_path}: parameter {node.name!r} has shape {found}, "
                 f"{graph.origin} declares {declared}"
             )
-    if constant.array.dtype == np.float16:  # widened, exactly; the arithmetic is float32
+    if constant.dtype == np.float16:  # widened, exactly; the arithmetic is float32
         array = constant.array.astype(np.float32)
         array.flags.writeable = False
         constant = Constant(constant.name, array)

@@ -23,7 +23,7 @@ import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.archives import Place, places_of, read_directory
-from bertrt.host.files import map_file, view
+from bertrt.host.stored import File, Stored
 from bertrt.models.safetensors import DTYPES, widened
 from bertrt.models.torch.pickle import Storage, Tensor, read_pickle, short
 from bertrt.plan.weights import Constant
@@ -39,12 +39,12 @@ _MOST_COPIED = 4
 
 
 def read_torch(path: str | Path) -> dict[str, Constant]:
-    """Map the tensors of a file that ``torch.save`` wrote of a dictionary of them, such as a
+    """Find the tensors of a file that ``torch.save`` wrote of a dictionary of them, such as a
     ``pytorch_model.bin``.
 
     Returns name -> :class:`~bertrt.plan.weights.Constant` in the file's order, as
     :func:`~bertrt.models.safetensors.read_safetensors` does. Tensors of float32 that are row-major
-    and in little-endian order are views of the file.
+    and in little-endian order are read when they are asked for.
 
     Raises MissingFileError if there is no such file, UnsupportedModelError for one that holds
     anything but tensors (it is named, and nothing of it is run) or was written by no torch of the
@@ -52,7 +52,7 @@ def read_torch(path: str | Path) -> dict[str, Constant]:
     file's size at most.
     """
     path = Path(path)
-    data = map_file(path)
+    data = File(path)
     start = data[:16].tobytes()
     if start.startswith(b"PK"):
         content, places, order = _read_archive(path, data)
@@ -79,9 +79,7 @@ def read_torch(path: str | Path) -> dict[str, Constant]:
 class _Storages:
     """The storages of a file, each read once."""
 
-    def __init__(
-        self, path: Path, data: np.ndarray, places: Mapping[str, Place], order: str
-    ) -> None:
+    def __init__(self, path: Path, data: File, places: Mapping[str, Place], order: str) -> None:
         self._path = path
         self._data = data
         self._places = places
@@ -97,13 +95,15 @@ class _Storages:
                 "its name: save the model's state_dict and nothing else"
             )
         storage = tensor.storage
-        elements = self._elements(storage, name)
-        shape, item = tensor.shape, elements.itemsize
-        if tensor.strides == _row_major(shape) or prod(shape) == 0:
+        stored, shape = self._stored(storage, name), tensor.shape
+        row_major = tensor.strides == _row_major(shape) or prod(shape) == 0
+        if row_major and storage.kind == "F32" and self._order == "<":
+            offset = stored.offset + tensor.offset * stored.dtype.itemsize
+            return Constant.of(name, self._data.stored(offset, stored.dtype.str, shape))
+        elements = self._elements(storage, stored)
+        item = elements.itemsize
+        if row_major:
             array = elements[tensor.offset : tensor.offset + prod(shape)].reshape(shape)
-            if storage.kind == "F32" and self._order == "<":
-                offset = self._places[storage.key].offset + tensor.offset * item
-                return Constant(name, array, self._path, offset)
             return Constant(name, array)
         self._copied += prod(shape) * item
         if self._copied > _MOST_COPIED * len(self._data):
@@ -118,9 +118,7 @@ class _Storages:
         array.flags.writeable = False
         return Constant(name, array)
 
-    def _elements(self, storage: Storage, name: str) -> np.ndarray:
-        if storage in self._arrays:
-            return self._arrays[storage]
+    def _stored(self, storage: Storage, name: str) -> Stored:
         place = self._places.get(storage.key)
         if place is None:
             raise ModelFormatError(
@@ -133,7 +131,12 @@ class _Storages:
                 f"{self._path}: the storage {short(storage.key)} of the tensor {short(name)} has "
                 f"{place.size} bytes, and {storage.count} elements of {storage.kind} take {size}"
             )
-        array = view(self._data, place.offset, DTYPES[storage.kind], (storage.count,))
+        return self._data.stored(place.offset, DTYPES[storage.kind], (storage.count,))
+
+    def _elements(self, storage: Storage, stored: Stored) -> np.ndarray:
+        if storage in self._arrays:
+            return self._arrays[storage]
+        array = stored.array
         if self._order == ">":
             array = array.byteswap()
         array = widened(array, storage.kind)
@@ -149,7 +152,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 # --- since 1.6 --------------------------------------------------------------------------------
 
 
-def _read_archive(path: Path, data: np.ndarray) -> tuple[Any, dict[str, Place], str]:
+def _read_archive(path: Path, data: File) -> tuple[Any, dict[str, Place], str]:
     entries = read_directory(path)
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise UnsupportedModelError(
@@ -190,7 +193,7 @@ def _read_archive(path: Path, data: np.ndarray) -> tuple[Any, dict[str, Place], 
 # --- before 1.6 -------------------------------------------------------------------------------
 
 
-def _read_sequence(path: Path, data: np.ndarray) -> tuple[Any, dict[str, Place], str]:
+def _read_sequence(path: Path, data: File) -> tuple[Any, dict[str, Place], str]:
     pickles = data[:_LONGEST_PICKLE].tobytes()
     where = str(path)
     magic, position = read_pickle(pickles, 0, where)
