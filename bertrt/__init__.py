@@ -12,6 +12,7 @@ from bertrt.errors import (
     ModelFormatError,
     OutputExistsError,
     UnsupportedModelError,
+    WriteError,
 )
 from bertrt.results import (
     Answer,
@@ -51,5 +52,6 @@ __all__ = [
     "Span",
     "Tagging",
     "UnsupportedModelError",
+    "WriteError",
     "__version__",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "ModelFormatError",
     "OutputExistsError",
     "UnsupportedModelError",
+    "WriteError",
 ]
 
 
@@ -39,6 +40,11 @@ class MissingFileError(BertrtError, FileNotFoundError):
 
 class OutputExistsError(BertrtError, FileExistsError):
     """An output path exists already; bertrt never overwrites."""
+
+
+class WriteError(BertrtError, OSError):
+    """A file or directory cannot be written: the disk is full, read-only, gone, ... ``errno`` says
+    what the system said."""
 
 
 class ModelFormatError(BertrtError):

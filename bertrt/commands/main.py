@@ -6,10 +6,13 @@ Exit status: 0 done; 1 the task failed, with one line on stderr; 2 wrong use, wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from bertrt.commands import (
@@ -24,6 +27,7 @@ from bertrt.commands import (
     verify,
 )
 from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError
+from bertrt.host.writing import write_error
 from bertrt.version import __version__
 
 __all__ = ["main"]
@@ -33,9 +37,10 @@ _COMMANDS = (export, import_, finetune, predict, verify, evaluate, quantize, ins
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
-# What a shell reports for a process that SIGINT or SIGPIPE ended.
+# What a shell reports for a process that SIGINT, SIGPIPE or SIGTERM ended.
 _EXIT_INTERRUPTED = 130
 _EXIT_PIPE_CLOSED = 141
+_EXIT_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,27 +54,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     heard = sys.stdout is not None
     _fill_streams()
+    with _terminable():
+        try:
+            status = _run(argv, heard)
+        except KeyboardInterrupt:
+            status = _EXIT_INTERRUPTED
+        except (BertrtError, ImportError, OSError) as error:
+            # An answer that cannot be printed fails again when what is left of it is.
+            lost = _flush()
+            if lost is not None:
+                return lost
+            return _fail(error)
+        lost = _flush()
+        return status if lost is None else lost
+
+
+def _run(argv: Sequence[str] | None, heard: bool) -> int:
     arguments = _parse(argv)
+    if not heard:
+        raise InvalidInputError("standard output is closed, and it is where the answer goes")
+    with warnings.catch_warnings():
+        warnings.showwarning = _showing(warnings.showwarning)
+        status: int = arguments.command(arguments)
+    return status
+
+
+def _fail(error: Exception) -> int:
+    print(f"bertrt: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return _EXIT_FAILED
+
+
+def _flush() -> int | None:
+    """Print what waits to be printed; the exit status where that fails."""
     try:
-        if not heard:
-            raise InvalidInputError("standard output is closed, and it is where the answer goes")
-        with warnings.catch_warnings():
-            warnings.showwarning = _showing(warnings.showwarning)
-            status: int = arguments.command(arguments)
-        # A closed pipe shows here, and not in the interpreter's last breath.
         sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone, as `head` does; nobody is left to tell. Python flushes stdout once
-        # more when it ends, and must not fail again.
+        return None
+    except OSError as error:
+        # Python flushes once more when it ends, and must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_PIPE_CLOSED
-    except (BertrtError, ImportError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"bertrt: error: {message}", file=sys.stderr)
-        return _EXIT_FAILED
+        # The reader has gone, as `head` does: nobody is left to tell.
+        if isinstance(error, BrokenPipeError):
+            return _EXIT_PIPE_CLOSED
+        return _fail(write_error("standard output", error))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as an exception, so that what is half made is removed."""
+
+    def end(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(_EXIT_TERMINATED)
+
+    # Whoever calls main in a thread, or has a handler already, decides for himself.
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _showing(usual: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import zipfile
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.host.writing import write_bytes
 from bertrt.plan.steps import INPUTS, STACKED, output_kind
 
 __all__ = ["GoldenCase", "read_golden", "write_golden"]
@@ -36,6 +38,7 @@ def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> N
 
     Raises:
         InvalidInputError: there are no cases.
+        WriteError: the system refuses the file.
     """
     if not cases:
         raise InvalidInputError("there are no golden cases to write")
@@ -44,8 +47,9 @@ def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> N
         for part in ("inputs", "outputs"):
             for name, array in getattr(case, part).items():
                 arrays[f"{index}/{part}/{name}"] = array
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)
+    write_bytes(path, archive.getvalue())
 
 
 def read_golden(path: str | os.PathLike[str]) -> list[GoldenCase]:

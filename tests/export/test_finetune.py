@@ -158,7 +158,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(model, data, tmp_path, capsys) 
     assert not (tmp_path / "killed").exists()
     # 52 steps of 38 an epoch were done, the last checkpoint is of the 14th of the second.
     assert [line["step"] for line in log_of(record) if "step" in line][-1] == 53
-    (record / ".checkpoint.npz.0123.partial").write_text("cut off")
+    (record / ".checkpoint.npz.0123456789ab.partial").write_text("cut off")
     assert main([*arguments, "--out", str(tmp_path / "killed"), "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert main([*arguments, "--out", str(tmp_path / "whole"), "--json"]) == 0
