@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -26,8 +27,8 @@ from bertrt.commands import (
     quantize,
     verify,
 )
-from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError
-from bertrt.host.writing import write_error
+from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError, WriteError
+from bertrt.host.writing import naming
 from bertrt.version import __version__
 
 __all__ = ["main"]
@@ -54,19 +55,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     heard = sys.stdout is not None
     _fill_streams()
-    with _terminable():
+    try:
+        with _terminable(), contextlib.redirect_stdout(_NamedStream(sys.stdout)):
+            try:
+                return _run(argv, heard)
+            finally:
+                # What waits to be printed fails here, and not in the interpreter's last breath.
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except (BertrtError, ImportError, OSError) as error:
+        # The reader has gone, as `head` does; nobody is left to tell.
+        if isinstance(error, WriteError) and error.errno == errno.EPIPE:
+            return _EXIT_PIPE_CLOSED
+        message = " ".join(str(error).split())
+        print(f"bertrt: error: {message}", file=sys.stderr)
+        return _EXIT_FAILED
+    finally:
         try:
-            status = _run(argv, heard)
-        except KeyboardInterrupt:
-            status = _EXIT_INTERRUPTED
-        except (BertrtError, ImportError, OSError) as error:
-            # An answer that cannot be printed fails again when what is left of it is.
-            lost = _flush()
-            if lost is not None:
-                return lost
-            return _fail(error)
-        lost = _flush()
-        return status if lost is None else lost
+            sys.stdout.flush()
+        except OSError:
+            # Python flushes stdout once more when it ends, and must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str] | None, heard: bool) -> int:
@@ -79,23 +89,22 @@ def _run(argv: Sequence[str] | None, heard: bool) -> int:
     return status
 
 
-def _fail(error: Exception) -> int:
-    print(f"bertrt: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return _EXIT_FAILED
+class _NamedStream:
+    """Standard output, whose errors say that it is that."""
 
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
-def _flush() -> int | None:
-    """Print what waits to be printed; the exit status where that fails."""
-    try:
-        sys.stdout.flush()
-        return None
-    except OSError as error:
-        # Python flushes once more when it ends, and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # The reader has gone, as `head` does: nobody is left to tell.
-        if isinstance(error, BrokenPipeError):
-            return _EXIT_PIPE_CLOSED
-        return _fail(write_error("standard output", error))
+    def write(self, text: str) -> int:
+        with naming("standard output"):
+            return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        with naming("standard output"):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
