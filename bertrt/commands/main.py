@@ -28,7 +28,7 @@ from bertrt.commands import (
     verify,
 )
 from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError, WriteError
-from bertrt.host.writing import naming
+from bertrt.host.writing import naming, write_error
 from bertrt.version import __version__
 
 __all__ = ["main"]
@@ -90,17 +90,24 @@ def _run(argv: Sequence[str] | None, heard: bool) -> int:
 
 
 class _NamedStream:
-    """Standard output, whose errors say that it is that."""
+    """Standard output, whose errors say that it is that, and come again when it is flushed: argparse
+    passes over those of its help."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._error: OSError | None = None
 
     def write(self, text: str) -> int:
-        with naming("standard output"):
+        try:
             return int(self._stream.write(text))
+        except OSError as error:
+            self._error = error
+            raise write_error("standard output", error) from error
 
     def flush(self) -> None:
         with naming("standard output"):
+            if self._error is not None:
+                raise self._error
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -115,7 +115,8 @@ def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        os.close(lock)
+        with contextlib.suppress(OSError):  # which the file's own close has told
+            os.close(lock)
 
 
 @contextlib.contextmanager
@@ -298,6 +299,8 @@ def _buffered(file: str | int, mode: str, path: str | os.PathLike[str]) -> Binar
 
 def _sync_directory(directory: Path, path: Path) -> None:
     """Bring to the disk what a directory's files are called."""
+    if _PARTIAL.fullmatch(directory.name):  # which does that at its end
+        return
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # a directory that may be written and not read
