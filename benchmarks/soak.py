@@ -4,11 +4,12 @@
     python benchmarks/soak.py --plot DIR
 
 Three threads predict batches of mixed sizes and lengths, and bad inputs among them, on engines of
-every MODEL and precision. A fourth loads engines, pickles them, and closes them under their calls.
-The main thread is interrupted in its calls, and forks a child that predicts. Once a second the
-resident memory, the threads and the file descriptors of the process go to DIR/soak.jsonl. The last
-line there is the verdict, which is printed and the exit status, too. DIR/soak.png shows it where
-matplotlib is installed; --plot draws it from the log elsewhere.
+every MODEL and precision, the largest batch first. A fourth loads engines, pickles them, and closes
+them under their calls. The main thread is interrupted in its calls, and forks a child that
+predicts. Once a second the resident memory, what of it is allocated by malloc, the threads and the
+file descriptors of the process go to DIR/soak.jsonl. The last line there is the verdict, which is
+printed and the exit status, too. DIR/soak.png shows it where matplotlib is installed; --plot draws
+it from the log elsewhere.
 
 Memory must not grow by more than 2 % or 5 MB from minutes 5 to 15 to the last ten; at the end, with
 all engines closed, there must be no thread and no file descriptor more than before the first. In a
@@ -18,6 +19,7 @@ run that is shorter than an hour these times are shorter in proportion.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -78,10 +80,14 @@ class Soak:
                 return
             raise AssertionError(f"{bad!r} was answered")
         longest = int(2 ** draw.uniform(0, 9))
-        batch = []
-        for _ in range(draw.randint(1, max(1, min(32, 2048 // longest)))):
-            text = " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
-            batch.append(("Which boat?", text) if engine.task == "question-answering" else text)
+        count = draw.randint(1, max(1, min(32, 2048 // longest)))
+        self.answer(engine, [draw.randint(1, longest) for _ in range(count)], draw)
+
+    def answer(self, engine: Any, lengths: list[int], draw: random.Random) -> None:
+        """A batch of inputs of so many words each."""
+        batch: list[Any] = [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
+        if engine.task == "question-answering":
+            batch = [("Which boat?", text) for text in batch]
         if engine.task == "fill-mask":
             batch = [f"[MASK] {text}" for text in batch]
         if engine.task == "next-sentence":
@@ -89,8 +95,13 @@ class Soak:
         assert len(engine.predict(batch, on_error="return")) == len(batch)
         self.counts["batches"] += 1
 
-    def caller(self, engines: list[Any], draw: random.Random) -> None:
-        self.predict(draw.choice(engines), draw)
+    def caller(self, engines: list[Any], large: list[Any], draw: random.Random) -> None:
+        """A batch; the first for each engine is the largest, so that what is needed at most is
+        there from the beginning."""
+        if large:
+            self.answer(large.pop(), [512] * 4, draw)
+        else:
+            self.predict(draw.choice(engines), draw)
 
     def churn(self, draw: random.Random) -> None:
         """Load, pickle, and close under a call."""
@@ -167,7 +178,9 @@ class Soak:
         self._began, self._used = time.monotonic(), time.process_time()
         engines = [self.load(path, each) for path in self.paths for each in PRECISIONS]
         threads = [
-            threading.Thread(target=self._loop, args=(self.caller, engines, random.Random(seed)))
+            threading.Thread(
+                target=self._loop, args=(self.caller, engines, [*engines], random.Random(seed))
+            )
             for seed in range(CALLERS)
         ]
         threads.append(threading.Thread(target=self._loop, args=(self.churn, random.Random(9))))
@@ -249,11 +262,35 @@ class Soak:
         }
 
 
+class _MallInfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns; the fields that are read."""
+
+    _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(4)] + [
+        ("mapped", ctypes.c_size_t),
+        ("unused1", ctypes.c_size_t),
+        ("unused2", ctypes.c_size_t),
+        ("used", ctypes.c_size_t),
+        ("unused3", ctypes.c_size_t),
+        ("unused4", ctypes.c_size_t),
+    ]
+
+
+def allocated() -> int:
+    """The bytes that malloc has given out; 0 where the C library does not tell."""
+    tell = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if tell is None:
+        return 0
+    tell.restype = _MallInfo
+    found = tell()
+    return int(found.used + found.mapped)
+
+
 def sample() -> dict[str, int]:
-    """The process's resident bytes, threads and file descriptors."""
+    """The process's resident bytes, those that are allocated, threads and file descriptors."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
     return {
         "rss": resident,
+        "allocated": allocated(),
         "threads": len(os.listdir("/proc/self/task")),
         "files": len(os.listdir("/proc/self/fd")),
     }
@@ -267,9 +304,12 @@ def plot(directory: Path) -> None:
     *samples, verdict = map(json.loads, (directory / "soak.jsonl").read_text().splitlines())
     minutes = [s["seconds"] / 60 for s in samples]
     figure, grid = pyplot.subplots(3, 1, figsize=(9, 6), sharex=True, layout="constrained")
-    rows = (("rss", 1e6, "resident, MB"), ("threads", 1, "threads"), ("files", 1, "files"))
-    for axes, (name, unit, label) in zip(grid, rows, strict=True):
-        axes.plot(minutes, [s[name] / unit for s in samples], linewidth=0.8)
+    grid[0].plot(minutes, [s["rss"] / 1e6 for s in samples], linewidth=0.8, label="resident")
+    grid[0].plot(minutes, [s["allocated"] / 1e6 for s in samples], linewidth=0.8, label="malloc")
+    grid[0].legend(frameon=False)
+    for axes, name in zip(grid[1:], ("threads", "files"), strict=True):
+        axes.plot(minutes, [s[name] for s in samples], linewidth=0.8)
+    for axes, label in zip(grid, ("MB", "threads", "files"), strict=True):
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)

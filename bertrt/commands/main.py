@@ -90,8 +90,8 @@ def _run(argv: Sequence[str] | None, heard: bool) -> int:
 
 
 class _NamedStream:
-    """Standard output, whose errors say that it is that, and come again when it is flushed: argparse
-    passes over those of its help."""
+    """Standard output, whose errors say that it is that, and come again when it is flushed:
+    argparse passes over those of its help."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
