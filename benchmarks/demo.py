@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertrt import Engine
+from bertrt import BertrtError, Engine
 from bertrt.bench import bench
 
 LIBRARY = [
@@ -89,7 +89,10 @@ def main() -> None:
         raise SystemExit("usage: python benchmarks/demo.py BUNDLE")
     path = Path(sys.argv[1])
     if not path.exists():
-        make_bundle(path)
+        try:
+            make_bundle(path)
+        except (BertrtError, OSError) as error:
+            raise SystemExit(f"demo: {error}") from error
     show_bundle(path)
     with Engine.load(path) as engine:
         show_neighbours(engine)

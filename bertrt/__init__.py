@@ -14,6 +14,7 @@ from bertrt.errors import (
     OutOfMemoryError,
     OutputExistsError,
     UnsupportedModelError,
+    WriteError,
 )
 from bertrt.results import (
     Answer,
@@ -55,5 +56,6 @@ __all__ = [
     "Span",
     "Tagging",
     "UnsupportedModelError",
+    "WriteError",
     "__version__",
 ]

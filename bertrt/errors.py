@@ -20,6 +20,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputExistsError",
     "UnsupportedModelError",
+    "WriteError",
 ]
 
 
@@ -46,6 +47,11 @@ class OutOfMemoryError(BertrtError, MemoryError):
 
 class OutputExistsError(BertrtError, FileExistsError):
     """An output path exists already; bertrt never overwrites."""
+
+
+class WriteError(BertrtError, OSError):
+    """A file or directory cannot be written: the disk is full, read-only, gone, ... ``errno`` says
+    what the system said."""
 
 
 class ModelFormatError(BertrtError):

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, MissingDependencyError, ModelFormatError
+from bertrt.host.writing import write_text
 from bertrt.models.manifest import PARAMS, SYMBOL
+from bertrt.models.symbol.params import write_params
 from bertrt.plan.steps import STACKED
 
 __all__ = [
@@ -283,6 +285,7 @@ def write_symbol_pair(net: Any, directory: Path) -> tuple[Path, Path]:
 
     Raises:
         InvalidInputError: the net is not initialised, not float32, or cannot be called on symbols.
+        WriteError: the system refuses a file.
     """
     mxnet, _ = import_gluon()
     _context(net)
@@ -290,11 +293,12 @@ def write_symbol_pair(net: Any, directory: Path) -> tuple[Path, Path]:
     symbol = mxnet.sym.Group(_call(net, [mxnet.sym.var(f"data{index}") for index in range(count)]))
     wanted = set(symbol.list_arguments()) | set(symbol.list_auxiliary_states())
     arrays = {
-        f"arg:{parameter.name}": parameter.list_data()[0].as_in_context(mxnet.cpu())
+        parameter.name: parameter.list_data()[0].asnumpy()
         for parameter in net.collect_params().values()
         if parameter.name in wanted
     }
     symbol_path, params_path = directory / SYMBOL, directory / PARAMS
-    symbol.save(str(symbol_path))
-    mxnet.nd.save(str(params_path), arrays)
+    # What MXNet writes itself, it takes for written when the disk is full.
+    write_text(symbol_path, symbol.tojson())
+    write_params(params_path, arrays)
     return symbol_path, params_path

@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -24,6 +23,7 @@ from bertrt.errors import (
 )
 from bertrt.host.files import read_object
 from bertrt.host.paths import check_path
+from bertrt.host.writing import appending_file, copy_file, write_bytes, write_text, writing_file
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.golden import GoldenCase
 from bertrt.models.huggingface.config import Config
@@ -106,6 +106,7 @@ def import_graph(
             have a setting.
         OutputExistsError: `out` exists.
         MissingDependencyError: onnx is not installed.
+        WriteError: the system refuses a file; there is nothing at `out`.
         BertrtError: the finished bundle gives other numbers than the graph; it is not kept.
     """
     model = with_settings(_open(check_path("path", path), task, tokenizer), settings)
@@ -291,8 +292,8 @@ def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path)
     arrays = {name: constant.array for name, constant in read_params(params).items()}
     half = {name: a.astype(np.float32) for name, a in arrays.items() if a.dtype == np.float16}
     if not half:
-        shutil.copyfile(symbol, new_symbol)
-        shutil.copyfile(params, new_params)
+        copy_file(symbol, new_symbol)
+        copy_file(params, new_params)
         return
     content = read_object(symbol)
     for node in content["nodes"]:
@@ -301,7 +302,7 @@ def _copy_symbol(symbol: Path, params: Path, new_symbol: Path, new_params: Path)
             attrs["__dtype__"] = _FLOAT32
         if attrs.get("dtype") == "float16":
             attrs["dtype"] = "float32"
-    new_symbol.write_text(json.dumps(content), encoding="utf-8")
+    write_text(new_symbol, json.dumps(content))
     write_params(new_params, arrays | half)
 
 
@@ -330,7 +331,7 @@ def _copy_onnx(source: Path, target: Path) -> bool:
     for tensor in model.graph.initializer:
         if tensor.name in joined and not tensor.dims:
             tensor.dims.append(1)
-    with open(target.with_name(_ONNX_DATA), "wb") as data:
+    with writing_file(target.with_name(_ONNX_DATA)) as data:
         for tensor in model.graph.initializer:
             if tensor.data_type != onnx.TensorProto.FLOAT:
                 continue
@@ -341,7 +342,7 @@ def _copy_onnx(source: Path, target: Path) -> bool:
             tensor.raw_data = b""
             set_external_data(tensor, _ONNX_DATA, offset=offset, length=array.nbytes)
             tensor.ClearField("raw_data")
-    target.write_bytes(model.SerializeToString())
+    write_bytes(target, model.SerializeToString())
     return True
 
 
@@ -389,7 +390,7 @@ def _place_weights(plan: Plan, data_path: Path) -> Plan:
     """The plan with the weights that lie in no file, being computed or inline, put at the end of
     `data_path`."""
     weights = dict(plan.weights)
-    with open(data_path, "ab") as data:
+    with appending_file(data_path) as data:
         for name, constant in plan.weights.items():
             if constant.file is None:
                 offset = _append(data, constant.array)

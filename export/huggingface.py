@@ -87,6 +87,7 @@ def import_huggingface(
             have, or a value that this cannot have.
         OutputExistsError: `out` exists.
         MissingDependencyError: mxnet and gluonnlp are installed, and onnx is not.
+        WriteError: the system refuses a file; there is nothing at `out`.
         BertrtError: the finished bundle gives other numbers than the golden ones; it is not kept.
     """
     model = with_settings(HuggingFaceModel.open(path, task), settings)

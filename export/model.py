@@ -23,6 +23,7 @@ from bertrt.errors import (
 )
 from bertrt.evaluation.verify import verify
 from bertrt.host.paths import check_path
+from bertrt.host.writing import write_bytes, write_text
 from bertrt.models.bundle import BundleDraft, write_modules, write_plan, writing
 from bertrt.models.golden import GoldenCase, write_golden
 from bertrt.models.manifest import GOLDEN, ONNX, TOKENIZER_FILES
@@ -86,7 +87,7 @@ class TokenizerFile:
     def write(self, directory: Path) -> dict[str, Any]:
         """Write the files into `directory`; returns the manifest's entry."""
         name, *second = TOKENIZER_FILES[self.kind]
-        (directory / name).write_text(self.content, encoding="utf-8", newline="\n")
+        write_text(directory / name, self.content)
         settings = {
             "kind": self.kind,
             "file": name,
@@ -94,7 +95,7 @@ class TokenizerFile:
             "max_length": self.max_length,
         }
         if self.pieces is not None:
-            (directory / second[0]).write_bytes(self.pieces)
+            write_bytes(directory / second[0], self.pieces)
             settings["pieces"] = second[0]
         if self.rules:
             settings["rules"] = dict(self.rules)
@@ -158,6 +159,7 @@ def export_model(
         ModelFormatError: the vocabulary file is broken.
         UnsupportedModelError: the net holds something that the runtime does not run.
         MissingDependencyError: mxnet, gluonnlp or onnx is not installed.
+        WriteError: the system refuses a file; there is nothing at `out_dir`.
         BertrtError: the finished bundle gives other numbers than the net; it is not kept.
 
     Example::

@@ -19,6 +19,7 @@ from bertrt.compiler.passes import gelu
 from bertrt.compiler.pipeline import apply_pass
 from bertrt.compiler.types import product
 from bertrt.errors import InvalidInputError, MissingDependencyError
+from bertrt.host.writing import write_bytes
 from bertrt.models.symbol.reader import read_mxnet
 from bertrt.plan.weights import Constant
 
@@ -56,7 +57,8 @@ def symbol_to_onnx(symbol_path: str | Path, params_path: str | Path, onnx_path: 
     ``params_path`` must lie in the directory of ``onnx_path``, because the file refers to it.
 
     Returns ``onnx_path``. Raises what :func:`bertrt.models.symbol.reader.read_mxnet` raises,
-    InvalidInputError for a ``.params`` file elsewhere and MissingDependencyError without onnx.
+    InvalidInputError for a ``.params`` file elsewhere, MissingDependencyError without onnx and
+    WriteError.
     """
     onnx = import_onnx()
     onnx_path = Path(onnx_path)
@@ -68,7 +70,7 @@ def symbol_to_onnx(symbol_path: str | Path, params_path: str | Path, onnx_path: 
     graph = read_mxnet(symbol_path, params_path)
     apply_pass(graph, gelu)
     _fold_vectors(graph)
-    onnx_path.write_bytes(_serialise(graph, onnx).SerializeToString())
+    write_bytes(onnx_path, _serialise(graph, onnx).SerializeToString())
     return onnx_path
 
 

@@ -30,6 +30,7 @@ from tqdm.auto import trange
 from train import weights_directory
 
 from bertrt.evaluation.datasets import read_examples
+from bertrt.host.writing import write_text
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.tasks.settings import complete_settings
 from bertrt.tasks.table import make_task
@@ -59,7 +60,7 @@ def train_squad(data: Path, out: Path) -> None:
     content = json.loads((data / "squad-v1.1" / "dev-v1.1.part-a.json").read_text())
     articles = content["data"]
     for name, part in (("train", articles[:-KEPT_ARTICLES]), ("dev", articles[-KEPT_ARTICLES:])):
-        (out / f"squad.{name}.json").write_text(json.dumps({"version": "1.1", "data": part}))
+        write_text(out / f"squad.{name}.json", json.dumps({"version": "1.1", "data": part}))
     examples = read_examples(out / "squad.train.json", task)
     chosen = np.random.default_rng(recipe.seed).permutation(len(examples))[:QUESTIONS]
     examples = examples.take(sorted(chosen.tolist()))

@@ -20,6 +20,7 @@ from typing import Any
 from bertrt.evaluation.metrics import metrics_of
 from bertrt.evaluation.quantize import quantize
 from bertrt.evaluation.run import Report, evaluate
+from bertrt.host.writing import write_bytes, write_text
 
 # Bundle, task, file: in DATA, or beside the bundles where train.py made it.
 TASKS = {
@@ -89,7 +90,7 @@ def main() -> None:
             write(path, report)
         rows[name][QUANTISED] = json.loads(path.read_text("utf-8"))["rows"][-1]
     text = tables(reports, rows)
-    (results / "report.md").write_text(text, "utf-8")
+    write_text(results / "report.md", text)
     print(text)
 
 
@@ -100,7 +101,7 @@ def place(file: str, bundles: Path, data: Path) -> Path:
 
 def write(path: Path, report: Report) -> None:
     print(report, flush=True)
-    path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(report.to_dict(), indent=1) + "\n")
 
 
 def quantised(name: str, bundles: Path, data: Path) -> Path:
@@ -110,7 +111,8 @@ def quantised(name: str, bundles: Path, data: Path) -> Path:
         file, header = TRAINING[name]
         calibration = bundles / f"{name}.calibration.tsv"
         with open(place(file, bundles, data), "rb") as training:
-            calibration.write_bytes(b"".join(itertools.islice(training, header + CALIBRATION_ROWS)))
+            lines = itertools.islice(training, header + CALIBRATION_ROWS)
+            write_bytes(calibration, b"".join(lines))
         print(
             quantize(
                 bundles / name,

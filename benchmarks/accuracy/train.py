@@ -17,6 +17,7 @@ from typing import Any
 
 from bertrt.export.training import finetune
 
+from bertrt.host.writing import write_bytes, write_text
 from bertrt.models.bundle import Bundle
 
 # A model of this size wants a higher rate than BERT base, whose 2e-5 GluonNLP's page has.
@@ -60,7 +61,7 @@ def files(name: str, data: Path, out: Path) -> tuple[Path, Path]:
 
 
 def write(path: Path, lines: list[bytes]) -> Path:
-    path.write_bytes(b"".join(lines))
+    write_bytes(path, b"".join(lines))
     return path
 
 
@@ -88,7 +89,7 @@ def main() -> None:
             **recipe,
         )
         print(f"{name}: {json.dumps(result.best)}: {result.bundle}", flush=True)
-    (out / "training.json").write_text(json.dumps(summary(out), indent=1) + "\n")
+    write_text(out / "training.json", json.dumps(summary(out), indent=1) + "\n")
 
 
 def summary(out: Path) -> dict[str, Any]:

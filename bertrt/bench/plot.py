@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from bertrt.bench.engines import ENGINES
 from bertrt.bench.report import Report, WorkloadReport
 from bertrt.errors import MissingDependencyError
+from bertrt.host.writing import write_bytes
 
 __all__ = ["import_pyplot", "plot"]
 
@@ -43,6 +45,7 @@ def plot(report: Report, file: Path) -> bool:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
+        WriteError: the system refuses the file.
     """
     pyplot = import_pyplot()
     rows = [
@@ -83,8 +86,10 @@ def plot(report: Report, file: Path) -> bool:
         f"{report.threads} threads, {report.peaks['isa']}",
         fontsize=11,
     )
-    figure.savefig(file, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
     pyplot.close(figure)
+    write_bytes(file, picture.getvalue())
     return True
 
 

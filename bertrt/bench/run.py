@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from bertrt.errors import BertrtError, InvalidInputError, MissingDependencyError
 from bertrt.host.cores import usable_cores
 from bertrt.host.machine import cpu_name
 from bertrt.host.progress import progress
+from bertrt.host.writing import naming, temporary_directory
 from bertrt.models.model import Model
 
 __all__ = ["REFERENCE", "agreement", "bench"]
@@ -106,7 +106,7 @@ def bench(
         ],
     )
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bertrt-bench-")))
+        directory = stack.enter_context(temporary_directory())
         total = len(names) + len(workloads) * repeats
         advance = stack.enter_context(progress(total, "bench", " turns"))
         workers: dict[Name, Worker] = {}
@@ -137,8 +137,9 @@ def _start(
     """Convert the model for an engine, and start it; None where that fails, with the reason in the
     report."""
     own = directory / "-".join(name)
-    own.mkdir()
     try:
+        with naming(own):
+            own.mkdir()
         if hasattr(engine_module(name[0]), "convert"):
             report.convert_seconds = convert(model.path, name, own)
         worker = Worker(model.path, name, threads, own, first)

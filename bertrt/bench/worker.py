@@ -186,10 +186,10 @@ def _guard(
 ) -> None:
     """Run a target, with what libraries print kept from the terminal."""
     log = Path(directory) / _LOG
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
     try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
         target(pipe, module, path, name, directory, *arguments)
     except MissingDependencyError as error:
         pipe.send(error)

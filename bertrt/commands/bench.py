@@ -90,18 +90,23 @@ def run(arguments: argparse.Namespace) -> int:
         precision = arguments.precision or "fp32"
         print(steps(arguments.bundle, batch, length, precision, arguments.threads))
         return 0
-    with output_directory(arguments.out) as out:
-        report = bench(
-            arguments.bundle,
-            _wanted(arguments.engines, arguments.precision),
-            groups=arguments.workloads or GROUPS,
-            texts=None if arguments.texts is None else read_texts(arguments.texts),
-            threads=arguments.threads,
-            repeats=arguments.repeats,
-        )
-        print(to_json(report.to_dict()) if arguments.json else report)
-        if out is not None:
-            write_report(report, out)
+    report = None
+    try:
+        with output_directory(arguments.out) as out:
+            report = bench(
+                arguments.bundle,
+                _wanted(arguments.engines, arguments.precision),
+                groups=arguments.workloads or GROUPS,
+                texts=None if arguments.texts is None else read_texts(arguments.texts),
+                threads=arguments.threads,
+                repeats=arguments.repeats,
+            )
+            if out is not None:
+                write_report(report, out)
+    finally:
+        # Of the two places, one may be full and the other not.
+        if report is not None:
+            print(to_json(report.to_dict()) if arguments.json else report)
     return 0
 
 

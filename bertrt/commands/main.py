@@ -6,10 +6,14 @@ Exit status: 0 done; 1 the task failed, with one line on stderr; 2 wrong use, wi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from bertrt.commands import (
@@ -23,7 +27,8 @@ from bertrt.commands import (
     quantize,
     verify,
 )
-from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError
+from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError, WriteError
+from bertrt.host.writing import naming, write_error
 from bertrt.version import __version__
 
 __all__ = ["main"]
@@ -33,9 +38,10 @@ _COMMANDS = (export, import_, finetune, predict, verify, evaluate, quantize, ins
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2
-# What a shell reports for a process that SIGINT or SIGPIPE ended.
+# What a shell reports for a process that SIGINT, SIGPIPE or SIGTERM ended.
 _EXIT_INTERRUPTED = 130
 _EXIT_PIPE_CLOSED = 141
+_EXIT_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,27 +55,83 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     heard = sys.stdout is not None
     _fill_streams()
-    arguments = _parse(argv)
     try:
-        if not heard:
-            raise InvalidInputError("standard output is closed, and it is where the answer goes")
-        with warnings.catch_warnings():
-            warnings.showwarning = _showing(warnings.showwarning)
-            status: int = arguments.command(arguments)
-        # A closed pipe shows here, and not in the interpreter's last breath.
-        sys.stdout.flush()
-        return status
+        with _terminable(), contextlib.redirect_stdout(_NamedStream(sys.stdout)):
+            try:
+                return _run(argv, heard)
+            finally:
+                # What waits to be printed fails here, and not in the interpreter's last breath.
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone, as `head` does; nobody is left to tell. Python flushes stdout once
-        # more when it ends, and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_PIPE_CLOSED
     except (BertrtError, ImportError, OSError) as error:
+        # The reader has gone, as `head` does; nobody is left to tell.
+        if isinstance(error, WriteError) and error.errno == errno.EPIPE:
+            return _EXIT_PIPE_CLOSED
         message = " ".join(str(error).split())
         print(f"bertrt: error: {message}", file=sys.stderr)
         return _EXIT_FAILED
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python flushes stdout once more when it ends, and must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None, heard: bool) -> int:
+    arguments = _parse(argv)
+    if not heard:
+        raise InvalidInputError("standard output is closed, and it is where the answer goes")
+    with warnings.catch_warnings():
+        warnings.showwarning = _showing(warnings.showwarning)
+        status: int = arguments.command(arguments)
+    return status
+
+
+class _NamedStream:
+    """Standard output, whose errors say that it is that, and come again when it is flushed:
+    argparse passes over those of its help."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._error = error
+            raise write_error("standard output", error) from error
+
+    def flush(self) -> None:
+        with naming("standard output"):
+            if self._error is not None:
+                raise self._error
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as an exception, so that what is half made is removed."""
+
+    def end(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(_EXIT_TERMINATED)
+
+    # Whoever calls main in a thread, or has a handler already, decides for himself.
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _showing(usual: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bertrt.evaluation.calibration import Calibration, engine_of
 from bertrt.evaluation.receipt import Report, StepError, make_report
 from bertrt.evaluation.search import FALLBACKS, Search
 from bertrt.host.cores import usable_cores
+from bertrt.host.writing import copy_file
 from bertrt.models.bundle import write_plan, writing
 from bertrt.models.manifest import GOLDEN, MODULES
 from bertrt.models.model import Model
@@ -73,8 +73,9 @@ def quantize(
         BoundError: a bound cannot be held; nothing is written. The message names the worst steps.
         InvalidInputError: an argument, or the data; the message has file and line. A bundle that is
             quantised already, or holds weights that are not finite.
-        OutputExistsError, MissingFileError, ModelFormatError, MissingDependencyError: as for
-            `Engine.load`, `bertrt.evaluation.run.evaluate` and `bertrt.models.bundle.writing`.
+        OutputExistsError, MissingFileError, WriteError, ModelFormatError,
+        MissingDependencyError: as for `Engine.load`, `bertrt.evaluation.run.evaluate` and
+            `bertrt.models.bundle.writing`.
     """
     _check_arguments(precision, calibrate, task, columns, max_loss, max_error, smooth)
     with writing(out) as draft:
@@ -164,7 +165,7 @@ def _write(model: Model, stated: Plan, report: Report, directory: Path) -> None:
     kept = [tokenizer[key] for key in ("file", "pieces") if key in tokenizer]
     for name in (*kept, GOLDEN, MODULES):
         if name in model.manifest["files"]:
-            shutil.copyfile(model.path / name, directory / name)
+            copy_file(model.path / name, directory / name)
 
 
 def _check_bits(model: Model, stated: Plan, directory: Path, threads: int | None) -> None:

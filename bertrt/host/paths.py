@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import InvalidInputError, InvalidTypeError
+from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
 
 __all__ = ["check_path"]
 
@@ -17,6 +17,7 @@ def check_path(name: str, value: Any) -> Path:
     Raises:
         InvalidTypeError: neither a str nor an os.PathLike of one.
         InvalidInputError: empty, or with a character that no file's name can have.
+        MissingFileError: it begins at the working directory, and that has been removed.
     """
     try:
         text = os.fspath(value)
@@ -32,4 +33,10 @@ def check_path(name: str, value: Any) -> Path:
         good = False
     if not good:
         raise InvalidInputError(f"{name} is {text!r}, which cannot be the path of a file")
-    return Path(os.path.abspath(text))
+    try:
+        return Path(os.path.abspath(text))
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"{name} is {text!r}, in the working directory, which has been removed; give a path "
+            "from the root"
+        ) from None

@@ -12,8 +12,9 @@ modules             ``modules.safetensors``: the weights of what comes behind a 
 ==================  ==============================================================================
 
 A bundle is written beside its final place and renamed when it is complete, so nobody sees half of
-one. It is checked in full when it is opened: a flipped bit in any file is an error there, and not
-a wrong answer later. Nothing here needs more than numpy, and nothing is ever unpickled.
+one (`bertrt.host.writing`). It is checked in full when it is opened: a flipped bit in any file is
+an error there, and not a wrong answer later. Nothing here needs more than numpy, and nothing is
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.errors import MissingFileError, ModelFormatError, OutputExistsError
+from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.host.files import read_json
 from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
 from bertrt.host.stored import File
+from bertrt.host.writing import naming, write_text, writing_directory
 from bertrt.models.golden import GoldenCase, read_golden
 from bertrt.models.manifest import (
     GOLDEN,
@@ -201,17 +201,13 @@ class BundleDraft:
         """
         files = {}
         for path in sorted(self.directory.iterdir()):
-            _sync(path)
-            files[path.name] = {"sha256": file_digest(path), "size": path.stat().st_size}
+            with naming(path):
+                files[path.name] = {"sha256": file_digest(path), "size": path.stat().st_size}
         content = {"format_version": version_of(manifest), **manifest, "files": files}
         content["manifest_sha256"] = manifest_digest(content)
         path = self.directory / MANIFEST
         check_manifest(content, path)
-        path.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
-        )
-        _sync(path)
-        _sync(self.directory)
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         self.sealed = True
 
 
@@ -223,39 +219,22 @@ def writing(out_dir: str | os.PathLike[str]) -> Iterator[BundleDraft]:
     block. When the block raises, that directory is removed and `out_dir` never existed::
 
         with writing("model.bundle") as draft:
-            (draft.directory / "plan.json").write_text(...)
+            write_text(draft.directory / "plan.json", ...)
             draft.seal(manifest)
+
+    The files are written by `bertrt.host.writing`, which brings them to the disk.
 
     Raises:
         OutputExistsError: `out_dir` exists; it is left as it is.
         MissingFileError: the directory that should hold `out_dir` does not exist.
+        WriteError: the system refuses a file; its message names it.
         InvalidInputError, InvalidTypeError: `out_dir` cannot be a path.
     """
-    target = check_path("the output directory", out_dir)
-    if os.path.lexists(target):
-        raise OutputExistsError(f"{target} exists already; name another place, or remove it")
-    if not target.parent.is_dir():
-        raise MissingFileError(f"{target.parent}, which is to hold the bundle, is no directory")
-    # mkdir rather than mkdtemp: the latter makes a private directory whatever the umask says, and
-    # the bundle would stay unreadable for everybody else.
-    directory = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.partial"
-    directory.mkdir()
-    try:
+    with writing_directory(check_path("the output directory", out_dir)) as directory:
         draft = BundleDraft(directory)
         yield draft
         if not draft.sealed:
             raise AssertionError("the bundle was not sealed: call draft.seal(manifest)")
-        try:
-            directory.rename(target)
-        except OSError as error:
-            if os.path.lexists(target):
-                raise OutputExistsError(
-                    f"{target} has come into being while the bundle was written; it is untouched"
-                ) from error
-            raise
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def file_digest(
@@ -275,7 +254,7 @@ def file_digest(
 def write_plan(plan: Plan, directory: Path) -> None:
     """Write ``plan.json``; the plan's weights must lie in files of `directory`."""
     text = json.dumps(plan.to_dict(directory), indent=1) + "\n"
-    (directory / PLAN).write_text(text, encoding="utf-8", newline="\n")
+    write_text(directory / PLAN, text)
 
 
 def write_modules(modules: Sequence[Module], directory: Path) -> None:
@@ -287,14 +266,6 @@ def write_modules(modules: Sequence[Module], directory: Path) -> None:
     }
     if arrays:
         write_safetensors(directory / MODULES, arrays)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # The manifest, field by field. A check says what was expected where a value does not have it.

@@ -16,6 +16,7 @@ from bertrt.errors import InvalidInputError, ModelFormatError
 from bertrt.host.archives import places_of, read_directory
 from bertrt.host.files import fits
 from bertrt.host.stored import File
+from bertrt.host.writing import write_bytes
 from bertrt.plan.steps import INPUTS, STACKED, output_kind
 
 __all__ = ["GoldenCase", "read_golden", "write_golden"]
@@ -44,6 +45,7 @@ def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> N
 
     Raises:
         InvalidInputError: there are no cases.
+        WriteError: the system refuses the file.
     """
     if not cases:
         raise InvalidInputError("there are no golden cases to write")
@@ -52,8 +54,9 @@ def write_golden(path: str | os.PathLike[str], cases: Sequence[GoldenCase]) -> N
         for part in ("inputs", "outputs"):
             for name, array in getattr(case, part).items():
                 arrays[f"{index}/{part}/{name}"] = array
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)
+    write_bytes(path, archive.getvalue())
 
 
 def read_golden(path: str | os.PathLike[str]) -> list[GoldenCase]:

@@ -22,6 +22,7 @@ import numpy as np
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.files import fits, parse_json
 from bertrt.host.stored import File
+from bertrt.host.writing import writing_file
 from bertrt.plan.weights import Constant
 
 __all__ = ["DTYPES", "WIDENED", "read_safetensors", "widened", "write_safetensors"]
@@ -94,7 +95,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
     the bits of bfloat16.
 
     Returns name -> :class:`~bertrt.plan.weights.Constant`: the same arrays, with their places in
-    the file.
+    the file. Raises WriteError.
     """
     path = Path(path)
     header, offsets, end = {}, {}, 0
@@ -108,7 +109,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dic
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     start = 8 + len(text)
-    with open(path, "wb") as file:
+    with writing_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
             little = array.dtype.newbyteorder("<")

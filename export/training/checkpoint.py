@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from bertrt.errors import ModelFormatError
+from bertrt.host.writing import writing_file
 
-__all__ = ["PARTIAL", "read_checkpoint", "replace_file", "write_checkpoint"]
-
-# What the name of a file ends in while it is written.
-PARTIAL = ".partial"
+__all__ = ["read_checkpoint", "write_checkpoint"]
 
 _STATE = "state"
-
-
-def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file aside and give it its name when it is complete and on the disk, so that
-    whatever ends the process leaves the file before or the file after."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
-    try:
-        with open(aside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_checkpoint(
     path: Path, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]
 ) -> None:
-    """Write arrays and what JSON can say of the rest to one ``.npz`` file, atomically."""
+    """Write arrays and what JSON can say of the rest to one ``.npz`` file, in the place of the one
+    before. Raises WriteError."""
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    replace_file(path, lambda file: np.savez(file, **{**arrays, _STATE: text}))
+    with writing_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in {**arrays, _STATE: text}.items():
+            # Not np.savez, which leaves an archive open where a file cannot be written.
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import math
@@ -24,21 +25,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertrt.errors import InvalidInputError, MissingFileError, ModelFormatError, OutputExistsError
+from bertrt.errors import (
+    InvalidInputError,
+    MissingFileError,
+    ModelFormatError,
+    OutputExistsError,
+    WriteError,
+)
 from bertrt.evaluation.datasets import find_files, read_examples
 from bertrt.evaluation.examples import Examples
 from bertrt.evaluation.metrics import check_metrics, metrics_of, score
 from bertrt.host.files import read_json
 from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
-from bertrt.models.symbol.params import read_params
+from bertrt.host.writing import appending_file, naming, remove_partial, sync, write_text
+from bertrt.models.symbol.params import read_params, write_params
 from bertrt.tasks.settings import PRESETS
 
 from ..gluon_to_symbol import import_gluon, set_parameters
 from ..model import write_bundle
 from ..symbol_to_onnx import import_onnx
 from .batches import Rows, encode, epoch_batches
-from .checkpoint import PARTIAL, read_checkpoint, replace_file, write_checkpoint
+from .checkpoint import read_checkpoint, write_checkpoint
 from .learner import Learner
 from .plot import write_plot
 from .recipe import RECIPES, Recipe, learning_rate
@@ -276,21 +284,27 @@ def _own(record: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         InvalidInputError: another process has it, or it is the directory of another run.
     """
-    record.mkdir(exist_ok=True)
-    descriptor = os.open(record, os.O_RDONLY)
+    if os.path.lexists(record) and not os.path.isdir(record):
+        raise OutputExistsError(f"{record} exists, and is no directory")
+    with naming(record):
+        record.mkdir(exist_ok=True)
+        descriptor = os.open(record, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with naming(record):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except WriteError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
             raise InvalidInputError(f"{record}: another process is training there") from None
         path = record / _RUN
+        for name in (_RUN, _CHECKPOINT, _PLOT):  # of a process that was killed
+            remove_partial(record / name)
         wanted = json.loads(json.dumps(facts))
         if path.exists():
             found = read_json(path)
             if not isinstance(found, dict):
                 raise ModelFormatError(f"{path} should be a JSON object")
-            for left in record.glob(f".*{PARTIAL}"):  # of a process that was killed
-                left.unlink()
             other = [name for name in wanted if found.get(name) != wanted[name]]
             if other:
                 raise InvalidInputError(
@@ -301,7 +315,7 @@ def _own(record: Path, facts: Mapping[str, Any]) -> Iterator[None]:
             raise OutputExistsError(f"{record} exists, and is no run of finetune")
         else:
             text = json.dumps(wanted, indent=1, ensure_ascii=False) + "\n"
-            replace_file(path, lambda file: file.write(text.encode()))
+            write_text(path, text)
         yield
     finally:
         os.close(descriptor)
@@ -360,7 +374,7 @@ class _Run:
         steps = -(-batches // recipe.accumulate)
         total = recipe.epochs * steps
         with (
-            open(self._record / _LOG, "ab") as log,
+            appending_file(self._record / _LOG) as log,
             progress(total, "fine-tuning", "step") as advance,
         ):
             log.truncate(log_size)
@@ -402,7 +416,8 @@ class _Run:
                 self._save(log)
                 for epoch in self.epochs:
                     if epoch is not self.best:
-                        self._params(epoch["epoch"]).unlink(missing_ok=True)
+                        with naming(self._params(epoch["epoch"])):
+                            self._params(epoch["epoch"]).unlink(missing_ok=True)
                 on_epoch(self.epochs[-1])
 
     def _end_epoch(self, steps: int) -> None:
@@ -421,7 +436,7 @@ class _Run:
         before = self.best if self.epochs else None
         self.epochs.append({"epoch": self._epoch + 1, "loss": self._loss / steps, "scores": scores})
         if self.best is self.epochs[-1]:
-            replace_file(self.best_params, self._learner.write_parameters)
+            write_params(self.best_params, self._learner.weights(), prefix="")
         elif before is not None:
             waited = self._epoch + 1 - before["epoch"]
             self._ended = self._recipe.early_stop is not None and waited >= self._recipe.early_stop
@@ -430,7 +445,7 @@ class _Run:
 
     def _save(self, log: Any) -> None:
         """Write a checkpoint; of a run that has ended, without the arrays that nobody needs."""
-        os.fsync(log.fileno())
+        sync(log, self._record / _LOG)
         state = {
             "epochs": self.epochs,
             "epoch": self._epoch,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -108,12 +105,9 @@ class Learner:
     def _arrays(self, batch: Mapping[str, np.ndarray]) -> list[Any]:
         return [self._mxnet.nd.array(batch[name]) for name in self._inputs]
 
-    def write_parameters(self, file: BinaryIO) -> None:
-        """Write the weights to a file as ``save_parameters`` does."""
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "net.params"
-            self._net.save_parameters(os.fspath(path))
-            file.write(path.read_bytes())
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights, by the names that ``save_parameters`` gives them."""
+        return {name: parameter.data().asnumpy() for name, parameter in self._parameters.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights and their moments, for a checkpoint."""

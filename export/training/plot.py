@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+
+from bertrt.host.writing import write_bytes
 
 __all__ = ["write_plot"]
 
@@ -48,5 +51,7 @@ def write_plot(log: Path, out: Path) -> bool:
             )
     right.set(xlabel="epoch", xticks=[line["epoch"] for line in epochs])
     right.legend(fontsize="small")
-    figure.savefig(out, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write_bytes(out, picture.getvalue())
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from bertrt.errors import InvalidInputError, UnsupportedModelError
 from bertrt.host.paths import check_path
+from bertrt.host.writing import temporary_directory
 from bertrt.models.huggingface.model import HuggingFaceModel
 from bertrt.text.encoding import Tokenizer
 from bertrt.text.load import load_tokenizer
@@ -118,6 +118,6 @@ def _open_huggingface(path: Path, max_length: int) -> Pretrained:
 
 def _open_tokenizer(file: TokenizerFile) -> Tokenizer:
     """The tokenizer as the bundle's own reader will make it."""
-    with tempfile.TemporaryDirectory() as directory:
-        settings = file.write(Path(directory))
-        return load_tokenizer(settings, Path(directory))
+    with temporary_directory() as directory:
+        settings = file.write(directory)
+        return load_tokenizer(settings, directory)

@@ -18,8 +18,8 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
     OutputExistsError,
+    WriteError,
 )
-from bertrt.models import bundle as module
 from bertrt.models.bundle import Bundle, file_digest, writing
 from bertrt.models.golden import GoldenCase, read_golden, write_golden
 from bertrt.models.manifest import FORMAT_VERSION, GOLDEN, MANIFEST, PLAN
@@ -313,11 +313,14 @@ def test_a_failure_leaves_nothing(tmp_path, error):
 
 
 def test_a_failing_rename_leaves_nothing_and_no_bundle(tmp_path, monkeypatch):
-    def full(self, target):
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.Path, "rename", full)
-    with pytest.raises(OSError, match="No space"), writing(tmp_path / "bundle") as draft:
+    monkeypatch.setattr(os, "rename", full)
+    with (
+        pytest.raises(WriteError, match="bundle cannot be written: No space"),
+        writing(tmp_path / "bundle") as draft,
+    ):
         (draft.directory / PLAN).write_text("{}")
         draft.seal({**MANIFEST_FIELDS, "tokenizer": None})
     assert list(tmp_path.iterdir()) == []

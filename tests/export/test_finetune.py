@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
     OutputExistsError,
+    WriteError,
     UnsupportedModelError,
 )
 from bertrt.models.bundle import Bundle
@@ -158,7 +160,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(model, data, tmp_path, capsys) 
     assert not (tmp_path / "killed").exists()
     # 52 steps of 38 an epoch were done, the last checkpoint is of the 14th of the second.
     assert [line["step"] for line in log_of(record) if "step" in line][-1] == 53
-    (record / ".checkpoint.npz.0123.partial").write_text("cut off")
+    (record / ".checkpoint.npz.0123456789ab.partial").write_text("cut off")
     assert main([*arguments, "--out", str(tmp_path / "killed"), "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert main([*arguments, "--out", str(tmp_path / "whole"), "--json"]) == 0
@@ -430,6 +432,38 @@ def test_a_directory_in_use(model, few, tmp_path) -> None:
             finetune(model, tmp_path / "out", data=few, **FAST)
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.mxnet
+def test_a_full_disk_takes_nothing_away(model, few, tmp_path, monkeypatch) -> None:
+    expected = finetune(model, tmp_path / "undisturbed", data=few, checkpoint_steps=1, **FAST)
+    real, out, failures = os.fsync, tmp_path / "out", []
+    record = tmp_path / "out.training"
+
+    while True:
+        calls = iter(range(2 * len(failures)))  # none is left when one more is to fail
+
+        def fsync(descriptor, calls=calls):
+            if next(calls, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        try:
+            result = finetune(model, out, data=few, checkpoint_steps=1, **FAST)
+            break
+        except WriteError as error:
+            failures.append(str(error))
+        assert not out.exists()
+        assert not list(tmp_path.rglob("*.partial"))
+    for path in (record / "run.json", record / "log.jsonl", record / "checkpoint.npz", out):
+        assert any(str(path) in failure for failure in failures), failures
+    assert log_of(record) == log_of(expected.record)
+    found, wanted = (
+        weights_of(r.record / f"epoch-{r.best['epoch']}.params") for r in (result, expected)
+    )
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.mxnet

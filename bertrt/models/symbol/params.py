@@ -22,6 +22,7 @@ import numpy as np
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.host.files import fits
 from bertrt.host.stored import File, Stored
+from bertrt.host.writing import writing_file
 from bertrt.plan.weights import Constant
 
 __all__ = ["read_params", "write_params"]
@@ -140,10 +141,18 @@ def _read_array(cursor: _Cursor, index: int) -> Stored:
     return cursor.data.stored(offset, _DTYPES[flag], shape)
 
 
-def write_params(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as MXNet exports parameters: on the CPU, by their names behind ``arg:``."""
+def write_params(
+    path: str | Path, arrays: Mapping[str, np.ndarray], *, prefix: str = "arg:"
+) -> None:
+    """Write arrays byte for byte as MXNet does, but that a full disk is an error, a WriteError.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        prefix: of the names: "arg:" of an exported model's, "" of ``save_parameters``.
+    """
     flags = {dtype: flag for flag, dtype in _DTYPES.items()}
-    with open(path, "wb") as file:
+    with writing_file(path) as file:
         file.write(struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays)))
         for array in arrays.values():
             head = struct.pack("<Iii", _V2, _DENSE, array.ndim)
@@ -152,5 +161,5 @@ def write_params(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
             file.write(np.ascontiguousarray(array).tobytes())
         file.write(struct.pack("<Q", len(arrays)))
         for name in arrays:
-            raw = f"arg:{name}".encode()
+            raw = f"{prefix}{name}".encode()
             file.write(struct.pack("<Q", len(raw)) + raw)
