@@ -71,5 +71,5 @@ def test_a_product_over_more_inputs_is_refused(precision):
     one, ends = np.zeros(1, np.int32), np.array([0, 1], np.int32)
     found = _native.Engine(model, 1).run(one, one, ends, None, ["sequence_output"])
     np.testing.assert_array_equal(found["sequence_output"], np.full((1, 2), MOST_INPUTS))
-    with pytest.raises(ModelFormatError, match="'wide' .*product over 65537 inputs, at most 65536"):
+    with pytest.raises(ModelFormatError, match=r"'wide' .*product over 65537 inputs, at most"):
         _native.Model(*wide_plan(MOST_INPUTS + 1), precision)

@@ -1,4 +1,4 @@
-"""Padding that the caller wants to see attend: it is attended to by nobody, in any part of a batch."""
+"""Padding that a caller wants to see attend: nobody attends to it, in any part of a batch."""
 
 from __future__ import annotations
 
