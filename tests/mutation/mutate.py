@@ -295,7 +295,7 @@ class Tree:
             output.seek(0)
             text = output.read()
             failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.M)
-            return "killed", failed[1] if failed else f"exit {code}: {text[-200:]}"
+            return "killed", failed[1] if failed else f"exit {code}"
 
     def judge(self, number: int, log: Path) -> None:
         """Writes down what becomes of a mutant."""
