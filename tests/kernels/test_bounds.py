@@ -50,6 +50,8 @@ def wide_plan(inputs: int) -> tuple[dict, dict[str, np.ndarray]]:
         "inputs": ["x"],
         "output": "y",
         "weights": {"weight": ["matrix"]},
+        "transposed": False,
+        "activation": "none",
     }
     plan = {
         "version": 1,
