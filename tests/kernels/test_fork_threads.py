@@ -22,7 +22,7 @@ def test_a_forked_child_answers_with_all_its_threads(rng):
     """A child has the thread that forked and no other: with its parent's workers taken for its own,
     it would answer rightly, and alone."""
     engine = handmade.new_engine(*handmade.make_plan(rng), threads=3)
-    batch = handmade.batch_of(rng, [30, 20, 10])
+    batch = handmade.batch_of(rng, [64, 64, 64, 30])  # whole stretches of steps for a thread, too
     before = engine.run(*batch, handmade.OUTPUTS)
     child = os.fork()
     if child == 0:

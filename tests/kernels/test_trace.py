@@ -91,3 +91,22 @@ def test_of_probabilities_and_of_a_model_without_token_types(rng):
         "layer0.qkv": product(7, HIDDEN, 3 * HIDDEN, 4),
         "weights": (2 * 2 * 29 * HIDDEN, 0),
     }
+
+
+@pytest.mark.parametrize(
+    ("threads", "lengths", "parts"),
+    [
+        (2, [64] * 32, 1),
+        (2, [64] * 32 + [1], 2),
+        (2, [64] * 64, 2),
+        (8, [64] * 32 + [1], 2),
+        (9, [64] * 36, 1),
+        (9, [64] * 36 + [1], 2),
+    ],
+)
+def test_weights_are_read_once_a_part(rng, threads, lengths, parts):
+    """Of whole sequences of 2,048 tokens at most, or 256 a thread."""
+    engine = handmade.new_engine(*handmade.make_plan(rng), threads=threads, trace=True)
+    engine.run(*handmade.batch_of(rng, lengths), ["sequence_output"])
+    read = {name: size for name, _, _, _, size in engine.steps()}
+    assert read["layer0.ffn"] == parts * HIDDEN * FFN * 4
