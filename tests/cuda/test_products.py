@@ -304,8 +304,9 @@ def test_attention_streams_over_key_blocks(cuda, rng, element, head_dim):
 
 @pytest.mark.parametrize("head_dim", [64, 40])
 def test_attention_reads_the_keys_that_are_attended_to(cuda, rng, element, head_dim):
-    cu_seqlens = offsets([70, 5, 0, 3, 66])
-    attended = np.array([65, 5, 0, 0, 1], np.int32)
+    # Whole tiles of keys, and blocks of them, among the lengths: nothing may round them up.
+    cu_seqlens = offsets([70, 5, 0, 3, 66, 70, 40, 20])
+    attended = np.array([65, 5, 0, 0, 1, 64, 32, 16], np.int32)
     heads = 2
     qkv, values = draw(rng, element, int(cu_seqlens[-1]), 3 * heads * head_dim)
     # What is not attended to is not even looked at: only its queries are.

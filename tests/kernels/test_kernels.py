@@ -45,10 +45,11 @@ def test_linear_of_every_tile_shape(isa, rng, rows, columns):
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu_erf", "gelu_tanh", "tanh"])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_linear_with_every_epilogue(isa, rng, activation, with_bias):
+@pytest.mark.parametrize("columns", [15, 31, 33, 45, 64])
+def test_linear_with_every_epilogue(isa, rng, activation, with_bias, columns):
     x = rng.normal(size=(31, 70)).astype(np.float32)
-    weight = rng.normal(size=(45, 70)).astype(np.float32) / 8
-    bias = rng.normal(size=45).astype(np.float32) if with_bias else None
+    weight = rng.normal(size=(columns, 70)).astype(np.float32) / 8
+    bias = rng.normal(size=columns).astype(np.float32) if with_bias else None
     found = kernels.linear(isa, x, weight, bias, activation, 2)
     expected = kernels.linear("reference", x, weight, bias, activation)
     # No activation is steeper than 1.13 (GELU near x = 1.4); its own error is below 1e-6.

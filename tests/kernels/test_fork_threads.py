@@ -1,0 +1,37 @@
+"""A child forked from a process with a running engine has workers of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+path = Path(__file__).with_name("test_native_engine.py")
+spec = importlib.util.spec_from_file_location(path.stem, path)
+assert spec is not None and spec.loader is not None
+handmade = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(handmade)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_answers_with_all_its_threads(rng):
+    """A child has the thread that forked and no other: with its parent's workers taken for its own,
+    it would answer rightly, and alone."""
+    engine = handmade.new_engine(*handmade.make_plan(rng), threads=3)
+    batch = handmade.batch_of(rng, [64, 64, 64, 30])  # whole stretches of steps for a thread, too
+    before = engine.run(*batch, handmade.OUTPUTS)
+    child = os.fork()
+    if child == 0:
+        try:
+            found = engine.run(*batch, handmade.OUTPUTS)
+            same = all((found[name] == before[name]).all() for name in handmade.OUTPUTS)
+            os._exit(len(os.listdir("/proc/self/task")) if same else 100)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+        os._exit(101)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 3
