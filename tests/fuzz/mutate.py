@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import pickle
 import struct
 import warnings
 import zipfile
@@ -57,47 +58,55 @@ def _nodes(tree: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+def _copy(tree: Any) -> Any:
+    return pickle.loads(pickle.dumps(tree))
+
+
 def mutate_tree(random: Random, tree: Any) -> Any:
     """A changed copy of what JSON holds."""
-    root = [copy.deepcopy(tree)]
+    root = [_copy(tree)]
+    nodes = _nodes(root)
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 5))):
-        nodes = _nodes(root)
-        parent, place = random.choice(nodes)
-        old = parent[place]
-        other_parent, other = random.choice(nodes)
-        kind = random.randrange(10)
-        if kind == 0:
-            if parent is not root:
-                del parent[place]
-        elif kind == 1:
-            parent[place] = copy.deepcopy(other_parent[other])
-        elif kind == 2:
-            parent[place], other_parent[other] = (
-                copy.deepcopy(other_parent[other]),
-                copy.deepcopy(old),
-            )
-        elif kind == 3 and isinstance(parent, list) and parent is not root:
-            parent.insert(random.randrange(len(parent) + 1), copy.deepcopy(old))
-        elif kind == 3 and isinstance(parent, dict):
-            key = other if isinstance(other, str) else random.choice((f"{place}x", "", "weight"))
-            parent[key] = copy.deepcopy(old)
-        elif kind == 4 and isinstance(parent, dict):
-            parent[other if isinstance(other, str) else f"{place}_"] = parent.pop(place)
-        elif kind == 5:
-            parent[place] = [old] if random.random() < 0.5 else {"a": old}
-        elif isinstance(old, bool) or old is None:
-            parent[place] = random.choice((True, False, None, 0, 1, "true"))
-        elif isinstance(old, int | float) and kind < 9:
-            parent[place] = random.choice((old + 1, old - 1, old * 2, -old, old / 2, str(old)))
-        elif isinstance(old, str) and kind < 9:
-            same = [p[k] for p, k in nodes if isinstance(p[k], str)]
-            at = random.randrange(len(old) + 1)
-            parent[place] = random.choice((random.choice(same), old[:at], old + "x", old.upper()))
-        elif isinstance(old, list) and old and kind < 9:
-            random.shuffle(old)
-        else:
-            parent[place] = _value(random)
+        try:
+            _mutate_node(random, root, nodes)
+        except LookupError:  # a place that an earlier change took away
+            continue
     return root[0]
+
+
+def _mutate_node(random: Random, root: Any, nodes: list[tuple[Any, Any]]) -> None:
+    parent, place = random.choice(nodes)
+    old = parent[place]
+    other_parent, other = random.choice(nodes)
+    kind = random.randrange(10)
+    if kind == 0:
+        if parent is not root:
+            del parent[place]
+    elif kind == 1:
+        parent[place] = _copy(other_parent[other])
+    elif kind == 2:
+        parent[place], other_parent[other] = _copy(other_parent[other]), _copy(old)
+    elif kind == 3 and isinstance(parent, list) and parent is not root:
+        parent.insert(random.randrange(len(parent) + 1), _copy(old))
+    elif kind == 3 and isinstance(parent, dict):
+        key = other if isinstance(other, str) else random.choice((f"{place}x", "", "weight"))
+        parent[key] = _copy(old)
+    elif kind == 4 and isinstance(parent, dict):
+        parent[other if isinstance(other, str) else f"{place}_"] = parent.pop(place)
+    elif kind == 5:
+        parent[place] = [old] if random.random() < 0.5 else {"a": old}
+    elif isinstance(old, bool) or old is None:
+        parent[place] = random.choice((True, False, None, 0, 1, "true"))
+    elif isinstance(old, int | float) and kind < 9:
+        parent[place] = random.choice((old + 1, old - 1, old * 2, -old, old / 2, str(old)))
+    elif isinstance(old, str) and kind < 9:
+        like = next((p[k] for p, k in random.sample(nodes, 1) if isinstance(p[k], str)), "x")
+        at = random.randrange(len(old) + 1)
+        parent[place] = random.choice((like, old[:at], old + "x", old.upper()))
+    elif isinstance(old, list) and old and kind < 9:
+        random.shuffle(old)
+    else:
+        parent[place] = _value(random)
 
 
 def mutate_json(random: Random, data: bytes) -> bytes:

@@ -95,14 +95,17 @@ def golden(path: Path) -> None:
 
 
 def same(answer: Callable[[], Any]) -> None:
-    """Whether two answers are the same, or errors; called twice."""
-    found = []
+    """Ask twice, for the same answer, or for the same error, which goes on."""
+    found, error = [], None
     for _ in range(2):
         try:
             found.append(digest(answer()))
-        except BertrtError as error:
+        except BertrtError as raised:
+            error = raised
             found.append(f"{type(error).__name__}: {error}")
     assert found[0] == found[1], "another answer the second time"
+    if error is not None:
+        raise error
 
 
 def digest(value: Any) -> str:
