@@ -2,6 +2,11 @@
 # make test    build, run the tests, in two environments: .venv with MXNet, and .venv-newest with the
 #              newest Python and numpy and without MXNet. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
+# make sanitize  the tests of kernels and engine on an extension built with the address and the undefined
+#              behaviour sanitizer, then those with several threads on one with the thread sanitizer.
+# make fuzz    mutated files of every format and mutated arguments, under the first of these: about
+#              FUZZ_SECONDS. FUZZ_RUNS=10000000 FUZZ_OUT=build/fuzz: so many inputs, going on where it
+#              was ended. docs/security.md has what came of it.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
 # The first two set up what they need first and are quick when run again. PYTHON names the interpreter
@@ -25,10 +30,13 @@ PY_NEWEST := $(VENV_NEWEST)/bin/python
 BUNDLE := build/minilm
 GPU_PYTHON := python3
 BUNDLES :=
+FUZZ_SECONDS := 120
+FUZZ_RUNS :=
+FUZZ_OUT := build/fuzz
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo test test-mxnet test-newest newest-python gpu-check lint format clean
+.PHONY: demo test test-mxnet test-newest newest-python sanitize fuzz gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
@@ -54,6 +62,36 @@ newest-python:
 
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(BUNDLES)
+
+# The sanitizers' libraries come before Python's own. Memory of Python's and of other libraries that is
+# never given back is no fault of bertrt's, so that leaks are not looked for here: the fuzzer's bound on
+# memory and the soak test see those.
+SANITIZERS = $(foreach name,$(1) stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+ASAN = env PYTHONPATH=build/address LD_PRELOAD="$(call SANITIZERS,asan ubsan)" \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096:quarantine_size_mb=32 \
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+TSAN = env PYTHONPATH=build/thread LD_PRELOAD="$(call SANITIZERS,tsan)" \
+  TSAN_OPTIONS=halt_on_error=1:suppressions=tests/tsan.txt
+# What runs the extension's kernels and its executor; and of that, what runs them in several threads.
+SANITIZED_TESTS := tests/kernels tests/unit/test_engine.py tests/unit/test_batch.py
+THREADED_TESTS := tests/kernels/test_native_engine.py tests/kernels/test_shared_weights.py
+
+sanitize: build/address/built build/thread/built
+	$(ASAN) $(VENV)/bin/pytest -p no:cacheprovider $(SANITIZED_TESTS)
+	$(TSAN) $(VENV)/bin/pytest -p no:cacheprovider -k "thread or fork or shared or pool" $(THREADED_TESTS)
+
+fuzz: build/address/built
+	$(ASAN) $(PY) tests/fuzz/fuzz.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS) --out $(FUZZ_OUT),--seconds $(FUZZ_SECONDS))
+
+# A package of links beside the sanitized extension.
+build/%/built: $(VENV)/tools $(CPP) CMakeLists.txt
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(@D) -G Ninja -DBERTRT_SANITIZE=$* \
+	  -DCMAKE_CXX_COMPILER=$(CXX) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/$(@D)/bertrt" \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(PY)" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)" > /dev/null
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build $(@D) --target _native
+	ln -sfn $(filter-out %.so %__pycache__,$(patsubst %,$(CURDIR)/%,$(wildcard bertrt/*))) $(@D)/bertrt/
+	ln -sfn "$(CURDIR)/export" $(@D)/bertrt/export
+	@touch $@
 
 lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,7 @@ function(bertrt_isa target folder)
   # says so and nowhere else. GCC 12 takes the undefined operands of its own AVX-512 intrinsics for
   # uninitialised variables.
   target_compile_options(
-    bertrt_${folder} PRIVATE -O3 -ffp-contract=off -fno-exceptions -fno-rtti -Wno-uninitialized
+    bertrt_${folder} PRIVATE $<IF:$<BOOL:${BERTRT_SANITIZE}>,-O1,-O3> -ffp-contract=off -fno-exceptions -fno-rtti -Wno-uninitialized
                              -Wno-maybe-uninitialized ${ARGN})
   set_target_properties(bertrt_${folder} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   target_link_libraries(${target} PRIVATE bertrt_${folder})

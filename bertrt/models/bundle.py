@@ -135,7 +135,7 @@ class Bundle:
         if isinstance(weights, dict):
             for name, reference in weights.items():
                 file = reference.get("file") if isinstance(reference, dict) else None
-                if file not in self.manifest["files"]:
+                if not isinstance(file, str) or file not in self.manifest["files"]:
                     raise ModelFormatError(
                         f"{path}: the weight {name!r} lies in {file!r}, "
                         "which is not a file of this bundle"

@@ -45,9 +45,10 @@ struct PackedBatch {
     return part;
   }
 
-  int64_t length(int64_t seq) const { return cu_seqlens[seq + 1] - cu_seqlens[seq]; }
+  // In 64 bits: a batch is measured before it is checked.
+  int64_t length(int64_t seq) const { return int64_t{cu_seqlens[seq + 1]} - cu_seqlens[seq]; }
   int64_t keys(int64_t seq) const { return attended ? attended[seq] : length(seq); }
-  int64_t tokens() const { return cu_seqlens[seqs] - cu_seqlens[0]; }
+  int64_t tokens() const { return int64_t{cu_seqlens[seqs]} - cu_seqlens[0]; }
 };
 
 }  // namespace bertrt
