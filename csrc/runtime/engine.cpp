@@ -52,6 +52,7 @@ class Engine::PartRun {
         index_(workspace.index) {}
 
   void run() {
+    const FloatMode mode;
     for (const Stretch& stretch : layout_.stretches()) {
       if (stretch.blocks == 1) {
         run(stretch, layout_.all(), 1);
@@ -271,7 +272,6 @@ class Engine::PartRun {
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs) {
-  const FloatMode mode;
   model_->check(batch, outputs);
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
