@@ -12,6 +12,7 @@ import numpy as np
 from bertrt.backends.base import Backend
 from bertrt.batch import PackedBatch
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
+from bertrt.host.floats import usual_errors
 from bertrt.host.progress import progress
 from bertrt.models.model import Model
 from bertrt.tasks.base import Request, Task
@@ -151,6 +152,12 @@ class Predictor:
     ) -> tuple[list[Any], list[list[np.ndarray]]]:
         """The results of requests, errors in the places where they are; with `keep` also the rows
         of the output that the task reads, of each input a copy for each sequence."""
+        with usual_errors():
+            return self._answer(backend, requests, keep, bar)
+
+    def _answer(
+        self, backend: Backend, requests: Sequence[Request | BertrtError], keep: bool, bar: bool
+    ) -> tuple[list[Any], list[list[np.ndarray]]]:
         task = self._task
         assert task is not None  # or there were no requests
         sequences = [

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from bertrt.host.floats import usual_errors
+
 __all__ = ["OVER_TOKENS", "TAIL_OPS", "apply_tail"]
 
 Rows = np.ndarray
@@ -86,4 +88,5 @@ def apply_tail(op: str, fields: Fields, rows: Rows, cu_seqlens: np.ndarray) -> R
     Returns:
         (seqs, width).
     """
-    return _FUNCTIONS[op](fields, rows, cu_seqlens)
+    with usual_errors():
+        return _FUNCTIONS[op](fields, rows, cu_seqlens)

@@ -52,6 +52,7 @@ class Engine::PartRun {
         index_(workspace.index) {}
 
   void run() {
+    const FloatMode mode;
     for (const Stretch& stretch : layout_.stretches()) {
       if (stretch.blocks == 1) {
         run(stretch, layout_.all(), 1);
@@ -279,8 +280,7 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs,
   const WorkspacePool::Borrowed workspace(workspaces_);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {
-    if (begin > 0) between_parts();  // in the caller's floating-point mode
-    const FloatMode mode;
+    if (begin > 0) between_parts();
     const int64_t end = part_end(batch, begin, limit);
     Part part{batch.sequences(begin, end), destinations};
     PartRun(*this, part, demand, *workspace).run();

@@ -93,6 +93,18 @@ def test_the_callers_mode_does_not_show(rng, precision, word):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_an_epsilon_that_is_a_denormal_in_float32_is_not_zero_to_an_engine(rng):
+    plan, weights = handmade.make_plan(rng)
+    plan["steps"] = [plan["steps"][0] | {"eps": 1e-42}]
+    plan["outputs"] = {"sequence_output": "x0"}
+    for table in ("word", "type", "position"):
+        weights[table][:] = 0
+    engine = _native.Engine(_native.Model(plan, weights), 1)
+    ids, types, ends, _ = batch(rng)
+    found = engine.run(ids, types, ends, None, ["sequence_output"])["sequence_output"]
+    np.testing.assert_array_equal(found, np.tile(weights["embeddings.beta"], (60, 1)))
+
+
 @pytest.mark.parametrize("word", ODD)
 def test_a_pool_begun_in_an_odd_mode_computes_in_ours(word):
     with mode(word):

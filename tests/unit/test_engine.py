@@ -14,6 +14,7 @@ import pytest
 import bertrt
 from bertrt import Engine
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError, MissingFileError
+from bertrt.plan.tail import apply_tail
 
 IDS = np.array([[2, 5, 6, 3], [2, 9, 3, 0]])
 LENGTHS = np.array([4, 3])
@@ -55,6 +56,16 @@ def test_other_tasks(tiny) -> None:
     result = engine.predict("a")
     assert (result.label, engine.labels, engine.task) == ("y", ["x", "y"], "classification")
     assert sum(result.scores.values()) == pytest.approx(1)
+
+
+def test_what_a_program_makes_of_numpys_errors_is_for_its_own_arrays(tiny) -> None:
+    engine = tiny.load(task="classification", labels=["x", "y"], pooling=None, outputs=["logits"])
+    tiny.backends[-1].run = lambda batch, outputs: {"logits": np.array([[0, 800]], np.float32)}
+    with np.errstate(all="raise"):
+        assert engine.predict("a").scores == {"y": 1.0, "x": 0.0}
+        vanishing = np.array([[0, -200]], np.float32)
+        assert apply_tail("softmax", {}, vanishing, np.array([0, 1])).tolist() == [[1, 0]]
+        assert set(np.geterr().values()) == {"raise"}
 
 
 @pytest.mark.parametrize("pads", [False, True])

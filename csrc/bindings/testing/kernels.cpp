@@ -158,10 +158,10 @@ FloatArray activation(const std::string& isa, const std::string& name, const Flo
 // Each thread of a loop waits for the others, and so takes one index.
 std::vector<unsigned> float_modes(int threads) {
   ThreadPool pool(threads);
-  std::vector<unsigned> modes(static_cast<size_t>(threads));
-  std::atomic<int> missing{threads};
+  std::vector<unsigned> modes(static_cast<size_t>(pool.threads()));
+  std::atomic<int> missing{pool.threads()};
   const py::gil_scoped_release release;
-  pool.parallel_for(threads, [&](int64_t, int worker) {
+  pool.parallel_for(pool.threads(), [&](int64_t, int worker) {
     modes[static_cast<size_t>(worker)] = FloatMode::present();
     --missing;
     while (missing > 0) std::this_thread::yield();
