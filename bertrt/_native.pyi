@@ -18,7 +18,7 @@ class Model:
 
     `precision` is that of the encoder's steps that state none themselves. `mapped` names weights
     that are views of files mapped for reading: their pages are handed back when they have been
-    packed."""
+    packed. Raises ModelFormatError, DeviceError and OutOfMemoryError."""
 
     def __init__(
         self,
@@ -42,7 +42,8 @@ class Engine:
         outputs: list[str],
         attended: IntArray | None = None,
     ) -> dict[str, FloatArray]:
-        """Runs a packed batch; float32 arrays (rows, columns) by output name."""
+        """Runs a packed batch; float32 arrays (rows, columns) by output name. Raises
+        InvalidInputError, and OutOfMemoryError, after which the engine runs what does fit."""
 
     @property
     def threads(self) -> int: ...

@@ -59,8 +59,8 @@ plan's steps state int8 or uint16 (bfloat16). precision: "fp32", "bf16" or "int8
 of token rows in steps that state none. threads: to pack on. mapped: names of
 weights that are views of files mapped into memory for reading, and nothing else: their pages are
 handed back to the system when they have been packed.
-Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names
-an instruction set that cannot be used.)")
+Raises bertrt.ModelFormatError for an inconsistent plan, bertrt.DeviceError if BERTRT_ISA names
+an instruction set that cannot be used, and bertrt.OutOfMemoryError.)")
       .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
                        int threads, std::set<std::string> mapped) {
              return std::make_unique<PyModel>(plan, Weights{std::move(weights), std::move(mapped)},
@@ -83,7 +83,8 @@ that cannot be had.)")
 token_ids, token_types: int32 (tokens,). cu_seqlens: int32 (sequences + 1,). masked_positions: int32
 (sequences, positions) or None. attended: int32 (sequences,), how many tokens of each are attended
 to, the rest being padding; None: all. Releases the GIL; may be called from several threads.
-Raises bertrt.InvalidInputError if the batch does not fit the plan.)")
+Raises bertrt.InvalidInputError if the batch does not fit the plan, and bertrt.OutOfMemoryError where
+memory does not suffice, after which the engine runs what does fit.)")
       .def_property_readonly("threads", &PyEngine::threads)
       .def_property_readonly("isa", &PyEngine::isa)
       .def("steps", &PyEngine::steps,

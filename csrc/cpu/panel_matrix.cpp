@@ -81,7 +81,9 @@ void PanelMatrix::set_column(int64_t column, const WeightBlock& block, int64_t r
           column_scale[static_cast<size_t>(column)] = std::numeric_limits<float>::quiet_NaN();
           return;
         }
-        const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+        // An output so small that its inverse is infinite is zero.
+        float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+        if (!std::isfinite(inverse)) inverse = 0.0f;
         for (int64_t k = 0; k < inputs; ++k) {
           steps[place(k)] = static_cast<int8_t>(std::nearbyint(weight(k) * inverse));
         }
