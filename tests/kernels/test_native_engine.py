@@ -364,26 +364,32 @@ def test_a_pooled_row_has_the_same_bits_when_nothing_else_is_asked_for(
         np.testing.assert_array_equal(alone["pooled_output"], whole["pooled_output"])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_first_queries_of_a_layer_wider_than_its_attention(made, rng, threads):
-    """What a product for first queries reads has a row a sequence, as wide as the layer."""
+def narrow(made, rng) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A plan whose queries, keys and values are narrower together than its layers, and which pools
+    what its last attention gives."""
     plan, weights = copy.deepcopy(made[0]), dict(made[1])
-    narrow = {"heads": 1, "head_dim": 2}
+    heads = {"heads": 1, "head_dim": 2}
     for layer in range(2):
-        plan["steps"][1 + 5 * layer] |= narrow | {
+        plan["steps"][1 + 5 * layer] |= heads | {
             "weights": {"weight": [f"q{layer}"], "bias": [f"q{layer}.bias"]},
             "weight_layout": "interleaved",
             "bias_layout": "interleaved",
             "transposed": False,
         }
-        plan["steps"][2 + 5 * layer] |= narrow
+        plan["steps"][2 + 5 * layer] |= heads
         weights[f"q{layer}"] = rng.normal(size=(6, HIDDEN)).astype(np.float32)
         weights[f"q{layer}.bias"] = rng.normal(size=6).astype(np.float32)
     weights["l0.proj"] = rng.normal(size=(HIDDEN, 2)).astype(np.float32)
     del plan["steps"][8:11], plan["steps"][9:]
     plan["steps"][8]["inputs"] = ["context1"]
     plan["outputs"] = {"pooled_output": "cls", "logits": "context1"}
-    engine = new_engine(plan, weights, threads=threads)
+    return plan, weights
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_first_queries_of_a_layer_wider_than_its_attention(made, rng, threads):
+    """What a product for first queries reads has a row a sequence, as wide as the layer."""
+    engine = new_engine(*narrow(made, rng), threads=threads)
     ids, types, ends, _ = batch_of(rng, [3] * 60)
     whole = engine.run(ids, types, ends, None, ["pooled_output", "logits"])
     np.testing.assert_array_equal(whole["pooled_output"], whole["logits"][::3])
