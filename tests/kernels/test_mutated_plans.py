@@ -1,7 +1,7 @@
 """Mutated plans: Python and C++ take the same ones, and run each of them to what it means.
 
-`BERTRT_MUTANTS` says how many, `BERTRT_MUTANTS_FROM` the number of the first: a mutant is made of its
-number alone.
+`BERTRT_MUTANTS` says how many, `BERTRT_MUTANTS_FROM` the number of the first: a mutant is made of
+its number alone.
 """
 
 from __future__ import annotations
