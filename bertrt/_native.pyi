@@ -17,7 +17,8 @@ class Model:
     """A plan with its weights packed for this CPU.
 
     `precision` is that of the encoder's steps that state none themselves. `take` empties `weights`,
-    so that an array that nobody else holds goes when it has been packed."""
+    so that an array that nobody else holds goes when it has been packed. Raises ModelFormatError,
+    DeviceError and OutOfMemoryError."""
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class Engine:
         attended: IntArray | None = None,
     ) -> dict[str, FloatArray]:
         """Runs a packed batch; float32 arrays (rows, columns) by output name. Between parts of some
-        2,048 tokens Python's signal handlers run, and an exception of theirs ends the run."""
+        2,048 tokens Python's signal handlers run, and an exception of theirs ends the run. Raises
+        InvalidInputError, and OutOfMemoryError, after which the engine runs what does fit."""
 
     @property
     def threads(self) -> int:

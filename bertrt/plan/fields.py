@@ -42,7 +42,7 @@ def read_text(value: Any, where: str) -> str:
 
 def _halved(text: str) -> bool:
     """Whether there is half a surrogate pair in it."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_integer(value: Any, where: str, low: int, limit: int) -> int:

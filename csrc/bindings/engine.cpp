@@ -51,8 +51,8 @@ plan's steps state int8 or uint16 (bfloat16). precision: "fp32", "bf16" or "int8
 of token rows in steps that state none. threads: to pack on. take: empty `weights`, so that an
 array that nobody else holds goes when it has been packed. Tables of embeddings and of distances are
 not packed: the model goes on reading the arrays. Nobody may write to them. Releases the GIL.
-Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if BERTRT_ISA names
-an instruction set that cannot be used.)")
+Raises bertrt.ModelFormatError for an inconsistent plan, bertrt.DeviceError if BERTRT_ISA names
+an instruction set that cannot be used, and bertrt.OutOfMemoryError.)")
       .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
                        int threads, bool take) {
              const plan::Plan read = read_plan(plan, weights);
@@ -80,7 +80,8 @@ token_ids, token_types: int32 (tokens,). cu_seqlens: int32 (sequences + 1,). mas
 (sequences, positions) or None. attended: int32 (sequences,), how many tokens of each are attended
 to, the rest being padding; None: all. Releases the GIL; may be called from several threads. Between
 parts of some 2,048 tokens Python's signal handlers run, and an exception of theirs ends the run.
-Raises bertrt.InvalidInputError if the batch does not fit the plan.)")
+Raises bertrt.InvalidInputError if the batch does not fit the plan, and bertrt.OutOfMemoryError where
+memory does not suffice, after which the engine runs what does fit.)")
       .def_property_readonly("threads", &PyEngine::threads)
       .def_property_readonly("isa", &PyEngine::isa)
       .def("steps", &PyEngine::steps,

@@ -183,6 +183,25 @@ def test_padding_that_is_seen_to_attend(cuda, made, handmade, rng):
         np.testing.assert_allclose(found[name], want[name], atol=5e-6)
 
 
+def test_a_role_that_a_step_does_not_have(cuda, made):
+    plan, weights = copy.deepcopy(made[0]), made[1]
+    plan["steps"][11]["weights"] = {"weight": ["pooler"]}
+    with pytest.raises(ModelFormatError, match=r"'first' \(first_token\): role 'weight', which"):
+        new_engine(cuda, (plan, weights))
+
+
+def test_first_queries_of_a_layer_wider_than_its_attention(cuda, handmade, made, rng):
+    made = handmade.narrow(made, rng)
+    ids, types, ends, _ = handmade.batch_of(rng, [3] * 20)
+    engine = new_engine(cuda, made)
+    whole = engine.run(ids, types, ends, None, ["pooled_output", "logits"])
+    np.testing.assert_array_equal(whole["pooled_output"], whole["logits"][::3])
+    alone = engine.run(ids, types, ends, None, ["pooled_output"])
+    np.testing.assert_array_equal(alone["pooled_output"], whole["pooled_output"])
+    want = on_cpu(made).run(ids, types, ends, None, ["pooled_output"])
+    np.testing.assert_allclose(alone["pooled_output"], want["pooled_output"], atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_attention_weights(cuda, made, batch, precision):
     shape = {"op": "attention_weights", "inputs": ["qkv0"], "heads": 3, "head_dim": 12}
@@ -250,11 +269,11 @@ def test_a_head_over_tokens_stays_in_fp32(cuda, made, rng, batch, precision):
 def test_a_value_that_is_returned_and_read_is_no_head(cuda, made, rng, batch, precision):
     made[1]["w"] = rng.normal(size=(36, 36)).astype(np.float32) / 6
     linear = {"op": "linear", "transposed": False, "activation": "none"}
-    made = with_step(made, "first", **linear, inputs=["x2"], weights={"weight": ["w"]})
-    made = with_step(made, "second", **linear, inputs=["first"], weights={"weight": ["w"]})
-    found = new_engine(cuda, made, precision).run(*batch, ["first", "second"])
-    want = on_cpu(made).run(*batch, ["first", "second"])
-    for name in ("first", "second"):
+    made = with_step(made, "once", **linear, inputs=["x2"], weights={"weight": ["w"]})
+    made = with_step(made, "twice", **linear, inputs=["once"], weights={"weight": ["w"]})
+    found = new_engine(cuda, made, precision).run(*batch, ["once", "twice"])
+    want = on_cpu(made).run(*batch, ["once", "twice"])
+    for name in ("once", "twice"):
         bound = max(1e-5, 32 * ROUNDING[precision])
         np.testing.assert_allclose(found[name], want[name], atol=bound)
 

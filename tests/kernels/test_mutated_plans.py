@@ -1,6 +1,7 @@
 """Mutated plans: Python and C++ take the same ones, and run each of them to what it means.
 
-`BERTRT_MUTANTS` is how many there are; a number, with `BERTRT_MUTANTS_FROM`, makes one again.
+`BERTRT_MUTANTS` says how many, `BERTRT_MUTANTS_FROM` the number of the first: a mutant is made of
+its number alone.
 """
 
 from __future__ import annotations
@@ -191,8 +192,7 @@ def test_python_and_cpp_take_the_same_plans_and_run_them_to_what_they_mean(plans
         try:
             verdicts[judge(random, content, tmp_path)] += 1
         except Exception as error:
-            error.add_note(f"mutant {number}") if hasattr(error, "add_note") else None
-            raise
+            raise AssertionError(f"mutant {number}") from error
     print(json.dumps(verdicts))
     if MUTANTS >= 4000:
         assert min(verdicts["compared"], verdicts["run"], verdicts["refused"]) > MUTANTS // 50

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -14,7 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertrt import DeviceError, InvalidInputError, ModelFormatError, _native
+from bertrt import (
+    BertrtError,
+    DeviceError,
+    InvalidInputError,
+    ModelFormatError,
+    OutOfMemoryError,
+    _native,
+)
 from bertrt.plan.quantized import quantize_outputs, to_bfloat16
 
 HIDDEN, HEADS, HEAD_DIM, FFN, VOCAB, TYPES, LENGTH = 36, 3, 12, 50, 40, 2, 64
@@ -356,26 +365,32 @@ def test_a_pooled_row_has_the_same_bits_when_nothing_else_is_asked_for(
         np.testing.assert_array_equal(alone["pooled_output"], whole["pooled_output"])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_first_queries_of_a_layer_wider_than_its_attention(made, rng, threads):
-    """What a product for first queries reads has a row a sequence, as wide as the layer."""
+def narrow(made, rng) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A plan whose queries, keys and values are narrower together than its layers, and which pools
+    what its last attention gives."""
     plan, weights = copy.deepcopy(made[0]), dict(made[1])
-    narrow = {"heads": 1, "head_dim": 2}
+    heads = {"heads": 1, "head_dim": 2}
     for layer in range(2):
-        plan["steps"][1 + 5 * layer] |= narrow | {
+        plan["steps"][1 + 5 * layer] |= heads | {
             "weights": {"weight": [f"q{layer}"], "bias": [f"q{layer}.bias"]},
             "weight_layout": "interleaved",
             "bias_layout": "interleaved",
             "transposed": False,
         }
-        plan["steps"][2 + 5 * layer] |= narrow
+        plan["steps"][2 + 5 * layer] |= heads
         weights[f"q{layer}"] = rng.normal(size=(6, HIDDEN)).astype(np.float32)
         weights[f"q{layer}.bias"] = rng.normal(size=6).astype(np.float32)
     weights["l0.proj"] = rng.normal(size=(HIDDEN, 2)).astype(np.float32)
     del plan["steps"][8:11], plan["steps"][9:]
     plan["steps"][8]["inputs"] = ["context1"]
     plan["outputs"] = {"pooled_output": "cls", "logits": "context1"}
-    engine = new_engine(plan, weights, threads=threads)
+    return plan, weights
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_first_queries_of_a_layer_wider_than_its_attention(made, rng, threads):
+    """What a product for first queries reads has a row a sequence, as wide as the layer."""
+    engine = new_engine(*narrow(made, rng), threads=threads)
     ids, types, ends, _ = batch_of(rng, [3] * 60)
     whole = engine.run(ids, types, ends, None, ["pooled_output", "logits"])
     np.testing.assert_array_equal(whole["pooled_output"], whole["logits"][::3])
@@ -755,6 +770,71 @@ def test_memory_stays_where_it_is(made, rng):
     before = resident_bytes()
     some(2000)
     assert resident_bytes() - before < 1 << 20
+
+
+def widened(made, out: int, into: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A plan whose rows at masked positions become `out` columns, and then one."""
+    plan, weights = copy.deepcopy(made[0]), dict(made[1])
+    del plan["steps"][-2:]
+    value = "masked"
+    for i, (rows, columns) in enumerate([(into, HIDDEN), (out, into), (1, out)]):
+        if columns > 65536:
+            break
+        weights[f"wide{i}"] = np.ones((rows, columns), np.float32)
+        plan["steps"].append(
+            {
+                "op": "linear",
+                "name": f"wide{i}",
+                "inputs": [value],
+                "output": f"wide{i}",
+                "weights": {"weight": [f"wide{i}"]},
+                "activation": "none",
+                "transposed": False,
+            }
+        )
+        value = f"wide{i}"
+    plan["outputs"] = {"pooled_output": "pooled", "masked_lm_outputs": value}
+    return plan, weights
+
+
+def test_a_result_that_no_machine_has_the_memory_for(made, rng):
+    engine = new_engine(*widened(made, 1 << 22, 1), threads=1)
+    ids, types, ends, _ = batch_of(rng, [3])
+    masked = np.zeros((1, 1 << 23), np.int32)  # of 2^47 bytes: more than there are addresses
+    with pytest.raises(OutOfMemoryError, match="memory") as caught:
+        engine.run(ids, types, ends, masked, ["masked_lm_outputs"])
+    assert isinstance(caught.value, MemoryError) and isinstance(caught.value, BertrtError)
+    assert np.isfinite(engine.run(ids, types, ends, None, ["pooled_output"])["pooled_output"]).all()
+
+
+SHORT_OF_MEMORY = """
+import resource, sys, runpy
+import numpy as np
+tests = runpy.run_path(sys.argv[1])
+rng = np.random.default_rng(0)
+made = tests["make_plan"](rng)
+engine = tests["new_engine"](*tests["widened"](made, 1 << 15, 4), threads=1)
+ids, types, ends, _ = tests["batch_of"](rng, [3])
+few, many = np.zeros((1, 4), np.int32), np.zeros((1, 1 << 16), np.int32)
+before = engine.run(ids, types, ends, few, ["masked_lm_outputs"])["masked_lm_outputs"]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+try:
+    engine.run(ids, types, ends, many, ["masked_lm_outputs"])
+except tests["OutOfMemoryError"] as error:
+    print(error)
+after = engine.run(ids, types, ends, few, ["masked_lm_outputs"])["masked_lm_outputs"]
+assert (before == after).all()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_memory_between_two_steps_that_is_not_there():
+    # 2^16 rows of 2^15 columns, 8 GiB, where 1 GiB is left.
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, __file__], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "does not suffice" in done.stdout, done.stderr
 
 
 def test_engines_of_one_model_share_it_and_run_apart(made, rng):
