@@ -134,6 +134,10 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
   std::map<const float*, const float*> biases;  // by distance, on the device, by those of the plan
   nodes.reserve(steps.size());
   for (const plan::Step& step : plan.steps) {
+    const bool uploaded = step.weights.count("weight") &&
+                          matrices.count({matrix_identity(step),
+                                          steps[nodes.size()].head ? Element::kFp32 : element});
+    load_weights(plan, step, uploaded);
     nodes.emplace_back(steps[nodes.size()]);
     Node& node = nodes.back();
     if (step.precision) {

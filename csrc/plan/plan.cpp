@@ -172,7 +172,7 @@ class Validator {
            " weights, expected " + std::to_string(count));
     }
     for (const Weight& weight : found->second) {
-      if (!weight.data) fail("weight '" + weight.name + "' has no data");
+      if (!weight.identity) fail("weight '" + weight.name + "' has no data");
       if (weight.storage != storage) {
         fail("weight '" + weight.name + "' (" + role + ") is " + storage_name(weight.storage) +
              ", expected " + storage_name(storage));

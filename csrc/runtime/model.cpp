@@ -1,6 +1,5 @@
 #include "runtime/model.h"
 
-#include <deque>
 #include <map>
 
 #include "cpu/cpu_ops.h"
@@ -19,21 +18,27 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
     return step.precision.value_or(head ? Precision::kFp32 : precision);
   };
 
-  std::deque<LinearWeights> linear;
-  std::map<std::pair<MatrixIdentity, Precision>, std::shared_ptr<const Matrix>> matrices;
+  using Packed = std::shared_ptr<const Matrix>;
+  std::map<std::pair<MatrixIdentity, Precision>, Packed> matrices;
+  std::vector<Packed*> packed_of;  // by step; null where it has no matrix
   size_t bytes = 0;
   for (size_t i = 0; i < steps.size(); ++i) {
     const plan::Step& step = plan.steps[i];
+    packed_of.push_back(nullptr);
     if (!step.weights.count("weight")) continue;
-    linear.emplace_back(step);
     const Precision here = precision_of(step, steps[i].head);
-    if (!matrices.emplace(std::pair(matrix_identity(step), here), nullptr).second) continue;
-    bytes += ops->packed_bytes(linear.back().inputs, linear.back().outputs, here);
+    const auto [at, is_new] = matrices.emplace(std::pair(matrix_identity(step), here), nullptr);
+    packed_of.back() = &at->second;
+    if (!is_new) continue;
+    const auto [inputs, outputs] = matrix_extents(step);
+    bytes += ops->packed_bytes(inputs, outputs, here);
   }
   packed = AlignedBuffer(bytes);
   auto* place = static_cast<char*>(packed.data());
 
   for (const plan::Step& step : plan.steps) {
+    Packed* const own = packed_of[nodes.size()];
+    load_weights(plan, step, own && *own);
     nodes.emplace_back(steps[nodes.size()]);
     Node* node = &nodes.back();
     const Value& shape = values[node->output];
@@ -63,16 +68,14 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
       case plan::Op::kQkvLinear:
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
-        LinearWeights& weights = linear.front();
-        std::shared_ptr<const Matrix>& matrix = matrices.at({matrix_identity(step), here});
-        if (!matrix) {
-          matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
-                             weights.inputs, weights.outputs, here, place);
+        LinearWeights weights(step);
+        if (!*own) {
+          *own = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
+                           weights.inputs, weights.outputs, here, place);
           place += ops->packed_bytes(weights.inputs, weights.outputs, here);
         }
-        node->matrix = matrix;
+        node->matrix = *own;
         node->bias = std::move(weights.bias);
-        linear.pop_front();
         node->kernel = ops->linear_kernel(here);
         break;
       }

@@ -50,6 +50,15 @@ LinearWeights::LinearWeights(const plan::Step& step) {
   }
 }
 
+std::pair<int64_t, int64_t> matrix_extents(const plan::Step& step) {
+  int64_t inputs = 0, outputs = 0;
+  for (const plan::Weight& weight : step.weights.at("weight")) {
+    inputs = weight.shape[step.transposed ? 0 : 1];
+    outputs += weight.shape[step.transposed ? 1 : 0];
+  }
+  return {inputs, outputs};
+}
+
 MatrixIdentity matrix_identity(const plan::Step& step) {
   MatrixIdentity identity{static_cast<uintptr_t>(step.transposed)};
   if (step.op == plan::Op::kQkvLinear) {  // which says in what order columns go
@@ -61,7 +70,7 @@ MatrixIdentity matrix_identity(const plan::Step& step) {
     const auto found = step.weights.find(role);
     if (found == step.weights.end()) continue;
     for (const plan::Weight& weight : found->second) {
-      identity.push_back(reinterpret_cast<uintptr_t>(weight.data));
+      identity.push_back(reinterpret_cast<uintptr_t>(weight.identity));
       identity.push_back(static_cast<uintptr_t>(weight.storage));
       identity.insert(identity.end(), weight.shape.begin(), weight.shape.end());
     }
@@ -77,6 +86,17 @@ const float* distance_bias_of(const plan::Step& step, int64_t max_length) {
 std::vector<float> vector_of(const plan::Step& step, const char* role) {
   const plan::Weight& weight = step.weights.at(role).front();
   return {weight.floats(), weight.floats() + weight.shape[0]};
+}
+
+void load_weights(const plan::Plan& plan, const plan::Step& step, bool packed) {
+  std::vector<const plan::Weight*> missing;
+  for (const auto& [role, weights] : step.weights) {
+    if (packed && (role == "weight" || role == "scale")) continue;
+    for (const plan::Weight& weight : weights) {
+      if (!weight.data) missing.push_back(&weight);
+    }
+  }
+  if (!missing.empty()) plan.load(missing);
 }
 
 void release_matrices(const plan::Step& step) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/ops.h"
@@ -26,6 +27,9 @@ struct LinearWeights {
   std::vector<int64_t> columns_;
 };
 
+// Its inputs and outputs, without reading it.
+std::pair<int64_t, int64_t> matrix_extents(const plan::Step& step);
+
 // What tells the matrix of a linear step from others: steps that name the same arrays, as layers
 // that share their weights do, have the same.
 using MatrixIdentity = std::vector<uintptr_t>;
@@ -37,6 +41,10 @@ const float* distance_bias_of(const plan::Step& step, int64_t max_length);
 
 // A vector of a role.
 std::vector<float> vector_of(const plan::Step& step, const char* role);
+
+// Brings what a step reads into memory, where it is not there already; a matrix that is `packed`
+// is not read.
+void load_weights(const plan::Plan& plan, const plan::Step& step, bool packed);
 
 // Lets go of a step's matrices once they have been packed: without this a model would be resident
 // twice while it is loaded.
