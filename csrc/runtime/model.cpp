@@ -1,5 +1,6 @@
 #include "runtime/model.h"
 
+#include <algorithm>
 #include <map>
 
 #include "cpu/cpu_ops.h"
@@ -36,11 +37,20 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
   packed = AlignedBuffer(bytes);
   auto* place = static_cast<char*>(packed.data());
 
-  for (const plan::Step& step : plan.steps) {
-    Packed* const own = packed_of[nodes.size()];
+  // Tables stay where they are read, matrices only until they are packed: those first, so that
+  // their memory, and not that of the tables, is what is used again from step to step; and a file
+  // that is read from its beginning may have the tables at its end.
+  std::vector<size_t> order;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    nodes.emplace_back(steps[i]);
+    order.push_back(i);
+  }
+  std::stable_partition(order.begin(), order.end(), [&](size_t i) { return packed_of[i]; });
+  for (const size_t number : order) {
+    const plan::Step& step = plan.steps[number];
+    Packed* const own = packed_of[number];
     load_weights(plan, step, own && *own);
-    nodes.emplace_back(steps[nodes.size()]);
-    Node* node = &nodes.back();
+    Node* node = &nodes[number];
     const Value& shape = values[node->output];
     node->activation = step.activation;
 
