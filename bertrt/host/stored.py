@@ -24,7 +24,7 @@ __all__ = ["Fetcher", "File", "Stored"]
 
 # What is read together: few calls, and memory that is used again while the cache still has it. An
 # array of more bytes is read alone.
-_PIECE = 8 << 20
+_PIECE = 4 << 20
 # A smaller array gets memory of its own rather than keep that of all its neighbours.
 _SMALL = 2 << 20
 # Other files than bundles', which are hashed whole, may hold much that nobody asks for.
@@ -112,6 +112,7 @@ class File:
                 self._ahead |= read
                 del read
             found = {s: self._ahead.pop(s) for s in wanted if s in self._ahead}
+        found |= {s: s.array for s in wanted if s.nbytes == 0}  # which lie in no piece
         rest = [s for s in wanted if s not in found]
         for begin, piece in self._pieces(rest, fetcher) if rest else ():
             found |= _shown(rest, begin, piece)

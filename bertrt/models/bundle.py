@@ -57,7 +57,7 @@ __all__ = ["Bundle", "BundleDraft", "file_digest", "write_modules", "write_plan"
 # Hashing a file in blocks of this size costs next to nothing beside the hash itself, memory stays
 # flat however large the weights are, and the GIL, which is free meanwhile, is asked for seldom.
 _BLOCK = 8 << 20
-_WAITING = 3
+_WAITING = 2
 
 
 @dataclasses.dataclass(frozen=True)
