@@ -202,7 +202,7 @@ Model::Model(const plan::Plan& plan, Element element_, int device_number)
         node.kernel = "gather_rows";
         break;
     }
-    release_matrices(step);
+    release_weights(step);
   }
 }
 

@@ -109,7 +109,7 @@ Model::Model(const plan::Plan& plan, Precision precision, int threads) : Graph(p
         node->kernel = "gather_rows";
         break;
     }
-    release_matrices(step);
+    release_weights(step);
   }
 }
 

@@ -99,12 +99,9 @@ void load_weights(const plan::Plan& plan, const plan::Step& step, bool packed) {
   if (!missing.empty()) plan.load(missing);
 }
 
-void release_matrices(const plan::Step& step) {
-  if (!step.weights.count("weight")) return;
-  for (const char* role : {"weight", "scale", "bias"}) {
-    const auto weights = step.weights.find(role);
-    if (weights == step.weights.end()) continue;
-    for (const plan::Weight& weight : weights->second) weight.owner.reset();
+void release_weights(const plan::Step& step) {
+  for (const auto& [role, weights] : step.weights) {
+    for (const plan::Weight& weight : weights) weight.owner.reset();
   }
 }
 

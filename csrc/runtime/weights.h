@@ -46,8 +46,7 @@ std::vector<float> vector_of(const plan::Step& step, const char* role);
 // is not read.
 void load_weights(const plan::Plan& plan, const plan::Step& step, bool packed);
 
-// Lets go of a step's matrices once they have been packed: without this a model would be resident
-// twice while it is loaded.
-void release_matrices(const plan::Step& step);
+// Lets go of what a step has read: without this a model would be resident twice while it is loaded.
+void release_weights(const plan::Step& step);
 
 }  // namespace bertrt
