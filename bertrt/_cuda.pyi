@@ -1,6 +1,6 @@
 """The compiled part of bertrt: plan execution on GPUs. Use bertrt.Engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bertrt._native import FloatArray, IntArray
@@ -33,10 +33,10 @@ class Model:
     def __init__(
         self,
         plan: Mapping[str, Any],
-        weights: dict[str, FloatArray],
+        weights: dict[str, Any],
         precision: str = "fp32",
         device: int = 0,
-        take: bool = False,
+        fetch: Callable[[list[Any]], list[FloatArray]] | None = None,
     ) -> None: ...
 
 class Engine:

@@ -1,6 +1,6 @@
 """The compiled part of bertrt: plan execution on the CPU. Use bertrt.Engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,17 +16,17 @@ MAX_THREADS: int
 class Model:
     """A plan with its weights packed for this CPU.
 
-    `precision` is that of the encoder's steps that state none themselves. `take` empties `weights`,
-    so that an array that nobody else holds goes when it has been packed. Raises ModelFormatError,
-    DeviceError and OutOfMemoryError."""
+    `precision` is that of the encoder's steps that state none themselves. What stands in `weights`
+    in the place of arrays, with their dtype and shape, is given to `fetch` when it is needed. Raises
+    ModelFormatError, DeviceError and OutOfMemoryError."""
 
     def __init__(
         self,
         plan: Mapping[str, Any],
-        weights: dict[str, WeightArray],
+        weights: dict[str, Any],
         precision: str = "fp32",
         threads: int = 1,
-        take: bool = False,
+        fetch: Callable[[list[Any]], list[WeightArray]] | None = None,
     ) -> None: ...
 
 class Engine:

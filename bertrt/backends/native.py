@@ -18,9 +18,8 @@ from bertrt.backends.roofline import StepTrace, roofline
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
 from bertrt.host.machine import machine_peaks
-from bertrt.host.stored import Stored
+from bertrt.host.stored import Fetcher, Stored
 from bertrt.plan.tail import apply_tail
-from bertrt.plan.weights import read_arrays
 
 if TYPE_CHECKING:
     from bertrt.models.model import Model
@@ -68,7 +67,7 @@ def load(
     packed = _shared(
         plan,
         (precision, "cpu", os.environ.get("BERTRT_ISA", "")),
-        lambda weights: _native.Model(plan.to_engine(), weights, rest, threads, take=True),
+        lambda weights: _native.Model(plan.to_engine(), weights, rest, threads, Fetcher()),
     )
     engine = _native.Engine(packed, threads, trace)
     return NativeBackend(engine, plan, precision, threads=threads, provider=engine.isa)
@@ -94,7 +93,7 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
         packed = _shared(
             plan,
             (precision, f"cuda:{number}", os.getpid()),
-            lambda weights: module.Model(plan.to_engine(), weights, precision, number, take=True),
+            lambda weights: module.Model(plan.to_engine(), weights, precision, number, Fetcher()),
         )
         return module.Engine(packed, trace)
 
@@ -129,21 +128,17 @@ _packed: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionar
 def _shared(
     plan: Plan,
     kind: tuple[Hashable, ...],
-    pack: Callable[[dict[str, np.ndarray]], Any],
+    pack: Callable[[dict[str, np.ndarray | Stored]], Any],
 ) -> Any:
     """A plan's weights, packed: those that an engine of this process holds already, or new ones.
 
-    `kind`: what they depend on besides the plan and its files. `pack`: makes them of arrays, which
-    it takes, so that one that lies in a file is in memory twice only while it is being packed.
+    `kind`: what they depend on besides the plan and its files. `pack`: makes them of arrays, and
+    reads those that lie in files when it comes to them.
     """
     identity = _identity(plan)
     packed = None if identity is None else _packed.get((identity, kind))
     if packed is None:
-        weights = read_arrays(plan.weights)
-        for name, array in weights.items():
-            weights[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-            del array
-        packed = pack(weights)
+        packed = pack({name: constant.stored for name, constant in plan.weights.items()})
         if identity is not None:
             _packed[identity, kind] = packed
     return packed

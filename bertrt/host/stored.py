@@ -20,14 +20,16 @@ import numpy as np
 
 from bertrt.errors import MissingFileError, ModelFormatError
 
-__all__ = ["File", "Stored", "read_all"]
+__all__ = ["Fetcher", "File", "Stored"]
 
-# An array of so many bytes has memory of its own, which goes when the array does; smaller ones
-# are read together, up to as many bytes.
-_LARGE = 1 << 20
-_HUGE_PAGE = 2 << 20
+# What is read together: few calls, and memory that is used again while the cache still has it. An
+# array of more bytes is read alone.
+_PIECE = 4 << 20
+# A smaller array gets memory of its own rather than keep that of all its neighbours.
+_SMALL = 2 << 20
 # Other files than bundles', which are hashed whole, may hold much that nobody asks for.
 _LONGEST_GAP = 1 << 16
+_HUGE_PAGE = 2 << 20
 
 
 class File:
@@ -40,8 +42,9 @@ class File:
 
     Attributes:
         path: where it lay.
-        watch: called once with all bytes of the file, piece after piece, when `read_all` reads
-            arrays of it; None: nobody watches, or all have been shown.
+        watch: called with all bytes of the file in order, piece after piece, while a Fetcher
+            reads arrays of it and then `show_rest` the rest. None: nobody watches, or all has been
+            shown.
 
     Raises MissingFileError if there is no such file, ModelFormatError if it is empty or cannot be
     opened.
@@ -51,6 +54,12 @@ class File:
         self.path = path
         self.watch: Callable[[np.ndarray], object] | None = None
         self._stored: weakref.WeakValueDictionary[Any, Stored] = weakref.WeakValueDictionary()
+        # Of the one reading that is watched: what is left to read, where it begins, and the arrays
+        # that were read before they were asked for.
+        self._rest: Iterator[tuple[int, np.ndarray]] | None = None
+        self._reached = 0
+        self._ahead: dict[Stored, np.ndarray] = {}
+        self._error: BaseException | None = None
         try:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file")
@@ -77,12 +86,79 @@ class File:
 
     def __getitem__(self, where: slice) -> np.ndarray:
         begin, end, _ = where.indices(self._size)
-        return self.read(begin, max(begin, end))
+        return self._read_into(np.empty(max(end - begin, 0), np.uint8), begin)
 
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """The bytes from `begin` to `end`, both within the file."""
-        memory = _memory(end - begin)
-        rest = memory.data
+    def stored(self, offset: int, dtype: str, shape: Sequence[int]) -> Stored:
+        """The array that lies there, all of it inside the file: the same one for all who ask."""
+        key = offset, np.dtype(dtype).newbyteorder("<"), tuple(shape)
+        return self._stored.setdefault(key, Stored(self, *key))
+
+    def show_rest(self) -> None:
+        """Show `watch` all that it has not seen. Raises what ended the reading, if anything did."""
+        fetcher = Fetcher()
+        self._ahead.clear()
+        while self._next(fetcher) is not None:
+            self._ahead.clear()
+        if self._error is not None:
+            raise self._error
+
+    def arrays(self, wanted: Sequence[Stored], fetcher: Fetcher) -> dict[Stored, np.ndarray]:
+        """Arrays of this file, read together."""
+        found: dict[Stored, np.ndarray] = {}
+        if self.watch is not None:
+            waiting = [s for s in wanted if s not in self._ahead and s.offset >= self._reached]
+            last = max((s.offset for s in waiting), default=-1)
+            while self._reached <= last and (read := self._next(fetcher)) is not None:
+                self._ahead |= read
+                del read
+            found = {s: self._ahead.pop(s) for s in wanted if s in self._ahead}
+        found |= {s: s.array for s in wanted if s.nbytes == 0}  # which lie in no piece
+        rest = [s for s in wanted if s not in found]
+        for begin, piece in self._pieces(rest, fetcher) if rest else ():
+            found |= _shown(rest, begin, piece)
+            del piece
+        return found
+
+    def _next(self, fetcher: Fetcher) -> dict[Stored, np.ndarray] | None:
+        """Read on, with `watch` seeing it: the arrays of a piece; None: that was all."""
+        if self.watch is None:
+            return None
+        if self._rest is None:
+            self._rest = self._pieces(list(self._stored.values()), fetcher, whole=True)
+        try:
+            begin, piece = next(self._rest, (self._size, None))
+            if piece is not None:
+                self.watch(piece)
+        except BaseException as error:  # an interrupt too: what was seen is not all
+            self._error, self.watch = error, None
+            raise
+        if piece is None:
+            self.watch = self._rest = None
+            return None
+        self._reached = begin + len(piece)
+        return _shown(list(self._stored.values()), begin, piece)
+
+    def _pieces(
+        self, wanted: Sequence[Stored], fetcher: Fetcher, *, whole: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """What lies where `wanted` do, in pieces of the file that cut none of them: where each
+        begins, and its bytes. Of the whole file, or but for gaps that nobody asks for."""
+        places = [(s.offset, s.offset + s.nbytes) for s in wanted]
+        if whole:  # what nobody asks for is read in pieces, too
+            places += [(at, at) for at in range(0, self._size, _PIECE)]
+        begin = reached = 0
+        for start, end in [*sorted(places), (self._size, self._size)]:
+            gap = not whole and start - reached > _LONGEST_GAP
+            full = reached - begin > _PIECE or end - begin > _PIECE or start == self._size
+            if start >= reached and (gap or full):
+                cut = reached if gap else start
+                if cut > begin and (whole or reached > begin):
+                    yield begin, self._read_into(fetcher.memory(cut - begin), begin)
+                begin = start
+            reached = max(reached, end)
+
+    def _read_into(self, memory: np.ndarray, begin: int) -> np.ndarray:
+        rest, end = memory.data, begin + len(memory)
         try:
             # preadv knows nothing of a common position, which threads, or a child of a fork, would
             # move for each other; and it waits without the GIL.
@@ -97,46 +173,7 @@ class File:
                 f"was opened, and has {found.st_size}; write another file, and rename it to this "
                 "one's place"
             )
-        memory.flags.writeable = False
-        return memory
-
-    def stored(self, offset: int, dtype: str, shape: Sequence[int]) -> Stored:
-        """The array that lies there: the same one for all who ask."""
-        key = offset, np.dtype(dtype).newbyteorder("<"), tuple(shape)
-        return self._stored.setdefault(key, Stored(self, *key))
-
-    def pieces(self, places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
-        """What lies at `places`, each from one byte to another, in pieces of the file that cut none
-        of them: where a piece begins, and its bytes. `watch`, if there is one, sees each."""
-        watch = self.watch
-        # A gap that nobody asks for is left out, unless all are to be seen.
-        ends = [(0, 0)] if watch is None else [(0, 0), (self._size, self._size)]
-        begin = reached = 0
-        for start, end in [*sorted([*places, *ends]), (self._size, self._size)]:
-            large = end - start >= _LARGE or start - begin >= _LARGE
-            gap = watch is None and start - reached > _LONGEST_GAP
-            if start >= reached and (large or gap or start == self._size):
-                cut = reached if gap else start
-                if cut > begin:
-                    piece = self.read(begin, cut)
-                    if watch is not None:
-                        watch(piece)
-                    yield begin, piece
-                    del piece
-                begin = start
-            reached = max(reached, end)
-        self.watch = None
-
-
-def _memory(size: int) -> np.ndarray:
-    """Bytes that nobody else has; large ones go back to the system when nothing shows them."""
-    if size < _LARGE:
-        return np.empty(size, np.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # advice only; a kernel may know none
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+        return _frozen(memory)
 
 
 class Stored:
@@ -164,7 +201,7 @@ class Stored:
         """The array, read-only and aligned; it stays in memory until it is let go."""
         array = self._array
         if array is None:
-            data = self.file.read(self.offset, self.offset + self.nbytes)
+            data = self.file[self.offset : self.offset + self.nbytes]
             array = self._array = self._view(data, self.offset)
         return array
 
@@ -180,41 +217,70 @@ class Stored:
         """The rows from `begin` to `end` of the first axis."""
         size = self.nbytes // self.shape[0]
         shape = (end - begin, *self.shape[1:])
-        part = self.file.stored(self.offset + begin * size, self.dtype.str, shape)
-        if part._array is None and self._array is not None:
-            part._array = self._array[begin:end]
-        return part
+        return self.file.stored(self.offset + begin * size, self.dtype.str, shape)
 
     def _view(self, data: np.ndarray, begin: int) -> np.ndarray:
         """The array in the bytes of the file from `begin` on."""
         data = data[self.offset - begin :][: self.nbytes]
         array = data.view(self.dtype).reshape(self.shape)
-        if not array.flags.aligned:  # compiled code may rely on it
-            array = array.copy()
-            array.flags.writeable = False
-        return array
+        # Compiled code may rely on alignment.
+        return array if array.flags.aligned else _frozen(array.copy())
 
 
-def read_all(arrays: Sequence[Stored]) -> list[np.ndarray]:
-    """The arrays, for the caller: all are let go here, so that the memory of a large one goes when
-    the caller's array does. Those that had not been read are, in the order of their files."""
-    found: dict[int, np.ndarray] = {}
-    missing: dict[File, list[Stored]] = {}
-    for stored in arrays:
-        array = stored._array
-        if array is None or stored.file.watch is not None:  # which is to see what is used
-            missing.setdefault(stored.file, []).append(stored)
+class Fetcher:
+    """Reads arrays, into memory that it uses again when nothing shows it any more."""
+
+    def __init__(self) -> None:
+        self._spare: list[mmap.mmap] = []
+
+    def __call__(self, wanted: Sequence[Stored]) -> list[np.ndarray]:
+        """Arrays for the caller, who alone holds those of more than one axis; they are read again
+        where somebody asks for them again."""
+        found: dict[Stored, np.ndarray] = {}
+        missing: dict[File, list[Stored]] = {}
+        for stored in wanted:
+            # One that watches is to see what is used.
+            if stored._array is None or stored.file.watch is not None:
+                missing.setdefault(stored.file, []).append(stored)
+            else:
+                found[stored] = stored._array
+        for file, own in missing.items():
+            found |= file.arrays(own, self)
+        for stored, array in found.items():
+            stored._array = array if len(stored.shape) < 2 else None
+        return [found[stored] for stored in wanted]
+
+    def memory(self, size: int) -> np.ndarray:
+        """Bytes to read into."""
+        for room in self._spare:
+            if size <= len(room) <= 2 * size:
+                self._spare.remove(room)
+                break
         else:
-            found[id(stored)] = array
-            stored.let_go()
-    for file, own in missing.items():
-        own = sorted(set(own), key=lambda stored: -stored.offset)
-        for begin, piece in file.pieces([(s.offset, s.offset + s.nbytes) for s in own]):
-            while own and own[-1].offset < begin + len(piece):
-                stored = own.pop()
-                array = found[id(stored)] = stored._view(piece, begin)
-                stored._array = None if array.ndim > 1 else array.copy()
-            del piece
-        for stored in own:  # of no bytes, at the file's end
-            found[id(stored)] = np.empty(stored.shape, stored.dtype)
-    return [found[id(stored)] for stored in arrays]
+            pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
+            room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(AttributeError, OSError):  # advice only
+                room.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(room, np.uint8, size)
+        weakref.finalize(memory, _give_back, weakref.ref(self), room).atexit = False
+        return memory
+
+
+def _give_back(fetcher: weakref.ref[Fetcher], room: mmap.mmap) -> None:
+    if (alive := fetcher()) is not None:
+        alive._spare.append(room)
+
+
+def _shown(wanted: Iterable[Stored], begin: int, piece: np.ndarray) -> dict[Stored, np.ndarray]:
+    """Those arrays that lie in a piece of a file."""
+    found = {}
+    for stored in wanted:
+        if begin <= stored.offset and stored.offset + stored.nbytes <= begin + len(piece):
+            array = stored._view(piece, begin)
+            found[stored] = array if stored.nbytes >= _SMALL else _frozen(array.copy())
+    return found
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array

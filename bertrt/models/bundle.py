@@ -24,8 +24,9 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ __all__ = ["Bundle", "BundleDraft", "file_digest", "write_modules", "write_plan"
 # Hashing a file in blocks of this size costs next to nothing beside the hash itself, memory stays
 # flat however large the weights are, and the GIL, which is free meanwhile, is asked for seldom.
 _BLOCK = 8 << 20
+_WAITING = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Bundle:
     def opening(cls, path: str | os.PathLike[str]) -> Iterator[Bundle]:
         """As :meth:`open`, but the sha256 of the largest file, the weights, is computed beside the
         block, which may prepare an engine meanwhile: whatever bits they are, weights are numbers.
-        Where the block reads them by :func:`~bertrt.plan.weights.read_arrays`, it is that of the
+        Where the block reads them by a :class:`~bertrt.host.stored.Fetcher`, it is that of the
         very bytes that it gets. The end of the block waits for it and raises; an error of the
         block's own gives way to that, as a damaged file explains it."""
         directory = Path(path)
@@ -337,26 +339,27 @@ def _check_digest(path: Path, digest: str, entry: dict[str, Any]) -> None:
 
 
 class _Check:
-    """The check of a file by its sha256, of the bytes that somebody reads, on a thread beside; of
-    all of them at the end, if nobody did."""
+    """The check of a file by its sha256, of the bytes that somebody reads, on a thread beside; and
+    of the rest at the end."""
 
     def __init__(self, file: File, entry: dict[str, Any]) -> None:
         self.file, self._entry = file, entry
         self._digest = hashlib.sha256()
         self._beside = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+        self._progress = contextlib.ExitStack()
+        self._advance = self._progress.enter_context(progress(len(file), "check", "B"))
         file.watch = self._update
 
     def _update(self, piece: np.ndarray) -> None:
-        self._beside.submit(self._digest.update, piece.data)
+        # As many pieces wait in memory as keep both threads busy.
+        if len(self._pending) == _WAITING:
+            self._pending.popleft().result()
+        self._pending.append(self._beside.submit(self._digest.update, piece.data))
+        self._advance(len(piece))
 
     def finish(self) -> None:
         """Raises ModelFormatError where the sha256 is another."""
-        self._beside.shutdown(cancel_futures=self.file.watch is not None)
-        if self.file.watch is not None:
-            self.file.watch, self._digest = None, hashlib.sha256()
-            with progress(len(self.file), "check", "B") as advance:
-                for begin in range(0, len(self.file), _BLOCK):
-                    block = self.file[begin : begin + _BLOCK]
-                    self._digest.update(block.data)
-                    advance(len(block))
+        with self._progress, self._beside:
+            self.file.show_rest()
         _check_digest(self.file.path, self._digest.hexdigest(), self._entry)

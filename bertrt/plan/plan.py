@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import ModelFormatError
-from bertrt.host.stored import File, Stored
+from bertrt.host.stored import File
 from bertrt.plan.check import check_plan
 from bertrt.plan.fields import check_keys, read_names, read_table, read_text
 from bertrt.plan.steps import INPUTS, PRECISIONS, Architecture, Step
@@ -81,8 +81,7 @@ class Plan:
     def let_go(self) -> None:
         """Hold none of the weights that can be read again, but vectors."""
         for constant in self.weights.values():
-            if isinstance(constant.stored, Stored):
-                constant.stored.let_go()
+            constant.let_go()
 
     def to_dict(self, directory: str | Path) -> dict[str, Any]:
         """The JSON form, with weights as references to files in ``directory``.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import InvalidInputError, ModelFormatError
-from bertrt.host.stored import File, Stored, read_all
+from bertrt.host.stored import File, Stored
 from bertrt.plan.fields import LIMIT, check_keys, read_integer, read_table, read_text
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Weights",
     "dtype_name",
     "locate_weights",
-    "read_arrays",
     "reference_to",
 ]
 
@@ -59,6 +58,11 @@ class Constant:
     def dtype(self) -> np.dtype[Any]:
         """The array's, without reading it."""
         return self.stored.dtype
+
+    def let_go(self) -> None:
+        """Hold the array no longer where it can be read again, if it has more than one axis."""
+        if isinstance(self.stored, Stored):
+            self.stored.let_go()
 
     @property
     def row_major(self) -> bool:
@@ -146,15 +150,3 @@ def locate_weights(
             )
         weights[name] = Constant.of(name, data.stored(offset, dtype, shape))
     return weights
-
-
-def read_arrays(weights: Mapping[str, Constant]) -> dict[str, np.ndarray]:
-    """The arrays of constants by name, for the caller: those that lie in files are held by nobody
-    else afterwards, and read again where somebody asks for them again."""
-    arrays, stored = {}, {}
-    for name, constant in weights.items():
-        if isinstance(constant.stored, Stored):
-            stored[name] = constant.stored
-        else:
-            arrays[name] = constant.stored
-    return arrays | dict(zip(stored, read_all(list(stored.values())), strict=True))

@@ -52,20 +52,19 @@ Raises bertrt.DeviceError that says which of driver and device is missing.)");
              "Bytes of a GPU's memory that nobody uses.");
   py::class_<PyModel>(module, "Model", R"(A plan with its weights on a GPU.
 
-plan, weights, take: as for bertrt._native.Model; the weights are copied. precision: "fp32",
+plan, weights, fetch: as for bertrt._native.Model; the weights are copied. precision: "fp32",
 "fp16" or "bf16". device: the GPU's number.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if the GPU cannot be
 used or has too little memory.)")
-      .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
-                       int device, bool take) {
-             const plan::Plan read = read_plan(plan, weights);
-             if (take) weights.clear();
+      .def(py::init([](const py::dict& plan, const py::dict& weights, const std::string& precision,
+                       int device, const py::object& fetch) {
+             const plan::Plan read = read_plan(plan, weights, fetch);
              const cuda::Element element = parse_element(precision);
              py::gil_scoped_release release;
              return PyModel{std::make_shared<cuda::Model>(read, element, device)};
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
-           py::arg("device") = 0, py::arg("take") = false);
+           py::arg("device") = 0, py::arg("fetch") = py::none());
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on its GPU.
 
 Engines of one Model share its weights. part_tokens: a batch runs in parts of whole sequences of at

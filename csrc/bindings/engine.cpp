@@ -48,21 +48,22 @@ void bind_engine(py::module_& module) {
 
 plan: the dictionary of plan.json. weights: C-contiguous arrays by weight name, float32, or as the
 plan's steps state int8 or uint16 (bfloat16). precision: "fp32", "bf16" or "int8", for the products
-of token rows in steps that state none. threads: to pack on. take: empty `weights`, so that an
-array that nobody else holds goes when it has been packed. Tables of embeddings and of distances are
-not packed: the model goes on reading the arrays. Nobody may write to them. Releases the GIL.
+of token rows in steps that state none. threads: to pack on. fetch: a function from a list of what
+stands in `weights` in the place of arrays, and has their dtype and shape, to the arrays; it is
+called step by step, and each array goes when it has been packed. Tables of embeddings and of
+distances are not packed: the model goes on reading the arrays. Nobody may write to them. Releases
+the GIL but for these calls.
 Raises bertrt.ModelFormatError for an inconsistent plan, bertrt.DeviceError if BERTRT_ISA names
 an instruction set that cannot be used, and bertrt.OutOfMemoryError.)")
-      .def(py::init([](const py::dict& plan, py::dict weights, const std::string& precision,
-                       int threads, bool take) {
-             const plan::Plan read = read_plan(plan, weights);
-             if (take) weights.clear();
+      .def(py::init([](const py::dict& plan, const py::dict& weights, const std::string& precision,
+                       int threads, const py::object& fetch) {
+             const plan::Plan read = read_plan(plan, weights, fetch);
              const Precision parsed = plan::parse_precision(precision);
              const WithoutGil here;
              return PyModel{std::make_shared<Model>(read, parsed, threads)};
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
-           py::arg("threads") = 1, py::arg("take") = false);
+           py::arg("threads") = 1, py::arg("fetch") = py::none());
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on threads of its own.
 
 Engines of one Model share its packed weights. Where the system gives fewer threads than asked for, the

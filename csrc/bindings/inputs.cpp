@@ -55,18 +55,13 @@ class Returns {
   Returns& operator=(const Returns&) = delete;
   ~Returns() { give_back(); }
 
-  void add(PyObject* array, size_t bytes) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      arrays_.push_back(array);
-      bytes_ += bytes;
-      if (bytes_ < kBytes && !PyGILState_Check()) return;
-    }
-    give_back();
+  // Takes over an owned reference.
+  std::shared_ptr<const void> own(PyObject* array, size_t bytes,
+                                  const std::shared_ptr<Returns>& self) {
+    return {array, [self, bytes](const void* pointer) {
+              self->add(static_cast<PyObject*>(const_cast<void*>(pointer)), bytes);
+            }};
   }
-
- private:
-  static constexpr size_t kBytes = size_t{16} << 20;
 
   void give_back() {
     std::vector<PyObject*> arrays;
@@ -80,6 +75,19 @@ class Returns {
     for (PyObject* array : arrays) Py_DECREF(array);
   }
 
+ private:
+  static constexpr size_t kBytes = size_t{16} << 20;
+
+  void add(PyObject* array, size_t bytes) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      arrays_.push_back(array);
+      bytes_ += bytes;
+      if (bytes_ < kBytes && !PyGILState_Check()) return;
+    }
+    give_back();
+  }
+
   std::mutex mutex_;
   std::vector<PyObject*> arrays_;
   size_t bytes_ = 0;
@@ -87,35 +95,72 @@ class Returns {
 
 struct Source {
   const py::dict& arrays;
+  const py::object& fetch;
   std::shared_ptr<Returns> returns = std::make_shared<Returns>();
 };
+
+// The dtype that an array has, or will have when it has been fetched.
+std::optional<Storage> storage_of(const py::dtype& dtype) {
+  if (dtype.equal(py::dtype::of<float>())) return Storage::kFloat32;
+  // numpy has no bfloat16: its bits come as uint16.
+  if (dtype.equal(py::dtype::of<uint16_t>())) return Storage::kBfloat16;
+  if (dtype.equal(py::dtype::of<int8_t>())) return Storage::kInt8;
+  return std::nullopt;
+}
+
+bool is_plain(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
 
 plan::Weight weight(const Source& source, const std::string& name) {
   const py::dict& arrays = source.arrays;
   const py::str key(name);  // as long as it is: a name may hold a zero
   if (!arrays.contains(key)) throw PlanError("plan: weight '" + name + "' was not given");
   const py::object object = arrays[key];
-  const auto of = [&](Storage storage) -> plan::Weight {
+  plan::Weight weight;
+  weight.name = name;
+  weight.identity = object.ptr();
+  std::optional<Storage> storage;
+  if (py::isinstance<py::array>(object)) {
     const auto array = py::reinterpret_borrow<py::array>(object);
-    const auto bytes = static_cast<size_t>(array.nbytes());
-    PyObject* const held = array.inc_ref().ptr();
-    std::shared_ptr<const void> owner(held, [returns = source.returns, bytes](const void* pointer) {
-      returns->add(static_cast<PyObject*>(const_cast<void*>(pointer)), bytes);
-    });
-    return {name,
-            array.data(),
-            storage,
-            {array.shape(), array.shape() + array.ndim()},
-            std::move(owner)};
-  };
-  if (py::isinstance<FloatArray>(object)) return of(Storage::kFloat32);
-  // numpy has no bfloat16: its bits come as uint16.
-  if (py::isinstance<py::array_t<uint16_t, py::array::c_style>>(object)) {
-    return of(Storage::kBfloat16);
+    if (is_plain(array)) storage = storage_of(array.dtype());
+    weight.shape.assign(array.shape(), array.shape() + array.ndim());
+    weight.data = array.data();
+    weight.owner = source.returns->own(py::object(object).release().ptr(),
+                                       static_cast<size_t>(array.nbytes()), source.returns);
+  } else if (!source.fetch.is_none() && py::hasattr(object, "dtype")) {
+    storage = storage_of(py::dtype::from_args(object.attr("dtype")));
+    weight.shape = object.attr("shape").cast<std::vector<int64_t>>();
   }
-  if (py::isinstance<py::array_t<int8_t, py::array::c_style>>(object)) return of(Storage::kInt8);
-  throw PlanError("plan: weight '" + name +
-                  "' is not a C-contiguous array of float32, uint16 (bfloat16) or int8");
+  if (!storage) {
+    throw PlanError("plan: weight '" + name +
+                    "' is not a C-contiguous array of float32, uint16 (bfloat16) or int8");
+  }
+  weight.storage = *storage;
+  return weight;
+}
+
+void fetch(const py::object& fetch, const std::shared_ptr<Returns>& returns,
+           const std::vector<const plan::Weight*>& weights) {
+  const py::gil_scoped_acquire acquire;
+  returns->give_back();  // what is read next may have the memory
+  py::list wanted;
+  for (const plan::Weight* weight : weights) {
+    wanted.append(py::reinterpret_borrow<py::object>(
+        static_cast<PyObject*>(const_cast<void*>(weight->identity))));
+  }
+  const py::sequence found = fetch(wanted);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const plan::Weight& weight = *weights[i];
+    py::object object = found[i];
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    if (!py::isinstance<py::array>(object) || !is_plain(array) ||
+        storage_of(array.dtype()) != weight.storage ||
+        weight.shape != std::vector<int64_t>(array.shape(), array.shape() + array.ndim())) {
+      throw PlanError("plan: weight '" + weight.name + "' was read as another array");
+    }
+    weight.data = array.data();
+    const auto bytes = static_cast<size_t>(array.nbytes());
+    weight.owner = returns->own(object.release().ptr(), bytes, returns);
+  }
 }
 
 plan::Step step(const py::dict& dict, const Source& source) {
@@ -197,8 +242,8 @@ PackedBatch read_batch(const BatchArrays& arrays) {
 
 }  // namespace
 
-plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
-  const Source source{arrays};
+plan::Plan read_plan(const py::dict& dict, const py::dict& arrays, const py::object& fetcher) {
+  const Source source{arrays, fetcher};
   plan::Plan plan;
   plan.version = field<int64_t>(dict, "version", "the plan");
   const auto architecture = field<py::dict>(dict, "architecture", "the plan");
@@ -212,6 +257,9 @@ plan::Plan read_plan(const py::dict& dict, const py::dict& arrays) {
   for (const auto& [name, value] : field<py::dict>(dict, "outputs", "the plan")) {
     plan.outputs.emplace_back(name_in(name, "outputs"), name_in(value, "outputs"));
   }
+  plan.load = [fetcher, returns = source.returns](const auto& weights) {
+    fetch(fetcher, returns, weights);
+  };
   return plan;
 }
 

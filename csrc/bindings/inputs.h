@@ -12,9 +12,12 @@
 
 namespace bertrt::bindings {
 
-// The dictionary of plan.json with the arrays that it names; the plan's weights own them, and may
-// go without the GIL. A field that is missing or of another type is a PlanError that names it.
-plan::Plan read_plan(const pybind11::dict& dict, const pybind11::dict& arrays);
+// The dictionary of plan.json with the arrays that it names, which the plan's weights own. What is
+// no array, and has a dtype and a shape, is given to `fetch`, in a list, when it is needed, for
+// arrays. The plan may be used without the GIL, the arguments having to outlive it, and goes with
+// it. A field that is missing or of another type is a PlanError that names it.
+plan::Plan read_plan(const pybind11::dict& dict, const pybind11::dict& arrays,
+                     const pybind11::object& fetch);
 
 struct BatchArrays {
   const IntArray& token_ids;

@@ -135,6 +135,11 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, int device_numb
   nodes.reserve(steps.size());
   for (const plan::CheckedStep& bound : checked.steps) {
     const plan::Step& step = *bound.step;
+    const bool has_matrix =
+        !bound.matrix.empty() &&
+        matrices.count(
+            {matrix_identity(bound), steps[nodes.size()].head ? Element::kFp32 : element}) != 0;
+    load_weights(*checked.plan, step, has_matrix);
     nodes.emplace_back(steps[nodes.size()]);
     Node& node = nodes.back();
     if (step.precision) {
@@ -195,7 +200,7 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, int device_numb
         node.kernel = "gather_rows";
         break;
     }
-    release_matrices(bound);
+    release_weights(step);
   }
 }
 

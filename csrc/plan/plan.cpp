@@ -239,7 +239,7 @@ class Validator {
     }
     std::vector<const Weight*> result;
     for (const Weight& weight : found) {
-      if (!weight.data) fail("weight '" + weight.name + "' has no data");
+      if (!weight.identity) fail("weight '" + weight.name + "' has no data");
       if (weight.storage != storage) {
         fail("weight '" + weight.name + "' (" + role + ") is " + storage_name(weight.storage) +
              ", expected " + storage_name(storage));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -37,10 +38,11 @@ enum class Op {
 // rows go by head, then by query, key, value, then by head_dim (GluonNLP's own graph pass).
 enum class QkvLayout { kSeparate, kInterleaved };
 
-// Dense, row-major. The memory belongs to the caller.
+// Dense, row-major. The memory belongs to the caller, or to `owner`.
 struct Weight {
   std::string name;
-  const void* data = nullptr;
+  const void* identity = nullptr;      // the same for weights that are the same array
+  mutable const void* data = nullptr;  // null: not loaded yet
   Storage storage = Storage::kFloat32;
   std::vector<int64_t> shape;
   // What keeps the memory from going, if the caller does not; let go of when it is not read again.
@@ -76,6 +78,8 @@ struct Plan {
   int64_t max_length = 0;
   std::vector<Step> steps;
   std::vector<std::pair<std::string, std::string>> outputs;  // name, value
+  // Brings weights into memory that are not loaded.
+  std::function<void(const std::vector<const Weight*>&)> load;
 };
 
 // What the rows of a value are counted by; kQkv: tokens too, with query, key and value side by

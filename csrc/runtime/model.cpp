@@ -1,5 +1,6 @@
 #include "runtime/model.h"
 
+#include <algorithm>
 #include <map>
 
 #include "core/float_mode.h"
@@ -11,7 +12,6 @@
 namespace bertrt {
 
 Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads) : Graph(checked) {
-  const FloatMode mode;
   ThreadPool pool(threads);
   const std::unique_ptr<Ops> ops = cpu::make_ops(cpu::select_table(), pool);
   device = ops->name();
@@ -44,11 +44,21 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
     tables_.push_back(weight->owner);
     return weight->floats();
   };
-  for (const plan::CheckedStep& bound : checked.steps) {
+  // Tables stay where they are read, matrices only until they are packed: those first, so that
+  // their memory, and not that of the tables, is what is used again from step to step; and a file
+  // that is read from its beginning may have the tables at its end.
+  std::vector<size_t> order;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    nodes.emplace_back(steps[i]);
+    order.push_back(i);
+  }
+  std::stable_partition(order.begin(), order.end(), [&](size_t i) { return packed_of[i]; });
+  for (const size_t number : order) {
+    const plan::CheckedStep& bound = checked.steps[number];
     const plan::Step& step = *bound.step;
-    const size_t number = nodes.size();
-    nodes.emplace_back(steps[number]);
-    Node* node = &nodes.back();
+    Packed* const own = packed_of[number];
+    load_weights(*checked.plan, step, own && own->matrix);
+    Node* node = &nodes[number];
     node->activation = step.activation;
     if (bound.gamma) {
       node->gamma = vector_of(*bound.gamma);
@@ -66,13 +76,13 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
         LinearWeights weights(bound);
-        Packed& own = *packed_of[number];
-        if (!own.matrix) {
-          own.matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
-                                 bound.matrix_inputs, bound.matrix_outputs, here,
-                                 static_cast<char*>(packed.data()) + own.offset);
+        if (!own->matrix) {
+          const FloatMode mode;
+          own->matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
+                                  bound.matrix_inputs, bound.matrix_outputs, here,
+                                  static_cast<char*>(packed.data()) + own->offset);
         }
-        node->matrix = own.matrix;
+        node->matrix = own->matrix;
         node->bias = std::move(weights.bias);
         node->kernel = ops->linear_kernel(here);
         break;
@@ -98,7 +108,7 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
         node->kernel = "gather_rows";
         break;
     }
-    release_matrices(bound);
+    release_weights(step);
   }
 }
 

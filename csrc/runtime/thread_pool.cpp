@@ -218,8 +218,7 @@ int ThreadPool::start(Own& own) const {
   const std::lock_guard<std::mutex> lock(own.starting);
   if (!own.workers) {
     own.workers = std::make_unique<Workers>(wanted_ - 1);
-    own.threads.store(static_cast<int>(own.workers->threads.size()) + 1,
-                      std::memory_order_release);
+    own.threads.store(static_cast<int>(own.workers->threads.size()) + 1, std::memory_order_release);
   }
   return own.threads.load(std::memory_order_relaxed);
 }

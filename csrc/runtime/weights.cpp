@@ -48,7 +48,7 @@ MatrixIdentity matrix_identity(const plan::CheckedStep& checked) {
   std::vector<uintptr_t> arrays;
   for (const auto* role : {&checked.matrix, &checked.scale}) {
     for (const plan::Weight* weight : *role) {
-      arrays.push_back(reinterpret_cast<uintptr_t>(weight->data));
+      arrays.push_back(reinterpret_cast<uintptr_t>(weight->identity));
       arrays.push_back(static_cast<uintptr_t>(weight->storage));
       arrays.insert(arrays.end(), weight->shape.begin(), weight->shape.end());
     }
@@ -61,10 +61,20 @@ std::vector<float> vector_of(const plan::Weight& weight) {
   return {weight.floats(), weight.floats() + weight.shape[0]};
 }
 
-void release_matrices(const plan::CheckedStep& step) {
-  if (step.matrix.empty()) return;
-  for (const auto* role : {&step.matrix, &step.scale, &step.bias}) {
-    for (const plan::Weight* weight : *role) weight->owner.reset();
+void load_weights(const plan::Plan& plan, const plan::Step& step, bool packed) {
+  std::vector<const plan::Weight*> missing;
+  for (const auto& [role, weights] : step.weights) {
+    if (packed && (role == "weight" || role == "scale")) continue;
+    for (const plan::Weight& weight : weights) {
+      if (!weight.data) missing.push_back(&weight);
+    }
+  }
+  if (!missing.empty()) plan.load(missing);
+}
+
+void release_weights(const plan::Step& step) {
+  for (const auto& [role, weights] : step.weights) {
+    for (const plan::Weight& weight : weights) weight.owner.reset();
   }
 }
 

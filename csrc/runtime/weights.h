@@ -24,6 +24,9 @@ struct LinearWeights {
   std::vector<int64_t> columns_;
 };
 
+// Its inputs and outputs, without reading it.
+std::pair<int64_t, int64_t> matrix_extents(const plan::Step& step);
+
 // What tells the matrix of a linear step from others: steps that name the same arrays, as layers
 // that share their weights do, have the same.
 using MatrixIdentity = std::tuple<bool, plan::QkvLayout, int64_t, int64_t, std::vector<uintptr_t>>;
@@ -31,8 +34,11 @@ MatrixIdentity matrix_identity(const plan::CheckedStep& step);
 
 std::vector<float> vector_of(const plan::Weight& weight);
 
-// Lets go of a step's matrices once they have been packed: without this a model would be resident
-// twice while it is loaded.
-void release_matrices(const plan::CheckedStep& step);
+// Brings what a step reads into memory, where it is not there already; a matrix that is `packed`
+// is not read.
+void load_weights(const plan::Plan& plan, const plan::Step& step, bool packed);
+
+// Lets go of what a step has read: without this a model would be resident twice while it is loaded.
+void release_weights(const plan::Step& step);
 
 }  // namespace bertrt

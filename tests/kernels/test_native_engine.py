@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -851,20 +852,49 @@ def test_engines_of_one_model_share_it_and_run_apart(made, rng):
     assert all(seconds > 0 for _, _, seconds, _, _ in engines[1].steps())
 
 
-def test_weights_that_are_taken_go_when_they_are_packed(made, rng):
+def test_weights_are_fetched_step_by_step_and_go_when_they_are_packed(made, rng):
     plan, weights = made
     batch = batch_of(rng, [3, 1, 5])
     expected = new_engine(plan, weights, threads=1).run(*batch, OUTPUTS)
-    given = {name: array.copy() for name, array in weights.items()}
-    alive = {name: weakref.ref(array) for name, array in given.items()}
-    held = given["pooler"]  # by somebody else
-    model = _native.Model(plan, given, take=True)
-    assert not given
-    tables = {name for name in ("word", "type", "position") if name in alive}
-    assert {name for name, array in alive.items() if array() is not None} == {"pooler", *tables}
-    np.testing.assert_array_equal(held, weights["pooler"])
+    places = {
+        name: SimpleNamespace(name=name, dtype=array.dtype, shape=array.shape)
+        for name, array in weights.items()
+    }
+    alive: dict[str, weakref.ref] = {}
+
+    def fetch(wanted):
+        for name, array in alive.items():  # those of steps before
+            assert array() is None, name
+        arrays = [weights[place.name].copy() for place in wanted]
+        alive.update({p.name: weakref.ref(array) for p, array in zip(wanted, arrays, strict=True)})
+        return arrays
+
+    model = _native.Model(plan, places, fetch=fetch)
+    assert alive.keys() == weights.keys()
+    tables = {"word", "type", "position"}
+    assert {name for name, array in alive.items() if array() is not None} == tables
     found = _native.Engine(model, 1).run(*batch, OUTPUTS)
     for name in OUTPUTS:
         np.testing.assert_array_equal(found[name], expected[name])
     del model
-    assert {name for name, array in alive.items() if array() is not None} == {"pooler"}
+    assert not any(array() is not None for array in alive.values())
+
+
+def test_what_is_fetched_is_what_was_announced(made):
+    plan, weights = made
+    places = {
+        name: SimpleNamespace(array=array, dtype=array.dtype, shape=array.shape)
+        for name, array in weights.items()
+    }
+    wrong = {
+        "transposed": lambda place: np.ascontiguousarray(place.array.T)[1:],
+        "double": lambda place: place.array.astype(np.float64),
+        "no array": lambda place: None,
+    }
+    for spoil in wrong.values():
+        with pytest.raises(ModelFormatError, match="was read as another array"):
+            _native.Model(plan, places, fetch=lambda wanted, f=spoil: [f(p) for p in wanted])
+    with pytest.raises(KeyError):  # an error of the reader's own
+        _native.Model(plan, places, fetch=lambda wanted: {}["x"])
+    with pytest.raises(ModelFormatError, match="is not a C-contiguous array"):
+        _native.Model(plan, places)

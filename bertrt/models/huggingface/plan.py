@@ -143,12 +143,14 @@ class _Net:
         return left_out
 
     def _check_numbers(self, name: str) -> None:
-        array = self._tensors[name].array
-        if array.dtype != np.float32:
+        tensor = self._tensors[name]
+        if tensor.dtype != np.float32:
             raise UnsupportedModelError(
-                f"{self._source}: the tensor {name} has type {array.dtype}, expected floats"
+                f"{self._source}: the tensor {name} has type {tensor.dtype}, expected floats"
             )
-        if not np.isfinite(array).all():
+        finite = np.isfinite(tensor.array).all()
+        tensor.let_go()
+        if not finite:
             raise ModelFormatError(
                 f"{self._source}: the tensor {name} holds numbers that are not finite"
             )

@@ -1,0 +1,232 @@
+"""Files of weights that are truncated, overwritten and replaced, while they are read and after."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bertrt import BertrtError, Engine, ModelFormatError
+from bertrt.host.stored import Fetcher, File
+from bertrt.models.bundle import Bundle
+from bertrt.models.model import Model
+
+IDS = np.array([[2, 3, 1, 4]])
+
+# Answers, has the file spoilt, and answers again: in a process of its own, as it may end it.
+PROGRAM = """
+import sys
+import numpy as np
+from bertrt import Engine
+
+path, file, how = sys.argv[1:]
+engine = Engine.load(path)
+ids = np.array([[2, 3, 1, 4]])
+before = engine.run(ids)
+with open(file, "r+b") as opened:
+    size = opened.seek(0, 2)
+    opened.seek(0)
+    opened.truncate(0) if how == "truncated" else opened.write(b"\\xff" * size)
+after = engine.run(np.array([[2, 3, 1, 4, 5, 6, 1]]))
+after = engine.run(ids)
+assert before.keys() == after.keys()
+for name, array in before.items():
+    assert np.array_equal(array, after[name]), name
+print("the same bits")
+"""
+
+
+@pytest.fixture
+def models(hugging):
+    """A model by each kind of path: what to load, and the file of its weights."""
+    from bertrt.export.huggingface import import_huggingface
+
+    path = hugging.write()
+    bundle = import_huggingface(path, hugging.root / "bundle")
+    onnx = hugging.root / "onnx"
+    shutil.copytree(bundle, onnx)
+    torch = hugging.write(name="torch")
+    hugging.write_torch(torch / "pytorch_model.bin", hugging.weights(hugging.config))
+    (torch / "model.safetensors").unlink()
+    return {
+        "bundle": (bundle, bundle / "model-0000.params"),
+        "huggingface": (path, path / "model.safetensors"),
+        "onnx": (onnx / "model.onnx", onnx / "model-0000.params"),
+        "torch": (torch, torch / "pytorch_model.bin"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bundle", "huggingface", "onnx", "torch"])
+@pytest.mark.parametrize("how", ["truncated", "overwritten"])
+def test_an_engine_does_not_notice_what_becomes_of_its_file(models, kind, how):
+    if kind == "onnx":
+        pytest.importorskip("onnx")
+    path, file = models[kind]
+    command = [sys.executable, "-c", PROGRAM, str(path), str(file), how]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "the same bits\n"), found.stderr
+
+
+@pytest.mark.parametrize("kind", ["bundle", "huggingface", "torch"])
+def test_a_file_that_changes_while_it_is_loaded(models, kind):
+    """Every load has the right bits, or is an error that names the file."""
+    path, file = models[kind]
+    whole = file.read_bytes()
+    with Engine.load(path) as engine:
+        expected = engine.run(IDS)
+    done = threading.Event()
+
+    def spoil() -> None:
+        while not done.is_set():
+            os.truncate(file, len(whole) // 2)
+            os.truncate(file, len(whole))
+            with open(file, "ab") as grown:
+                grown.write(b"x")
+            aside = file.with_name(f".{file.name}")
+            aside.write_bytes(whole)
+            os.replace(aside, file)  # for a while, and for some loads, all is well
+            done.wait(0.01)
+
+    spoiler = threading.Thread(target=spoil)
+    spoiler.start()
+    try:
+        for _ in range(25):
+            try:
+                with Engine.load(path) as engine:
+                    found = engine.run(IDS)
+            except BertrtError as error:
+                assert file.name in str(error)
+            else:
+                if kind == "bundle":  # the others have no sha256 that tells what is right
+                    for name, array in expected.items():
+                        np.testing.assert_array_equal(found[name], array)
+    finally:
+        done.set()
+        spoiler.join()
+
+
+def change(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))  # whatever the clock's grain
+
+
+def test_reads_find_what_was_there_or_say_that_it_was_changed(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)))
+    file = File(path)
+    stored = file.stored(4, "uint16", (2, 3))
+    assert stored is file.stored(4, "<u2", [2, 3])  # one place, one array
+    expected = np.frombuffer(bytes(range(4, 16)), "<u2").reshape(2, 3)
+    (tmp_path / "other").write_bytes(bytes(256))
+    os.replace(tmp_path / "other", path)  # another file
+    np.testing.assert_array_equal(stored.array, expected)
+    assert stored.array is stored.array and not stored.array.flags.writeable
+    stored.let_go()
+    (again,) = Fetcher()([stored])
+    np.testing.assert_array_equal(again, expected)
+
+    for content in (bytes(256), b"", bytes(257), bytes(100)):
+        path.unlink()
+        path.write_bytes(bytes(range(256)))
+        file = File(path)
+        stored = file.stored(4, "uint16", (2, 3))
+        change(path, content)
+        for read in (lambda stored=stored: stored.array, lambda stored=stored: Fetcher()([stored])):
+            with pytest.raises(ModelFormatError, match="weights was changed while it was in use"):
+                read()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_arrays_are_found_however_they_lie_and_in_whatever_order(tmp_path, rng, watched):
+    data = rng.integers(0, 256, 20 << 20, np.uint8).tobytes()
+    path = tmp_path / "weights"
+    path.write_bytes(data)
+    file = File(path)
+    places = [(16 << 20, 1 << 20), (0, 8), (4, 8), (12, 3 << 20), (1 << 20, 7 << 20), (20 << 20, 0)]
+    places += [(int(at), int(n)) for at, n in rng.integers(1, 1 << 19, (50, 2))]
+    arrays = [file.stored(at, "uint8", (1, count)) for at, count in places]
+    seen = []
+    if watched:
+        file.watch = lambda piece: seen.append(piece.tobytes())
+    fetcher = Fetcher()
+    for few in (arrays[:1], arrays[1:4], arrays[2:], arrays):
+        for stored, array in zip(few, fetcher(few), strict=True):
+            assert array.tobytes() == data[stored.offset :][: stored.nbytes]
+    file.show_rest()
+    assert b"".join(seen) == (data if watched else b"")
+
+
+def test_the_sha256_is_of_the_bytes_that_are_used(models, monkeypatch):
+    """A bit that flips on its way into the engine is found, whatever the file says later."""
+    path, file = models["bundle"]
+    read = File._read_into
+
+    def flipping(self, memory, begin):
+        array = read(self, memory, begin)
+        if self.path == file and begin <= 5000 < begin + len(array):
+            array = array.copy()
+            array[5000 - begin] ^= 1
+        return array
+
+    monkeypatch.setattr(File, "_read_into", flipping)
+    with pytest.raises(ModelFormatError, match=r"model-0000\.params is damaged"):
+        Engine.load(path)
+
+
+def test_files_that_are_replaced_while_a_bundle_is_opened(models):
+    path, _ = models["bundle"]
+    with pytest.raises(ModelFormatError, match=r"plan\.json was changed, or replaced, while"):
+        with Bundle.opening(path):
+            shutil.copy(path / "plan.json", path / ".plan")
+            os.replace(path / ".plan", path / "plan.json")
+
+
+def test_plans_hold_no_matrices_of_a_loaded_model(models):
+    for path, _ in (models["bundle"], models["huggingface"], models["torch"]):
+        with Engine.load(path) as engine:
+            for constant in engine._model.plan().weights.values():
+                held = constant.stored._array is not None
+                assert held == (len(constant.shape) == 1), constant.name
+        # A second load of the same model reads them again.
+        model = Model.open(path)
+        first, second = ({n: c.array for n, c in model.plan().weights.items()} for _ in range(2))
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, second[name])
+
+
+def test_other_threads_run_while_weights_are_packed(hugging):
+    """With an interval so long, a thread gets the GIL only where another gives it up itself."""
+    from bertrt import _native
+
+    plan = Model.open(hugging.write()).plan()
+    weights = {name: constant.array for name, constant in plan.weights.items()}
+    interval = sys.getswitchinterval()
+    count, done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal count
+        while not done.is_set():
+            count += 1
+            time.sleep(0)  # gives it up
+
+    ticker = threading.Thread(target=tick)
+    sys.setswitchinterval(1000)
+    try:
+        ticker.start()
+        for _ in range(2000):  # it needs to be awake just then
+            before = count
+            _native.Model(plan.to_engine(), weights)
+            if count > before:
+                break
+        assert count > before
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        ticker.join()
