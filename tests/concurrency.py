@@ -4,8 +4,8 @@ the one that a thread alone gets.
     python tests/concurrency.py [SECONDS] [--native FILE]
 
 `FILE` is a build of the extension to use in place of the package's own. One for ThreadSanitizer,
-whose reports make the exit status 66, runs with its library in front; and without the threads of the
-tokenizers library, which is not built for it, so that their locks are not seen:
+whose reports make the exit status 66, runs with its library in front, and without the threads of
+the tokenizers library, which is not built for it, so that their locks are not seen:
 
     TOKENIZERS_PARALLELISM=false LD_PRELOAD=$(g++ -print-file-name=libtsan.so) \
         python tests/concurrency.py 60 --native FILE
