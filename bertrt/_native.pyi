@@ -43,8 +43,8 @@ class Engine:
         outputs: list[str],
         attended: IntArray | None = None,
     ) -> dict[str, FloatArray]:
-        """Runs a packed batch; float32 arrays (rows, columns) by output name. Between parts of some
-        2,048 tokens Python's signal handlers run, and an exception of theirs ends the run. Raises
+        """Runs a packed batch; float32 arrays (rows, columns) by output name. Between steps
+        Python's signal handlers run, and an exception of theirs ends the run. Raises
         InvalidInputError, and OutOfMemoryError, after which the engine runs what does fit."""
 
     @property

@@ -19,6 +19,7 @@ from bertrt.errors import MissingDependencyError, ModelFormatError
 from bertrt.host.files import read_bytes
 from bertrt.text.basic import basic_spans, basic_tokenize
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
+from bertrt.text.threads import with_or_without_threads
 from bertrt.text.vocabulary import BYTES, Vocabulary
 
 __all__ = ["BytePairTokenizer", "GluonTokenizer", "SentencePieceTokenizer", "WordPieceTokenizer"]
@@ -163,7 +164,9 @@ class WordPieceTokenizer(GluonTokenizer):
 
     def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         words = [basic_tokenize(text, lower=self.lower) for text in texts]
-        encodings = self._words.encode_batch_fast(words, add_special_tokens=False)
+        encodings = with_or_without_threads(
+            self._words.encode_batch_fast, words, add_special_tokens=False
+        )
         return [encoding.ids for encoding in encodings]
 
     def continues(self, token: str) -> bool:
@@ -191,13 +194,17 @@ class BytePairTokenizer(GluonTokenizer):
         self._texts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
     def _some_pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._texts.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = with_or_without_threads(
+            self._texts.encode_batch_fast, texts, add_special_tokens=False
+        )
         return [encoding.ids for encoding in encodings]
 
     def tokenize_text(self, texts: Sequence[str]) -> list[Pieces]:
         """See `Tokenizer.tokenize_text`. White space is part of the pieces, and so they are those
         of the whole text, and know their places."""
-        encodings = self._texts.encode_batch(texts, add_special_tokens=False)
+        encodings = with_or_without_threads(
+            self._texts.encode_batch, texts, add_special_tokens=False
+        )
         return [text_pieces(text, [own]) for text, own in zip(texts, encodings, strict=True)]
 
     def continues(self, token: str) -> bool:

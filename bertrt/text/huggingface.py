@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as _RustTokenizer
 from bertrt.errors import BertrtError, ModelFormatError
 from bertrt.host.files import LARGEST_VOCABULARY, check_json, parse_json, read_bytes
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
+from bertrt.text.threads import with_or_without_threads
 
 __all__ = [
     "HuggingFaceTokenizer",
@@ -251,7 +252,7 @@ class HuggingFaceTokenizer:
     @staticmethod
     def _run(encode: Callable[[Any], list[Any]], texts: Any) -> list[Any]:
         with refusing("the tokenizer cannot encode a text"):
-            return encode(texts)
+            return with_or_without_threads(encode, texts)
 
     def room(self, *, pair: bool) -> int:
         """See `Tokenizer.room`."""

@@ -4,6 +4,7 @@
 
 #include "bindings/cuda.h"
 #include "bindings/inputs.h"
+#include "bindings/without_gil.h"
 
 namespace py = pybind11;
 
@@ -60,7 +61,7 @@ used or has too little memory.)")
                        int device, const py::object& fetch) {
              const plan::Plan read = read_plan(plan, weights, fetch);
              const cuda::Element element = parse_element(precision);
-             py::gil_scoped_release release;
+             const WithoutGil here;
              return PyModel{std::make_shared<cuda::Model>(read, element, device)};
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",

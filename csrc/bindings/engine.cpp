@@ -26,8 +26,8 @@ class PyEngine {
     return run_packed(engine_.graph(),
                       {token_ids, token_types, cu_seqlens, masked_positions, attended}, outputs,
                       [this](const PackedBatch& batch, const std::vector<Output>& wanted,
-                             const std::function<void()>& between_parts) {
-                        engine_.run(batch, wanted, between_parts);
+                             const std::function<void()>& between_steps) {
+                        engine_.run(batch, wanted, between_steps);
                       });
   }
 
@@ -80,7 +80,7 @@ threads outside 1 to MAX_THREADS.)")
 token_ids, token_types: int32 (tokens,). cu_seqlens: int32 (sequences + 1,). masked_positions: int32
 (sequences, positions) or None. attended: int32 (sequences,), how many tokens of each are attended
 to, the rest being padding; None: all. Releases the GIL; may be called from several threads. Between
-parts of some 2,048 tokens Python's signal handlers run, and an exception of theirs ends the run.
+steps Python's signal handlers run, and an exception of theirs ends the run.
 Raises bertrt.InvalidInputError if the batch does not fit the plan, and bertrt.OutOfMemoryError where
 memory does not suffice, after which the engine runs what does fit.)")
       .def_property_readonly("threads", &PyEngine::threads)

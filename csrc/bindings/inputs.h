@@ -28,10 +28,10 @@ struct BatchArrays {
 };
 
 using Runner = std::function<void(const PackedBatch&, const std::vector<Output>&,
-                                  const std::function<void()>& between_parts)>;
+                                  const std::function<void()>& between_steps)>;
 
-// Arrays for the outputs by name, written by `run` without the GIL. Between parts of the batch it
-// may have Python's signal handlers run, whose exceptions end it. Throws BatchError.
+// Arrays for the outputs by name, written by `run` without the GIL. Between steps it may have
+// Python's signal handlers run, whose exceptions end it. Throws BatchError.
 pybind11::dict run_packed(const Graph& graph, const BatchArrays& arrays,
                           const std::vector<std::string>& outputs, const Runner& run);
 

@@ -22,22 +22,26 @@ class WithoutGil {
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
 
-  // Lets Python's signal handlers run, which do so in its main thread only, and throws what they
-  // raise; then the GIL is held. Asks seldom: a thread that is busy with Python code may keep the
-  // GIL for 5 ms.
+  // In Python's main thread, lets its signal handlers run, and throws what they raise; then the GIL
+  // is held. Asks seldom: a thread that is busy with Python code may keep the GIL for 5 ms.
   void check_signals() {
-    const auto now = std::chrono::steady_clock::now();
-    if (now < next_) return;
+    if (Clock::now() < next_) return;
     take();
     const bool raised = PyErr_CheckSignals() != 0;
     if (raised) throw pybind11::error_already_set();
+    const bool handles = in_main_thread();
     thread_ = PyEval_SaveThread();
-    next_ = std::chrono::steady_clock::now() + kInterval;
+    next_ = handles ? Clock::now() + kInterval : Clock::time_point::max();
   }
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr auto kInterval = std::chrono::milliseconds(50);
+  static constexpr auto kInterval = std::chrono::milliseconds(100);
+
+  static bool in_main_thread() {
+    const pybind11::object main = pybind11::module_::import("threading").attr("main_thread")();
+    return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
+  }
 
   // Python before 3.14 ends a daemon thread that wants the GIL when the interpreter has shut down,
   // by pthread_exit; its unwinding would end the process at the next destructor. As in 3.14 the

@@ -43,17 +43,20 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, bool trace)
 // One pass of the plan over one part.
 class Engine::PartRun {
  public:
-  PartRun(Engine& engine, const Part& part, const Demand& demand, Workspace& workspace)
+  PartRun(Engine& engine, const Part& part, const Demand& demand, Workspace& workspace,
+          const std::function<void()>& between_steps)
       : engine_(engine),
         model_(*engine.model_),
         part_(part),
         demand_(demand),
         layout_(model_, part, demand, *engine.ops_, engine.pool_.threads(), workspace),
-        index_(workspace.index) {}
+        index_(workspace.index),
+        between_steps_(between_steps) {}
 
   void run() {
-    const FloatMode mode;
     for (const Stretch& stretch : layout_.stretches()) {
+      between_steps_();
+      const FloatMode mode;
       if (stretch.blocks == 1) {
         run(stretch, layout_.all(), 1);
       } else {
@@ -264,10 +267,11 @@ class Engine::PartRun {
   const Demand& demand_;
   const PartLayout layout_;
   std::vector<int32_t>& index_;
+  const std::function<void()>& between_steps_;
 };
 
 void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs,
-                 const std::function<void()>& between_parts) {
+                 const std::function<void()>& between_steps) {
   std::vector<int> wanted;
   std::vector<std::pair<int, float*>> destinations;
   for (const Output& output : outputs) {
@@ -280,10 +284,9 @@ void Engine::run(const PackedBatch& batch, const std::vector<Output>& outputs,
   const WorkspacePool::Borrowed workspace(workspaces_);
   const int64_t limit = std::max(kPartTokens, kPartTokensPerThread * pool_.threads());
   for (int64_t begin = 0; begin < batch.seqs;) {
-    if (begin > 0) between_parts();
     const int64_t end = part_end(batch, begin, limit);
     Part part{batch.sequences(begin, end), destinations};
-    PartRun(*this, part, demand, *workspace).run();
+    PartRun(*this, part, demand, *workspace, between_steps).run();
     for (auto& [value, data] : destinations) {
       data += model_->rows(value, part.batch) * model_->values[value].cols;
     }

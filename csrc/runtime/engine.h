@@ -21,11 +21,11 @@ class Engine {
   Engine(std::shared_ptr<const Model> model, int threads, bool trace);
 
   // Computes the outputs asked for, no step that they do not need, and, where they need no more, of
-  // the last layer the first tokens' rows only. The batch has passed Graph::check(). Between parts
-  // of the batch it calls `between_parts`, which may throw to end the run. Safe to call from
-  // several threads. Throws std::bad_alloc; the engine lives on, and runs what does fit.
+  // the last layer the first tokens' rows only. The batch has passed Graph::check(). Between steps
+  // it calls `between_steps`, which may throw to end the run. Safe to call from several threads.
+  // Throws std::bad_alloc; the engine lives on, and runs what does fit.
   void run(const PackedBatch& batch, const std::vector<Output>& outputs,
-           const std::function<void()>& between_parts);
+           const std::function<void()>& between_steps);
 
   const Graph& graph() const { return *model_; }
   // Those that there really are.

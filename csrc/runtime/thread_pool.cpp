@@ -204,7 +204,7 @@ struct ThreadPool::Workers {
 ThreadPool::Own::Own() = default;
 ThreadPool::Own::~Own() = default;
 
-ThreadPool::ThreadPool(int threads) : wanted_(threads) {
+ThreadPool::ThreadPool(int threads) : most_(threads) {
   if (threads < 1 || threads > kMaxThreads) {
     throw DeviceError("threads is " + std::to_string(threads) + ", expected 1 to " +
                       std::to_string(kMaxThreads));
@@ -217,8 +217,9 @@ ThreadPool::~ThreadPool() = default;
 int ThreadPool::start(Own& own) const {
   const std::lock_guard<std::mutex> lock(own.starting);
   if (!own.workers) {
-    own.workers = std::make_unique<Workers>(wanted_ - 1);
-    own.threads.store(static_cast<int>(own.workers->threads.size()) + 1, std::memory_order_release);
+    own.workers = std::make_unique<Workers>(most_ - 1);
+    most_ = static_cast<int>(own.workers->threads.size()) + 1;
+    own.threads.store(most_, std::memory_order_release);
   }
   return own.threads.load(std::memory_order_relaxed);
 }

@@ -26,7 +26,8 @@ inline constexpr int kMaxThreads = 1024;
 class ThreadPool {
  public:
   // `threads`: 1 to kMaxThreads; throws DeviceError for other numbers. Where the system gives fewer
-  // (limits on a user's or a container's processes, or no memory for a stack) the pool has those.
+  // (limits on a user's or a container's processes, or no memory for a stack) the pool has those. A
+  // child has no more than its parent.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -102,7 +103,9 @@ class ThreadPool {
   int start(Own& own) const;
   void run(const Loop& loop);
 
-  const int wanted_;
+  // At most; no more than there were at the last start, so that a loop of a child that was forked
+  // inside a call, in a signal handler, finds the memory that the call has laid out.
+  mutable std::atomic<int> most_;
   PerProcess<Own> own_;
 };
 

@@ -74,7 +74,7 @@ def test_a_pool_has_the_threads_that_the_system_gives(stacks: float | None, thre
 
 @needs_proc
 def test_an_engine_runs_on_the_threads_that_the_system_gives(hugging) -> None:
-    """It says so, and gives the same bits. In a child the system may give others."""
+    """It says so, and gives the same bits. A child has no more, though it could."""
     path = hugging.write()
     found = run_python(
         f"""{FEW}
@@ -93,7 +93,7 @@ def test_an_engine_runs_on_the_threads_that_the_system_gives(hugging) -> None:
     spare(None)
     if os.fork() == 0:
         assert engine.run(ids)["sequence_output"].tobytes() == expected
-        assert engine.threads == 5
+        assert engine.threads == 3
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     assert engine.threads == 3
@@ -123,6 +123,31 @@ def test_threads_that_a_user_may_not_have(hugging) -> None:
     print(pool.threads, pool.threads_at_once(4, 60))
     """
     assert run_python(script).split() == ["4", "4"]
+
+
+def test_predict_without_a_thread_for_the_tokenizer(hugging) -> None:
+    """The tokenizers library panics where the system gives it none."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to become a user that has no process yet")
+    path = hugging.write(pooling=hugging.pooling, modules=hugging.modules("Transformer", "Pooling"))
+    script = """
+    import os, resource, sys
+    from bertrt import Engine
+    texts = ["the boat", "the sea"] * 50
+    engine = Engine.load(sys.argv[1], threads=4)
+    os.setuid(54321)
+    limit = len(os.listdir("/proc/self/task"))
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+    null = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    found = engine.predict(texts)
+    os.dup2(null, 2)
+    bits = [result.vector.tobytes() for result in found]
+    assert bits == [result.vector.tobytes() for result in engine.predict(texts)]
+    assert bits[:2] == [engine.predict(text).vector.tobytes() for text in texts[:2]]
+    print(len(found), engine.threads)
+    """
+    assert run_python(script, path).split() == ["100", "4"]
 
 
 @pytest.mark.parametrize("threads", [0, -1, _native.MAX_THREADS + 1])
@@ -185,7 +210,7 @@ def test_a_grandchild_has_threads_of_its_own() -> None:
 # --- signals, and the end ---------------------------------------------------------------------
 
 
-def test_an_interrupt_ends_a_run_between_its_parts(hugging) -> None:
+def test_an_interrupt_ends_a_run(hugging) -> None:
     """A long run is left at once, not when all is computed."""
     path = hugging.write()
     os.environ["BERTRT_TRACE"] = "1"
@@ -203,7 +228,7 @@ def test_an_interrupt_ends_a_run_between_its_parts(hugging) -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for seqs in (1 << k for k in range(14, 20)):
+        for seqs in (1 << k for k in range(14, 21)):
             ids = np.full((seqs, 16), 7, np.int32)
             ends = np.arange(seqs + 1, dtype=np.int32) * 16
             done = operations()
@@ -217,11 +242,10 @@ def test_an_interrupt_ends_a_run_between_its_parts(hugging) -> None:
                 pass
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            parts = (operations() - done) / part
-            assert parts == int(parts) > 0
-            if parts < seqs // 128:
+            share = (operations() - done) / part / (seqs / 128)
+            if 0 < share < 1:
                 break
-        assert parts < seqs // 128
+        assert 0 < share < 1
         assert engine.run(ids[:3])["sequence_output"].shape == (3, 16, 24)
     finally:
         signal.signal(signal.SIGALRM, before)

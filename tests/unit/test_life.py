@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -352,6 +354,16 @@ def test_a_timeout_that_is_none(tiny, timeout: Any) -> None:
         engine.close(timeout)
     assert engine.predict("a").vector[1] == 3
     engine.close(np.float32(1))
+
+
+def test_threads_that_load_run_share_close_and_pickle() -> None:
+    """For a few seconds; under ThreadSanitizer for longer."""
+    script = Path(__file__).parents[1] / "concurrency.py"
+    done = subprocess.run(
+        [sys.executable, script, "5"], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "run_shared" in done.stdout
 
 
 # --- forks ------------------------------------------------------------------------------------
