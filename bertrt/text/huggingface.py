@@ -60,7 +60,7 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
         data = read_bytes(path, LARGEST_VOCABULARY)
         if not exact_scores:
             check_json(data)
-            if data.count(b"[") > _FEW and len(data) > _SMALL or _has_long_text(data):
+            if (data.count(b"[") > _FEW and len(data) > _SMALL) or _has_long_text(data):
                 check_pieces(parse_json(data, distinct=True)["model"].get("vocab"), path)
             return _RustTokenizer.from_str(data.decode("utf-8"))
         content = parse_json(data)
