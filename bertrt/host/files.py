@@ -28,6 +28,7 @@ __all__ = [
     "read_json",
     "read_object",
     "read_text",
+    "without_escapes",
 ]
 
 _MOST_AXES = 32  # numpy's own limit before 2.0
@@ -59,7 +60,6 @@ _DEEPEST = 100
 _MOST_DIGITS = 300
 _LARGEST_JSON = 16 << 20
 _SURROGATE = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
-_BESIDE = bytes(set(range(256)) - set(b'[]{},"'))
 _DIGITS = bytes(ord("0") if byte in b"0123456789" else ord(".") for byte in range(256))
 _STRIDE = 8
 _RUN = b"0" * ((_MOST_DIGITS - _STRIDE) // _STRIDE)
@@ -111,30 +111,49 @@ def read_text(path: Path, limit: int) -> str:
 def check_json(data: bytes) -> None:
     """Refuse, with a ValueError that says why, JSON that would be far larger in memory than in its
     file: more than a list for every 8 bytes or an object for every 16 (the first 131,072 of each
-    are free), more than 4,194,304 values, or lists and objects that are nested more than 100 deep.
-    Nothing is made of it; what is not JSON may pass."""
-    if data.count(b"[") + data.count(b"{") <= _DEEPEST and data.count(b",") <= _MOST_VALUES:
+    are free), or more than 4,194,304 values. Nothing is made of it; what is not JSON may pass."""
+    most = {
+        b"[": _FEW_CONTAINERS + len(data) // _BYTES_A_LIST,
+        b"{": _FEW_CONTAINERS + len(data) // _BYTES_AN_OBJECT,
+        b",": _MOST_VALUES,
+    }
+    if all(data.count(sign) <= limit for sign, limit in most.items()):  # those of texts too
         return
-    bare = data
-    if b"\\" in bare:  # escaped quotes end no string
-        bare = bare.replace(b"\\\\", b"").replace(b'\\"', b"")
-    signs = np.frombuffer(bare.translate(None, _BESIDE), np.uint8)
-    signs = signs[~np.logical_xor.accumulate(signs == ord('"'))]
-    for sign, name, share in (("[", "lists", _BYTES_A_LIST), ("{", "objects", _BYTES_AN_OBJECT)):
-        most = _FEW_CONTAINERS + len(data) // share
-        if (found := np.count_nonzero(signs == ord(sign))) > most:
+    signs = _signs(data, b"[{,")
+    for sign, name in ((b"[", "lists"), (b"{", "objects"), (b",", "values")):
+        if (found := np.count_nonzero(signs == ord(sign))) > most[sign]:
             raise ValueError(
-                f"has {found} {name} in {len(data)} bytes, and at most {most} are read"
+                f"has {found} {name} in {len(data)} bytes, and at most {most[sign]} are read"
             )
-    if (found := np.count_nonzero(signs == ord(","))) > _MOST_VALUES:
-        raise ValueError(f"has {found} values or more, and at most {_MOST_VALUES} are read")
+
+
+def _check_depth(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") <= _DEEPEST:
+        return
     steps = np.zeros(256, np.int8)
     steps[list(b"[{")], steps[list(b"]}")] = 1, -1
-    depth = np.cumsum(steps[signs], dtype=np.int32).max(initial=0)
+    depth = np.cumsum(steps[_signs(data, b"[]{}")], dtype=np.int32).max(initial=0)
     if depth > _DEEPEST:
         raise ValueError(
             f"is nested too deeply: {depth} lists and objects, and at most {_DEEPEST} are read"
         )
+
+
+def _signs(data: bytes, wanted: bytes) -> np.ndarray:
+    """These signs of JSON, in order, without those in texts."""
+    kept = without_escapes(data).translate(None, bytes(set(range(256)) - set(wanted + b'"')))
+    # A text with nothing in it that counts goes, and leaves what is within others where it is.
+    signs = np.frombuffer(kept.replace(b'""', b""), np.uint8)
+    quotes = signs == ord('"')
+    return signs[((np.cumsum(quotes, dtype=np.uint8) & 1) == 0) & ~quotes]
+
+
+def without_escapes(data: bytes) -> bytes:
+    """JSON without the quotes and the backslashes that stand in texts: a quote begins or ends
+    one."""
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return data
 
 
 def parse_json(data: bytes, *, distinct: bool = False) -> Any:
@@ -142,10 +161,12 @@ def parse_json(data: bytes, *, distinct: bool = False) -> Any:
     everybody who reads these files, unless they are to be `distinct`.
 
     Raises UnicodeDecodeError and json.JSONDecodeError for what is neither, and plain ValueError,
-    whose message goes on from the file's name, where it is any of what `check_json` refuses or has
-    a whole number of more than 300 digits, or a name twice where that is refused.
+    whose message goes on from the file's name, where it is what `check_json` refuses, is nested
+    more than 100 deep, has a whole number of more than 300 digits, or a name twice where that is
+    refused.
     """
     check_json(data)
+    _check_depth(data)
     text = data.decode("utf-8")
     hooks: dict[str, Any] = {"object_pairs_hook": _distinct} if distinct else {}
     # Every eighth byte: as many digits show there as a run, whatever else does. Only then does

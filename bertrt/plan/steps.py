@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -53,7 +54,7 @@ def output_kind(name: str) -> str | None:
     """What an output is: its name, without the number of a layer; None for a name that no output
     has."""
     kind, _, number = name.rpartition("_")
-    if kind in _OF_LAYERS and number.isascii() and number.isdigit():
+    if kind in _OF_LAYERS and re.fullmatch(r"[0-9]{1,9}", number):
         return kind
     return name if name in OUTPUT_ROWS and name not in _OF_LAYERS else None
 

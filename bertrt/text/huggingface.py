@@ -19,18 +19,32 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as _RustTokenizer
 
 from bertrt.errors import BertrtError, ModelFormatError
-from bertrt.host.files import LARGEST_VOCABULARY, check_json, parse_json, read_bytes
+from bertrt.host.files import (
+    LARGEST_VOCABULARY,
+    check_json,
+    parse_json,
+    read_bytes,
+    without_escapes,
+)
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
 from bertrt.text.threads import with_or_without_threads
 
 __all__ = [
     "HuggingFaceTokenizer",
     "Rules",
+    "check_pieces",
     "read_tokenizer",
     "refusing",
     "without_vocabulary",
 ]
 
+# Pieces of Unigram models have 16 characters and fewer, those that users add more; a million of
+# them have some eight million.
+_LONGEST_PIECE = 1000
+_MOST_CHARACTERS = 16 << 20
+# A file that may be read without a look at its pieces: with so few lists, or so small.
+_FEW = 1000
+_SMALL = 4 << 20
 # The mask's names that a tokenizer.json without further word is searched for: BERT's and RoBERTa's.
 _MASKS = ("[MASK]", "<mask>")
 
@@ -47,9 +61,12 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
         data = read_bytes(path, LARGEST_VOCABULARY)
         if not exact_scores:
             check_json(data)
+            if (data.count(b"[") > _FEW and len(data) > _SMALL) or _has_long_text(data):
+                check_pieces(parse_json(data, distinct=True)["model"].get("vocab"), path)
             return _RustTokenizer.from_str(data.decode("utf-8"))
         content = parse_json(data)
         model = content["model"]
+        check_pieces(model["vocab"], path)
         tokenizer = without_vocabulary(content)
         tokenizer.model = models.Unigram(
             [(piece, score) for piece, score in model["vocab"]],
@@ -63,6 +80,38 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
             ]
         )
     return tokenizer
+
+
+def check_pieces(pieces: Any, path: Path) -> None:
+    """Refuse, with a ModelFormatError, pieces of a Unigram model that the library has no memory
+    for: it makes a tree of their bytes, with a branch of 350 bytes for each, and takes it down one
+    call within the other. Pieces of other models, which are no list, may be of any length."""
+    if not isinstance(pieces, Sequence):
+        return
+    total = 0
+    for piece in pieces:
+        text = piece[0] if isinstance(piece, list | tuple) and piece else piece
+        if isinstance(text, str):
+            if len(text) > _LONGEST_PIECE:
+                raise ModelFormatError(
+                    f"{path}: the piece {text[:20]!r}... has {len(text)} characters; at most "
+                    f"{_LONGEST_PIECE} are read"
+                )
+            total += len(text)
+    if total > _MOST_CHARACTERS:
+        raise ModelFormatError(
+            f"{path}: the pieces have {total} characters; at most {_MOST_CHARACTERS} are read"
+        )
+
+
+def _has_long_text(data: bytes) -> bool:
+    bare = without_escapes(data)
+    at = 0
+    while at + _LONGEST_PIECE < len(bare):
+        at = bare.rfind(b'"', at, at + _LONGEST_PIECE) + 1
+        if not at:
+            return True
+    return False
 
 
 def without_vocabulary(content: Mapping[str, Any]) -> _RustTokenizer:

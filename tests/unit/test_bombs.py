@@ -49,8 +49,8 @@ read = lambda path: read_examples(path, "SST")
 """,
 }
 # The bound of docs/limits.md: so many times the file, and so many megabytes beside.
-BOUNDS = {"onnx": (4, 256), "symbol": (48, 128), "torch": (2, 128), "golden": (3, 64)}
-USUAL = (48, 64)
+BOUNDS = {"onnx": (4, 256), "torch": (2, 128), "golden": (3, 64)}
+USUAL = (32, 128)
 
 PROGRAM = """
 import re, resource, sys
@@ -123,6 +123,11 @@ def widened(extent: int, times: int):
 
 def ranks(count: int):
     return [("expand_dims", {"axis": "0"}, [2 + i]) for i in range(count)]
+
+
+def unigram(pieces: list[str]) -> bytes:
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [[piece, -1.0] for piece in pieces]}
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode()
 
 
 def varint(value: int) -> bytes:
@@ -218,18 +223,24 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes] | bytes, str]] = {
     "golden, header": ("golden", golden(npy("(" * 60_000)), "is not readable"),
     "golden, parentheses": ("golden", golden(npy("(" * 900)), "is not readable"),
     "vocabulary, digits": (
-        "vocabulary", b'{"token_to_idx": {"a": ' + DIGITS + b"}}", "number 999999999999... of 5000"),
+        "vocabulary", b'{"token_to_idx": {"a": ' + DIGITS + b"}}", "number 999999999999..."),
     "vocabulary, a million digits": (
         "vocabulary", b'{"token_to_idx": {"a": ' + b"7" * 1_000_000 + b"}}", "of 1000000 digits"),
     "vocabulary, deep": ("vocabulary", DEEP, "nested too deeply: 100000"),
     "vocabulary, lists": ("vocabulary", LISTS, "lists in"),
     "vocabulary, values": (
-        "vocabulary", lambda: b'{"a": [' + b"0," * (20 * MEGABYTE) + b"0]}", "values or more"),
+        "vocabulary", lambda: b'{"a": [' + b"0," * (20 * MEGABYTE) + b"0]}", " values in "),
     "merges": ("merges", lambda: b"v\n" + b"\n" * (15 * MEGABYTE), "line 2: expected"),
     "tokenizer, lists": ("tokenizer", LISTS, "lists in"),
-    "tokenizer, deep": ("tokenizer", DEEP, "nested too deeply"),
+    "tokenizer, deep": ("tokenizer", DEEP, "not a tokenizer"),
     "tokenizer, shallow enough": (
         "tokenizer", b'{"model":' + b"[" * 90 + b"]" * 90 + b"}", "not a tokenizer"),
+    "tokenizer, a long piece": (
+        "tokenizer", lambda: unigram(["a", "b" * 300_000]), "has 300000 characters; at most 1000"),
+    "tokenizer, a long piece in quotes": (
+        "tokenizer", lambda: unigram(["a", 'b"' * 150_000]), "has 300000 characters; at most 1000"),
+    "tokenizer, long pieces": (
+        "tokenizer", lambda: unigram([f"{i:0900}" for i in range(20_000)]), "pieces have 18000000"),
     "sentencepiece": (
         "sentencepiece", lambda: b"\x0a\0" * (10 * MEGABYTE), "more than 2097152 pieces"),
     "json, lists": ("json", LISTS, "lists in"),
@@ -272,11 +283,14 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes] | bytes, str]] = {
         "is compressed or encrypted"),
     "torch, entries": (
         "torch", lambda: zip_of({f"x/data/{i}": b"" for i in range(30_000)}), "0 entries data"),
-    "onnx, nodes": ("onnx", lambda: field(7, b"\x0a\0" * (20 * MEGABYTE)), "more than 1048576"),
+    "onnx, nodes": ("onnx", lambda: field(7, b"\x0a\0" * (20 * MEGABYTE)), "more than 524288"),
     "onnx, attributes": (
-        "onnx", lambda: field(7, field(1, b"\x2a\0" * (20 * MEGABYTE))), "more than 1048576"),
+        "onnx", lambda: field(7, field(1, b"\x2a\0" * (20 * MEGABYTE))), "more than 524288"),
     "onnx, nodes and a broken end": (
         "onnx", lambda: field(7, b"\x0a\0" * (20 * MEGABYTE)) + b"\xff", "not an ONNX file"),
+    "onnx, all that is read": (
+        "onnx", lambda: field(7, field(12, b"") + field(1, b"\x0a\1a\x12\1b") * 500_000),
+        "has 500000 nodes, and at most 65536"),
     "onnx, fields": (
         "onnx", lambda: field(7, b"\x50\1" * (5 * MEGABYTE)), "4194304 fields"),
     "onnx, shape": ("onnx", graph("ConstantOfShape", {"s": [1 << 40]}), "elements are taken"),

@@ -227,7 +227,9 @@ def test_refused_json_lines(write, line, message) -> None:
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "9" * 400])
 def test_refused_numbers_of_json(write, value) -> None:
     path = write("a.jsonl", '{"t": "a", "l": ' + value + "}\n")
-    with pytest.raises(InvalidInputError, match=r"line 1: (the label .* is not a finite|has the) number"):
+    with pytest.raises(
+        InvalidInputError, match=r"line 1: (the label .* is not a finite|has the) number"
+    ):
         read_examples(path, "regression", columns=["t", "l"])
 
 

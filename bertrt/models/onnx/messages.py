@@ -13,7 +13,7 @@ from bertrt.errors import ModelFormatError
 __all__ = ["check_messages"]
 
 # A model of 24 layers has some 20,000 messages in some 100,000 fields.
-_MOST_MESSAGES = 1 << 20
+_MOST_MESSAGES = 1 << 19
 _MOST_FIELDS = 4 << 20
 
 _Fields = dict[int, Any]
@@ -47,7 +47,7 @@ _MODEL: _Fields = {
 
 
 def check_messages(data: bytes, where: str) -> None:
-    """Refuse, with a ModelFormatError, a file of more than 1,048,576 messages or 4,194,304 fields,
+    """Refuse, with a ModelFormatError, a file of more than 524,288 messages or 4,194,304 fields,
     and one that is no protocol buffer or breaks off, of which the count would not be known."""
     pending: list[tuple[int, int, _Fields]] = [(0, len(data), _MODEL)]
     messages = fields = 0

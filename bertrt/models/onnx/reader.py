@@ -47,6 +47,8 @@ _OTHER_SIZES = {"num_masked": 4}
 # A float constant of a Constant node is a number of the graph's arithmetic up to this many
 # elements, a weight beyond.
 _FEW = 16
+# Exporters make of 24 layers up to ten thousand.
+_MOST_NODES = 1 << 16
 # Constants are computed up to this many elements.
 _MOST = 1 << 16
 _COMMUTATIVE = ("Add", "Mul")
@@ -122,6 +124,10 @@ class _Reader:
         source = model.graph
         if not source.node or not source.output:
             raise ModelFormatError(f"{path}: not an ONNX model: it has no nodes or no outputs")
+        if len(source.node) > _MOST_NODES:
+            raise ModelFormatError(
+                f"{path} has {len(source.node)} nodes, and at most {_MOST_NODES} are read"
+            )
         self.tensors.check_text("the model", *(o.domain for o in model.opset_import))
         versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
         if len(versions) != 1 or versions[0] not in _OPSETS:

@@ -332,7 +332,7 @@ def _decoder(path: Path, found: Any) -> dict[int, AddedToken]:
         )
     listed = {}
     for index, token in found.items():
-        if not index.isdecimal() or not isinstance(token, dict):
+        if not index.isdecimal() or len(index) > 10 or not isinstance(token, dict):
             raise ModelFormatError(
                 f"{path}: added_tokens_decoder should have an object for each id, "
                 f"found {index!r}: {_short(token)}"

@@ -19,7 +19,7 @@ from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelEr
 from bertrt.host.files import LARGEST_VOCABULARY, check_size
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from bertrt.models.huggingface.tokenizer.settings import Settings
-from bertrt.text.huggingface import refusing, without_vocabulary
+from bertrt.text.huggingface import check_pieces, refusing, without_vocabulary
 
 __all__ = ["Values", "Vocabulary", "read_vocabulary"]
 
@@ -114,6 +114,7 @@ def _of_tokenizer_file(
         raise ModelFormatError(f"{path}: the model's type {said['type']!r} is not known")
     with refusing(f"{path} is not a readable tokenizer"):
         if model is None:
+            check_pieces(said.get("vocab"), path)
             return Vocabulary(path, None, file=Tokenizer.from_str(json.dumps(content)))
         parts = without_vocabulary(content)
         pieces, merges = said.get("vocab"), []
@@ -124,6 +125,7 @@ def _of_tokenizer_file(
                 raise ModelFormatError(
                     f"{path}: {name} needs a Unigram vocabulary, a list of tokens with scores"
                 )
+            check_pieces(pieces, path)
             pieces = [tuple(piece) for piece in pieces]
             return Vocabulary(path, pieces, charsmap=_charsmap(content), file=parts)
         if isinstance(pieces, list):
@@ -171,4 +173,5 @@ def _of_sentencepiece(name: str, path: Path, settings: Settings, values: Values)
         pieces = [
             unused[0], pad, unused[1], unk, ("<unk>NOTUSED", -100.0), *pieces[1:], *first("mask"),
         ]  # fmt: skip
+    check_pieces(pieces, path)
     return Vocabulary(path, pieces, charsmap=found.charsmap)
