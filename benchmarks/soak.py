@@ -231,9 +231,10 @@ class Soak:
         """Whether it held, and the figures that say so."""
 
         def memory(begin: float, end: float) -> float:
-            """The median between two minutes."""
+            """What is resident in the lowest tenth of the seconds between two minutes: without
+            the engines and batches that come and go."""
             found = [s["rss"] for s in samples if begin * 60 <= s["seconds"] < end * 60]
-            return statistics.median(found) if found else 0.0
+            return statistics.quantiles(found, n=10)[0] if len(found) > 1 else 0.0
 
         settled, window = min(5.0, self.minutes / 12), min(10.0, self.minutes / 6)
         early = memory(settled, settled + window)
