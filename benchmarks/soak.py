@@ -95,13 +95,23 @@ class Soak:
         assert len(engine.predict(batch, on_error="return")) == len(batch)
         self.counts["batches"] += 1
 
-    def caller(self, engines: list[Any], large: list[Any], draw: random.Random) -> None:
-        """A batch; the first for each engine is the largest, so that what is needed at most is
-        there from the beginning."""
-        if large:
-            self.answer(large.pop(), [512] * 4, draw)
-        else:
-            self.predict(draw.choice(engines), draw)
+    def fill(self, engine: Any) -> None:
+        """The largest batch in as many threads as there will be, at once: an engine keeps the
+        memory of each call at a time, and what is needed at most is there from the beginning."""
+        together = threading.Barrier(CALLERS + 1)
+
+        def run(seed: int) -> None:
+            together.wait()
+            self.answer(engine, [512] * 4, random.Random(seed))
+
+        threads = [threading.Thread(target=run, args=(seed,)) for seed in range(CALLERS + 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def caller(self, engines: list[Any], draw: random.Random) -> None:
+        self.predict(draw.choice(engines), draw)
 
     def churn(self, draw: random.Random) -> None:
         """Load, pickle, and close under a call."""
@@ -175,12 +185,12 @@ class Soak:
                     self.predict(engine, random.Random(1))
         gc.collect()
         before = sample()
-        self._began, self._used = time.monotonic(), time.process_time()
         engines = [self.load(path, each) for path in self.paths for each in PRECISIONS]
+        for engine in engines:
+            self.fill(engine)
+        self._began, self._used = time.monotonic(), time.process_time()
         threads = [
-            threading.Thread(
-                target=self._loop, args=(self.caller, engines, [*engines], random.Random(seed))
-            )
+            threading.Thread(target=self._loop, args=(self.caller, engines, random.Random(seed)))
             for seed in range(CALLERS)
         ]
         threads.append(threading.Thread(target=self._loop, args=(self.churn, random.Random(9))))
@@ -231,9 +241,10 @@ class Soak:
         """Whether it held, and the figures that say so."""
 
         def memory(begin: float, end: float) -> float:
-            """The median between two minutes."""
+            """What is resident in the lowest tenth of the seconds between two minutes: without
+            the engines and batches that come and go."""
             found = [s["rss"] for s in samples if begin * 60 <= s["seconds"] < end * 60]
-            return statistics.median(found) if found else 0.0
+            return statistics.quantiles(found, n=10)[0] if len(found) > 1 else 0.0
 
         settled, window = min(5.0, self.minutes / 12), min(10.0, self.minutes / 6)
         early = memory(settled, settled + window)

@@ -96,10 +96,10 @@ def writing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     remove_partial(path)
     with naming(path):
-        aside, descriptor = _create(path, _open_new)
-        lock = os.dup(descriptor)
+        aside, lock = _create(path, _open_new)
     try:
-        file = _buffered(descriptor, "wb", path)
+        with naming(path):
+            file = _buffered(os.dup(lock), "wb", path)
         try:
             yield file
             sync(file, path)
@@ -142,7 +142,7 @@ def writing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield aside
         with naming(path):
-            os.fsync(lock)
+            _fsync_directory(lock)
             try:
                 os.rename(aside, path)
             except OSError as error:
@@ -306,12 +306,19 @@ def _sync_directory(directory: Path, path: Path) -> None:
     except OSError:  # a directory that may be written and not read
         return
     try:
-        os.fsync(descriptor)
+        _fsync_directory(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that does this by itself
-            raise WriteError(
-                f"{path} is in its place and whole, but that may be lost if the machine stops "
-                f"now: {error.strerror}"
-            ) from error
+        raise WriteError(
+            f"{path} is in its place and whole, but that may be lost if the machine stops "
+            f"now: {error.strerror}"
+        ) from error
     finally:
         os.close(descriptor)
+
+
+def _fsync_directory(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no need of it
+            raise
