@@ -1,6 +1,10 @@
 // The memory of runs.
 #pragma once
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -23,6 +27,11 @@ class Workspace {
       arena_ = AlignedBuffer();
       arena_ = AlignedBuffer((bytes + kStep - 1) / kStep * kStep);
     }
+#if defined(__SANITIZE_ADDRESS__)
+    // What a run has not asked for is nobody's, though it is there.
+    __asan_unpoison_memory_region(arena_.data(), bytes);
+    __asan_poison_memory_region(static_cast<char*>(arena_.data()) + bytes, arena_.bytes() - bytes);
+#endif
     return arena_.data();
   }
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from bertrt import ModelFormatError, _native
 
+path = Path(__file__).with_name("test_native_engine.py")
+spec = importlib.util.spec_from_file_location(path.stem, path)
+assert spec is not None and spec.loader is not None
+handmade = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(handmade)
 MOST_INPUTS = 65536
 
 
@@ -75,3 +83,10 @@ def test_a_product_over_more_inputs_is_refused(precision):
     np.testing.assert_array_equal(found["sequence_output"], np.full((1, 2), MOST_INPUTS))
     with pytest.raises(ModelFormatError, match=r"'wide' .*product over 65537 inputs, at most"):
         _native.Model(*wide_plan(MOST_INPUTS + 1), precision)
+
+
+def test_a_refusal_has_both_numbers(rng):
+    plan, weights = handmade.make_plan(rng)
+    plan["steps"][2]["heads"] = 2
+    with pytest.raises(ModelFormatError, match="108 columns, expected 72"):
+        _native.Model(plan, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,16 @@ handmade = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(handmade)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads in /proc")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads in /proc"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
 def test_a_forked_child_answers_with_all_its_threads(rng):
     """A child has the thread that forked and no other: with its parent's workers taken for its own,
     it would answer rightly, and alone."""
@@ -29,9 +38,38 @@ def test_a_forked_child_answers_with_all_its_threads(rng):
         try:
             found = engine.run(*batch, handmade.OUTPUTS)
             same = all((found[name] == before[name]).all() for name in handmade.OUTPUTS)
-            os._exit(len(os.listdir("/proc/self/task")) if same else 100)
+            os._exit(threads() if same else 100)
         except BaseException as error:
             print(error, file=sys.stderr)
         os._exit(101)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 3
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_workers_end_with_their_engine_where_they_are(rng, runs):
+    """In the process that has them. A child has none of its parent's to wait for."""
+    others = threads()
+    engine = handmade.new_engine(*handmade.make_plan(rng), threads=3)
+    batch = handmade.batch_of(rng, [30, 20, 10])
+    engine.run(*batch, handmade.OUTPUTS)
+    assert threads() == others + 2
+    child = os.fork()
+    if child == 0:
+        try:
+            if runs:
+                engine.run(*batch, handmade.OUTPUTS)
+            del engine
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    del engine
+    # A thread that has been joined may still be listed for a moment.
+    for _ in range(6000):
+        if threads() == others:
+            break
+        time.sleep(0.01)
+    assert threads() == others

@@ -110,3 +110,22 @@ def test_weights_are_read_once_a_part(rng, threads, lengths, parts):
     engine.run(*handmade.batch_of(rng, lengths), ["sequence_output"])
     read = {name: size for name, _, _, _, size in engine.steps()}
     assert read["layer0.ffn"] == parts * HIDDEN * FFN * 4
+
+
+def test_the_kernel_of_every_step(rng, isa, monkeypatch):
+    monkeypatch.setenv("BERTRT_ISA", isa)
+    plan, weights = handmade.make_plan(rng)
+    kinds = {"fp32": ("gemm_f32.", "attention_f32."), "int8": ("gemm_s8.", "attention_s16.")}
+    for precision, (product, attention) in kinds.items():
+        engine = handmade.new_engine(plan, weights, threads=1, precision=precision)
+        kernels = {name: kernel for name, kernel, *_ in engine.steps()}
+        assert list(kernels) == [step["name"] for step in plan["steps"]]
+        for i in (0, 1):
+            for name in ("qkv", "attention_output", "ffn", "ffn_output"):
+                assert kernels[f"layer{i}.{name}"].startswith(product)
+            assert kernels[f"layer{i}.attention"].startswith(attention)
+        for name in ("pooler", "decoder"):
+            assert kernels[name].startswith("gemm_f32.")
+        assert kernels["embeddings"] == f"embed_f32.{isa}"
+        assert kernels["decoder.norm"] == f"layer_norm_f32.{isa}"
+        assert kernels["first"] == kernels["masked"] == "gather_rows"

@@ -48,7 +48,7 @@ AFTER = [
     *sorted(str(path.relative_to(REPO)) for path in REPO.glob("tests/kernels/test_*.py")),
     *("tests/unit/test_backends.py", "tests/unit/test_engine.py"),
 ]
-# What looks at machine code, at speed, or at memory for seconds.
+# What looks at machine code, at speed, at cores, or at memory for seconds.
 UNFIT = "not spills and not peak and not memory_stays and not woken"
 
 # Files, the instruction set that runs them, and the tests that know them. The first match counts.
@@ -281,6 +281,9 @@ class Tree:
                 os.environ |= {"BERTRT_MUTANT": str(number), "BERTRT_ISA": isa}
                 sys.path.insert(0, str(self.root))
                 os.chdir(self.root)
+                import bertrt
+
+                assert Path(bertrt.__file__).is_relative_to(self.root), bertrt.__file__
                 options = ["-x", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-k", UNFIT]
                 code = pytest.main([*options, *tests])
                 sys.stdout.flush()
