@@ -34,7 +34,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 # An input may take so many seconds of computing, and, asleep, so many.
 BUSY, ASLEEP = 20.0, 120.0
-# Resident memory that an input may take beyond what the process has, in MiB, and for each byte of it.
+# Resident memory that an input may take beyond what the process has: MiB, and for each of its bytes.
 MEMORY, TIMES = 128, 64
 # A process takes as many seconds of inputs, then another does.
 TURN = 60.0
@@ -123,7 +123,10 @@ def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progr
             risen = memory.risen()
             # Its first input makes a process import and load what the others need.
             if fault is None and risen > (MEMORY << 20) + TIMES * size and number > begin:
-                outcome, fault = "finding", f"memory: {risen >> 20} MiB for an input of {size} bytes"
+                outcome, fault = (
+                    "finding",
+                    f"memory: {risen >> 20} MiB for an input of {size} bytes",
+                )
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
             number += 1
             now = time.monotonic()
@@ -142,7 +145,7 @@ def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progr
 
 
 def keep(name: str, number: int, place: Path) -> None:
-    """Write down an input: the file, named as the corpus has it, or what the arguments look like."""
+    """Write down an input: the file, named as in the corpus, or what the arguments look like."""
     from targets import TARGETS
 
     case = TARGETS[name].case(number)
@@ -182,7 +185,14 @@ class Campaign:
         (out / "findings").mkdir(parents=True, exist_ok=True)
         self.rows = read_rows(out)
         for name in names:
-            blank = {"inputs": 0, "ended": [], "seconds": 0.0, "mib": 0, "outcomes": {}, "findings": {}}
+            blank = {
+                "inputs": 0,
+                "ended": [],
+                "seconds": 0.0,
+                "mib": 0,
+                "outcomes": {},
+                "findings": {},
+            }
             self.rows.setdefault(name, {"target": name, **blank})
 
     def next(self, jobs: int) -> tuple[str, float] | None:
@@ -269,7 +279,7 @@ def _crash(status: int, told: str) -> str:
     lines = told.splitlines()
     telling = next((s for s in lines if "SUMMARY: " in s or "runtime error: " in s), "")
     if not telling:
-        telling = next((s.strip() for s in lines if '/bertrt/' in s), "")
+        telling = next((s.strip() for s in lines if "/bertrt/" in s), "")
     return f"{name} {telling}\n{told[-12000:]}"
 
 

@@ -1,8 +1,8 @@
 """What is fuzzed: formats, each through the face that a user reads it by, and arguments.
 
-An input is made by a random generator that its target and its number seed, so that a number is enough
-to make it again. `Target.make` makes it, `Target.run` hands it in: what comes out is an answer, twice
-the same bits of it, or a `BertrtError`; anything else is a finding.
+An input is made by a random generator that its target and its number seed, so that a number is
+enough to make it again. `Target.make` makes it, `Target.run` hands it in: what comes out is an
+answer, twice the same bits of it, or a `BertrtError`; anything else is a finding.
 """
 
 from __future__ import annotations
@@ -189,6 +189,11 @@ def resealed(manifest: bytes, file: str, content: bytes) -> bytes:
 def tensors(file: str) -> Callable[[Path], None]:
     """Read a file of torch.save."""
     return lambda home: read_torch(home / file) and None
+
+
+def read_plain(home: Path) -> None:
+    """Read texts without labels."""
+    read_texts(home / "texts.txt", "embedding")
 
 
 def data_file(file: str, task: str, columns: list[str] | None = None) -> Source:
@@ -394,7 +399,10 @@ with warnings.catch_warnings():
                 data_file("squad.json", "question-answering"),
                 data_file("words.conll", "tagging"),
                 Source(
-                    "data", "texts.txt", mutate_lines, lambda home: read_texts(home / "texts.txt", "")
+                    "data",
+                    "texts.txt",
+                    mutate_lines,
+                    lambda home: read_texts(home / "texts.txt", ""),
                 ),
             ),
             PlanTarget("plan", 2),

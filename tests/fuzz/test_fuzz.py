@@ -1,4 +1,4 @@
-"""What fuzzing found stays mended, the seeds are whole, and the fuzzer sees what it is there to see."""
+"""What fuzzing found stays mended, the seeds are whole, and the fuzzer sees what it should."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ sys.path.insert(0, str(HERE))
 import fuzz  # noqa: E402
 import targets  # noqa: E402
 from targets import CORPUS, TARGETS, Case, Target  # noqa: E402
-
 
 FOUND = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 FILES = [target for target in TARGETS.values() if isinstance(target, targets.FileTarget)]
@@ -92,7 +91,7 @@ sys.exit(fuzz.main())
 
 
 def test_the_fuzzer_sees_faults(tmp_path: Path) -> None:
-    """An exception of another kind, a crash, an endless loop, a deadlock, memory and an answer that
+    """An exception of another kind, a crash, an endless loop, a sleep, memory and an answer that
     changes: each is found, at its number, and the inputs behind it are not lost. A run that was
     ended goes on."""
     script, out = tmp_path / "faulty.py", tmp_path / "out"
