@@ -34,7 +34,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 # An input may take so many seconds of computing, and, asleep, so many.
 BUSY, ASLEEP = 20.0, 120.0
-# Resident memory that an input may take beyond what the process has: MiB, and for each of its bytes.
+# Resident memory that an input may take beyond what the process has: MiB, and for each byte.
 MEMORY, TIMES = 128, 64
 # A process takes as many seconds of inputs, then another does.
 TURN = 60.0
@@ -83,8 +83,8 @@ def attempt(target: Any, case: Any, directory: Path) -> tuple[str, str | None]:
 
 
 def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progress: Path) -> None:
-    """Inputs from one number to another but those of `skip`, as many as the time allows; says on stdout what
-    became of them."""
+    """Inputs from one number to another but those of `skip`, as many as the time allows; says on
+    stdout what became of them."""
     warnings.simplefilter("ignore")
     from targets import TARGETS
 

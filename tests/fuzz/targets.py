@@ -53,7 +53,8 @@ class Case(NamedTuple):
 
 
 class Target(ABC):
-    """One row of the table in docs/security.md. `share`: of the inputs of a run, so many parts."""
+    """One row of the table in docs/security.md. `share`: of the inputs of a run, so many parts: about
+    in proportion to how many a second can take."""
 
     def __init__(self, name: str, share: float) -> None:
         self.name = name
@@ -313,7 +314,7 @@ with warnings.catch_warnings():
         for target in (
             FileTarget(
                 "bundle",
-                1,
+                100,
                 *(
                     Source(seed, file, mutate)
                     for seed, weights in (
@@ -333,15 +334,15 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "safetensors",
-                1,
+                300,
                 Source("huggingface", "model.safetensors", mutate_safetensors),
                 Source("sentence", "Dense/model.safetensors", mutate_safetensors),
             ),
-            FileTarget("params", 0.5, Source("symbol", "model-0000.params", mutate_params)),
-            FileTarget("symbol", 0.5, Source("symbol", "model-symbol.json", mutate_json)),
+            FileTarget("params", 40, Source("symbol", "model-0000.params", mutate_params)),
+            FileTarget("symbol", 30, Source("symbol", "model-symbol.json", mutate_json)),
             FileTarget(
                 "onnx",
-                0.5,
+                8,
                 *(
                     Source("onnx", path.name, mutate_wire)
                     for path in sorted((SEEDS / "onnx").glob("*.onnx"))
@@ -349,7 +350,7 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "torch",
-                1,
+                300,
                 Source("torch", "pytorch_model.bin", mutate_zip),
                 *(
                     Source("torch_files", path.name, mutate_zip, tensors(path.name))
@@ -358,13 +359,13 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "tokenizer.json",
-                1,
+                100,
                 Source("tagger", "tokenizer.json", mutate_json),
                 Source("bundle", "tokenizer.json", mutate_json),
             ),
             FileTarget(
                 "vocabularies",
-                1,
+                100,
                 Source("huggingface", "vocab.txt", mutate_lines),
                 Source("roberta", "vocab.json", mutate_json),
                 Source("roberta", "merges.txt", mutate_lines),
@@ -373,7 +374,7 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "config.json",
-                1,
+                250,
                 *(Source(seed, "config.json", mutate_json) for seed in ("huggingface", "torch")),
                 *(Source(seed, "config.json", mutate_json) for seed in ("tagger", "roberta")),
                 Source("tagger", "tokenizer_config.json", mutate_json),
@@ -392,7 +393,7 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "data",
-                1,
+                1000,
                 data_file("pairs.tsv", "MRPC"),
                 data_file("scores.csv", "STS-B"),
                 data_file("rows.jsonl", "classification", ["text", "label"]),
@@ -405,10 +406,10 @@ with warnings.catch_warnings():
                     lambda home: read_texts(home / "texts.txt", ""),
                 ),
             ),
-            PlanTarget("plan", 2),
-            CallTarget("Engine.run", 2, BERT, draw_batch),
-            CallTarget("packed batches", 2, BERT, draw_packed),
-            CallTarget("texts", 1, TEXTS, draw_call),
-            CallTarget("settings", 0.5, TEXTS, draw_load),
+            PlanTarget("plan", 1000),
+            CallTarget("Engine.run", 2000, BERT, draw_batch),
+            CallTarget("packed batches", 2200, BERT, draw_packed),
+            CallTarget("texts", 2400, TEXTS, draw_call),
+            CallTarget("settings", 170, TEXTS, draw_load),
         )
     }
