@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from bertrt import BertrtError, ModelFormatError, _native
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -48,6 +51,23 @@ def test_a_few_inputs(target: Target, tmp_path: Path) -> None:
         assert fault is None, (number, fault)
         outcomes.add(outcome)
     assert "answered" in outcomes and len(outcomes) > 1
+
+
+@pytest.mark.parametrize("value", [5, "a", [["a", "b"]], None])
+@pytest.mark.parametrize("name", ["architecture", "outputs"])
+def test_a_plan_whose_tables_are_none(name: str, value: object) -> None:
+    """The extension by itself refuses what is no dictionary, and makes none of pairs."""
+    plan = targets.open_plan("bundle")
+    with pytest.raises(ModelFormatError, match=f"'{name}' of the plan is no table"):
+        _native.Model(plan.to_engine() | {name: value}, targets.arrays_of(plan), "fp32", 1)
+
+
+@pytest.mark.parametrize("ends", [[0, 2**31 - 1, -(2**31), 5], [-(2**31), 5, 5, 5]])
+def test_ends_that_run_backwards(ends: list[int]) -> None:
+    """A batch is measured before it is checked; under a sanitizer this ended the process."""
+    ids = np.ones(5, np.int32)
+    with pytest.raises(BertrtError):
+        targets.native_engine("bundle").run(ids, ids * 0, np.array(ends, np.int32), None, ["x"])
 
 
 # --- the fuzzer itself -----------------------------------------------------------------------
