@@ -67,7 +67,9 @@ def test_ends_that_run_backwards(ends: list[int]) -> None:
     """A batch is measured before it is checked; under a sanitizer this ended the process."""
     ids = np.ones(5, np.int32)
     with pytest.raises(BertrtError):
-        targets.native_engine("bundle").run(ids, ids * 0, np.array(ends, np.int32), None, ["x"])
+        targets.native_engine("bundle").run(
+            ids, ids * 0, np.array(ends, np.int32), None, ["logits"]
+        )
 
 
 # --- the fuzzer itself -----------------------------------------------------------------------
