@@ -17,8 +17,8 @@ class Model:
     """A plan with its weights packed for this CPU.
 
     `precision` is that of the encoder's steps that state none themselves. What stands in `weights`
-    in the place of arrays, with their dtype and shape, is given to `fetch` when it is needed. Raises
-    ModelFormatError, DeviceError and OutOfMemoryError."""
+    in the place of arrays, with their dtype and shape, is given to `fetch` when it is needed.
+    Raises ModelFormatError, DeviceError and OutOfMemoryError."""
 
     def __init__(
         self,

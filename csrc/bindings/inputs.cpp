@@ -206,6 +206,18 @@ plan::Step step(const py::dict& dict, const Source& source) {
   return step;
 }
 
+// A table: pybind11's cast would make one of a list of pairs, and say what it cannot in words of
+// Python's.
+template <>
+py::dict field<py::dict>(const py::dict& dict, const char* name, const std::string& where) {
+  const py::object object =
+      dict.contains(name) ? py::object(dict[name]) : py::reinterpret_borrow<py::object>(Py_None);
+  if (!py::isinstance<py::dict>(object)) {
+    throw PlanError("plan: field '" + std::string(name) + "' of " + where + " is no table");
+  }
+  return py::reinterpret_borrow<py::dict>(object);
+}
+
 PackedBatch read_batch(const BatchArrays& arrays) {
   const auto& [token_ids, token_types, cu_seqlens, masked_positions, attended] = arrays;
   PackedBatch batch;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -135,10 +136,8 @@ def _numbers(random: Random, shape: tuple[int, ...], below: int) -> Any:
         for _ in range(random.choice((1, 1, 3))):
             values.flat[random.randrange(values.size)] = random.choice(_STRANGE)
         if random.random() < 0.6:
-            try:
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
                 values = np.array(values.tolist())
-            except (ValueError, TypeError, OverflowError):
-                pass
     if random.random() < 0.4:
         values = _cast(random, values)
     return _laid_out(random, values) if random.random() < 0.5 else values
@@ -221,7 +220,19 @@ def draw_packed(random: Random) -> tuple[Any, ...]:
 _PIECES = (
     *("the", " ", "boat", "boats", "sea", "[MASK]", "[SEP]", "[CLS]", "[PAD]", "<mask>", "<s>"),
     *("\0", "\ud800", "\udfff", "é", "e\u0301", "\u2028", "\u200b", "\ufeff", "\U0001f468\u200d"),
-    *("\u0130", "ß", "\u1e9e", "\ufb01", "中文", "한국", "नमस्ते", "\u0e33", "\x85", "\x1f", "\u3000"),
+    *(
+        "\u0130",
+        "ß",
+        "\u1e9e",
+        "\ufb01",
+        "中文",
+        "한국",
+        "नमस्ते",
+        "\u0e33",
+        "\x85",
+        "\x1f",
+        "\u3000",
+    ),
     *("\u202e", "\U0010ffff", "\ue000", "\ufdfa", "\uffff", "##s", "x" * 200, "a\u0300" * 60, "\n"),
     *("1e999", "'", '"', "\\", "{}", "%s", "\t", "\r", "."),
 )

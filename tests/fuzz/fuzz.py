@@ -34,7 +34,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 # An input may take so many seconds of computing, and, asleep, so many.
 BUSY, ASLEEP = 20.0, 120.0
-# Resident memory that an input may take beyond what the process has, in MiB, and for each byte of it.
+# Resident memory that an input may take beyond what the process has: MiB, and for each byte.
 MEMORY, TIMES = 128, 64
 # A process takes as many seconds of inputs, then another does.
 TURN = 60.0
@@ -82,9 +82,9 @@ def attempt(target: Any, case: Any, directory: Path) -> tuple[str, str | None]:
         return "finding", f"{kind} at {where}\n{text[-6000:]}"
 
 
-def work(name: str, begin: int, end: int, seconds: float, progress: Path) -> None:
-    """Inputs from one number to another, as many as the time allows; says on stdout what became of
-    them."""
+def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progress: Path) -> None:
+    """Inputs from one number to another but those of `skip`, as many as the time allows; says on
+    stdout what became of them."""
     warnings.simplefilter("ignore")
     from targets import TARGETS
 
@@ -108,6 +108,9 @@ def work(name: str, begin: int, end: int, seconds: float, progress: Path) -> Non
     number = begin
     try:
         while number < end:
+            if number in skip:
+                number += 1
+                continue
             place[:] = number.to_bytes(8, "little")
             case = target.case(number)
             size = len(case.content) if isinstance(case.content, bytes) else 0
@@ -120,7 +123,10 @@ def work(name: str, begin: int, end: int, seconds: float, progress: Path) -> Non
             risen = memory.risen()
             # Its first input makes a process import and load what the others need.
             if fault is None and risen > (MEMORY << 20) + TIMES * size and number > begin:
-                outcome, fault = "finding", f"memory: {risen >> 20} MiB for an input of {size} bytes"
+                outcome, fault = (
+                    "finding",
+                    f"memory: {risen >> 20} MiB for an input of {size} bytes",
+                )
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
             number += 1
             now = time.monotonic()
@@ -139,7 +145,7 @@ def work(name: str, begin: int, end: int, seconds: float, progress: Path) -> Non
 
 
 def keep(name: str, number: int, place: Path) -> None:
-    """Write down an input: the file, named as the corpus has it, or what the arguments look like."""
+    """Write down an input: the file, named as in the corpus, or what the arguments look like."""
     from targets import TARGETS
 
     case = TARGETS[name].case(number)
@@ -179,7 +185,14 @@ class Campaign:
         (out / "findings").mkdir(parents=True, exist_ok=True)
         self.rows = read_rows(out)
         for name in names:
-            blank = {"inputs": 0, "seconds": 0.0, "mib": 0, "outcomes": {}, "findings": {}}
+            blank = {
+                "inputs": 0,
+                "ended": [],
+                "seconds": 0.0,
+                "mib": 0,
+                "outcomes": {},
+                "findings": {},
+            }
             self.rows.setdefault(name, {"target": name, **blank})
 
     def next(self, jobs: int) -> tuple[str, float] | None:
@@ -208,9 +221,10 @@ class Campaign:
         progress.write_bytes(begin.to_bytes(8, "little"))
         started = time.monotonic()
         with tempfile.TemporaryFile() as errors:
-            arguments = ["--work", name, str(begin), str(self._wanted[name]), str(seconds)]
+            skip = ",".join(str(number) for number in row["ended"] if number >= begin)
+            given = (name, begin, self._wanted[name], skip, seconds, progress)
             process = subprocess.Popen(
-                [sys.executable, __file__, *arguments, str(progress)],
+                [sys.executable, __file__, "--work", *map(str, given)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
@@ -225,7 +239,8 @@ class Campaign:
                 number = int.from_bytes(progress.read_bytes(), "little")
                 self._find(name, number, _crash(status, told))
                 row["outcomes"]["crash"] = row["outcomes"].get("crash", 0) + 1
-                row["inputs"] = max(row["inputs"], number + 1)
+                # What it had not said yet is done again, up to there and on from behind it.
+                row["ended"].append(number)
             spent = time.monotonic() - started
             row["seconds"] += spent
             self._spent[name] += spent
@@ -264,7 +279,7 @@ def _crash(status: int, told: str) -> str:
     lines = told.splitlines()
     telling = next((s for s in lines if "SUMMARY: " in s or "runtime error: " in s), "")
     if not telling:
-        telling = next((s.strip() for s in lines if '/bertrt/' in s), "")
+        telling = next((s.strip() for s in lines if "/bertrt/" in s), "")
     return f"{name} {telling}\n{told[-12000:]}"
 
 
@@ -324,11 +339,12 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only show what is known in --out")
     parser.add_argument("--again", nargs=2, metavar=("TARGET", "NUMBER"), help="one input")
     parser.add_argument("--keep", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        name, begin, end, seconds, progress = given.work
-        work(name, int(begin), int(end), float(seconds), Path(progress))
+        name, begin, end, ended, seconds, progress = given.work
+        skip = [int(number) for number in ended.split(",") if number]
+        work(name, int(begin), int(end), skip, float(seconds), Path(progress))
     if given.keep:
         keep(given.keep[0], int(given.keep[1]), Path(given.keep[2]))
         return 0

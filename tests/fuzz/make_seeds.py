@@ -1,7 +1,7 @@
 """Makes ``tests/fuzz/seeds``: one small, valid model or file of every format, to be mutated.
 
-They are kept, so that fuzzing needs nothing that makes them; this is how they came to be. Run it in the
-environment with MXNet, whose symbol it exports, when a format changes:
+They are kept, so that fuzzing needs nothing that makes them; this is how they came to be. Run it in
+the environment with MXNet, whose symbol it exports, when a format changes:
 
     rm -r tests/fuzz/seeds; .venv/bin/python tests/fuzz/make_seeds.py
 """
@@ -19,7 +19,6 @@ import numpy as np
 
 import bertrt
 from bertrt.evaluation.quantize import quantize
-from bertrt.export.graphs import import_graph
 from bertrt.export.huggingface import import_huggingface
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -101,7 +100,9 @@ def main() -> None:
     tensors = json.loads((TESTS / "data" / "torch_files.json").read_text())["tensors"]
     for name, content in tensors.items():
         (SEEDS / "torch_files").mkdir(exist_ok=True)
-        (SEEDS / "torch_files" / f"{name.replace(' ', '_')}.bin").write_bytes(base64.b64decode(content))
+        (SEEDS / "torch_files" / f"{name.replace(' ', '_')}.bin").write_bytes(
+            base64.b64decode(content)
+        )
     data(SEEDS / "data")
     for path in sorted(SEEDS.iterdir()):
         if path.name not in ("onnx", "torch_files", "data"):
@@ -120,8 +121,7 @@ def data(directory: Path) -> None:
     files = {
         "pairs.tsv": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\tthe boat\tthe sea\n"
         "0\t4\t5\tsea\tboat\n",
-        "scores.csv": "news\tMSR\t2012\t1\t2.5\tthe boat\tthe sea\n"
-        "news\tMSR\t2012\t2\t5\ta\tb\n",
+        "scores.csv": "news\tMSR\t2012\t1\t2.5\tthe boat\tthe sea\nnews\tMSR\t2012\t2\t5\ta\tb\n",
         "rows.jsonl": '{"text": "the boat", "label": "no"}\n{"text": "sea", "label": 1}\n',
         "squad.json": json.dumps(squad),
         "words.conll": "the O\nboat B-X\n\nsea I-X\n",
@@ -202,8 +202,9 @@ def gluon(seeds: Path) -> None:
     """A symbol pair, and the bundle of it, with a vocabulary of GluonNLP's."""
     import gluonnlp
     import mxnet as mx
-    from bertrt.export import export_model
     from gluonnlp.model.bert import BERTEncoder, BERTModel
+
+    from bertrt.export import export_model
 
     options = {"num_layers": 1, "units": 8, "hidden_size": 12, "max_length": 12, "num_heads": 2}
     net = BERTModel(

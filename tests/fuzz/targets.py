@@ -1,12 +1,13 @@
 """What is fuzzed: formats, each through the face that a user reads it by, and arguments.
 
-An input is made by a random generator that its target and its number seed, so that a number is enough
-to make it again. `Target.make` makes it, `Target.run` hands it in: what comes out is an answer, twice
-the same bits of it, or a `BertrtError`; anything else is a finding.
+An input is made by a random generator that its target and its number seed, so that a number is
+enough to make it again. `Target.make` makes it, `Target.run` hands it in: what comes out is an
+answer, twice the same bits of it, or a `BertrtError`; anything else is a finding.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -53,7 +54,8 @@ class Case(NamedTuple):
 
 
 class Target(ABC):
-    """One row of the table in docs/security.md. `share`: of the inputs of a run, so many parts."""
+    """One row of the table in docs/security.md. `share`: of the inputs of a run, so many parts:
+    as many as take a like time."""
 
     def __init__(self, name: str, share: float) -> None:
         self.name = name
@@ -191,6 +193,11 @@ def tensors(file: str) -> Callable[[Path], None]:
     return lambda home: read_torch(home / file) and None
 
 
+def read_plain(home: Path) -> None:
+    """Read texts without labels."""
+    read_texts(home / "texts.txt", "embedding")
+
+
 def data_file(file: str, task: str, columns: list[str] | None = None) -> Source:
     """A file of labelled data."""
 
@@ -215,21 +222,11 @@ def batch_of(plan: Plan) -> tuple[np.ndarray, ...]:
 class PlanTarget(Target):
     """Plans and weights as the extension takes them: what stands between a file and the kernels."""
 
-    def __init__(self, name: str, share: float) -> None:
-        super().__init__(name, share)
-        self._plans: list[tuple[Plan, dict[str, Any]]] = []
-
     def make(self, random: Random) -> Case:
-        if not self._plans:
-            for seed in ("bundle", "gluon_bundle", "quantized_bundle"):
-                content = json.loads((SEEDS / seed / "plan.json").read_text())
-                plan = Plan.from_dict(content, SEEDS / seed)
-                self._plans.append((plan, plan.to_engine()))
-        plan, described = random.choice(self._plans)
-        weights = {name: constant.array for name, constant in plan.weights.items()}
-        changed = described
+        plan = open_plan(random.choice(PLANS))
+        changed, weights = plan.to_engine(), arrays_of(plan)
         if random.random() < 0.85:
-            changed = mutate_tree(random, described)
+            changed = mutate_tree(random, changed)
         else:
             name = random.choice(list(weights))
             weights[name] = _other(random, weights[name])
@@ -240,12 +237,23 @@ class PlanTarget(Target):
         plan, weights, batch = case.content
         if not isinstance(plan, dict):
             return
-        weights = {
-            name: np.ascontiguousarray(a, a.dtype.newbyteorder("=")) for name, a in weights.items()
-        }
-        engine = _native.Engine(_native.Model(plan, weights, case.file, 1, set()), 1)
+        engine = _native.Engine(_native.Model(plan, weights, case.file, 1), 1)
         outputs = [name for name in plan["outputs"] if isinstance(name, str)]
         same(lambda: engine.run(*batch, outputs))
+
+
+PLANS = ("bundle", "gluon_bundle", "quantized_bundle")
+
+
+@functools.cache
+def open_plan(seed: str) -> Plan:
+    return Plan.from_dict(json.loads((SEEDS / seed / "plan.json").read_text()), SEEDS / seed)
+
+
+def arrays_of(plan: Plan) -> dict[str, np.ndarray]:
+    """A plan's weights, as the extension takes them."""
+    arrays = {name: constant.array for name, constant in plan.weights.items()}
+    return {name: np.ascontiguousarray(a, a.dtype.newbyteorder("=")) for name, a in arrays.items()}
 
 
 def _other(random: Random, array: np.ndarray) -> np.ndarray:
@@ -262,6 +270,27 @@ def _other(random: Random, array: np.ndarray) -> np.ndarray:
         return np.repeat(array, 2, axis=random.randrange(array.ndim))
     strange = np.array(random.choice((np.nan, np.inf, 1e38, 1e-45, -0.0)))
     return np.where(np.arange(array.size).reshape(array.shape) % 3, array, strange.astype("f4"))
+
+
+class PackedTarget(Target):
+    """Packed batches as the extension takes them, of engines that are made once. No face of the
+    package hands in such numbers; the extension stands by itself."""
+
+    def make(self, random: Random) -> Case:
+        return Case(random.choice(PLANS), "", draw_packed(random))
+
+    def run(self, case: Case, directory: Path) -> None:
+        engine = native_engine(case.seed)
+        try:
+            same(lambda: engine.run(*case.content))
+        except TypeError as error:  # pybind11's, of an argument that is no array of int32
+            raise InvalidTypeError(str(error)) from None
+
+
+@functools.cache
+def native_engine(seed: str) -> Any:
+    plan = open_plan(seed)
+    return _native.Engine(_native.Model(plan.to_engine(), arrays_of(plan)), 1)
 
 
 class CallTarget(Target):
@@ -287,13 +316,6 @@ class CallTarget(Target):
         if case.seed not in self._engines:
             self._engines[case.seed] = bertrt.Engine.load(path, threads=1)
         engine = self._engines[case.seed]
-        if self._draw is draw_packed:
-            # No face of the package hands in such numbers; the extension stands by itself.
-            try:
-                same(lambda: engine._backend._engine.run(*case.content))
-            except TypeError as error:  # pybind11's, of an argument that is no array of int32
-                raise InvalidTypeError(str(error)) from None
-            return
         method, positional, named = case.content
         same(lambda: getattr(engine, method)(*take(positional), **take(named)))
 
@@ -308,7 +330,7 @@ with warnings.catch_warnings():
         for target in (
             FileTarget(
                 "bundle",
-                1,
+                100,
                 *(
                     Source(seed, file, mutate)
                     for seed, weights in (
@@ -328,15 +350,15 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "safetensors",
-                1,
+                300,
                 Source("huggingface", "model.safetensors", mutate_safetensors),
                 Source("sentence", "Dense/model.safetensors", mutate_safetensors),
             ),
-            FileTarget("params", 0.5, Source("symbol", "model-0000.params", mutate_params)),
-            FileTarget("symbol", 0.5, Source("symbol", "model-symbol.json", mutate_json)),
+            FileTarget("params", 40, Source("symbol", "model-0000.params", mutate_params)),
+            FileTarget("symbol", 30, Source("symbol", "model-symbol.json", mutate_json)),
             FileTarget(
                 "onnx",
-                0.5,
+                8,
                 *(
                     Source("onnx", path.name, mutate_wire)
                     for path in sorted((SEEDS / "onnx").glob("*.onnx"))
@@ -344,7 +366,7 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "torch",
-                1,
+                300,
                 Source("torch", "pytorch_model.bin", mutate_zip),
                 *(
                     Source("torch_files", path.name, mutate_zip, tensors(path.name))
@@ -353,13 +375,13 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "tokenizer.json",
-                1,
+                100,
                 Source("tagger", "tokenizer.json", mutate_json),
                 Source("bundle", "tokenizer.json", mutate_json),
             ),
             FileTarget(
                 "vocabularies",
-                1,
+                100,
                 Source("huggingface", "vocab.txt", mutate_lines),
                 Source("roberta", "vocab.json", mutate_json),
                 Source("roberta", "merges.txt", mutate_lines),
@@ -368,7 +390,7 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "config.json",
-                1,
+                250,
                 *(Source(seed, "config.json", mutate_json) for seed in ("huggingface", "torch")),
                 *(Source(seed, "config.json", mutate_json) for seed in ("tagger", "roberta")),
                 Source("tagger", "tokenizer_config.json", mutate_json),
@@ -387,20 +409,23 @@ with warnings.catch_warnings():
             ),
             FileTarget(
                 "data",
-                1,
+                1000,
                 data_file("pairs.tsv", "MRPC"),
                 data_file("scores.csv", "STS-B"),
                 data_file("rows.jsonl", "classification", ["text", "label"]),
                 data_file("squad.json", "question-answering"),
                 data_file("words.conll", "tagging"),
                 Source(
-                    "data", "texts.txt", mutate_lines, lambda home: read_texts(home / "texts.txt", "")
+                    "data",
+                    "texts.txt",
+                    mutate_lines,
+                    lambda home: read_texts(home / "texts.txt", ""),
                 ),
             ),
-            PlanTarget("plan", 2),
-            CallTarget("Engine.run", 2, BERT, draw_batch),
-            CallTarget("packed batches", 2, BERT, draw_packed),
-            CallTarget("texts", 1, TEXTS, draw_call),
-            CallTarget("settings", 0.5, TEXTS, draw_load),
+            PlanTarget("plan", 1000),
+            CallTarget("Engine.run", 2000, BERT, draw_batch),
+            PackedTarget("packed batches", 2200),
+            CallTarget("texts", 2400, TEXTS, draw_call),
+            CallTarget("settings", 170, TEXTS, draw_load),
         )
     }
