@@ -213,11 +213,10 @@ class Stored:
         else:
             _ = self.array
 
-    def rows(self, begin: int, end: int) -> Stored:
-        """The rows from `begin` to `end` of the first axis."""
-        size = self.nbytes // self.shape[0]
-        shape = (end - begin, *self.shape[1:])
-        return self.file.stored(self.offset + begin * size, self.dtype.str, shape)
+    def part(self, begin: int, shape: Sequence[int]) -> Stored:
+        """The elements from the one numbered `begin` on, as an array of another shape."""
+        offset = self.offset + begin * self.dtype.itemsize
+        return self.file.stored(offset, self.dtype.str, shape)
 
     def _view(self, data: np.ndarray, begin: int) -> np.ndarray:
         """The array in the bytes of the file from `begin` on."""

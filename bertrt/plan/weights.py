@@ -69,11 +69,16 @@ class Constant:
         """Whether the elements lie row after row, as they do in every file."""
         return not isinstance(self.stored, np.ndarray) or self.stored.flags.c_contiguous
 
+    def part(self, name: str, begin: int, shape: tuple[int, ...]) -> Constant:
+        """The elements from the one numbered `begin` on, as a constant of another shape."""
+        if isinstance(self.stored, Stored):
+            return Constant.of(name, self.stored.part(begin, shape))
+        return Constant(name, self.stored.reshape(-1)[begin:][: prod(shape)].reshape(shape))
+
     def rows(self, name: str, begin: int, end: int) -> Constant:
         """The rows from `begin` to `end` of the first axis, as a constant."""
-        if isinstance(self.stored, Stored):
-            return Constant.of(name, self.stored.rows(begin, end))
-        return Constant(name, self.stored[begin:end])
+        row = self.shape[1:]
+        return self.part(name, begin * prod(row), (end - begin, *row))
 
 
 # What a fused step reads beside its inputs: role -> names of constants.

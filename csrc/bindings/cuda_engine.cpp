@@ -62,7 +62,9 @@ used or has too little memory.)")
              const plan::Plan read = read_plan(plan, weights, fetch);
              const cuda::Element element = parse_element(precision);
              const WithoutGil here;
-             return PyModel{std::make_shared<cuda::Model>(read, element, device)};
+             PyModel model{std::make_shared<cuda::Model>(read, element, device)};
+             read.load({});  // what was copied last goes too
+             return model;
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
            py::arg("device") = 0, py::arg("fetch") = py::none());

@@ -60,7 +60,9 @@ an instruction set that cannot be used, and bertrt.OutOfMemoryError.)")
              const plan::Plan read = read_plan(plan, weights, fetch);
              const Precision parsed = plan::parse_precision(precision);
              const WithoutGil here;
-             return PyModel{std::make_shared<Model>(read, parsed, threads)};
+             PyModel model{std::make_shared<Model>(read, parsed, threads)};
+             read.load({});  // what was packed last goes too
+             return model;
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
            py::arg("threads") = 1, py::arg("fetch") = py::none());

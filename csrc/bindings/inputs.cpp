@@ -142,6 +142,7 @@ void fetch(const py::object& fetch, const std::shared_ptr<Returns>& returns,
            const std::vector<const plan::Weight*>& weights) {
   const py::gil_scoped_acquire acquire;
   returns->give_back();  // what is read next may have the memory
+  if (weights.empty()) return;
   py::list wanted;
   for (const plan::Weight* weight : weights) {
     wanted.append(py::reinterpret_borrow<py::object>(

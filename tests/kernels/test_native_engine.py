@@ -861,17 +861,17 @@ def test_weights_are_fetched_step_by_step_and_go_when_they_are_packed(made, rng)
         for name, array in weights.items()
     }
     alive: dict[str, weakref.ref] = {}
+    tables = {"word", "type", "position"}
 
     def fetch(wanted):
         for name, array in alive.items():  # those of steps before
-            assert array() is None, name
+            assert array() is None or name in tables, name
         arrays = [weights[place.name].copy() for place in wanted]
         alive.update({p.name: weakref.ref(array) for p, array in zip(wanted, arrays, strict=True)})
         return arrays
 
     model = _native.Model(plan, places, fetch=fetch)
     assert alive.keys() == weights.keys()
-    tables = {"word", "type", "position"}
     assert {name for name, array in alive.items() if array() is not None} == tables
     found = _native.Engine(model, 1).run(*batch, OUTPUTS)
     for name in OUTPUTS:

@@ -182,10 +182,8 @@ def test_the_sha256_is_of_the_bytes_that_are_used(models, monkeypatch):
 
 def test_files_that_are_replaced_while_a_bundle_is_opened(models):
     path, _ = models["bundle"]
-    with (
-        pytest.raises(ModelFormatError, match=r"plan\.json was changed, or replaced, while"),
-        Bundle.opening(path),
-    ):
+    wrong = pytest.raises(ModelFormatError, match=r"plan\.json was changed, or replaced, while")
+    with wrong, Bundle.opening(path):
         shutil.copy(path / "plan.json", path / ".plan")
         os.replace(path / ".plan", path / "plan.json")
 

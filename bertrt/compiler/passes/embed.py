@@ -31,7 +31,6 @@ from bertrt.compiler.passes import (
     sequence_axis,
     values_of,
 )
-from bertrt.host.stored import Stored
 from bertrt.plan.steps import POSITIONS
 from bertrt.plan.weights import Constant, Weights
 
@@ -198,10 +197,8 @@ def _positions(graph: Graph, part: _Summand, same: list[_Summand]) -> str:
     if not same and array.shape == whole.array.shape:
         return part.table
     made = Constant(f"{part.table}.positions", array)
-    if not same and isinstance(whole.stored, Stored):
-        offset = whole.stored.offset + part.first * array.shape[1] * array.itemsize
-        stored = whole.stored.file.stored(offset, array.dtype.str, array.shape)
-        made = Constant.of(made.name, stored)
+    if not same:
+        made = whole.part(made.name, part.first * array.shape[1], array.shape)
     for other in same:
         table = graph.constants[other.table].array
         added = (array + table.reshape(-1, table.shape[-1])[other.first]).astype(np.float32)
