@@ -11,7 +11,7 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,8 @@ from bertrt.errors import MissingFileError, ModelFormatError
 
 __all__ = ["Fetcher", "File", "Stored"]
 
-# What is read together: few calls, and memory that is used again while the cache still has it. An
-# array of more bytes is read alone.
-_PIECE = 4 << 20
-# A smaller array gets memory of its own rather than keep that of all its neighbours.
-_SMALL = 2 << 20
-# Other files than bundles', which are hashed whole, may hold much that nobody asks for.
-_LONGEST_GAP = 1 << 16
+# An array of fewer bytes takes malloc's memory.
+_SMALL = 1 << 20
 _HUGE_PAGE = 2 << 20
 
 
@@ -38,13 +33,10 @@ class File:
 
     It is the file that was there when this was made: one that is renamed to its place later is
     another. Every read checks that size and time of change are still the same, and is a
-    ModelFormatError that names the file where they are not.
+    ModelFormatError that names the file where they are not. Threads may read at the same time.
 
     Attributes:
         path: where it lay.
-        watch: called with all bytes of the file in order, piece after piece, while a Fetcher
-            reads arrays of it and then `show_rest` the rest. None: nobody watches, or all has been
-            shown.
 
     Raises MissingFileError if there is no such file, ModelFormatError if it is empty or cannot be
     opened.
@@ -52,14 +44,7 @@ class File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.watch: Callable[[np.ndarray], object] | None = None
         self._stored: weakref.WeakValueDictionary[Any, Stored] = weakref.WeakValueDictionary()
-        # Of the one reading that is watched: what is left to read, where it begins, and the arrays
-        # that were read before they were asked for.
-        self._rest: Iterator[tuple[int, np.ndarray]] | None = None
-        self._reached = 0
-        self._ahead: dict[Stored, np.ndarray] = {}
-        self._error: BaseException | None = None
         try:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file")
@@ -86,79 +71,13 @@ class File:
 
     def __getitem__(self, where: slice) -> np.ndarray:
         begin, end, _ = where.indices(self._size)
-        return self._read_into(np.empty(max(end - begin, 0), np.uint8), begin)
+        array = np.empty(max(end - begin, 0), np.uint8)
+        self.read_into(array.data, begin)
+        return _frozen(array)
 
-    def stored(self, offset: int, dtype: str, shape: Sequence[int]) -> Stored:
-        """The array that lies there, all of it inside the file: the same one for all who ask."""
-        key = offset, np.dtype(dtype).newbyteorder("<"), tuple(shape)
-        return self._stored.setdefault(key, Stored(self, *key))
-
-    def show_rest(self) -> None:
-        """Show `watch` all that it has not seen. Raises what ended the reading, if anything did."""
-        fetcher = Fetcher()
-        self._ahead.clear()
-        while self._next(fetcher) is not None:
-            self._ahead.clear()
-        if self._error is not None:
-            raise self._error
-
-    def arrays(self, wanted: Sequence[Stored], fetcher: Fetcher) -> dict[Stored, np.ndarray]:
-        """Arrays of this file, read together."""
-        found: dict[Stored, np.ndarray] = {}
-        if self.watch is not None:
-            waiting = [s for s in wanted if s not in self._ahead and s.offset >= self._reached]
-            last = max((s.offset for s in waiting), default=-1)
-            while self._reached <= last and (read := self._next(fetcher)) is not None:
-                self._ahead |= read
-                del read
-            found = {s: self._ahead.pop(s) for s in wanted if s in self._ahead}
-        found |= {s: s.array for s in wanted if s.nbytes == 0}  # which lie in no piece
-        rest = [s for s in wanted if s not in found]
-        for begin, piece in self._pieces(rest, fetcher) if rest else ():
-            found |= _shown(rest, begin, piece)
-            del piece
-        return found
-
-    def _next(self, fetcher: Fetcher) -> dict[Stored, np.ndarray] | None:
-        """Read on, with `watch` seeing it: the arrays of a piece; None: that was all."""
-        if self.watch is None:
-            return None
-        if self._rest is None:
-            self._rest = self._pieces(list(self._stored.values()), fetcher, whole=True)
-        try:
-            begin, piece = next(self._rest, (self._size, None))
-            if piece is not None:
-                self.watch(piece)
-        except BaseException as error:  # an interrupt too: what was seen is not all
-            self._error, self.watch = error, None
-            raise
-        if piece is None:
-            self.watch = self._rest = None
-            return None
-        self._reached = begin + len(piece)
-        return _shown(list(self._stored.values()), begin, piece)
-
-    def _pieces(
-        self, wanted: Sequence[Stored], fetcher: Fetcher, *, whole: bool = False
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """What lies where `wanted` do, in pieces of the file that cut none of them: where each
-        begins, and its bytes. Of the whole file, or but for gaps that nobody asks for."""
-        places = [(s.offset, s.offset + s.nbytes) for s in wanted]
-        if whole:  # what nobody asks for is read in pieces, too
-            places += [(at, at) for at in range(0, self._size, _PIECE)]
-        begin = reached = 0
-        for start, end in [*sorted(places), (self._size, self._size)]:
-            gap = not whole and start - reached > _LONGEST_GAP
-            full = reached - begin > _PIECE or end - begin > _PIECE or start == self._size
-            if start >= reached and (gap or full):
-                cut = reached if gap else start
-                if cut > begin and (whole or reached > begin):
-                    yield begin, self._read_into(fetcher.memory(cut - begin), begin)
-                begin = start
-            reached = max(reached, end)
-
-    def _read_into(self, memory: np.ndarray, begin: int) -> np.ndarray:
-        rest, end = memory.data, begin + len(memory)
+    def read_into(self, memory: memoryview, begin: int) -> None:
+        """Read the bytes from `begin` on into `memory`, all of which must lie inside the file."""
+        rest, end = memory, begin + len(memory)
         try:
             # preadv knows nothing of a common position, which threads, or a child of a fork, would
             # move for each other; and it waits without the GIL.
@@ -173,7 +92,11 @@ class File:
                 f"was opened, and has {found.st_size}; write another file, and rename it to this "
                 "one's place"
             )
-        return _frozen(memory)
+
+    def stored(self, offset: int, dtype: str, shape: Sequence[int]) -> Stored:
+        """The array that lies there, all of it inside the file: the same one for all who ask."""
+        key = offset, np.dtype(dtype).newbyteorder("<"), tuple(shape)
+        return self._stored.setdefault(key, Stored(self, *key))
 
 
 class Stored:
@@ -201,8 +124,7 @@ class Stored:
         """The array, read-only and aligned; it stays in memory until it is let go."""
         array = self._array
         if array is None:
-            data = self.file[self.offset : self.offset + self.nbytes]
-            array = self._array = self._view(data, self.offset)
+            array = self._array = self._shaped(self.file[self.offset : self.offset + self.nbytes])
         return array
 
     def let_go(self) -> None:
@@ -218,12 +140,13 @@ class Stored:
         offset = self.offset + begin * self.dtype.itemsize
         return self.file.stored(offset, self.dtype.str, shape)
 
-    def _view(self, data: np.ndarray, begin: int) -> np.ndarray:
-        """The array in the bytes of the file from `begin` on."""
-        data = data[self.offset - begin :][: self.nbytes]
-        array = data.view(self.dtype).reshape(self.shape)
-        # Compiled code may rely on alignment.
-        return array if array.flags.aligned else _frozen(array.copy())
+    def read(self, memory: memoryview) -> np.ndarray:
+        """The array, read into `memory`, which has as many bytes, and held by the caller alone."""
+        self.file.read_into(memory, self.offset)
+        return _frozen(self._shaped(np.frombuffer(memory, np.uint8)))
+
+    def _shaped(self, data: np.ndarray) -> np.ndarray:
+        return data.view(self.dtype).reshape(self.shape)
 
 
 class Fetcher:
@@ -235,22 +158,16 @@ class Fetcher:
     def __call__(self, wanted: Sequence[Stored]) -> list[np.ndarray]:
         """Arrays for the caller, who alone holds those of more than one axis; they are read again
         where somebody asks for them again."""
-        found: dict[Stored, np.ndarray] = {}
-        missing: dict[File, list[Stored]] = {}
-        for stored in wanted:
-            # One that watches is to see what is used.
-            if stored._array is None or stored.file.watch is not None:
-                missing.setdefault(stored.file, []).append(stored)
-            else:
-                found[stored] = stored._array
-        for file, own in missing.items():
-            found |= file.arrays(own, self)
-        for stored, array in found.items():
-            stored._array = array if len(stored.shape) < 2 else None
-        return [found[stored] for stored in wanted]
+        return [self._fetch(stored) for stored in wanted]
 
-    def memory(self, size: int) -> np.ndarray:
-        """Bytes to read into."""
+    def _fetch(self, stored: Stored) -> np.ndarray:
+        if len(stored.shape) < 2 or stored.nbytes < _SMALL:
+            array = stored.array
+            stored.let_go()
+            return array
+        return stored.read(self._memory(stored.nbytes))
+
+    def _memory(self, size: int) -> memoryview:
         for room in self._spare:
             if size <= len(room) <= 2 * size:
                 self._spare.remove(room)
@@ -260,24 +177,14 @@ class Fetcher:
             room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
-        memory = np.frombuffer(room, np.uint8, size)
-        weakref.finalize(memory, _give_back, weakref.ref(self), room).atexit = False
-        return memory
+        shown = np.frombuffer(room, np.uint8, size)
+        weakref.finalize(shown, _give_back, weakref.ref(self), room).atexit = False
+        return shown.data
 
 
 def _give_back(fetcher: weakref.ref[Fetcher], room: mmap.mmap) -> None:
     if (alive := fetcher()) is not None:
         alive._spare.append(room)
-
-
-def _shown(wanted: Iterable[Stored], begin: int, piece: np.ndarray) -> dict[Stored, np.ndarray]:
-    """Those arrays that lie in a piece of a file."""
-    found = {}
-    for stored in wanted:
-        if begin <= stored.offset and stored.offset + stored.nbytes <= begin + len(piece):
-            array = stored._view(piece, begin)
-            found[stored] = array if stored.nbytes >= _SMALL else _frozen(array.copy())
-    return found
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -24,9 +24,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ __all__ = ["Bundle", "BundleDraft", "file_digest", "write_modules", "write_plan"
 
 # Hashing a file in blocks of this size costs next to nothing beside the hash itself, memory stays
 # flat however large the weights are, and the GIL, which is free meanwhile, is asked for seldom.
-_BLOCK = 8 << 20
-_WAITING = 2
+_BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +90,8 @@ class Bundle:
     def opening(cls, path: str | os.PathLike[str]) -> Iterator[Bundle]:
         """As :meth:`open`, but the sha256 of the largest file, the weights, is computed beside the
         block, which may prepare an engine meanwhile: whatever bits they are, weights are numbers.
-        Where the block reads them by a :class:`~bertrt.host.stored.Fetcher`, it is that of the
-        very bytes that it gets. The end of the block waits for it and raises; an error of the
-        block's own gives way to that, as a damaged file explains it."""
+        The end of the block waits for it and raises; an error of the block's own gives way to that,
+        as a damaged file explains it."""
         directory = Path(path)
         if not directory.exists():
             raise MissingFileError(f"no bundle at {directory}: there is no such directory")
@@ -113,12 +110,21 @@ class Bundle:
         found = _check_files(directory, files)
         *small, weights = sorted(files, key=lambda name: files[name]["size"])
         _check_digests(directory, {name: files[name] for name in small})
-        check = _Check(File(directory / weights), files[weights])
-        try:
-            yield cls(directory, manifest, check.file)
-        finally:
-            check.finish()
-            _check_unchanged(directory, found)
+        # The block and the check read the same file, whatever is renamed to its place meanwhile.
+        file = File(directory / weights)
+        with ThreadPoolExecutor(1) as beside:
+            try:
+                check = beside.submit(_check_weights, file, files[weights])
+            except RuntimeError:  # the system gives no thread
+                check = None
+            try:
+                yield cls(directory, manifest, file)
+            finally:
+                if check is None:
+                    _check_weights(file, files[weights])
+                else:
+                    check.result()
+                _check_unchanged(directory, found)
 
     def file(self, name: str) -> Path | None:
         """The path of a file of the bundle, or None where the bundle does not have it."""
@@ -338,28 +344,13 @@ def _check_digest(path: Path, digest: str, entry: dict[str, Any]) -> None:
         )
 
 
-class _Check:
-    """The check of a file by its sha256, of the bytes that somebody reads, on a thread beside; and
-    of the rest at the end."""
-
-    def __init__(self, file: File, entry: dict[str, Any]) -> None:
-        self.file, self._entry = file, entry
-        self._digest = hashlib.sha256()
-        self._beside = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
-        self._progress = contextlib.ExitStack()
-        self._advance = self._progress.enter_context(progress(len(file), "check", "B"))
-        file.watch = self._update
-
-    def _update(self, piece: np.ndarray) -> None:
-        # As many pieces wait in memory as keep both threads busy.
-        if len(self._pending) == _WAITING:
-            self._pending.popleft().result()
-        self._pending.append(self._beside.submit(self._digest.update, piece.data))
-        self._advance(len(piece))
-
-    def finish(self) -> None:
-        """Raises ModelFormatError where the sha256 is another."""
-        with self._progress, self._beside:
-            self.file.show_rest()
-        _check_digest(self.file.path, self._digest.hexdigest(), self._entry)
+def _check_weights(file: File, entry: dict[str, Any]) -> None:
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(_BLOCK))
+    with progress(len(file), "check", "B") as advance:
+        for begin in range(0, len(file), _BLOCK):
+            piece = block[: len(file) - begin]
+            file.read_into(piece, begin)
+            digest.update(piece)
+            advance(len(piece))
+    _check_digest(file.path, digest.hexdigest(), entry)

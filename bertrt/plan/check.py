@@ -92,7 +92,7 @@ def check_plan(
             raise ModelFormatError(
                 f"weight {name!r} is {constant.dtype}, expected row-major {', '.join(DTYPES)}"
             )
-        shape = constant.array.shape
+        shape = constant.shape
         if not shape or min(shape) < 1 or max(shape) >= LIMIT:
             raise ModelFormatError(
                 f"weight {name!r} has shape {shape}, expected extents from 1 to {LIMIT - 1}"
@@ -247,7 +247,7 @@ class _Checker:
         if role == "weight" and (dtype == "int8") != ("scale" in step.weights):
             self._fail(step, f"weight {name!r} is {dtype}; int8 and a scale need each other")
         first = step.weights[role][0]
-        if self.weights[name].array.dtype != self.weights[first].array.dtype:
+        if self.weights[name].dtype != self.weights[first].dtype:
             self._fail(step, f"{role} {name!r} is {dtype}, and {first!r} beside it is not")
 
     def _shapes(self, step: Step, role: str) -> Iterator[tuple[int, ...]]:

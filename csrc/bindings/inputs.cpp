@@ -71,7 +71,7 @@ class Returns {
       bytes_ = 0;
     }
     if (arrays.empty()) return;
-    const py::gil_scoped_acquire acquire;
+    const WithGil here;
     for (PyObject* array : arrays) Py_DECREF(array);
   }
 
@@ -140,7 +140,7 @@ plan::Weight weight(const Source& source, const std::string& name) {
 
 void fetch(const py::object& fetch, const std::shared_ptr<Returns>& returns,
            const std::vector<const plan::Weight*>& weights) {
-  const py::gil_scoped_acquire acquire;
+  const WithGil here;
   returns->give_back();  // what is read next may have the memory
   if (weights.empty()) return;
   py::list wanted;
@@ -291,10 +291,7 @@ FloatArray new_array(int64_t rows, int64_t cols) {
 py::dict run_packed(const Graph& graph, const BatchArrays& arrays,
                     const std::vector<std::string>& outputs, const Runner& run) {
   const PackedBatch batch = read_batch(arrays);
-  {
-    py::gil_scoped_release release;
-    graph.check(batch, outputs);
-  }
+  graph.check(batch, outputs);
   py::dict results;
   std::vector<Output> destinations;
   for (const std::string& name : outputs) {

@@ -1,7 +1,8 @@
-// Work that leaves Python to other threads.
+// Work that leaves Python to other threads, and work of such a thread in Python.
 #pragma once
 
 #include <chrono>
+#include <utility>
 
 #include <pybind11/pybind11.h>
 
@@ -11,6 +12,22 @@
 #endif
 
 namespace bertrt::bindings {
+
+// Runs what takes the GIL. Python before 3.14 ends a daemon thread that wants the GIL when the
+// interpreter has shut down, by pthread_exit; its unwinding would end the process at the next
+// destructor. As in 3.14 the thread stays where it is instead, until the process is gone.
+template <class Take>
+void or_stay(const Take& take) noexcept {
+#if defined(__GLIBCXX__)
+  try {
+    take();
+  } catch (const abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+#else
+  take();
+#endif
+}
 
 // Gives up the GIL for as long as this lives.
 class WithoutGil {
@@ -43,25 +60,26 @@ class WithoutGil {
     return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
   }
 
-  // Python before 3.14 ends a daemon thread that wants the GIL when the interpreter has shut down,
-  // by pthread_exit; its unwinding would end the process at the next destructor. As in 3.14 the
-  // thread stays where it is instead, until the process is gone.
   void take() noexcept {
-    PyThreadState* const thread = thread_;
-    thread_ = nullptr;
-#if defined(__GLIBCXX__)
-    try {
-      PyEval_RestoreThread(thread);
-    } catch (const abi::__forced_unwind&) {
-      for (;;) pause();
-    }
-#else
-    PyEval_RestoreThread(thread);
-#endif
+    or_stay([this] { PyEval_RestoreThread(std::exchange(thread_, nullptr)); });
   }
 
   PyThreadState* thread_;
   Clock::time_point next_ = Clock::now() + kInterval;
+};
+
+// Has the GIL for as long as this lives, whether or not the thread has it already.
+class WithGil {
+ public:
+  WithGil() {
+    or_stay([this] { state_ = PyGILState_Ensure(); });
+  }
+  ~WithGil() { PyGILState_Release(state_); }
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+
+ private:
+  PyGILState_STATE state_{};
 };
 
 }  // namespace bertrt::bindings

@@ -182,6 +182,7 @@ class Tiny:
             outputs={name: name for name in chosen["outputs"]},
             rows={name: ROWS.get(name, "seqs") for name in chosen["outputs"]} | chosen["rows"],
             padding_of=lambda output: None,
+            let_go=lambda: None,
         )
         return Model(
             path=Path(path),

@@ -160,7 +160,7 @@ std::vector<unsigned> float_modes(int threads) {
   ThreadPool pool(threads);
   std::vector<unsigned> modes(static_cast<size_t>(pool.threads()));
   std::atomic<int> missing{pool.threads()};
-  const py::gil_scoped_release release;
+  const WithoutGil here;
   pool.parallel_for(pool.threads(), [&](int64_t, int worker) {
     modes[static_cast<size_t>(worker)] = FloatMode::present();
     --missing;
