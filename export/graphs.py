@@ -53,7 +53,7 @@ __all__ = ["import_graph"]
 
 _T = TypeVar("_T")
 _ONNX_DATA = "model.onnx.data"
-# Weights begin at a cache line, so that they can be used where they are mapped.
+# Weights begin at a cache line, for readers that map them.
 _ALIGNMENT = 64
 # The special tokens that vocabularies begin with
 _SPECIAL = 5

@@ -26,7 +26,7 @@ from bertrt.errors import BertrtError, ModelFormatError
 from bertrt.plan.interpret import interpret
 from bertrt.plan.plan import Plan
 from bertrt.plan.tail import TAIL_OPS
-from bertrt.plan.weights import map_weights
+from bertrt.plan.weights import locate_weights
 
 MUTANTS = int(os.environ.get("BERTRT_MUTANTS", "4000"))
 FIRST = int(os.environ.get("BERTRT_MUTANTS_FROM", "0"))
@@ -165,7 +165,9 @@ def judge(random: Random, content: dict[str, Any], directory: Path) -> str:
         else:
             return run_and_compare(random, plan, threads)
         try:
-            weights = {k: v.array for k, v in map_weights(content["weights"], directory).items()}
+            weights = {
+                k: v.array for k, v in locate_weights(content["weights"], directory, {}).items()
+            }
         except BertrtError:
             return "not mapped"
         plain = engine_form(content)
