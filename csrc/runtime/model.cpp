@@ -57,7 +57,8 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
     const plan::CheckedStep& bound = checked.steps[number];
     const plan::Step& step = *bound.step;
     Packed* const own = packed_of[number];
-    load_weights(*checked.plan, step, own && own->matrix);
+    load_weights(*checked.plan, step, own && own->matrix);  // in the caller's mode
+    const FloatMode mode;
     Node* node = &nodes[number];
     node->activation = step.activation;
     if (bound.gamma) {
@@ -77,7 +78,6 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
       case plan::Op::kLinear: {
         LinearWeights weights(bound);
         if (!own->matrix) {
-          const FloatMode mode;
           own->matrix = ops->pack(weights.blocks.data(), static_cast<int>(weights.blocks.size()),
                                   bound.matrix_inputs, bound.matrix_outputs, here,
                                   static_cast<char*>(packed.data()) + own->offset);
