@@ -31,7 +31,14 @@ def run_python(script: str, *arguments: Any, stack: int | None = None) -> str:
             resource.setrlimit(resource.RLIMIT_STACK, (stack, resource.RLIM_INFINITY))
 
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            textwrap.dedent(script),
+            *map(str, arguments),
+        ],
         capture_output=True,
         text=True,
         timeout=300,
