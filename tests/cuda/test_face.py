@@ -107,9 +107,9 @@ def test_what_several_gpus_did_is_told_together(as_cuda, path, monkeypatch):
     monkeypatch.setenv(TRACE, "1")
     totals = []
     for device in ("cuda", "cuda:0,1"):
-        with Engine.load(path, device=device) as engine, engine._use() as backend:
+        with Engine.load(path, device=device) as engine, engine._life.use("trace") as call:
             engine.run(IDS)
-            totals.append([(step.name, step.operations) for step in backend.trace()])
+            totals.append([(step.name, step.operations) for step in call.backend.trace()])
             assert "Gop/s" in engine.explain()
     assert totals[0] == totals[1]
 
