@@ -36,9 +36,10 @@ def test_a_forked_child_answers_with_all_its_threads(rng):
     child = os.fork()
     if child == 0:
         try:
+            others = threads() - 1  # of MXNet, where it is loaded
             found = engine.run(*batch, handmade.OUTPUTS)
             same = all((found[name] == before[name]).all() for name in handmade.OUTPUTS)
-            os._exit(threads() if same else 100)
+            os._exit(threads() - others if same else 100)
         except BaseException as error:
             print(error, file=sys.stderr)
         os._exit(101)
