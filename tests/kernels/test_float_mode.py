@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import platform
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -163,7 +164,7 @@ def test_exceptions_that_the_caller_wants_signalled_do_not_end_the_process():
         [sys.executable, __file__],
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
