@@ -29,8 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.host.files import read_json
 from bertrt.host.paths import check_path
