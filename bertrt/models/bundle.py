@@ -274,9 +274,6 @@ def write_modules(modules: Sequence[Module], directory: Path) -> None:
         write_safetensors(directory / MODULES, arrays)
 
 
-# The manifest, field by field. A check says what was expected where a value does not have it.
-
-
 def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     """Check all of a bundle's files but their bytes; returns what tells each from another."""
     root, identities = directory.resolve(), {}
