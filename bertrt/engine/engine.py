@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from bertrt.engine.life import Life
 from bertrt.engine.outputs import join_layers, unpack
 from bertrt.engine.predictor import Predictor
 from bertrt.engine.reranking import pair_up, rank
-from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
+from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError, OutOfMemoryError
 from bertrt.host.cores import MAX_THREADS, usable_cores
 from bertrt.models.model import Model
 from bertrt.plan.steps import layer_outputs, output_kind
@@ -31,6 +31,28 @@ from bertrt.tasks.base import Request
 __all__ = ["Engine"]
 
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _naming_memory(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The method, whose error where memory is short is an OutOfMemoryError, wherever it comes from:
+    numpy and Python raise a plain MemoryError."""
+
+    @functools.wraps(method)
+    def named(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except MemoryError as error:
+            if isinstance(error, BertrtError):
+                raise
+            raise OutOfMemoryError(
+                f"the memory of this machine does not suffice for Engine.{method.__name__}"
+                f"{f': {error}' if str(error) else ''}; free some, or ask for less at once"
+            ) from error
+
+    return named
 
 
 class Engine:
@@ -61,6 +83,7 @@ class Engine:
         model.plan().let_go()
 
     @classmethod
+    @_naming_memory
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -96,6 +119,7 @@ class Engine:
                 bertrt does not run.
             MissingDependencyError: the backend is not installed; the message names the extra.
             DeviceError: the device or precision cannot be used; the message says what is missing.
+            OutOfMemoryError: this machine has not the memory for the model.
             InvalidInputError, InvalidTypeError: an argument that means nothing.
         """
         given = (("backend", backend), ("device", device), ("precision", precision))
@@ -200,6 +224,7 @@ class Engine:
 
     # --- what it does -------------------------------------------------------------------------
 
+    @_naming_memory
     def predict(self, batch: Any, *, prompt: str | None = None, on_error: str = "raise") -> Any:
         """Tokenize, run and post-process.
 
@@ -228,6 +253,7 @@ class Engine:
                 message names the index of each. Also an empty batch, a
                 prompt that the model does not have, an unknown `on_error`.
             InvalidTypeError: anything that is no text, texts and pairs together.
+            OutOfMemoryError: this machine has not the memory for the batch; the engine lives on.
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
         if not isinstance(on_error, str):
@@ -268,6 +294,7 @@ class Engine:
         pairs = pair_up(self.task, query, documents, top_k)
         return rank(self.predict(pairs, prompt=prompt))[:top_k]
 
+    @_naming_memory
     def predict_with_outputs(
         self, batch: Any, *, prompt: str | None = None
     ) -> tuple[list[Result], list[list[np.ndarray]]]:
@@ -311,6 +338,7 @@ class Engine:
             found = [own[0] if len(own) == 1 else own for own in found]
         return found[0] if single else found
 
+    @_naming_memory
     def run(
         self,
         token_ids: Any,
@@ -353,6 +381,7 @@ class Engine:
             InvalidInputError: shapes that do not match, ids, types, lengths or positions out of
                 range, more tokens than the model has positions.
             InvalidTypeError: no integers.
+            OutOfMemoryError: this machine has not the memory for the batch; the engine lives on.
             BertrtError: the engine is closed.
         """
         outputs = self._unmasked if masked_positions is None else self._outputs

@@ -174,7 +174,10 @@ class Fetcher:
                 break
         else:
             pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
-            room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            try:
+                room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                raise MemoryError(f"no {pages} bytes for an array: {error}") from None
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
         shown = np.frombuffer(room, np.uint8, size)

@@ -29,8 +29,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertrt.errors import MissingFileError, ModelFormatError
 from bertrt.host.files import read_json
 from bertrt.host.paths import check_path
@@ -274,9 +272,6 @@ def write_modules(modules: Sequence[Module], directory: Path) -> None:
     }
     if arrays:
         write_safetensors(directory / MODULES, arrays)
-
-
-# The manifest, field by field. A check says what was expected where a value does not have it.
 
 
 def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:

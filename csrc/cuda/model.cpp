@@ -131,7 +131,7 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, int device_numb
     : Graph(checked), device(open_device(device_number)), element(element_) {
   Uploader uploader(weights_);
   std::map<std::pair<MatrixIdentity, Element>, ConstDeviceRows> matrices;
-  std::map<const float*, const float*> biases;  // by distance, on the device, by those of the plan
+  std::map<const void*, const float*> biases;  // by distance, on the device, by identity
   nodes.reserve(steps.size());
   for (const plan::CheckedStep& bound : checked.steps) {
     const plan::Step& step = *bound.step;
@@ -183,7 +183,7 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, int device_numb
         if (bound.distances) {
           const float* begin = bound.distances->floats();
           const int64_t heads = bound.distances->shape[0], stride = bound.distances->shape[1];
-          const float*& uploaded = biases[begin];
+          const float*& uploaded = biases[bound.distances->identity];
           if (!uploaded) uploaded = uploader.vector({begin, begin + heads * stride});
           node.attention.distance_stride = stride;
           node.attention.distance_bias = uploaded + stride / 2;

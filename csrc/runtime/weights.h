@@ -24,9 +24,6 @@ struct LinearWeights {
   std::vector<int64_t> columns_;
 };
 
-// Its inputs and outputs, without reading it.
-std::pair<int64_t, int64_t> matrix_extents(const plan::Step& step);
-
 // What tells the matrix of a linear step from others: steps that name the same arrays, as layers
 // that share their weights do, have the same.
 using MatrixIdentity = std::tuple<bool, plan::QkvLayout, int64_t, int64_t, std::vector<uintptr_t>>;

@@ -23,8 +23,8 @@ from bertrt.errors import (
     MissingFileError,
     ModelFormatError,
     OutputExistsError,
-    WriteError,
     UnsupportedModelError,
+    WriteError,
 )
 from bertrt.models.bundle import Bundle
 from bertrt.models.symbol.params import read_params

@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from bertrt.export.huggingface import import_huggingface
 
 import bertrt
 from bertrt.evaluation.quantize import quantize
-from bertrt.export.huggingface import import_huggingface
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "graph")]
@@ -202,9 +202,8 @@ def gluon(seeds: Path) -> None:
     """A symbol pair, and the bundle of it, with a vocabulary of GluonNLP's."""
     import gluonnlp
     import mxnet as mx
-    from gluonnlp.model.bert import BERTEncoder, BERTModel
-
     from bertrt.export import export_model
+    from gluonnlp.model.bert import BERTEncoder, BERTModel
 
     options = {"num_layers": 1, "units": 8, "hidden_size": 12, "max_length": 12, "num_heads": 2}
     net = BERTModel(

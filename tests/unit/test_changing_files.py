@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertrt import BertrtError, Engine, ModelFormatError
+from bertrt import BertrtError, Engine, ModelFormatError, OutOfMemoryError
 from bertrt.host.stored import Fetcher, File
 from bertrt.models.bundle import Bundle
 from bertrt.models.model import Model
@@ -156,6 +157,20 @@ def test_arrays_are_found_however_they_lie_and_in_whatever_order(tmp_path, rng):
     for few in (arrays[:1], arrays[1:4], arrays[2:], arrays):
         for stored, array in zip(few, fetcher(few), strict=True):
             assert array.tobytes() == data[stored.offset :][: stored.nbytes]
+
+
+def test_memory_for_an_array_that_is_not_there(models, monkeypatch):
+    path, _ = models["bundle"]
+
+    def short(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("bertrt.host.stored._SMALL", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("bertrt.host.stored.mmap.mmap", short)
+        with pytest.raises(OutOfMemoryError, match=r"no \d+ bytes for an array: .*Cannot allocate"):
+            Engine.load(path)
+    Engine.load(path).close()
 
 
 def test_files_that_are_replaced_while_a_bundle_is_opened(models):

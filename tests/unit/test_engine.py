@@ -13,7 +13,13 @@ import pytest
 
 import bertrt
 from bertrt import Engine
-from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError, MissingFileError
+from bertrt.errors import (
+    BertrtError,
+    InvalidInputError,
+    InvalidTypeError,
+    MissingFileError,
+    OutOfMemoryError,
+)
 from bertrt.plan.tail import apply_tail
 
 IDS = np.array([[2, 5, 6, 3], [2, 9, 3, 0]])
@@ -422,6 +428,31 @@ def test_shared_by_threads(tiny) -> None:
     for thread in threads:
         thread.join(60)
     assert found == [expected] * 160
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("2 bytes"), OutOfMemoryError("ours")])
+def test_memory_that_is_short_outside_the_backend(tiny, monkeypatch, error: Exception) -> None:
+    engine = tiny.load()
+
+    def short(*_: object, **__: object) -> None:
+        raise error
+
+    calls = {
+        "run": ("bertrt.engine.engine.unpack", lambda: engine.run(IDS)),
+        "predict": ("bertrt.engine.predictor.Predictor.answer", lambda: engine.predict("a")),
+        "predict_with_outputs": (
+            "bertrt.engine.predictor.Predictor.answer",
+            lambda: engine.predict_with_outputs("a"),
+        ),
+        "load": ("bertrt.engine.engine.load_backend", tiny.load),
+    }
+    for name, (place, call) in calls.items():
+        with monkeypatch.context() as patch, pytest.raises(OutOfMemoryError) as caught:
+            patch.setattr(place, short)
+            call()
+        own = f"does not suffice for Engine.{name}{f': {error}' if str(error) else ''};"
+        assert str(caught.value) == "ours" or own in str(caught.value)
+        call()  # the engine lives on
 
 
 def test_pickle(tiny) -> None:
