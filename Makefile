@@ -73,10 +73,10 @@ ASAN = env PYTHONPATH=build/address LD_PRELOAD="$(call SANITIZERS,asan ubsan)" \
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 TSAN = env PYTHONPATH=build/thread LD_PRELOAD="$(call SANITIZERS,tsan)" \
   TSAN_OPTIONS=halt_on_error=1 TOKENIZERS_PARALLELISM=false
-# The tokenizers library's threads are not built for the thread sanitizer.
 # What runs the extension's kernels and its executor; but for what looks at the compiled code, at speed
-# and at memory, which the sanitizers change, and most of what AMX's emulation takes minutes for. A thread sanitizer allows no new threads behind a
-# fork: of what has threads it gets what does not fork.
+# and at memory, which the sanitizers change, and most of what AMX's emulation takes minutes for. A
+# thread sanitizer allows no new threads behind a fork: of what has threads it gets what does not fork.
+# The tokenizers library's threads are not built for it.
 SANITIZED_TESTS := -k "not (spills or peaks or memory_stays) and not (amx_emulated and (int8 or bf16))" \
   tests/kernels tests/unit/test_engine.py tests/unit/test_batch.py
 THREADED_TESTS := -k "(thread_count or several_threads or shared) and not memory" \

@@ -14,6 +14,7 @@ from bertrt.errors import InvalidInputError, InvalidTypeError, MissingFileError
 from bertrt.evaluation.examples import Examples
 from bertrt.evaluation.layouts import STEMS, SUFFIXES
 from bertrt.evaluation.readers import DataFile, Questions, Reader, Rows, Sentences, Texts
+from bertrt.host.files import reading
 from bertrt.host.paths import check_path
 from bertrt.tasks.settings import PRESETS, SCORED, TASKS
 
@@ -75,21 +76,24 @@ def read_examples(
         raise InvalidTypeError(f"columns is {columns!r}; expected a list of names")
     if labels is None and task in PRESETS:
         labels = PRESETS[task].labels
-    if not found.exists():
-        raise MissingFileError(f"{found}: there is no such file")
-    if found.is_dir():
-        raise InvalidInputError(f"{found} is a directory; expected a file")
-    file = DataFile(found)
-    reader: Reader
-    if kind == "question-answering":
-        if columns is not None:
-            raise InvalidInputError("columns: question answering reads SQuAD's JSON, without any")
-        reader = Questions(file)
-    elif kind == "tagging":
-        reader = Sentences(file, labels, columns)
-    else:
-        reader = Rows(file, task, kind, labels, columns)
-    reader.read()
+    with reading(found, InvalidInputError):
+        if not found.exists():
+            raise MissingFileError(f"{found}: there is no such file")
+        if found.is_dir():
+            raise InvalidInputError(f"{found} is a directory; expected a file")
+        file = DataFile(found)
+        reader: Reader
+        if kind == "question-answering":
+            if columns is not None:
+                raise InvalidInputError(
+                    "columns: question answering reads SQuAD's JSON, without any"
+                )
+            reader = Questions(file)
+        elif kind == "tagging":
+            reader = Sentences(file, labels, columns)
+        else:
+            reader = Rows(file, task, kind, labels, columns)
+        reader.read()
     if not reader.texts:
         left = f": all {reader.left_out} rows are left out" if reader.left_out else ""
         raise InvalidInputError(f"{found} holds no example{left}")
@@ -110,13 +114,14 @@ def read_texts(path: Any, task: str) -> Examples:
         MissingFileError, InvalidInputError: as `read_examples`.
     """
     found = check_path("path", path)
-    if not found.exists():
-        raise MissingFileError(f"{found}: there is no such file")
-    if found.is_dir():
-        raise InvalidInputError(f"{found} is a directory; expected a file")
-    file = DataFile(found)
-    reader = Texts(file, task)
-    reader.read()
+    with reading(found, InvalidInputError):
+        if not found.exists():
+            raise MissingFileError(f"{found}: there is no such file")
+        if found.is_dir():
+            raise InvalidInputError(f"{found} is a directory; expected a file")
+        file = DataFile(found)
+        reader = Texts(file, task)
+        reader.read()
     if not reader.texts:
         raise InvalidInputError(f"{found} holds no text")
     return Examples(task, found, file.sha256, reader.texts, reader.labels, reader.places, 0)
@@ -139,16 +144,19 @@ def find_files(directory: Any, task: str, part: str) -> list[Path]:
         InvalidInputError: `directory` is no directory.
     """
     found = check_path("directory", directory)
-    if not found.exists():
-        raise MissingFileError(f"{found}: there is no such directory")
-    if not found.is_dir():
-        raise InvalidInputError(f"{found} is a file; expected a directory with {part}.tsv in it")
-    groups = (*STEMS.get(task, {}).get(part, ()), (part,))
-    for group in groups:
-        for suffix in SUFFIXES:
-            paths = [found / f"{stem}{suffix}" for stem in group]
-            if present := [path for path in paths if path.is_file()]:
-                return present
+    with reading(found, InvalidInputError):
+        if not found.exists():
+            raise MissingFileError(f"{found}: there is no such directory")
+        if not found.is_dir():
+            raise InvalidInputError(
+                f"{found} is a file; expected a directory with {part}.tsv in it"
+            )
+        groups = (*STEMS.get(task, {}).get(part, ()), (part,))
+        for group in groups:
+            for suffix in SUFFIXES:
+                paths = [found / f"{stem}{suffix}" for stem in group]
+                if present := [path for path in paths if path.is_file()]:
+                    return present
     stems = ", ".join(stem for group in groups for stem in group)
     raise MissingFileError(
         f"{found} holds no {part} file of {task}: expected the name {stems} with the suffix "

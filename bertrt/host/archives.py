@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.files import open_plain
 from bertrt.host.stored import File
 
 __all__ = ["Place", "places_of", "read_directory"]
@@ -41,7 +42,7 @@ class _Bounded(io.FileIO):
 def read_directory(path: Path) -> list[zipfile.ZipInfo]:
     """The entries that the archive at `path` lists; ModelFormatError for a damaged one."""
     try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
+        with _Bounded(open_plain(path)) as file, zipfile.ZipFile(file) as archive:
             return archive.infolist()
     # All that zipfile raises for a damaged directory: NotImplementedError for a version or a kind
     # of compression that it does not know, ValueError for names that are no text, struct.error

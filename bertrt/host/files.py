@@ -5,17 +5,20 @@ table of all formats."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, OutOfMemoryError
 
 __all__ = [
     "LARGEST_VOCABULARY",
@@ -23,11 +26,14 @@ __all__ = [
     "check_json",
     "check_size",
     "fits",
+    "is_there",
+    "open_plain",
     "parse_json",
     "read_bytes",
     "read_json",
     "read_object",
     "read_text",
+    "reading",
     "without_escapes",
 ]
 
@@ -65,13 +71,46 @@ _STRIDE = 8
 _RUN = b"0" * ((_MOST_DIGITS - _STRIDE) // _STRIDE)
 
 
+@contextlib.contextmanager
+def reading(path: Path, refusal: type[BertrtError] = ModelFormatError) -> Iterator[None]:
+    """What the system refuses in the block of what is at `path`, or in it, comes as a `refusal`
+    that names it, and memory that it does not give as an OutOfMemoryError."""
+    try:
+        yield
+    except BertrtError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"the memory of this machine does not suffice to load {path}: nothing of it was kept"
+        ) from error
+    except OSError as error:
+        raise refusal(
+            f"{error.filename or path} cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of this name, be it a link that leads nowhere: a file that may be
+    missing, and is not to be overlooked because it cannot be read. ModelFormatError where the
+    system does not say."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ModelFormatError(f"{path} cannot be read: {error}") from error
+    return True
+
+
 def check_size(path: Path, limit: int) -> int:
     """The bytes of a plain file. Refuse, with a ModelFormatError, what is none, or has more bytes
     than `limit`: nothing of it is read. MissingFileError where there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise MissingFileError(f"{path} does not exist") from None
+        raise MissingFileError(
+            f"{path} {'is a link that leads nowhere' if path.is_symlink() else 'does not exist'}"
+        ) from None
     except OSError as error:
         raise ModelFormatError(f"{path} cannot be read: {error}") from error
     if not stat.S_ISREG(found.st_mode):
@@ -81,14 +120,26 @@ def check_size(path: Path, limit: int) -> int:
     return found.st_size
 
 
+def open_plain(path: Path) -> int:
+    """A descriptor of a plain file, to read from. OSError where it cannot be opened, or is another
+    kind of file: one that has come to this place since it was looked at does not make us wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return descriptor
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """The bytes of a plain file of at most `limit` of them.
 
     Raises what `check_size` raises, and ModelFormatError where the file cannot be read.
     """
     size = check_size(path, limit)
+    if size == 0:  # the system's own files have no size, and reading them may wait for ever
+        return b""
     try:
-        with open(path, "rb") as file:
+        with open(open_plain(path), "rb") as file:
             data = file.read(size + 1)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import stat
 import weakref
 from collections.abc import Sequence
 from math import prod
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.host.files import open_plain
 
 __all__ = ["Fetcher", "File", "Stored"]
 
@@ -48,7 +48,7 @@ class File:
         try:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file")
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_plain(path)
             # What is collected in a child of a fork closes the child's own.
             weakref.finalize(self, os.close, self._descriptor)
             found = os.fstat(self._descriptor)
@@ -56,7 +56,7 @@ class File:
             raise
         except (ValueError, OSError) as error:
             raise ModelFormatError(f"{path}: cannot be read: {error}") from None
-        if not stat.S_ISREG(found.st_mode) or found.st_size == 0:
+        if found.st_size == 0:
             raise ModelFormatError(f"{path}: cannot be read: it is empty, or no plain file")
         self._size, self._changed = found.st_size, found.st_mtime_ns
         self._place = found.st_dev, found.st_ino
@@ -176,8 +176,13 @@ class Fetcher:
             pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
             try:
                 room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+<<<<<<< HEAD
             except OSError as error:
                 raise MemoryError(f"no {pages} bytes for an array: {error}") from None
+=======
+            except OSError:
+                raise MemoryError(f"no {pages} bytes for an array of weights") from None
+>>>>>>> break-files
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
         shown = np.frombuffer(room, np.uint8, size)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bertrt.errors import MissingFileError, ModelFormatError
-from bertrt.host.files import read_json
+from bertrt.host.files import open_plain, read_json
 from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
 from bertrt.host.stored import File
@@ -250,7 +250,7 @@ def file_digest(
     bytes read since its last call."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK))
-    with open(path, "rb", buffering=0) as file:
+    with open(open_plain(Path(path)), "rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
             advance(count)

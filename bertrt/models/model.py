@@ -19,6 +19,7 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.host.cached import cached
+from bertrt.host.files import reading
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
@@ -83,6 +84,7 @@ class Model:
             MissingFileError: there is nothing at `path`, or a file that belongs to it is missing.
             ModelFormatError: what lies there is none of these, or is broken; or, as
                 UnsupportedModelError, a Hugging Face model that bertrt does not run.
+            OutOfMemoryError: the system does not give the memory.
             InvalidInputError, InvalidTypeError: `path` cannot be a path.
         """
         with cls.opening(path) as model:
@@ -93,11 +95,12 @@ class Model:
     def opening(cls, path: str | os.PathLike[str]) -> Iterator[Model]:
         """As `open`, while a bundle's weights are still being checked: see `Bundle.opening`."""
         found = check_path("path", path)
-        if (found / MANIFEST).is_file():
-            with Bundle.opening(found) as bundle:
-                yield cls._open_bundle(bundle)
-        else:
-            yield cls._open_other(found)
+        with reading(found):
+            if (found / MANIFEST).is_file():
+                with Bundle.opening(found) as bundle:
+                    yield cls._open_bundle(bundle)
+            else:
+                yield cls._open_other(found)
 
     @classmethod
     def _open_other(cls, found: Path) -> Model:

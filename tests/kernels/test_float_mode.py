@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import platform
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -15,6 +15,7 @@ from bertrt.errors import (
     MissingFileError,
     UnsupportedModelError,
 )
+from bertrt.host.files import is_there
 from bertrt.host.paths import check_path
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.graph import answerable, check_scores, fitted, pooling_of
@@ -104,13 +105,13 @@ class HuggingFaceModel:
             )
         sentence = read_sentence_model(root)
         directory, pooling = sentence.encoder, sentence.pooling
-        if not (directory / "config.json").exists():
+        if not is_there(directory / "config.json"):
             bundle = (root / MANIFEST).is_file()
             raise MissingFileError(
                 f"{directory / 'config.json'} does not exist: {root} is "
                 + ("a bundle already" if bundle else "no Hugging Face model directory")
             )
-        if (adapter := directory / "adapter_config.json").exists():
+        if is_there(adapter := directory / "adapter_config.json"):
             raise UnsupportedModelError(
                 f"{adapter}: adapters are not supported: merge it into the model and save that"
             )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import read_json, read_object
+from bertrt.host.files import is_there, read_json, read_object
 from bertrt.models.safetensors import read_safetensors
 from bertrt.tasks.activations import ACTIVATIONS
 from bertrt.tasks.modules import Module, make_modules
@@ -124,9 +124,9 @@ def read_sentence_model(root: Path) -> SentenceModel:
         MissingFileError: a module's file is not there.
     """
     modules_path = root / "modules.json"
-    if not modules_path.exists():
+    if not is_there(modules_path):
         alone = root / "1_Pooling" / "config.json"
-        if not alone.exists():
+        if not is_there(alone):
             return SentenceModel(root)
         return _sentence_transformer(root, root, alone, [])
     modules = _read_modules(modules_path)
@@ -187,7 +187,7 @@ def _read_modules(path: Path) -> list[dict[str, str]]:
 
 def _model_config(root: Path) -> dict[str, Any]:
     path = root / _MODEL_CONFIG
-    return read_object(path) if path.exists() else {}
+    return read_object(path) if is_there(path) else {}
 
 
 def _cross_encoder(root: Path, encoder: Path) -> SentenceModel:
@@ -224,9 +224,9 @@ def _sentence_transformer(
             f"{', '.join(_SIMILARITIES)}"
         )
     pooling |= {} if cut is None else {"truncate_dim": cut}
-    pooling |= {"similarity": similarity} if path.exists() else {}
+    pooling |= {"similarity": similarity} if is_there(path) else {}
     # Every SentenceTransformer has these names, for no text unless one is given.
-    prompts = _prompts(config, path, {"query": "", "document": ""} if path.exists() else {})
+    prompts = _prompts(config, path, {"query": "", "document": ""} if is_there(path) else {})
     return SentenceModel(encoder, pooling=pooling, modules=modules, prompts=prompts)
 
 
@@ -259,7 +259,7 @@ def _optional_text(config: Mapping[str, Any], name: str, path: Path) -> str | No
 
 def _transformer_config(directory: Path) -> tuple[Path, dict[str, Any]]:
     for name in SENTENCE_CONFIGS:
-        if (directory / name).exists() and (content := read_object(directory / name)):
+        if is_there(directory / name) and (content := read_object(directory / name)):
             return directory / name, content
     return directory / SENTENCE_CONFIGS[0], {}
 
@@ -329,7 +329,7 @@ def _modules(behind: Sequence[tuple[str, Path]]) -> tuple[Module, ...]:
     for kind, directory in behind:
         path = directory / "config.json"
         wanted = _WANTED.get(kind, ())
-        config = read_object(path) if wanted or path.exists() else {}
+        config = read_object(path) if wanted or is_there(path) else {}
         if missing := [name for name in wanted if name not in config]:
             raise ModelFormatError(f"{path} does not say {', '.join(missing)}")
         for name in ("module_input_name", "module_output_name"):
@@ -410,9 +410,9 @@ _BEHIND = {
 def _tensors(directory: Path) -> dict[str, np.ndarray]:
     """A module's weights, as float32."""
     path, other = directory / "model.safetensors", directory / "pytorch_model.bin"
-    if path.is_file():
+    if is_there(path):
         found = read_safetensors(path)
-    elif other.is_file():
+    elif is_there(other):
         from bertrt.models.torch.file import read_torch
 
         found = read_torch(other)

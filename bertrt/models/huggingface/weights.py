@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import read_object
+from bertrt.host.files import is_there, read_object
+from bertrt.host.stored import File
 from bertrt.models.safetensors import read_safetensors
 from bertrt.plan.weights import Constant
 
@@ -34,7 +35,7 @@ def find_weights(directory: Path) -> Path:
     Raises MissingFileError, which names files of other frameworks that lie there instead.
     """
     for name in _PLACES:
-        if (path := directory / name).is_file():
+        if is_there(path := directory / name):
             return path
     others = [
         path.name
@@ -78,12 +79,11 @@ def read_weights(source: Path, prefix: str) -> dict[str, Constant]:
 
 
 def _read(path: Path) -> dict[str, Constant]:
-    with open(path, "rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise ModelFormatError(
-                f"{path} is what Git LFS leaves in the place of a file that was not fetched: run "
-                "`git lfs pull` where it was cloned"
-            )
+    if File(path)[: len(_LFS)].tobytes() == _LFS:
+        raise ModelFormatError(
+            f"{path} is what Git LFS leaves in the place of a file that was not fetched: run "
+            "`git lfs pull` where it was cloned"
+        )
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     # Imported where it is needed: most directories have no such file.

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers
 
 from bertrt.errors import ModelFormatError
-from bertrt.host.files import read_object
+from bertrt.host.files import is_there, read_object
 from bertrt.models.huggingface.config import Config
 from bertrt.models.huggingface.sentence_transformers import SENTENCE_CONFIGS
 from bertrt.models.huggingface.tokenizer.classes import build, find_class
@@ -36,7 +36,7 @@ def make_tokenizer(directory: Path, config: Config) -> HuggingFaceTokenizer:
     that does not fit the model, UnsupportedModelError for a class, a file or a setting that is not
     supported.
     """
-    path = next((path for name in SENTENCE_CONFIGS if (path := directory / name).exists()), None)
+    path = next((path for name in SENTENCE_CONFIGS if is_there(path := directory / name)), None)
     sentence = read_object(path) if path is not None else {}
     arguments: dict[str, Any] = {}
     for name in ("processor_kwargs", "tokenizer_args"):  # the newer name and the older

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from tokenizers import AddedToken
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import LARGEST_VOCABULARY, read_object
+from bertrt.host.files import LARGEST_VOCABULARY, is_there, read_object
 
 __all__ = ["CONFIG", "NAMED", "Settings", "Token", "read_config", "read_settings"]
 
@@ -173,7 +173,7 @@ class Settings:
 def read_config(directory: Path) -> dict[str, Any]:
     """The content of ``tokenizer_config.json``, empty where there is none."""
     path = directory / CONFIG
-    return read_object(path) if path.exists() else {}
+    return read_object(path) if is_there(path) else {}
 
 
 def read_settings(
@@ -193,7 +193,7 @@ def read_settings(
     path = directory / CONFIG
     values = {name: value for name, value in said.items() if name != "tokenizer_class"}
     settings = Settings(directory, path, values, arguments=frozenset(arguments))
-    if (directory / "tokenizer.json").exists():
+    if is_there(directory / "tokenizer.json"):
         settings.content = _read_tokenizer_file(directory / "tokenizer.json")
         for name in ("add_bos_token", "add_eos_token"):
             values.pop(name, None)
@@ -298,11 +298,11 @@ def _read_added(settings: Settings) -> dict[int, AddedToken]:
     if "added_tokens_decoder" in values:
         return _decoder(settings.path, values.pop("added_tokens_decoder"))
     map_path = directory / "special_tokens_map.json"
-    if map_path.exists():
+    if is_there(map_path):
         _overrule(settings, map_path, read_object(map_path))
     listed: dict[int, AddedToken] = {}
     added_path = directory / "added_tokens.json"
-    if added_path.exists():
+    if is_there(added_path):
         extra = values.get("extra_special_tokens")
         said = [values.get(name) for name in NAMED] + (extra if isinstance(extra, list) else [])
         special = {str(token) for token in said if _is_token(token)}
