@@ -117,7 +117,6 @@ class Engine:
             MissingFileError: there is nothing at `path`, or a file of the model is missing.
             ModelFormatError: the model is broken, or (UnsupportedModelError) holds something that
                 bertrt does not run.
-            OutOfMemoryError: the system does not give the memory.
             MissingDependencyError: the backend is not installed; the message names the extra.
             DeviceError: the device or precision cannot be used; the message says what is missing.
             OutOfMemoryError: this machine has not the memory for the model.
@@ -318,6 +317,7 @@ class Engine:
             requests, _ = self._predictor.encode(batch, prompt)
             return self._predictor.answer(call.backend, requests, keep=True)
 
+    @_naming_memory
     def tokenize(self, batch: Any, *, prompt: str | None = None) -> Any:
         """The ids that `predict` would use.
 

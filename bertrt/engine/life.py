@@ -25,7 +25,6 @@ from bertrt.errors import (
     BusyError,
     InvalidInputError,
     InvalidTypeError,
-    OutOfMemoryError,
 )
 
 __all__ = ["Call", "Life"]
@@ -79,11 +78,6 @@ class Call:
         self.over = True
         # A traceback that somebody keeps refers to the frame and so to this: not to the backend.
         self.lease = None
-        if isinstance(error, MemoryError) and not isinstance(error, OutOfMemoryError):
-            raise OutOfMemoryError(
-                "the memory of this machine does not suffice for so large a batch: nothing of it "
-                "was kept"
-            ) from error
 
     def is_under_way(self) -> bool:
         """Whether a frame that its thread is in refers to it. Where an exception came before the

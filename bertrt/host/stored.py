@@ -176,13 +176,8 @@ class Fetcher:
             pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
             try:
                 room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-<<<<<<< HEAD
             except OSError as error:
                 raise MemoryError(f"no {pages} bytes for an array: {error}") from None
-=======
-            except OSError:
-                raise MemoryError(f"no {pages} bytes for an array of weights") from None
->>>>>>> break-files
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
         shown = np.frombuffer(room, np.uint8, size)

@@ -168,7 +168,7 @@ def test_memory_for_an_array_that_is_not_there(models, monkeypatch):
     monkeypatch.setattr("bertrt.host.stored._SMALL", 0)
     with monkeypatch.context() as patch:
         patch.setattr("bertrt.host.stored.mmap.mmap", short)
-        with pytest.raises(OutOfMemoryError, match=r"no \d+ bytes for an array: .*Cannot allocate"):
+        with pytest.raises(OutOfMemoryError, match="does not suffice"):
             Engine.load(path)
     Engine.load(path).close()
 

@@ -163,7 +163,7 @@ def test_memory_that_a_batch_does_not_get(monkeypatch):
 
         with monkeypatch.context() as patched:
             patched.setattr(type(engine._life._lease.backend), "run", refuse)
-            with pytest.raises(OutOfMemoryError, match="so large a batch"):
+            with pytest.raises(OutOfMemoryError, match=r"does not suffice for Engine\.run"):
                 engine.run([[2, 5, 3]])
         found = engine.run([[2, 5, 3]])
     for name, array in expected.items():
