@@ -48,7 +48,7 @@ class File:
         try:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file")
-            self._file = open(path, "rb", buffering=0)
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             found = os.fstat(self._file.fileno())
         except MissingFileError:
             raise

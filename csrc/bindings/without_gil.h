@@ -35,9 +35,8 @@ void or_stay(const Work& work) {
 template <class... Arguments>
 pybind11::object call(const pybind11::object& function, const Arguments&... arguments) {
   PyObject* found = nullptr;
-  or_stay([&] {
-    found = PyObject_CallFunctionObjArgs(function.ptr(), arguments.ptr()..., nullptr);
-  });
+  or_stay(
+      [&] { found = PyObject_CallFunctionObjArgs(function.ptr(), arguments.ptr()..., nullptr); });
   if (!found) throw pybind11::error_already_set();
   return pybind11::reinterpret_steal<pybind11::object>(found);
 }

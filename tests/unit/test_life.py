@@ -361,7 +361,7 @@ def test_a_timeout_that_is_none(tiny, timeout: Any) -> None:
 def test_any_number_is_a_timeout(tiny, timeout: Any) -> None:
     engine = tiny.load()
     inside = Inside(engine, tiny.backends[0])
-    with pytest.raises(BusyError, match="0.001 seconds"):
+    with pytest.raises(BusyError, match=r"0\.001 seconds"):
         engine.close(timeout)
     inside.go_on.set()
     engine.close(10**400)
