@@ -331,7 +331,8 @@ def _array(name: str, value: Any) -> np.ndarray:
     if value is None:
         raise InvalidTypeError(f"{name} is None; expected an array of integers")
     try:
-        return np.asarray(value)
+        # Of our own: another thread may write to it between the checks and the run.
+        return np.asarray(value).copy()
     # numpy refuses rows of different lengths.
     except ValueError as error:
         raise InvalidInputError(f"{name}: not an array ({error})") from None
@@ -391,7 +392,7 @@ def _whole(name: str, values: np.ndarray, limit: int, at: Any) -> np.ndarray:
         raise InvalidInputError(
             f"{name}{at(row)} is {values[row]}; expected a whole number from 0 to {limit - 1}"
         )
-    return values.astype(np.int32)
+    return values.astype(np.int32, copy=False)
 
 
 def _lengths_of_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,12 @@ def _check_stated(model: Model, plan: Plan, precision: str, device: str) -> None
 # engine of the same files shares them.
 _packed: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
+# What is being packed: who wants the same waits for it. A signal handler that interrupts the
+# packing may pack for itself; a forked child has nobody to wait for.
+_packing: dict[Hashable, threading.RLock] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_packing.clear)
+
 
 def _shared(
     plan: Plan,
@@ -135,13 +142,19 @@ def _shared(
     `kind`: what they depend on besides the plan and its files. `pack`: makes them of arrays, and
     reads those that lie in files when it comes to them.
     """
+    weights = {name: constant.stored for name, constant in plan.weights.items()}
     identity = _identity(plan)
-    packed = None if identity is None else _packed.get((identity, kind))
-    if packed is None:
-        packed = pack({name: constant.stored for name, constant in plan.weights.items()})
-        if identity is not None:
-            _packed[identity, kind] = packed
-    return packed
+    if identity is None:
+        return pack(weights)
+    key = identity, kind
+    with _packing.setdefault(key, threading.RLock()):
+        try:
+            packed = _packed.get(key)
+            if packed is None:
+                packed = _packed[key] = pack(weights)
+            return packed
+        finally:
+            _packing.pop(key, None)
 
 
 # Weights of so many bytes, for instance a table made of another one, are told by them.

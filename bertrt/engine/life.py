@@ -162,6 +162,8 @@ class Life:
                 )
             if not timeout >= 0:
                 raise InvalidInputError(f"timeout is {timeout}; expected seconds, 0 or more")
+            # A Fraction, or an int that no float holds, is a number, too.
+            timeout = float(min(timeout, threading.TIMEOUT_MAX))
         with self._begin("close") as call:
             self.closed = True
             lease, self._lease = self._lease, None

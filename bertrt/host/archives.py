@@ -42,7 +42,7 @@ class _Bounded(io.FileIO):
 def read_directory(path: Path) -> list[zipfile.ZipInfo]:
     """The entries that the archive at `path` lists; ModelFormatError for a damaged one."""
     try:
-        with _Bounded(open_plain(path)) as file, zipfile.ZipFile(file) as archive:
+        with open_plain(path, _Bounded) as file, zipfile.ZipFile(file) as archive:
             return archive.infolist()
     # All that zipfile raises for a damaged directory: NotImplementedError for a version or a kind
     # of compression that it does not know, ValueError for names that are no text, struct.error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -120,14 +121,14 @@ def check_size(path: Path, limit: int) -> int:
     return found.st_size
 
 
-def open_plain(path: Path) -> int:
-    """A descriptor of a plain file, to read from. OSError where it cannot be opened, or is another
-    kind of file: one that has come to this place since it was looked at does not make us wait."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+def open_plain(path: Path, kind: type[io.FileIO] = io.FileIO) -> io.FileIO:
+    """A plain file, opened to read from. OSError where it cannot be opened, or is another kind of
+    file: one that has come to this place since it was looked at does not make us wait."""
+    file = kind(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
-    return descriptor
+    return file
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -139,7 +140,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if size == 0:  # the system's own files have no size, and reading them may wait for ever
         return b""
     try:
-        with open(open_plain(path), "rb") as file:
+        with io.BufferedReader(open_plain(path)) as file:
             data = file.read(size + 1)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None

@@ -48,10 +48,8 @@ class File:
         try:
             if not path.is_file():
                 raise MissingFileError(f"{path}: no such file")
-            self._descriptor = open_plain(path)
-            # What is collected in a child of a fork closes the child's own.
-            weakref.finalize(self, os.close, self._descriptor)
-            found = os.fstat(self._descriptor)
+            self._file = open_plain(path)
+            found = os.fstat(self._file.fileno())
         except MissingFileError:
             raise
         except (ValueError, OSError) as error:
@@ -60,6 +58,12 @@ class File:
             raise ModelFormatError(f"{path}: cannot be read: it is empty, or no plain file")
         self._size, self._changed = found.st_size, found.st_mtime_ns
         self._place = found.st_dev, found.st_ino
+
+    def __del__(self) -> None:
+        # Where a signal handler raises here, or before, the file closes itself. What is collected
+        # in a child of a fork closes the child's own.
+        if hasattr(self, "_file"):
+            self._file.close()
 
     @property
     def identity(self) -> tuple[int, ...]:
@@ -81,9 +85,10 @@ class File:
         try:
             # preadv knows nothing of a common position, which threads, or a child of a fork, would
             # move for each other; and it waits without the GIL.
-            while rest and (count := os.preadv(self._descriptor, [rest], end - len(rest))):
+            descriptor = self._file.fileno()
+            while rest and (count := os.preadv(descriptor, [rest], end - len(rest))):
                 rest = rest[count:]
-            found = os.fstat(self._descriptor)
+            found = os.fstat(descriptor)
         except OSError as error:
             raise ModelFormatError(f"{self.path}: cannot be read: {error}") from None
         if rest or (found.st_size, found.st_mtime_ns) != (self._size, self._changed):
@@ -153,7 +158,9 @@ class Fetcher:
     """Reads arrays, into memory that it uses again when nothing shows it any more."""
 
     def __init__(self) -> None:
-        self._spare: list[mmap.mmap] = []
+        # With what shows each now. No callback tells when that goes: it would be lost where a
+        # signal handler raises in it, and the memory with it.
+        self._rooms: list[tuple[mmap.mmap, weakref.ref[np.ndarray]]] = []
 
     def __call__(self, wanted: Sequence[Stored]) -> list[np.ndarray]:
         """Arrays for the caller, who alone holds those of more than one axis; they are read again
@@ -168,9 +175,10 @@ class Fetcher:
         return stored.read(self._memory(stored.nbytes))
 
     def _memory(self, size: int) -> memoryview:
-        for room in self._spare:
-            if size <= len(room) <= 2 * size:
-                self._spare.remove(room)
+        for entry in self._rooms:
+            room, shown = entry
+            if shown() is None and size <= len(room) <= 2 * size:
+                self._rooms.remove(entry)
                 break
         else:
             pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
@@ -180,14 +188,9 @@ class Fetcher:
                 raise MemoryError(f"no {pages} bytes for an array: {error}") from None
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
-        shown = np.frombuffer(room, np.uint8, size)
-        weakref.finalize(shown, _give_back, weakref.ref(self), room).atexit = False
-        return shown.data
-
-
-def _give_back(fetcher: weakref.ref[Fetcher], room: mmap.mmap) -> None:
-    if (alive := fetcher()) is not None:
-        alive._spare.append(room)
+        array = np.frombuffer(room, np.uint8, size)
+        self._rooms.append((room, weakref.ref(array)))
+        return array.data
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ class Bundle:
         *small, weights = sorted(files, key=lambda name: files[name]["size"])
         _check_digests(directory, {name: files[name] for name in small})
         # The block and the check read the same file, whatever is renamed to its place meanwhile.
-        file = File(directory / weights)
+        file, process = File(directory / weights), os.getpid()
         with ThreadPoolExecutor(1) as beside:
             try:
                 check = beside.submit(_check_weights, file, files[weights])
@@ -118,7 +118,8 @@ class Bundle:
             try:
                 yield cls(directory, manifest, file)
             finally:
-                if check is None:
+                # In a child that a signal handler has forked meanwhile nobody checks beside.
+                if check is None or os.getpid() != process:
                     _check_weights(file, files[weights])
                 else:
                     check.result()
@@ -250,7 +251,7 @@ def file_digest(
     bytes read since its last call."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK))
-    with open(open_plain(Path(path)), "rb", buffering=0) as file:
+    with open_plain(Path(path)) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
             advance(count)

@@ -72,7 +72,10 @@ class Returns {
     }
     if (arrays.empty()) return;
     const WithGil here;
-    for (PyObject* array : arrays) Py_DECREF(array);
+    // Whoever asked to be told of their end may run Python code.
+    or_stay([&] {
+      for (PyObject* array : arrays) Py_DECREF(array);
+    });
   }
 
  private:
@@ -148,7 +151,7 @@ void fetch(const py::object& fetch, const std::shared_ptr<Returns>& returns,
     wanted.append(py::reinterpret_borrow<py::object>(
         static_cast<PyObject*>(const_cast<void*>(weight->identity))));
   }
-  const py::sequence found = fetch(wanted);
+  const py::sequence found = call(fetch, wanted);
   for (size_t i = 0; i < weights.size(); ++i) {
     const plan::Weight& weight = *weights[i];
     py::object object = found[i];

@@ -13,20 +13,32 @@
 
 namespace bertrt::bindings {
 
-// Runs what takes the GIL. Python before 3.14 ends a daemon thread that wants the GIL when the
-// interpreter has shut down, by pthread_exit; its unwinding would end the process at the next
-// destructor. As in 3.14 the thread stays where it is instead, until the process is gone.
-template <class Take>
-void or_stay(const Take& take) noexcept {
+// Runs what takes the GIL, or runs Python code, which gives it up and takes it again. Python before
+// 3.14 ends a daemon thread that wants the GIL when the interpreter has shut down, by pthread_exit;
+// its unwinding would end the process at the next destructor. As in 3.14 the thread stays where it
+// is instead, until the process is gone. `work` has nothing to destroy itself: it would, without
+// the GIL.
+template <class Work>
+void or_stay(const Work& work) {
 #if defined(__GLIBCXX__)
   try {
-    take();
+    work();
   } catch (const abi::__forced_unwind&) {
     for (;;) pause();
   }
 #else
-  take();
+  work();
 #endif
+}
+
+// What a Python function returns. Throws what it raises.
+template <class... Arguments>
+pybind11::object call(const pybind11::object& function, const Arguments&... arguments) {
+  PyObject* found = nullptr;
+  or_stay(
+      [&] { found = PyObject_CallFunctionObjArgs(function.ptr(), arguments.ptr()..., nullptr); });
+  if (!found) throw pybind11::error_already_set();
+  return pybind11::reinterpret_steal<pybind11::object>(found);
 }
 
 // Gives up the GIL for as long as this lives.
@@ -44,7 +56,8 @@ class WithoutGil {
   void check_signals() {
     if (Clock::now() < next_) return;
     take();
-    const bool raised = PyErr_CheckSignals() != 0;
+    bool raised = false;
+    or_stay([&] { raised = PyErr_CheckSignals() != 0; });
     if (raised) throw pybind11::error_already_set();
     const bool handles = in_main_thread();
     thread_ = PyEval_SaveThread();
@@ -56,7 +69,8 @@ class WithoutGil {
   static constexpr auto kInterval = std::chrono::milliseconds(100);
 
   static bool in_main_thread() {
-    const pybind11::object main = pybind11::module_::import("threading").attr("main_thread")();
+    const pybind11::object main_thread = pybind11::module_::import("threading").attr("main_thread");
+    const pybind11::object main = call(main_thread);
     return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
   }
 

@@ -278,3 +278,26 @@ def test_a_process_ends_while_daemon_threads_are_inside(hugging, calls: str) -> 
     """
     for _ in range(4):
         assert run_python(script, path) == ""
+
+
+def test_a_process_ends_while_daemon_threads_load(hugging) -> None:
+    """They are in Python code that C++ has called, most of the time."""
+    script = """
+    import sys, threading, time
+    from bertrt import Engine
+    from bertrt.host.stored import Fetcher
+    fetch = Fetcher.__call__
+    def slow(self, wanted):
+        time.sleep(0.001)
+        return fetch(self, wanted)
+    Fetcher.__call__ = slow
+    def work():
+        while True:
+            Engine.load(sys.argv[1], threads=1).close()
+    for _ in range(6):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.3)
+    """
+    path = hugging.write()
+    for _ in range(4):
+        assert run_python(script, path) == ""

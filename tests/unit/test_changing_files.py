@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bertrt.models.bundle
 from bertrt import BertrtError, Engine, ModelFormatError, OutOfMemoryError
 from bertrt.host.stored import Fetcher, File
 from bertrt.models.bundle import Bundle
@@ -223,3 +225,114 @@ def test_other_threads_run_while_weights_are_packed(hugging):
         sys.setswitchinterval(interval)
         done.set()
         ticker.join()
+
+
+def test_a_file_stays_open_to_the_end_of_the_process(tmp_path):
+    """A daemon thread may read it then."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abcd")
+    script = """
+import atexit, os, sys
+atexit.register(lambda: os.write(1, bytes(file[0:4])))
+from pathlib import Path
+from bertrt.host.stored import File
+file = File(Path(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, timeout=120)
+    assert (done.stdout, done.stderr) == (b"abcd", b"")
+
+
+def test_an_interrupt_leaves_no_file_open(tmp_path):
+    """Before whatever instruction of `File` it comes."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abcd")
+    number, ended = 0, False
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code is not File.__init__.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = len(os.listdir("/proc/self/fd"))
+    while not ended:
+        left = number
+        sys._getframe().f_trace_opcodes = True
+        sys.settrace(trace)
+        try:
+            File(path)
+            ended = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert len(os.listdir("/proc/self/fd")) == before, f"instruction {number}"
+        number += 1
+    assert number > 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_a_bundle_is_checked(models, monkeypatch):
+    """As by a signal handler: who checks beside is not there in the child."""
+    check, go_on = bertrt.models.bundle._check_weights, threading.Event()
+
+    def wait(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            assert go_on.wait(60)
+        check(*arguments)
+
+    monkeypatch.setattr("bertrt.models.bundle._check_weights", wait)
+    with Bundle.opening(models["bundle"][0]):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+        else:
+            status = os.waitpid(child, 0)[1]
+            go_on.set()
+    if child == 0:
+        os._exit(0)
+    assert status == 0
+
+
+def test_threads_that_load_at_once_share_what_is_packed(models):
+    """None packs beside another."""
+    from bertrt.backends.native import _shared
+
+    plan, begun = Model.open(models["bundle"][0]).plan(), []
+    second = threading.Event()
+
+    class Packed:
+        pass
+
+    def pack(weights):
+        begun.append(weights)
+        if len(begun) > 1:
+            second.set()
+        second.wait(0.5)
+        return Packed()
+
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(_shared(plan, ("test",), pack)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(begun) == 1 and len(found) == 4 and len(set(map(id, found))) == 1
+
+
+def test_arrays_are_copied_before_they_are_checked():
+    """So that another thread, which writes to them, changes nothing between the checks."""
+    from bertrt.batch import _array
+
+    ids = np.ones((2, 4), np.int32)
+    assert not np.shares_memory(_array("token_ids", ids), ids)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,17 @@ def test_a_timeout_that_is_none(tiny, timeout: Any) -> None:
         engine.close(timeout)
     assert engine.predict("a").vector[1] == 3
     engine.close(np.float32(1))
+
+
+@pytest.mark.parametrize("timeout", [Fraction(1, 1000), np.float64(0.001)])
+def test_any_number_is_a_timeout(tiny, timeout: Any) -> None:
+    engine = tiny.load()
+    inside = Inside(engine, tiny.backends[0])
+    with pytest.raises(BusyError, match=r"0\.001 seconds"):
+        engine.close(timeout)
+    inside.go_on.set()
+    engine.close(10**400)
+    inside.finish()
 
 
 def test_threads_that_load_run_share_close_and_pickle() -> None:
