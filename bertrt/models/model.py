@@ -19,7 +19,7 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.host.cached import cached
-from bertrt.host.files import reading
+from bertrt.host.files import is_there, reading
 from bertrt.host.paths import check_path
 from bertrt.models.bundle import Bundle
 from bertrt.models.huggingface.model import HuggingFaceModel, is_huggingface
@@ -96,7 +96,7 @@ class Model:
         """As `open`, while a bundle's weights are still being checked: see `Bundle.opening`."""
         found = check_path("path", path)
         with reading(found):
-            if (found / MANIFEST).is_file():
+            if is_there(found / MANIFEST):
                 with Bundle.opening(found) as bundle:
                     yield cls._open_bundle(bundle)
             else:

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertrt import BertrtError, Engine, InvalidInputError, ModelFormatError, OutOfMemoryError
+from bertrt import (
+    BertrtError,
+    Engine,
+    InvalidInputError,
+    MissingFileError,
+    ModelFormatError,
+    OutOfMemoryError,
+)
 from bertrt.evaluation.datasets import find_files, read_examples, read_texts
 from bertrt.host import stored
 from bertrt.host.files import open_plain, read_bytes
@@ -79,7 +86,7 @@ def test_files_that_cannot_be_read(unprivileged, seed):
         path.chmod(0o644)
     for mode in (0, 0o444):
         directory.chmod(mode)
-        with pytest.raises(ModelFormatError, match="cannot be read: Permission denied"):
+        with pytest.raises(ModelFormatError, match=r"cannot be read: .*Permission denied"):
             Engine.load(directory)
 
 
@@ -90,15 +97,20 @@ def test_data_that_cannot_be_read(unprivileged):
     for read in (
         lambda: read_texts(path, "embedding"),
         lambda: read_examples(path, "tagging"),
+    ):
+        with pytest.raises(InvalidInputError, match="cannot be read"):
+            read()
+    for read in (
         lambda: read_texts(unprivileged / TOO_LONG, "embedding"),
         lambda: find_files(unprivileged / TOO_LONG, "MRPC", "dev"),
     ):
-        with pytest.raises(InvalidInputError, match="cannot be read"):
+        # Newer versions of Python say that there is no such file.
+        with pytest.raises((InvalidInputError, MissingFileError)):
             read()
 
 
 def test_a_name_that_is_too_long():
-    with pytest.raises(ModelFormatError, match="cannot be read: File name too long"):
+    with pytest.raises(ModelFormatError, match=r"cannot be read: .*File name too long"):
         Engine.load(TOO_LONG)
 
 
