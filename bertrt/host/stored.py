@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.errors import MissingFileError, ModelFormatError, OutOfMemoryError
 
 __all__ = ["Fetcher", "File", "Stored"]
 
@@ -182,7 +182,10 @@ class Fetcher:
                 break
         else:
             pages = -(-size // _HUGE_PAGE) * _HUGE_PAGE
-            room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            try:
+                room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                raise OutOfMemoryError(f"no memory for {size} bytes of weights: {error}") from None
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
         array = np.frombuffer(room, np.uint8, size)

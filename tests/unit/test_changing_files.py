@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 import bertrt.models.bundle
 from bertrt import BertrtError, Engine, ModelFormatError
+from bertrt.errors import OutOfMemoryError
 from bertrt.host.stored import Fetcher, File
 from bertrt.models.bundle import Bundle
 from bertrt.models.model import Model
@@ -321,3 +323,16 @@ def test_arrays_are_copied_before_they_are_checked():
 
     ids = np.ones((2, 4), np.int32)
     assert not np.shares_memory(_array("token_ids", ids), ids)
+
+
+def test_no_memory_for_weights(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 << 20))
+    stored = File(path).stored(0, "<f4", (512, 1024))
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(OutOfMemoryError, match="2097152 bytes of weights"):
+        Fetcher()([stored])
