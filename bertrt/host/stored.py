@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.errors import MissingFileError, ModelFormatError, OutOfMemoryError
 from bertrt.host.files import open_plain
 
 __all__ = ["Fetcher", "File", "Stored"]
@@ -185,7 +185,7 @@ class Fetcher:
             try:
                 room = mmap.mmap(-1, pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             except OSError as error:
-                raise MemoryError(f"no {pages} bytes for an array: {error}") from None
+                raise OutOfMemoryError(f"no memory for {size} bytes of weights: {error}") from None
             with contextlib.suppress(AttributeError, OSError):  # advice only
                 room.madvise(mmap.MADV_HUGEPAGE)
         array = np.frombuffer(room, np.uint8, size)

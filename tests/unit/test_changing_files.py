@@ -170,7 +170,7 @@ def test_memory_for_an_array_that_is_not_there(models, monkeypatch):
     monkeypatch.setattr("bertrt.host.stored._SMALL", 0)
     with monkeypatch.context() as patch:
         patch.setattr("bertrt.host.stored.mmap.mmap", short)
-        with pytest.raises(OutOfMemoryError, match="does not suffice"):
+        with pytest.raises(OutOfMemoryError, match="does not suffice|no memory for"):
             Engine.load(path)
     Engine.load(path).close()
 
@@ -336,3 +336,16 @@ def test_arrays_are_copied_before_they_are_checked():
 
     ids = np.ones((2, 4), np.int32)
     assert not np.shares_memory(_array("token_ids", ids), ids)
+
+
+def test_no_memory_for_weights(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 << 20))
+    stored = File(path).stored(0, "<f4", (512, 1024))
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(OutOfMemoryError, match="2097152 bytes of weights"):
+        Fetcher()([stored])
