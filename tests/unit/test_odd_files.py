@@ -20,6 +20,7 @@ from bertrt import (
     ModelFormatError,
     OutOfMemoryError,
 )
+from bertrt.backends import native
 from bertrt.evaluation.datasets import find_files, read_examples, read_texts
 from bertrt.host import stored
 from bertrt.host.files import open_plain, read_bytes
@@ -150,6 +151,8 @@ def test_memory_that_a_model_does_not_get(monkeypatch, seed):
     def refuse(*arguments, **more):
         raise OSError(12, "Cannot allocate memory")
 
+    # No engine of another test, that is still there, has the weights already.
+    monkeypatch.setattr(native, "_packed", {})
     monkeypatch.setattr(stored, "_SMALL", 0)
     monkeypatch.setattr(stored.mmap, "mmap", refuse)
     with pytest.raises(OutOfMemoryError, match="memory"):
@@ -159,6 +162,7 @@ def test_memory_that_a_model_does_not_get(monkeypatch, seed):
     def refuse_arrays(self, where):
         raise MemoryError("Unable to allocate")
 
+    monkeypatch.setattr(native, "_packed", {})
     monkeypatch.setattr(stored, "_SMALL", 1 << 60)
     monkeypatch.setattr(stored.File, "__getitem__", refuse_arrays)
     with pytest.raises(OutOfMemoryError, match=f"memory .* load .*{seed}"):
