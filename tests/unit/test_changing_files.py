@@ -170,7 +170,7 @@ def test_memory_for_an_array_that_is_not_there(models, monkeypatch):
     monkeypatch.setattr("bertrt.host.stored._SMALL", 0)
     with monkeypatch.context() as patch:
         patch.setattr("bertrt.host.stored.mmap.mmap", short)
-        with pytest.raises(OutOfMemoryError, match="does not suffice|no memory for"):
+        with pytest.raises(OutOfMemoryError, match=r"does not suffice|no memory for"):
             Engine.load(path)
     Engine.load(path).close()
 
