@@ -77,11 +77,7 @@ def read_examples(
     if labels is None and task in PRESETS:
         labels = PRESETS[task].labels
     with reading(found, InvalidInputError):
-        if not found.exists():
-            raise MissingFileError(f"{found}: there is no such file")
-        if found.is_dir():
-            raise InvalidInputError(f"{found} is a directory; expected a file")
-        file = DataFile(found)
+        file = _data_file(found)
         reader: Reader
         if kind == "question-answering":
             if columns is not None:
@@ -102,6 +98,14 @@ def read_examples(
     )
 
 
+def _data_file(path: Path) -> DataFile:
+    if not path.exists():
+        raise MissingFileError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a directory; expected a file")
+    return DataFile(path)
+
+
 def read_texts(path: Any, task: str) -> Examples:
     """Read texts without labels, one a line; a tab parts those of a pair. Otherwise as
     `read_examples`: the labels are None.
@@ -115,11 +119,7 @@ def read_texts(path: Any, task: str) -> Examples:
     """
     found = check_path("path", path)
     with reading(found, InvalidInputError):
-        if not found.exists():
-            raise MissingFileError(f"{found}: there is no such file")
-        if found.is_dir():
-            raise InvalidInputError(f"{found} is a directory; expected a file")
-        file = DataFile(found)
+        file = _data_file(found)
         reader = Texts(file, task)
         reader.read()
     if not reader.texts:

@@ -46,7 +46,7 @@ def read_directory(path: Path) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     # All that zipfile raises for a damaged directory: NotImplementedError for a version or a kind
     # of compression that it does not know, ValueError for names that are no text, struct.error
-    # and EOFError for records that are cut.
+    # and EOFError for records that are cut; and OSError of the system's.
     except (
         zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, OSError
     ) as error:  # fmt: skip

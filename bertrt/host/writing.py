@@ -154,7 +154,8 @@ def writing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_directory(path.parent, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        os.close(lock)
+        with contextlib.suppress(OSError):  # what was written is there, or its own error is told
+            os.close(lock)
 
 
 @contextlib.contextmanager
