@@ -1,20 +1,15 @@
 """Threads that load, run, share, close and pickle engines, for some seconds: every answer has to be
 the one that a thread alone gets.
 
-    python tests/concurrency.py [SECONDS] [--native FILE]
+    python tests/concurrency.py [SECONDS]
 
-`FILE` is a build of the extension to use in place of the package's own. One for ThreadSanitizer,
-whose reports make the exit status 66, runs with its library in front, and without the threads of
-the tokenizers library, which is not built for it, so that their locks are not seen:
-
-    TOKENIZERS_PARALLELISM=false LD_PRELOAD=$(g++ -print-file-name=libtsan.so) \
-        python tests/concurrency.py 60 --native FILE
+`make sanitize` runs it on an extension that is built for the thread sanitizer, whose reports make the
+exit status 66.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import pickle
 import random
 import sys
@@ -30,17 +25,6 @@ import numpy as np
 
 THREADS = 8
 PRECISIONS = ("fp32", "bf16", "int8")
-
-
-def use_native(file: str) -> None:
-    """Have `bertrt._native` be this file."""
-    import bertrt
-
-    spec = importlib.util.spec_from_file_location("bertrt._native", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["bertrt._native"] = bertrt._native = module
 
 
 class Stress:
@@ -155,10 +139,7 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seconds", type=float, nargs="?", default=60)
-    parser.add_argument("--native")
     options = parser.parse_args()
-    if options.native:
-        use_native(options.native)
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as directory:
         done = stress(options.seconds, Path(directory))
