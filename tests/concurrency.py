@@ -3,8 +3,8 @@ the one that a thread alone gets.
 
     python tests/concurrency.py [SECONDS]
 
-`make sanitize` runs it on an extension that is built for the thread sanitizer, whose reports make the
-exit status 66.
+`make sanitize` runs it on an extension that is built for the thread sanitizer, whose reports make
+the exit status 66.
 """
 
 from __future__ import annotations
