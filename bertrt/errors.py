@@ -76,11 +76,11 @@ class BusyError(BertrtError, TimeoutError):
     """Something is still in use after the time that was given to it."""
 
 
-class QueueFull(BertrtError, RuntimeError):
+class QueueFull(BertrtError, RuntimeError):  # noqa: N818
     """An engine has as much waiting as it may have, and takes nothing more for now."""
 
 
-class DeadlineExceeded(BertrtError, TimeoutError):
+class DeadlineExceeded(BertrtError, TimeoutError):  # noqa: N818
     """Something that had to begin by a time did not, and will not."""
 
 
