@@ -434,6 +434,7 @@ class Batcher:
         jobs = list(self._jobs)
         self._renew()
         for job in jobs:
+            job.waits = False  # not here
             job.submission.renew()
             self._end(job, error=ForkedError("it was submitted before a fork, and is the parent's"))
 

@@ -65,9 +65,10 @@ def check_turn(priority: Any, deadline: Any) -> None:
         )
     if deadline is None:
         return
+    seconds: Any = deadline
     if not isinstance(deadline, Real) or isinstance(deadline, bool):
         raise InvalidTypeError(
             f"deadline is a {type(deadline).__name__}; expected a number of seconds, or None"
         )
-    if not float(deadline) >= 0:
+    if not seconds >= 0:
         raise InvalidInputError(f"deadline is {deadline}; expected seconds from now, 0 or more")

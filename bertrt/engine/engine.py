@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import json
@@ -284,7 +283,7 @@ class Engine:
         submission = self.submit(
             batch, prompt=prompt, on_error=on_error, priority=priority, deadline=deadline
         )
-        return await asyncio.wrap_future(submission)
+        return await submission
 
     def statistics(self) -> Statistics:
         """What the scheduler has done and has to do: how much waits, and how large its batches
