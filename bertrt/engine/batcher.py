@@ -189,8 +189,11 @@ class Batcher:
                 gone = self._take_in(now)
                 if self._ready and not self._executing:
                     pads = next(iter(self._ready)).stay.backend.pads
-                    batch = self._ready.batch(now, Room(self._batching.tokens, pads=pads))
-                    batch = [(job, own) for job, own in batch if self._begin(job)]
+                    for job, own in self._ready.batch(now, Room(self._batching.tokens, pads=pads)):
+                        if self._begin(job):
+                            batch.append((job, own))
+                        else:
+                            gone.append((job, None))
                     self._executing = bool(batch)
                 if not batch and self._texts and not self._tokenizing:
                     texts = self._texts.texts(now, _CHARACTERS_AT_ONCE)
@@ -199,6 +202,8 @@ class Batcher:
             for job, error in gone:
                 self._end(job, error=error)
             if not batch and not texts:
+                if gone:
+                    continue
                 return
             if others:
                 self._wake.put(self)
@@ -306,11 +311,10 @@ class Batcher:
                     if job in errors:
                         raise errors[job]
                     self._is_whole(job)
-                    if job.sequences and not job.submission.cancelled():
+                    if job.sequences:
                         ready.append(job)
                     else:
-                        with usual_errors():
-                            self._end(job, job.finish(job))
+                        self._end(job, job.finish(job))
                 except BaseException as error:
                     self._end(job, error=error)
         with self._lock:
