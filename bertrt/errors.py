@@ -11,6 +11,7 @@ __all__ = [
     "BertrtError",
     "BertrtWarning",
     "BusyError",
+    "DeadlineExceeded",
     "DeviceError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -19,6 +20,7 @@ __all__ = [
     "ModelFormatError",
     "OutOfMemoryError",
     "OutputExistsError",
+    "QueueFull",
     "UnsupportedModelError",
     "WriteError",
 ]
@@ -72,6 +74,14 @@ class DeviceError(BertrtError, RuntimeError):
 
 class BusyError(BertrtError, TimeoutError):
     """Something is still in use after the time that was given to it."""
+
+
+class QueueFull(BertrtError):  # noqa: N818
+    """Too much waits already."""
+
+
+class DeadlineExceeded(BertrtError, TimeoutError):  # noqa: N818
+    """It did not begin to run by its deadline, and was dropped."""
 
 
 class BertrtWarning(UserWarning):

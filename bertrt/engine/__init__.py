@@ -3,3 +3,4 @@
 from bertrt.engine.engine import Engine
 
 __all__ = ["Engine"]
+from bertrt.engine.stub import Batching

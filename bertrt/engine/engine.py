@@ -92,6 +92,7 @@ class Engine:
         precision: str | None = None,
         threads: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        batching: Any = None,
     ) -> Engine:
         """Load a model.
 
@@ -451,6 +452,11 @@ class Engine:
         if self._life.closed:
             raise BertrtError(f"{self!r} cannot be pickled")
         return functools.partial(Engine.load, **self._arguments), ()
+
+
+from bertrt.engine import stub  # noqa: E402
+
+Engine.submit = stub.submit  # type: ignore
 
 
 def _check_threads(threads: Any) -> int:
