@@ -58,7 +58,8 @@ class State:
 
     def lets_in(self, key: bytes) -> bool:
         """Whether a key is one of those that were set; every one is compared, in constant time."""
-        return not self._keys or any([hmac.compare_digest(key, own) for own in self._keys])
+        same = [hmac.compare_digest(key, own) for own in self._keys]
+        return not same or any(same)
 
 
 @dataclass(eq=False)

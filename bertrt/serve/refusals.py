@@ -17,7 +17,7 @@ from bertrt.errors import (
 __all__ = ["Refusal", "refusal_of"]
 
 
-class Refusal(BertrtError):
+class Refusal(BertrtError):  # noqa: N818
     """A request is not answered.
 
     Attributes:

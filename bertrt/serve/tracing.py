@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 try:
     from opentelemetry import propagate, trace
 except ImportError:
-    trace = None  # type: ignore[assignment]
+    trace = None
 
 __all__ = ["request", "span", "stages"]
 

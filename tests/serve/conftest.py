@@ -20,15 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-for name in (
-    "uvicorn",
-    "uvloop",
-    "httptools",
-    "starlette",
-    "msgspec",
-    "orjson",
-    "prometheus_client",
-):
+for name in "httptools msgspec orjson prometheus_client starlette uvicorn uvloop".split():
     pytest.importorskip(name)
 
 # The tiny models' vocabulary has these.
@@ -66,8 +58,9 @@ def head(hugging: Any, architecture: str, labels: list[str], **more: Any) -> Any
 
 @pytest.fixture(scope="session")
 def models(hugging_once: Any) -> dict[str, Path]:
-    """A directory of each: "embedder" (all-MiniLM-L6-v2), and tiny ones: "classifier" (labels bad,
-    good), "ranker" (one score a pair), "tagger" (O, B-SEA, I-SEA), "reader" (question answering)."""
+    """A directory of each: "embedder" (all-MiniLM-L6-v2), and tiny ones: "classifier" (labels bad
+    and good), "ranker" (one score a pair), "tagger" (O, B-SEA, I-SEA), "reader" (question
+    answering)."""
     kinds = {
         "classifier": ("BertForSequenceClassification", ["bad", "good"], {}),
         "ranker": ("BertForSequenceClassification", ["score"], {"num_labels": 1}),
@@ -137,7 +130,7 @@ class Server:
     def post(
         self, path: str, body: Any, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, Any]:
-        """Send JSON, or bytes as they are; gives status, body (decoded where it is JSON), headers."""
+        """Send JSON, or bytes as they are; gives status, body (JSON decoded), headers."""
         return self.send("POST", path, body, headers)
 
     def send(
