@@ -51,6 +51,13 @@ def add(commands: Any) -> None:
         "--max-inputs", type=positive, default=2048, metavar="N", help="of a request; default: 2048"
     )
     parser.add_argument(
+        "--body-seconds",
+        type=bound,
+        default=30.0,
+        metavar="S",
+        help="by when a request's body has to be there; default: 30",
+    )
+    parser.add_argument(
         "--cache-mb",
         type=bound,
         default=64.0,
@@ -110,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         queue=arguments.queue,
         max_body=arguments.max_body,
         max_inputs=arguments.max_inputs,
+        body_seconds=arguments.body_seconds,
         drain_seconds=arguments.drain_seconds,
         cache_bytes=round(arguments.cache_mb * (1 << 20)),
         api_keys=tuple(key for key in keys if key),

@@ -7,6 +7,7 @@ protocol's words, counted and logged; here and nowhere else. A client that goes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import re
@@ -20,7 +21,7 @@ import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from bertrt.errors import BertrtError
 from bertrt.serve import tracing
@@ -37,6 +38,9 @@ __all__ = ["Call", "Endpoint", "State", "json_response"]
 _GONE = 499
 # Bodies of so many requests of the greatest size may be in memory at a time.
 _BODIES = 16
+# Of a body that is refused so many bytes are read and dropped, so that its client, which may not
+# listen before it has sent all, gets the answer: closing a socket with unread bytes resets it.
+_DROPPED = 1 << 30
 
 
 class State:
@@ -73,6 +77,8 @@ class Call:
         id: the request's id, the client's own X-Request-Id or a new one.
         headers: what goes with the answer; a function may add to it.
         fields: what the log says of it beside status and time; never texts.
+        unread: whether the client may still be sending the body.
+        started: when it came, by `time.perf_counter`.
     """
 
     state: State
@@ -81,6 +87,7 @@ class Call:
     id: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
+    unread: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     async def answer(
@@ -194,7 +201,12 @@ class Endpoint:
                     for name, value in call.headers.items():
                         response.headers[name] = value
                     status = response.status_code
-                    await response(scope, receive, send)
+                    if not call.unread:
+                        await response(scope, receive, send)
+                    else:
+                        await response(scope, receive, _without_end(send))
+                        await _drop(receive, state.settings.body_seconds)
+                        await send({"type": "http.response.body"})
         finally:
             state.under_way -= 1
             self._tell(call, status)
@@ -204,7 +216,7 @@ class Endpoint:
         metrics = call.state.metrics
         metrics.requests.labels(self.path, status).inc()
         metrics.request_seconds.labels(self.path).observe(seconds)
-        if not self.open or status >= 500:
+        if not self.open:
             head = call.request
             log(
                 "request",
@@ -221,6 +233,7 @@ class Endpoint:
         """The response; None where nobody is left to get it."""
         state, held = call.state, 0
         try:
+            call.unread = self.method != "GET"
             self._let_in(call)
             if self.method != "GET":
                 raw = await _read(call, receive)
@@ -292,11 +305,38 @@ async def _read(call: Call, receive: Receive) -> bytes:
         return b"".join(found)
 
     try:
-        return await asyncio.wait_for(parts(), settings.body_seconds)
+        body = await asyncio.wait_for(parts(), settings.body_seconds)
+        call.unread = False
+        return body
     except asyncio.TimeoutError:
+        call.unread = False
         raise Refusal(
             408, f"the body did not come within {settings.body_seconds:g} seconds"
         ) from None
+
+
+def _without_end(send: Send) -> Send:
+    """Sends a response, and not that it is its end, where uvicorn closes the connection."""
+
+    async def send_on(message: Message) -> None:
+        whole = message["type"] == "http.response.body"
+        await send({**message, "more_body": True} if whole else message)
+
+    return send_on
+
+
+async def _drop(receive: Receive, seconds: float) -> None:
+    """Read what is left of a body."""
+
+    async def parts() -> None:
+        size, more = 0, True
+        while more and size < _DROPPED:
+            message = await receive()
+            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(parts(), seconds)
 
 
 def decode(raw: bytes, kind: Any, request: Request) -> Any:
