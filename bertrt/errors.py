@@ -76,12 +76,12 @@ class BusyError(BertrtError, TimeoutError):
     """Something is still in use after the time that was given to it."""
 
 
-class QueueFull(BertrtError):  # noqa: N818
-    """Too much waits already."""
+class QueueFull(BertrtError, RuntimeError):  # noqa: N818
+    """An engine has as much waiting as it may have, and takes nothing more for now."""
 
 
 class DeadlineExceeded(BertrtError, TimeoutError):  # noqa: N818
-    """It did not begin to run by its deadline, and was dropped."""
+    """Something that had to begin by a time did not, and will not."""
 
 
 class BertrtWarning(UserWarning):

@@ -40,9 +40,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--queue",
         type=positive,
-        default=16384,
+        default=8192,
         metavar="N",
-        help="inputs of a model that may wait; beyond them 429; default: 16384",
+        help="inputs of a model that may wait; beyond them 429; default: 8192",
     )
     parser.add_argument(
         "--max-body", type=size, default=16 << 20, metavar="SIZE", help="default: 16M"

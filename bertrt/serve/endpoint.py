@@ -48,7 +48,7 @@ class State:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self.models.served())
         self.models = Models(settings, self.metrics)
         self.draining = False
         self.under_way = 0

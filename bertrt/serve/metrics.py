@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import (
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from bertrt.serve.served import Served
 
 __all__ = ["Metrics"]
 
 _SECONDS = tuple(step * 10.0**power for power in range(-4, 2) for step in (1, 2, 5))
-_SIZES = tuple(float(2**power) for power in range(17))
 
 
 class Metrics:
@@ -16,7 +27,8 @@ class Metrics:
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self) -> None:
+    def __init__(self, served: Callable[[], Iterable[Served]]) -> None:
+        """`served` gives the models that answer."""
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -43,8 +55,6 @@ class Metrics:
         self.cached = counter(
             "cache_hits", "Inputs that were answered from the cache, or with an equal one", "model"
         )
-        self.cache_bytes = gauge("cache_bytes", "Memory of the answers that are kept", "model")
-        self.waiting = gauge("queue_inputs", "Inputs that wait to be executed", "model")
         self.queue_seconds = histogram(
             "queue_seconds",
             "What a request's inputs waited to be executed",
@@ -60,21 +70,53 @@ class Metrics:
             "model",
             buckets=_SECONDS,
         )
-        self.batch_tokens = histogram(
-            "batch_tokens", "Tokens of an executed batch", "model", buckets=_SIZES
-        )
-        self.batch_sequences = histogram(
-            "batch_sequences", "Sequences of an executed batch", "model", buckets=_SIZES[:13]
-        )
-        self.loaded = gauge("model_loaded", "1 for a model that answers", "model")
+        registry.register(_Engines(served))
 
     def text(self) -> bytes:
         """All of them, as `content_type` says."""
         return generate_latest(self.registry)
 
-    def forget(self, model: str) -> None:
-        """Leave out what is known of a model that is gone, but for its counters."""
-        for gauge in (self.cache_bytes, self.waiting):
-            if (model,) in gauge._metrics:
-                gauge.remove(model)
-        self.loaded.labels(model).set(0)
+
+class _Engines(Collector):
+    """What engines count themselves, read when it is asked for."""
+
+    def __init__(self, served: Callable[[], Iterable[Served]]) -> None:
+        self._served = served
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        families = {
+            "loaded": GaugeMetricFamily(
+                "bertrt_model_loaded", "1 for a model that answers", labels=["model"]
+            ),
+            "cache": GaugeMetricFamily(
+                "bertrt_cache_bytes", "Memory of the answers that are kept", labels=["model"]
+            ),
+            "waiting": GaugeMetricFamily(
+                "bertrt_queue_inputs", "Inputs that wait to be executed", labels=["model"]
+            ),
+        }
+        tokens = HistogramMetricFamily(
+            "bertrt_batch_tokens", "Tokens of an executed batch", labels=["model"]
+        )
+        sequences = HistogramMetricFamily(
+            "bertrt_batch_sequences", "Sequences of an executed batch", labels=["model"]
+        )
+        for served in self._served():
+            label, found = [served.name], served.statistics()
+            families["loaded"].add_metric(label, 1)
+            families["cache"].add_metric(label, served.cache_bytes)
+            families["waiting"].add_metric(label, found.waiting)
+            tokens.add_metric(label, _buckets(found.by_tokens), found.tokens)
+            sequences.add_metric(label, _buckets(found.by_sequences), found.sequences)
+        yield from families.values()
+        yield from (tokens, sequences)
+
+
+def _buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
+    """Prometheus' buckets, each with what is in the ones before it."""
+    found, total = [], 0
+    for power in range(17):
+        total += counts.get(1 << power, 0)
+        found.append((str(float(1 << power)), float(total)))
+    return [*found, ("+Inf", float(sum(counts.values())))]

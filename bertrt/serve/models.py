@@ -154,7 +154,6 @@ class Models:
             before = self._served.get(name)
             self._served[name] = Served(name, engine, self._settings.cache_bytes, self._metrics)
             self._reasons.pop(name, None)
-            self._metrics.loaded.labels(name).set(1)
             log("loaded", model=name, task=engine.task, precision=engine.precision)
             if before is not None:
                 self._retire(before)
@@ -183,7 +182,6 @@ class Models:
             served = self._served.pop(name, None)
             self._reasons[name] = "it was unloaded"
             if served is not None:
-                self._metrics.forget(name)
                 log("unloaded", model=name)
                 self._retire(served)
 

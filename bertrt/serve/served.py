@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from bertrt.engine import Engine
+from bertrt.engine import Encoding, Engine, Statistics, Submission
 from bertrt.errors import BertrtError, DeadlineExceeded
 from bertrt.results import Embedding
 from bertrt.serve.cache import Cache
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.refusals import refusal_of
-from bertrt.text.encoding import Encoding
 
 __all__ = ["Answered", "Served"]
 
@@ -52,7 +50,7 @@ class _Run:
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
 
-    submission: Future[Any]
+    submission: Submission
     done: asyncio.Future[Any]
     keys: list[Hashable]
     users: int = 0
@@ -82,9 +80,14 @@ class Served:
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
 
-    def waiting(self) -> int:
-        """How many inputs wait to be executed."""
-        return 0
+    @property
+    def cache_bytes(self) -> int:
+        """The memory of the answers that are kept."""
+        return self._cache.bytes
+
+    def statistics(self) -> Statistics:
+        """See `Engine.statistics`."""
+        return self.engine.statistics()
 
     async def answer(
         self,
@@ -129,9 +132,10 @@ class Served:
                 if isinstance(result, BertrtError):
                     result = refusal_of(result, i)
                 else:
-                    wanted.tokens[i] = run.submission.report.tokens[at]  # type: ignore[attr-defined]
+                    assert run.submission.report is not None
+                    wanted.tokens[i] = run.submission.report.tokens[at]
                 wanted.results[i] = result
-        reports = [run.submission.report for run in wanted.runs]  # type: ignore[attr-defined]
+        reports = [run.submission.report for run in wanted.runs]
         self._metrics.inputs.labels(self.name).inc(len(inputs))
         own = sum(len(run.keys) for run in wanted.runs)
         return Answered(
@@ -159,9 +163,7 @@ class Served:
                 self._join(wanted, i, *found)
             else:
                 new.setdefault(type(item), {}).setdefault(key, (item, []))[1].append(i)
-        self._metrics.cached.labels(self.name).inc(
-            count - sum(len(places) for own in new.values() for _, places in own.values())
-        )
+        self._metrics.cached.labels(self.name).inc(count - sum(map(len, new.values())))
         try:
             for own in new.values():
                 run = self._submit(own, prompt, priority, deadline)
@@ -218,7 +220,8 @@ class Served:
         # Asked for, so that asyncio does not log an exception that nobody is left to see.
         if run.done.cancelled() or run.done.exception() is not None:
             return
-        report = run.submission.report  # type: ignore[attr-defined]
+        report = run.submission.report
+        assert report is not None
         metrics, name = self._metrics, self.name
         metrics.tokens.labels(name).inc(sum(report.tokens))
         metrics.tokenize_seconds.labels(name).observe(report.tokenize)
@@ -227,7 +230,6 @@ class Served:
         for key, result, tokens in zip(run.keys, run.done.result(), report.tokens, strict=True):
             if not isinstance(result, BertrtError):
                 self._cache.put(key, (_alone(result), tokens))
-        metrics.cache_bytes.labels(name).set(self._cache.bytes)
 
 
 def _key(item: Any, prompt: str | None) -> Hashable:

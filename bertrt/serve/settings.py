@@ -35,7 +35,7 @@ class Settings:
     engine: Mapping[str, Any] = field(default_factory=dict)
     repository: Path | None = None
     tokens: int = 4096
-    queue: int = 16384
+    queue: int = 8192
     max_body: int = 16 << 20
     max_inputs: int = 2048
     body_seconds: float = 30.0

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-for name in ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn", "uvloop"):
+for name in ("msgspec", "orjson", "prometheus_client", "starlette", "uvicorn", "uvloop"):
     pytest.importorskip(name)
 
 # The tiny models' vocabulary has these.

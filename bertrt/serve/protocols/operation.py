@@ -39,8 +39,6 @@ async def _ready(call: Call) -> Response:
 async def _metrics(call: Call) -> Response:
     metrics = call.state.metrics
     metrics.under_way.set(call.state.under_way)
-    for served in call.state.models.served():
-        metrics.waiting.labels(served.name).set(served.waiting())
     return Response(metrics.text(), media_type=metrics.content_type)
 
 
