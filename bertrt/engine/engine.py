@@ -53,12 +53,13 @@ class Engine:
         self._outputs = tuple(model.outputs)
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
         self._layered = any(output_kind(name) != name for name in self._outputs)
-        self._predictor = Predictor(model, arguments["batching"].tokens)
+        batching = arguments.get("batching") or Batching()
+        self._predictor = Predictor(model, batching.tokens)
         self._life = Life(
             load,
             f"Engine({arguments['path']!r}, task={self.task!r}, backend={arguments['backend']!r}",
         )
-        self._routes = Routes(self._life, self._predictor, arguments["batching"])
+        self._routes = Routes(self._life, self._predictor, batching)
         model.plan().let_go()
 
     @classmethod
@@ -120,7 +121,7 @@ class Engine:
                 "precision": precision,
                 "threads": threads,
                 "settings": None if settings is None else copy.deepcopy(dict(settings)),
-                "batching": batching or Batching(),
+                "batching": batching,
             }
             return cls(model, load, arguments)
 

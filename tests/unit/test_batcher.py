@@ -168,9 +168,11 @@ def test_limits_that_mean_nothing(batching, error) -> None:
 def test_batching_is_checked_and_pickled(tiny, hugging) -> None:
     with pytest.raises(InvalidTypeError, match="batching is a int"):
         Engine.load("/models/tiny", backend="tiny", batching=4096)
-    engine = tiny.load()
-    assert pickle.loads(pickle.dumps(Batching(7, 8))) == Batching(7, 8)
-    assert engine._arguments["batching"] == Batching()
+    path = hugging.write(pooling=hugging.pooling, modules=hugging.modules("Transformer", "Pooling"))
+    engine = pickle.loads(pickle.dumps(Engine.load(path, batching=Batching(queue=1))))
+    with pytest.raises(QueueFull):
+        engine.submit(["a", "the"])
+    assert engine.submit("the").result(LONG).vector.size
 
 
 # --- order ------------------------------------------------------------------------------------
