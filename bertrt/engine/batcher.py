@@ -4,8 +4,8 @@ Each thread takes what is to be done: the next batch, if none runs; else texts t
 nobody does. So one tokenizes, or reads what a batch gave and hands out results, while the other
 runs the next one; and what a lone caller submits stays with the thread that took it.
 
-Callers hold no lock here, as in `bertrt.engine.life`: they append to a deque and wake a thread, each
-a step of the interpreter's own.
+Callers hold no lock here, as in `bertrt.engine.life`: they append to a deque and wake a thread,
+each a step of the interpreter's own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bertrt.host.floats import usual_errors
 from bertrt.text.encoding import Encoding
 from bertrt.text.inputs import raise_errors
 
-__all__ = ["Batcher", "Forked"]
+__all__ = ["Batcher", "ForkedError"]
 
 _WORKERS = 2
 
@@ -125,11 +125,11 @@ class Batcher:
     def submit(
         self,
         items: Sequence[Any],
-        stay: Stay,
-        *,
         single: bool,
         prompt: str,
         on_error: str,
+        stay: Stay,
+        *,
         priority: int = 0,
         deadline: float | None = None,
     ) -> Submission:
@@ -278,7 +278,7 @@ class Batcher:
         # It may be cancelled up to the last moment.
         with suppress(InvalidStateError):
             if error is not None:
-                submission.set_exception(named(error, "submit"))
+                submission.set_exception(named(error, job.stay.method))
             elif not submission.cancelled():
                 submission.report = job.report(time.monotonic())
                 submission.set_result(result)
@@ -434,11 +434,12 @@ class Batcher:
         jobs = list(self._jobs)
         self._renew()
         for job in jobs:
+            job.waits = False  # not here
             job.submission.renew()
-            self._end(job, error=Forked("it was submitted before a fork, and is the parent's"))
+            self._end(job, error=ForkedError("it was submitted before a fork, and is the parent's"))
 
 
-class Forked(BertrtError):
+class ForkedError(BertrtError):
     """What the parent has submitted is not answered in a forked child."""
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError
@@ -74,12 +80,14 @@ class Statistics:
 
 
 class Submission(Future[Any]):
-    """A `concurrent.futures.Future` of what `Engine.predict` returns for a batch.
+    """A `concurrent.futures.Future` of what `Engine.predict` returns for a batch, which asyncio may
+    await, too: who is cancelled there cancels it.
+
+    It can be cancelled until its last part has begun to run. Callbacks are called by a thread that
+    does nothing else: one that takes its time holds up other callbacks, and no batch.
 
     Attributes:
         report: what it took; None until there is a result.
-
-    `cancel` works until its last part has begun to run.
     """
 
     report: Report | None = None
@@ -98,6 +106,66 @@ class Submission(Future[Any]):
             call()
         return cancelled
 
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """See `concurrent.futures.Future.add_done_callback`."""
+        super().add_done_callback(lambda _: _caller.call(fn, self))
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def tell() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def call(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell)
+
+        super().add_done_callback(call)
+        try:
+            yield from done
+        finally:
+            self.cancel()
+        return self.result()
+
     def renew(self) -> None:
         """In a forked child: the parent's other threads may have held its lock."""
         self._condition._lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+class _Caller:
+    """A thread that calls what may take its time; it starts with the first call."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[Future[Any]], object], Submission]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[Future[Any]], object], submission: Submission) -> None:
+        """Have it called."""
+        if self._thread is None:
+            # Two at once start two, which share the calls.
+            self._thread = threading.Thread(target=self._work, name="bertrt-callbacks", daemon=True)
+            self._thread.start()
+        self._calls.put((function, submission))
+
+    def _work(self) -> None:
+        while True:
+            function, submission = self._calls.get()
+            try:
+                function(submission)
+            except Exception:
+                logging.getLogger(__name__).exception("exception calling callback for a submission")
+            del function, submission
+
+
+_caller = _Caller()
+
+
+def _after_fork() -> None:
+    global _caller
+    _caller = _Caller()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

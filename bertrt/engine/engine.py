@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import json
-import operator
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from numbers import Real
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -19,28 +15,22 @@ import numpy as np
 
 from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
-from bertrt.engine.batcher import Batcher, Forked
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.life import Call, Life
-from bertrt.engine.line import PRIORITIES
+from bertrt.engine.checks import check_load, check_on_error, check_threads, check_turn
+from bertrt.engine.life import Life
 from bertrt.engine.memory import naming_memory
 from bertrt.engine.outputs import join_layers, unpack
-from bertrt.engine.predictor import Predictor, Sequenced
+from bertrt.engine.predictor import Predictor
 from bertrt.engine.reranking import pair_up, rank
-from bertrt.errors import BertrtError, BusyError, InvalidInputError, InvalidTypeError
-from bertrt.host.cores import MAX_THREADS, usable_cores
+from bertrt.engine.routes import Routes
+from bertrt.errors import BertrtError, InvalidInputError
+from bertrt.host.cores import usable_cores
 from bertrt.models.model import Model
 from bertrt.plan.steps import layer_outputs, output_kind
 from bertrt.results import Ranked, Result
 from bertrt.tasks.base import Request
 
 __all__ = ["Engine"]
-
-# Of a batch with up to so many inputs `predict` leaves the tokenization, too, to the scheduler.
-_FEW = 64
-# Seconds, more than which nobody waits.
-_LONGEST = 1e9
-_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 class Engine:
@@ -63,13 +53,12 @@ class Engine:
         self._outputs = tuple(model.outputs)
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
         self._layered = any(output_kind(name) != name for name in self._outputs)
-        self._predictor = Predictor(model)
-        self._batching: Batching = arguments["batching"]
-        self._batcher = Batcher(self._predictor, self._batching)
+        self._predictor = Predictor(model, arguments["batching"].tokens)
         self._life = Life(
             load,
             f"Engine({arguments['path']!r}, task={self.task!r}, backend={arguments['backend']!r}",
         )
+        self._routes = Routes(self._life, self._predictor, arguments["batching"])
         model.plan().let_go()
 
     @classmethod
@@ -114,21 +103,8 @@ class Engine:
             OutOfMemoryError: this machine has not the memory for the model.
             InvalidInputError, InvalidTypeError: an argument that means nothing.
         """
-        given = (("backend", backend), ("device", device), ("precision", precision))
-        for name, value in given:
-            if not isinstance(value, str) and (name, value) != ("precision", None):
-                raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected a str")
-        if not re.fullmatch(r"cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
-            raise InvalidInputError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
-        if precision not in (None, *_PRECISIONS):
-            raise InvalidInputError(
-                f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
-            )
-        if batching is not None and not isinstance(batching, Batching):
-            raise InvalidTypeError(
-                f"batching is a {type(batching).__name__}; expected a bertrt.Batching"
-            )
-        threads = usable_cores() if threads is None else _check_threads(threads)
+        check_load(backend, device, precision, batching)
+        threads = usable_cores() if threads is None else check_threads(threads)
         # Other libraries get no file before it is known to be whole.
         opened = Model.opening(path) if backend == "native" else nullcontext(Model.open(path))
         with opened as model:
@@ -253,52 +229,8 @@ class Engine:
             OutOfMemoryError: this machine has not the memory for the batch; the engine lives on.
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
-        _check_on_error(on_error)
-        with self._life.use("predict") as call:
-            if self._is_busy():
-                items, single, before = self._predictor.inputs(batch, prompt)
-                if len(items) <= _FEW:
-                    with suppress(Forked):
-                        return self._left(
-                            self._batcher.submit(
-                                items,
-                                self._life.stay("predict"),
-                                single=single,
-                                prompt=before,
-                                on_error=on_error,
-                            )
-                        )
-            requests, single = self._predictor.encode(batch, prompt, on_error)
-            results = self._predictor.predict(
-                requests,
-                lambda sequences: self._run(sequences, call),
-                most=self._batching.tokens,
-                pads=call.backend.pads,
-            )
-        return results[0] if single else results
-
-    def _is_busy(self) -> bool:
-        """Whether others than the caller are inside, and a thread of the scheduler's can be had."""
-        return self._life.crowd > 1 and self._batcher.start()
-
-    def _run(self, sequences: Sequence[Sequenced], call: Call) -> Sequence[Any]:
-        """What is read of each of a batch's sequences, run here or, where others are inside, among
-        theirs."""
-        if self._is_busy():
-            with suppress(Forked):
-                found: Sequence[Any] = self._left(
-                    self._batcher.run(sequences, self._life.stay("predict"))
-                )
-                return found
-        return self._predictor.run_and_read(call.backend, sequences)
-
-    @staticmethod
-    def _left(submission: Submission) -> Any:
-        """The result of what is left to the scheduler; who is interrupted waits for it no more."""
-        try:
-            return submission.result()
-        finally:
-            submission.cancel()
+        check_on_error(on_error)
+        return self._routes.predict(batch, prompt, on_error)
 
     def submit(
         self,
@@ -330,34 +262,9 @@ class Engine:
                 themselves the future tells.
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
-        _check_on_error(on_error)
-        if type(priority) is not int or priority not in PRIORITIES:
-            raise InvalidInputError(
-                f"priority is {priority!r}; expected a whole number from {PRIORITIES[0]} to "
-                f"{PRIORITIES[-1]}"
-            )
-        if deadline is not None and (
-            not isinstance(deadline, Real) or isinstance(deadline, bool) or not deadline >= 0
-        ):
-            raise InvalidInputError(
-                f"deadline is {deadline!r}; expected seconds from now, 0 or more, or None"
-            )
-        with self._life.use("submit") as call:  # noqa: F841
-            items, single, before = self._predictor.inputs(batch, prompt)
-            self._batcher.check_room(len(items))
-            if not self._batcher.start():
-                raise BertrtError(
-                    "the system gives no thread to run what is submitted; use predict"
-                )
-            return self._batcher.submit(
-                items,
-                self._life.stay("submit"),
-                single=single,
-                prompt=before,
-                on_error=on_error,
-                priority=priority,
-                deadline=None if deadline is None else float(min(deadline, _LONGEST)),
-            )
+        check_on_error(on_error)
+        check_turn(priority, deadline)
+        return self._routes.submit(batch, prompt, on_error, priority, deadline)
 
     async def apredict(
         self,
@@ -376,12 +283,12 @@ class Engine:
         submission = self.submit(
             batch, prompt=prompt, on_error=on_error, priority=priority, deadline=deadline
         )
-        return await asyncio.wrap_future(submission)
+        return await submission
 
     def statistics(self) -> Statistics:
         """What the scheduler has done and has to do: how much waits, and how large its batches
         were. What `predict` runs by itself, since nobody else is inside, is not among it."""
-        return self._batcher.statistics()
+        return self._routes.statistics()
 
     def rerank(
         self,
@@ -434,8 +341,7 @@ class Engine:
         with self._life.use("predict_with_outputs") as call:
             found, _ = self._predictor.encode(batch, prompt)
             requests = [own for own in found if isinstance(own, Request)]
-            most = self._batching.tokens
-            return self._predictor.with_outputs(call.backend, requests, most=most)
+            return self._predictor.with_outputs(call.backend, requests)
 
     @naming_memory
     def tokenize(self, batch: Any, *, prompt: str | None = None) -> Any:
@@ -554,12 +460,7 @@ class Engine:
                 these calls is over. Closing again waits again.
             InvalidInputError, InvalidTypeError: `timeout` is no number of seconds.
         """
-        self._batcher.nudge()
-        try:
-            self._life.close(timeout)
-        except BusyError:
-            self._batcher.refuse(self._life.is_closed)
-            raise
+        self._routes.close(timeout)
 
     def __enter__(self) -> Engine:
         return self
@@ -576,23 +477,3 @@ class Engine:
         if self._life.closed:
             raise BertrtError(f"{self!r} cannot be pickled")
         return functools.partial(Engine.load, **self._arguments), ()
-
-
-def _check_on_error(on_error: Any) -> None:
-    if not isinstance(on_error, str):
-        raise InvalidTypeError(f"on_error is a {type(on_error).__name__}; expected a str")
-    if on_error not in ("raise", "return"):
-        raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
-
-
-def _check_threads(threads: Any) -> int:
-    try:
-        # An int of numpy is one too.
-        count = operator.index(threads)
-    except TypeError:
-        count = None
-    if count is None or isinstance(threads, bool):
-        raise InvalidTypeError(f"threads is a {type(threads).__name__}; expected an int")
-    if not 1 <= count <= MAX_THREADS:
-        raise InvalidInputError(f"threads is {count}; expected 1 to {MAX_THREADS}")
-    return count

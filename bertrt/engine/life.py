@@ -51,7 +51,7 @@ class Call:
     """A thread's stay inside an engine: it begins when this is made, and is over when a ``with``
     block of it ends, or when nothing refers to it any more."""
 
-    __slots__ = ("__weakref__", "lease", "method", "over", "since", "thread")
+    __slots__ = ("__weakref__", "among", "lease", "method", "over", "since", "thread")
 
     def __init__(self, method: str) -> None:
         self.method = method
@@ -59,6 +59,7 @@ class Call:
         self.since = time.monotonic()
         self.lease: _Lease | None = None
         self.over = False
+        self.among: set[weakref.ref[Call]] = set()
 
     @property
     def backend(self) -> Backend:
@@ -78,6 +79,7 @@ class Call:
         self.over = True
         # A traceback that somebody keeps refers to the frame and so to this: not to the backend.
         self.lease = None
+        self.among.discard(weakref.ref(self))
 
     def is_under_way(self) -> bool:
         """Whether a frame that its thread is in refers to it. Where an exception came before the
@@ -143,7 +145,8 @@ class Life:
 
     @property
     def crowd(self) -> int:
-        """How many are inside, the caller among them; more, where somebody keeps a traceback."""
+        """How many are inside, the caller among them; more, where somebody keeps the traceback of
+        an interrupt."""
         return len(self._begun)
 
     def _begin(self, method: str) -> Call:
@@ -159,6 +162,7 @@ class Life:
 
     def _add(self, call: Call) -> None:
         # Each a step of the interpreter's own; the end of the frame, and so of the call, undoes it.
+        call.among = self._begun
         self._begun.add(weakref.ref(call, self._begun.discard))
 
     def _open(self) -> list[Call]:

@@ -50,10 +50,11 @@ def _chunks(lengths: list[int], *, most: int, pads: bool) -> Iterator[list[int]]
 
 class Predictor:
     """The way of a batch through a model: its task makes requests of it, their sequences run in
-    batches of a bounded size, and the task makes results of what comes out."""
+    batches of at most `tokens` tokens, and the task makes results of what comes out."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, tokens: int) -> None:
         self._model = model
+        self._tokens = tokens
         self._limits = model.limits
         self._task: Task | None = None
         if model.task is not None:
@@ -70,22 +71,23 @@ class Predictor:
         """What `Engine.predict` is given, checked as far as can be without tokenizing: each input,
         or the error for it; whether it was one input alone; and the text that goes before each.
         Raises what `Engine.predict` raises for the whole of it."""
+        in_ids = isinstance(batch, Encoding) or (isinstance(batch, list) and _has_encoding(batch))
+        if self._model.tokenizer is None and not (in_ids and self._task):
+            raise BertrtError(
+                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
+                "with a vocabulary (bertrt export, bertrt import)"
+            )
         if self._task is None:
             raise BertrtError(
                 f"{self._model.path} has no task; predict needs a bundle that has one"
             )
-        if isinstance(batch, Encoding) or (isinstance(batch, list) and _has_encoding(batch)):
+        if in_ids:
             if prompt:
                 raise InvalidInputError(
                     "prompt is given, and the batch comes in ids: a prompt's ids belong to them"
                 )
             items, single = check_encodings(batch, self._limits, self._model.max_length)
             return items, single, ""
-        if self._model.tokenizer is None:
-            raise BertrtError(
-                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
-                "with a vocabulary (bertrt export, bertrt import)"
-            )
         before = self._prompt(prompt)
         items, single = self._task.inputs(batch)
         return items, single, before
@@ -204,17 +206,14 @@ class Predictor:
             for own in requests
         ]
 
-    def chunks(
-        self, sequences: Sequence[Sequenced], *, most: int, pads: bool
-    ) -> Iterator[list[int]]:
-        """Cut sequences into batches of at most `most` tokens, as indices: those of like numbers of
-        masks together."""
+    def _chunks(self, sequences: Sequence[Sequenced], *, pads: bool) -> Iterator[list[int]]:
+        """Cut sequences into batches, as indices: those of like numbers of masks together."""
         by_masks: dict[int, list[int]] = {}
         for i, (own, _) in enumerate(sequences):
             by_masks.setdefault(masks_of(own), []).append(i)
         for indices in by_masks.values():
             lengths = [len(sequences[i][1].ids) for i in indices]
-            for chunk in _chunks(lengths, most=most, pads=pads):
+            for chunk in _chunks(lengths, most=self._tokens, pads=pads):
                 yield [indices[i] for i in chunk]
 
     def predict(
@@ -222,14 +221,13 @@ class Predictor:
         requests: Sequence[Request | BertrtError],
         run: Callable[[Sequence[Sequenced]], Sequence[Any]],
         *,
-        most: int,
         pads: bool,
     ) -> list[Any]:
         """The results of requests, errors in the places where they are. `run` gives what is read of
-        each sequence of a batch of at most `most` tokens."""
+        each sequence of a batch."""
         sequences = sequences_of(requests)
         parts: list[Any] = [None] * len(sequences)
-        chunks = list(self.chunks(sequences, most=most, pads=pads))
+        chunks = list(self._chunks(sequences, pads=pads))
         # A bar of one step would say nothing.
         shown = (
             progress(len(sequences), "predict", " sequences")
@@ -251,7 +249,7 @@ class Predictor:
             return self.read(*self.run(backend, sequences), sequences)
 
     def with_outputs(
-        self, backend: Backend, requests: Sequence[Request], *, most: int
+        self, backend: Backend, requests: Sequence[Request]
     ) -> tuple[list[Any], list[list[np.ndarray]]]:
         """The results of requests, and the rows of the output that the task reads, of each input a
         copy for each sequence."""
@@ -269,7 +267,7 @@ class Predictor:
                 kept[id(encoding)] = own.copy() if tokens else own[0].copy()
             return found
 
-        results = self.predict(requests, run, most=most, pads=backend.pads)
+        results = self.predict(requests, run, pads=backend.pads)
         return results, [[kept[id(one)] for one in own.sequences] for own in requests]
 
     def _pack(self, sequences: Sequence[Sequenced]) -> PackedBatch:

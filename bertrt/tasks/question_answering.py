@@ -146,8 +146,8 @@ class QuestionAnswering(Task):
     ) -> Request | BertrtError:
         """See `Task.request_of`. Ids do not say where the words stand."""
         return InvalidInputError(
-            f"batch[{index}] comes in ids, which do not say where its words stand: question answering takes "
-            "pairs of texts"
+            f"batch[{index}] comes in ids, which do not say where its words stand: question "
+            "answering takes pairs of texts"
         )
 
     def read(

@@ -13,7 +13,7 @@ import pytest
 
 from bertrt.backends.base import BACKENDS, Backend
 from bertrt.batch import PackedBatch
-from bertrt.engine import Engine
+from bertrt.engine import Batching, Engine
 from bertrt.models.model import Model
 from bertrt.tasks.settings import SETTINGS
 from bertrt.text.load import load_tokenizer
@@ -146,6 +146,7 @@ class Tiny:
         self.directory = directory
         self.backends: list[TinyBackend] = []
         self.pads = False
+        self.batching: Batching | None = None
         self.settings = {
             "task": "embedding",
             "labels": None,
@@ -204,7 +205,7 @@ class Tiny:
 
     def load(self, threads: int | None = 1, **changes) -> Engine:
         self.settings |= changes
-        return Engine.load("/models/tiny", backend="tiny", threads=threads)
+        return Engine.load("/models/tiny", backend="tiny", threads=threads, batching=self.batching)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bertrt
-from bertrt import Engine
+from bertrt import Batching, Engine
 from bertrt.errors import (
     BertrtError,
     InvalidInputError,
@@ -75,8 +75,8 @@ def test_what_a_program_makes_of_numpys_errors_is_for_its_own_arrays(tiny) -> No
 
 
 @pytest.mark.parametrize("pads", [False, True])
-def test_predict_with_outputs(tiny, monkeypatch, pads: bool) -> None:
-    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 8)
+def test_predict_with_outputs(tiny, pads: bool) -> None:
+    tiny.batching = Batching(tokens=8)
     tiny.pads = pads
     texts = ["hello worlds", "a", "a b"]
     pooled = tiny.load()
@@ -106,8 +106,8 @@ def test_tokenize(tiny) -> None:
 
 
 @pytest.mark.parametrize("pads", [False, True])
-def test_long_lists_run_in_bounded_chunks(tiny, monkeypatch, pads: bool) -> None:
-    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 20)
+def test_long_lists_run_in_bounded_chunks(tiny, pads: bool) -> None:
+    tiny.batching = Batching(tokens=20)
     tiny.pads = pads
     engine = tiny.load()
     texts = ["a", "a b a b a b"] + ["b"] * 17 + ["hello world"]
@@ -129,8 +129,8 @@ def test_long_lists_run_in_bounded_chunks(tiny, monkeypatch, pads: bool) -> None
     assert [r.vector.tolist() for r in results] == [r.vector.tolist() for r in whole]
 
 
-def test_a_text_larger_than_a_chunk_runs_alone(tiny, monkeypatch) -> None:
-    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 4)
+def test_a_text_larger_than_a_chunk_runs_alone(tiny) -> None:
+    tiny.batching = Batching(tokens=4)
     engine = tiny.load()
     assert [r.vector[1] for r in engine.predict(["a b a b", "a", "a b a b a"])] == [6, 3, 7]
 
@@ -185,8 +185,8 @@ def test_on_error_is_checked(tiny, on_error, error) -> None:
             engine.predict(batch, on_error="return")
 
 
-def test_errors_across_chunks(tiny, monkeypatch) -> None:
-    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 6)
+def test_errors_across_chunks(tiny) -> None:
+    tiny.batching = Batching(tokens=6)
     for pads in (False, True):
         tiny.pads = pads
         engine = tiny.load()
@@ -439,9 +439,9 @@ def test_memory_that_is_short_outside_the_backend(tiny, monkeypatch, error: Exce
 
     calls = {
         "run": ("bertrt.engine.engine.unpack", lambda: engine.run(IDS)),
-        "predict": ("bertrt.engine.predictor.Predictor.answer", lambda: engine.predict("a")),
+        "predict": ("bertrt.engine.predictor.Predictor.results", lambda: engine.predict("a")),
         "predict_with_outputs": (
-            "bertrt.engine.predictor.Predictor.answer",
+            "bertrt.engine.predictor.Predictor.results",
             lambda: engine.predict_with_outputs("a"),
         ),
         "load": ("bertrt.engine.engine.load_backend", tiny.load),
@@ -530,7 +530,7 @@ class Terminal:
 def test_progress(tiny, monkeypatch, tty: bool, delay: float, shown: bool) -> None:
     """A bar for a person who waits long; silence for a file, and for quick runs."""
     terminal = Terminal(tty)
-    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 4)
+    tiny.batching = Batching(tokens=4)
     monkeypatch.setattr("bertrt.host.progress._DELAY", delay)
     monkeypatch.setattr("sys.stderr", terminal)
     engine = tiny.load()
@@ -543,6 +543,6 @@ def test_a_process_without_a_terminal(tiny, monkeypatch, stderr: str) -> None:
     """A daemon has no standard error, or a closed one, or an object that only writes."""
     closed = io.StringIO()
     closed.close()
-    monkeypatch.setattr("bertrt.engine.predictor._TOKENS_AT_ONCE", 4)
+    tiny.batching = Batching(tokens=4)
     monkeypatch.setattr("sys.stderr", {"none": None, "closed": closed, "plain": object()}[stderr])
     assert len(tiny.load().predict(["a", "b"])) == 2
