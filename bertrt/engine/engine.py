@@ -17,7 +17,6 @@ from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
 from bertrt.engine.batching import Batching, Statistics, Submission
 from bertrt.engine.checks import check_load, check_on_error, check_set, check_threads, check_turn
-from bertrt.engine.checks import check_load, check_on_error, check_set, check_threads, check_turn
 from bertrt.engine.life import Life
 from bertrt.engine.memory import naming_memory
 from bertrt.engine.outputs import join_layers, unpack
