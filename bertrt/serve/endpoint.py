@@ -172,7 +172,9 @@ class Call:
         """A header's value; None where it is not there."""
         return self.request.headers.get(name)
 
-    def uncut(self, served: Served, truncate: bool | None, side: str | None) -> str | None:
+    def uncut(
+        self, served: Served, truncate: bool | None, truncation_side: str | None
+    ) -> str | None:
         """Why no text may be cut, to go behind "input[0]"; None: it may. For the arguments see
         `answer`."""
         engine = served.engine
@@ -180,7 +182,7 @@ class Call:
         if not (self.state.settings.auto_truncate if truncate is None else truncate):
             return f"{most}: shorten it, or ask for it to be cut (truncate: true)"
         own = "right" if engine.tokenizer is None else engine.tokenizer.truncation_side
-        if side is not None and side != own:
+        if truncation_side is not None and truncation_side != own:
             return f"{most}, which cuts texts on their {own} side only: shorten it"
         return None
 

@@ -79,7 +79,7 @@ class ModelList(msgspec.Struct):
 
 
 # What each status is called, and what it is where OpenAI has another one for it
-_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_TYPES = {429: "rate_limit_error"}
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 _STATUSES = {413: 400, 415: 400, 422: 400, 424: 400}
 
