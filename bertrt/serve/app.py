@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bertrt.serve.endpoint import Endpoint, State
-from bertrt.serve.protocols import operation, plain
+from bertrt.serve.protocols import openai, operation, plain, rerank, tei
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.settings import Settings
 
@@ -23,6 +23,9 @@ __all__ = ["ENDPOINTS", "make_app"]
 # Each protocol's, in the order of the API's description.
 ENDPOINTS: list[Endpoint] = [
     *plain.ENDPOINTS,
+    *openai.ENDPOINTS,
+    *tei.ENDPOINTS,
+    *rerank.ENDPOINTS,
     *operation.ENDPOINTS,
 ]
 

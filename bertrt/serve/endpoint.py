@@ -14,7 +14,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.models import Models
 from bertrt.serve.refusals import Refusal, refusal_of
-from bertrt.serve.served import Answered
+from bertrt.serve.served import Answered, Served
 from bertrt.serve.settings import Settings
 
 __all__ = ["Call", "Endpoint", "State", "json_response"]
@@ -99,6 +100,9 @@ class Call:
         prompt: str | None = None,
         priority: int | None = None,
         deadline: float | None = None,
+        truncate: bool | None = None,
+        truncation_side: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Answered:
         """Answer inputs: `Served.answer` of the model that is asked for.
 
@@ -110,17 +114,20 @@ class Call:
             prompt: see `Engine.predict`.
             priority, deadline: see `Engine.submit`; None: what the headers X-Priority and X-Timeout
                 (seconds) say.
+            truncate: whether what is longer than the model is cut, or else refused; None: as the
+                server is set up.
+            truncation_side: the side that may lose tokens, "left" or "right"; None: the model's own
+                one.
+            settings: what is to be other than the model's own; see `Engine.with_settings`.
 
         Raises:
             Refusal: for the request as a whole. What is wrong with an input is in its place.
         """
-        if not inputs:
-            raise Refusal(400, "there is no input; expected one or more")
-        most = self.state.settings.max_inputs
-        if len(inputs) > most:
-            raise Refusal(413, f"there are {len(inputs)} inputs; at most {most} are taken at once")
-        with self.state.models.use(model or self.header("x-model"), tasks) as served:
+        self.check_count(inputs)
+        with self.use(model, tasks) as served:
             self.fields |= {"model": served.name, "inputs": len(inputs)}
+            if settings is not None:
+                served = served.with_settings(settings)
             with tracing.span("bertrt.answer", model=served.name, inputs=len(inputs)) as span:
                 answered = await served.answer(
                     inputs,
@@ -129,6 +136,16 @@ class Call:
                     deadline=self._deadline() if deadline is None else deadline,
                 )
                 tracing.stages(span, answered)
+            if reason := self.uncut(served, truncate, truncation_side):
+                answered = replace(
+                    answered,
+                    results=[
+                        Refusal(422, f"input[{i}] {reason}")
+                        if getattr(result, "truncated", False)
+                        else result
+                        for i, result in enumerate(answered.results)
+                    ],
+                )
         self.fields |= {
             "tokens": sum(answered.tokens),
             "cached": answered.cached,
@@ -137,9 +154,37 @@ class Call:
         }
         return answered
 
+    def check_count(self, inputs: Sequence[Any]) -> None:
+        """Refuse no input, and too many."""
+        if not inputs:
+            raise Refusal(400, "there is no input; expected one or more")
+        most = self.state.settings.max_inputs
+        if len(inputs) > most:
+            raise Refusal(413, f"there are {len(inputs)} inputs; at most {most} are taken at once")
+
+    def use(
+        self, model: str | None, tasks: Sequence[str] | None = None
+    ) -> AbstractContextManager[Served]:
+        """A model: `Models.use`, where the header X-Model says which unless `model` does."""
+        return self.state.models.use(model or self.header("x-model"), tasks)
+
     def header(self, name: str) -> str | None:
         """A header's value; None where it is not there."""
         return self.request.headers.get(name)
+
+    def uncut(
+        self, served: Served, truncate: bool | None, truncation_side: str | None
+    ) -> str | None:
+        """Why no text may be cut, to go behind "input[0]"; None: it may. For the arguments see
+        `answer`."""
+        engine = served.engine
+        most = f"has more tokens than the {engine.max_length} that the model takes"
+        if not (self.state.settings.auto_truncate if truncate is None else truncate):
+            return f"{most}: shorten it, or ask for it to be cut (truncate: true)"
+        own = "right" if engine.tokenizer is None else engine.tokenizer.truncation_side
+        if truncation_side is not None and truncation_side != own:
+            return f"{most}, which cuts texts on their {own} side only: shorten it"
+        return None
 
     def _priority(self) -> int:
         said = self.header("x-priority")
@@ -170,7 +215,8 @@ class Endpoint:
         handle: answers it.
         refuse: how the protocol tells a refusal.
         method: GET or POST.
-        body: the type that msgspec makes of a JSON body; None: the body as bytes.
+        body: the type that msgspec makes of a JSON body; None: the body as bytes; or types by the
+            field that tells which of them a body is of.
         answers: the type of the answer's body, for the API's description; None: not JSON.
         summary: a sentence for the API's description.
         tag: the protocol's name there.
@@ -349,6 +395,8 @@ def decode(raw: bytes, kind: Any, request: Request) -> Any:
     if content.lower() != "application/json":
         raise Refusal(415, f"the content type is {content[:50]!r}; expected application/json")
     try:
+        if isinstance(kind, Mapping):
+            kind = _told(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise Refusal(422, f"the body: {error}") from None
@@ -356,6 +404,17 @@ def decode(raw: bytes, kind: Any, request: Request) -> Any:
         raise Refusal(400, f"the body is no JSON: {error}") from None
     except UnicodeDecodeError:
         raise Refusal(400, "the body is not UTF-8") from None
+
+
+def _told(fields: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
+    told = [name for name in kinds if name in fields]
+    if len(told) != 1:
+        raise Refusal(
+            422,
+            f"the body has {' and '.join(map(repr, told)) or 'none of the fields it is known by'}; "
+            f"expected one of {', '.join(map(repr, kinds))}",
+        )
+    return kinds[told[0]]
 
 
 async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from bertrt.engine import Encoding, Engine, Statistics, Submission
-from bertrt.errors import BertrtError, DeadlineExceeded
+from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
 from bertrt.results import Embedding
 from bertrt.serve.cache import Cache
 from bertrt.serve.metrics import Metrics
-from bertrt.serve.refusals import refusal_of
+from bertrt.serve.refusals import Refusal, refusal_of
 
 __all__ = ["Answered", "Served"]
+
+# So many requests for all vectors of their texts wait, and so many vectors one of them gets: BERT
+# large's take 64 MiB.
+_ASIDE, _ROWS = 32, 16384
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class Answered:
     tokenize: float
     queue: float
     execute: float
+
+    def whole(self) -> list[Any]:
+        """The results; raises the refusal of the first input that has one."""
+        for result in self.results:
+            if isinstance(result, BertrtError):
+                raise result
+        return self.results
 
 
 @dataclass(eq=False)
@@ -76,9 +88,28 @@ class Served:
         self.name = name
         self.engine = engine
         self.users = 0
+        self.loaded = int(time.time())
         self._metrics = metrics
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
+        self._settings: Hashable = None
+        self._others: dict[Hashable, Served] = {}
+        self._aside = asyncio.Semaphore(1)
+        self._asiders = 0
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Served:
+        """The same model with other settings of its task, `Engine.with_settings`; what is kept of
+        its answers is kept apart."""
+        now = self.engine.settings
+        settings = {name: value for name, value in settings.items() if now.get(name) != value}
+        if not settings:
+            return self
+        key = tuple(sorted(settings.items()))
+        if key not in self._others:
+            made = Served(self.name, self.engine.with_settings(settings), 0, self._metrics)
+            made._cache, made._settings = self._cache, key
+            self._others[key] = made
+        return self._others[key]
 
     @property
     def cache_bytes(self) -> int:
@@ -148,6 +179,59 @@ class Served:
             ),
         )
 
+    async def token_vectors(
+        self, texts: Sequence[str], *, prompt: str | None, reason: str | None
+    ) -> Answered:
+        """The last layer's rows of texts, special tokens included: `Engine.run` of what
+        `Engine.tokenize` gives. One request at a time, and beside the engine's queue.
+
+        Args:
+            texts: of one request.
+            prompt: see `Engine.predict`.
+            reason: why a text that is too long is refused; None: it is cut.
+
+        Raises:
+            Refusal: 413 they have too many tokens; 422 a text is too long; 424 the model does not
+                give these rows. And what `Engine.tokenize` and `Engine.run` raise.
+        """
+        if self._asiders >= _ASIDE:
+            raise QueueFull(f"{self._asiders} requests for all vectors of a text wait already")
+        self._asiders += 1
+        times = [time.perf_counter()]
+        try:
+            async with self._aside:
+                times.append(time.perf_counter())
+                encodings = await asyncio.to_thread(
+                    self.engine.tokenize, list(texts), prompt=prompt
+                )
+                times.append(time.perf_counter())
+                tokens = [len(own.ids) for own in encodings]
+                for i, own in enumerate(encodings):
+                    if reason and own.truncated:
+                        raise Refusal(422, f"input[{i}] {reason}")
+                if sum(tokens) > _ROWS:
+                    raise Refusal(
+                        413,
+                        f"the inputs have {sum(tokens)} tokens; of at most {_ROWS} at once all "
+                        "vectors are given",
+                    )
+                found = await asyncio.to_thread(
+                    self.engine.run,
+                    [own.ids for own in encodings],
+                    [own.types for own in encodings],
+                )
+                times.append(time.perf_counter())
+        finally:
+            self._asiders -= 1
+        if "sequence_output" not in found:
+            raise Refusal(
+                424, f"the model {self.name!r} gives no vectors of tokens; it gives {list(found)}"
+            )
+        queue, tokenize, execute = np.diff(times).tolist()
+        self._metrics.inputs.labels(self.name).inc(len(texts))
+        self._metrics.tokens.labels(self.name).inc(sum(tokens))
+        return Answered(found["sequence_output"], tokens, 0, tokenize, queue, execute)
+
     def _find(
         self, inputs: Sequence[Any], prompt: str | None, priority: int, deadline: float | None
     ) -> _Wanted:
@@ -156,7 +240,7 @@ class Served:
         # Texts and pairs do not go into one batch of the engine's.
         new: dict[type, dict[Hashable, tuple[Any, list[int]]]] = {}
         for i, item in enumerate(inputs):
-            key = _key(item, prompt)
+            key = self._settings, _key(item, prompt)
             if (kept := self._cache.get(key)) is not None:
                 wanted.results[i], wanted.tokens[i] = kept
             elif (found := self._flying.get(key)) is not None:
