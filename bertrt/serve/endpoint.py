@@ -60,6 +60,11 @@ class State:
         """Whether requests may be sent here: every model is warm, and the server is to stay."""
         return self.models.ready and not self.draining
 
+    def check_room(self) -> None:
+        """Refuse a body where too much of others' is in memory."""
+        if self.body_bytes > _BODIES * self.settings.max_body:
+            raise Refusal(429, "too many bodies are being read", retry_after=1)
+
     def lets_in(self, key: bytes) -> bool:
         """Whether a key is one of those that were set; every one is compared, in constant time."""
         same = [hmac.compare_digest(key, own) for own in self._keys]
@@ -288,8 +293,7 @@ async def _read(call: Call, receive: Receive) -> bytes:
     said = call.header("content-length")
     if said is not None and said.isdecimal() and int(said) > most:
         raise refusal
-    if state.body_bytes > _BODIES * most:
-        raise Refusal(429, "too many bodies are being read", retry_after=1)
+    state.check_room()
 
     async def parts() -> bytes:
         found: list[bytes] = []

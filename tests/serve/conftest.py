@@ -80,6 +80,7 @@ class Server:
     Attributes:
         url: "http://127.0.0.1:PORT".
         port: the port.
+        grpc: gRPC's; 0: there is none.
         log: the lines that it has logged, decoded.
     """
 
@@ -93,7 +94,7 @@ class Server:
         )
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []
-        self.port = 0
+        self.port = self.grpc = 0
         self._told = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -110,7 +111,9 @@ class Server:
                 self.noise.append(line)
                 continue
             self.log.append(said)
-            if said["event"] == "listening":
+            if said["event"] == "listening" and "grpc" in said:
+                self.grpc = said["grpc"]
+            elif said["event"] == "listening":
                 self.port = said["port"]
                 self._told.set()
         self._told.set()
@@ -171,7 +174,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(models: dict[str, Path]) -> Iterator[Server]:
     """One with all of `models`, for tests that leave it as it is."""
-    made = Server(*(f"{name}={path}" for name, path in models.items()))
+    made = Server(*(f"{name}={path}" for name, path in models.items()), "--grpc-port", "0")
     made.wait_until_ready()
     yield made
     assert made.stop() == 0
