@@ -206,3 +206,57 @@ def engines(models: dict[str, Path]) -> Iterator[dict[str, Any]]:
     yield made
     for engine in made.values():
         engine.close()
+
+
+class Stub:
+    """A client of a server's gRPC.
+
+    Attributes:
+        messages: the classes of its messages by name.
+    """
+
+    def __init__(self, server: Server, channel: Any = None) -> None:
+        import grpc
+
+        from bertrt.serve.protocols import messages
+
+        here = Path(messages.__file__).parent
+        self._protocols = [messages.read_protocol(here / f"{n}.proto") for n in _PROTOCOLS]
+        self.messages = {name: m for own in self._protocols for name, m in own.messages.items()}
+        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{server.grpc}")
+
+    def method(self, name: str) -> Any:
+        """What calls a method with a message, or with bytes."""
+        protocol = next(own for own in self._protocols if name in own.calls)
+        return self.channel.unary_unary(
+            f"/{protocol.service}/{name}",
+            request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
+            response_deserializer=protocol.calls[name][1].FromString,
+        )
+
+    def __call__(self, method: str, message: bytes | None = None, **fields: Any) -> Any:
+        """Call a method with a message of these fields, or with bytes."""
+        if message is None:
+            protocol = next(own for own in self._protocols if method in own.calls)
+            message = protocol.calls[method][0](**fields)
+        return self.method(method)(message, timeout=60)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+_PROTOCOLS = ("inference", "health")
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., Stub]]:
+    """A function that gives a client of a server's gRPC."""
+    made: list[Stub] = []
+
+    def stub(server: Server, channel: Any = None) -> Stub:
+        made.append(Stub(server, channel))
+        return made[-1]
+
+    yield stub
+    for one in made:
+        one.close()
