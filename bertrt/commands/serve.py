@@ -35,6 +35,9 @@ def add(commands: Any) -> None:
         "--port", type=port_number, default=8000, metavar="N", help="default: 8000; 0: any"
     )
     parser.add_argument(
+        "--grpc-port", type=port_number, metavar="N", help="default: no gRPC; 0: any"
+    )
+    parser.add_argument(
         "--tokens", type=positive, default=4096, metavar="N", help="of a batch; default: 4096"
     )
     parser.add_argument(
@@ -130,7 +133,13 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if "ssl_ca_certs" in tls:
         tls["ssl_cert_reqs"] = ssl.CERT_REQUIRED
-    return serve(settings, arguments.host, arguments.port, tls=tls)
+    if arguments.grpc_port is not None and "ssl_keyfile_password" in tls:
+        raise InvalidInputError(
+            "gRPC takes no key with a password: give one without, or leave --grpc-port out"
+        )
+    return serve(
+        settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls
+    )
 
 
 def _named(models: list[str], repository: str | None) -> dict[str, Path]:

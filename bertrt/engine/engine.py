@@ -164,6 +164,13 @@ class Engine:
         return self._model.tokenizer
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what `run` returns, `masked_lm_outputs` included."""
+        joined = {"encoding": "all_encodings"}
+        kinds = [output_kind(name) or name for name in self._outputs]
+        return tuple(dict.fromkeys(joined.get(kind, kind) for kind in kinds))
+
+    @property
     def backend(self) -> str:
         """The backend's name."""
         with self._life.use("backend") as call:

@@ -319,7 +319,9 @@ class Served:
 def _key(item: Any, prompt: str | None) -> Hashable:
     """All of an input. The type keeps a pair and a list of two words apart."""
     if isinstance(item, Encoding):
-        return Encoding, item.ids.tobytes(), item.types.tobytes(), prompt
+        # The bytes of int64 are those of other int32.
+        parts = [(array.dtype.str, array.tobytes()) for array in (item.ids, item.types)]
+        return Encoding, *parts, item.truncated, item.prompt, prompt
     return type(item), tuple(item) if isinstance(item, list) else item, prompt
 
 
