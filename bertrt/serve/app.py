@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bertrt.serve.endpoint import Endpoint, State
-from bertrt.serve.protocols import operation, plain
+from bertrt.serve.protocols import operation, page, plain
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.settings import Settings
 
@@ -24,6 +24,7 @@ __all__ = ["ENDPOINTS", "make_app"]
 ENDPOINTS: list[Endpoint] = [
     *plain.ENDPOINTS,
     *operation.ENDPOINTS,
+    *page.ENDPOINTS,
 ]
 
 
@@ -57,6 +58,7 @@ def make_app(settings: Settings, failed: Callable[[Refusal], None] | None = None
         exception_handlers={HTTPException: _nowhere},
     )
     app.state.bertrt = state
+    app.state.endpoints = ENDPOINTS
     return app
 
 

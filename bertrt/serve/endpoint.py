@@ -31,6 +31,7 @@ from bertrt.serve.models import Models
 from bertrt.serve.refusals import Refusal, refusal_of
 from bertrt.serve.served import Answered
 from bertrt.serve.settings import Settings
+from bertrt.serve.statistics import Recent
 
 __all__ = ["Call", "Endpoint", "State", "json_response"]
 
@@ -50,6 +51,7 @@ class State:
         self.settings = settings
         self.metrics = Metrics(lambda: self.models.served())
         self.models = Models(settings, self.metrics)
+        self.recent = Recent()
         self.draining = False
         self.under_way = 0
         self.body_bytes = 0
@@ -175,6 +177,7 @@ class Endpoint:
         summary: a sentence for the API's description.
         tag: the protocol's name there.
         open: whether it is answered without a key, while models load and while the server drains.
+        quiet: whether its requests are left out of the log; those of an open one are.
     """
 
     path: str
@@ -186,6 +189,7 @@ class Endpoint:
     summary: str = ""
     tag: str = ""
     open: bool = False
+    quiet: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: State = scope["app"].state.bertrt
@@ -216,7 +220,10 @@ class Endpoint:
         metrics = call.state.metrics
         metrics.requests.labels(self.path, status).inc()
         metrics.request_seconds.labels(self.path).observe(seconds)
-        if not self.open:
+        # Where inputs were answered, or could not be.
+        if (model := call.fields.get("model")) is not None:
+            call.state.recent.add(model, seconds, status == 200, call.fields)
+        if not (self.open or self.quiet):
             head = call.request
             log(
                 "request",

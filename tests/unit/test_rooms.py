@@ -31,7 +31,7 @@ ROOMS = {
     "bench": "errors batch host plan models backends engine _native",
     "evaluation": "errors version batch host text plan tasks models backends engine _native",
     "export": "errors host text plan tasks compiler models engine evaluation",
-    "serve": "errors results engine",
+    "serve": "errors results version engine",
     "commands": "errors results version host tasks models engine bench evaluation export serve",
 }
 # What is imported, and never imports its way back in: the package's own names, `python -m bertrt`,
