@@ -80,9 +80,7 @@ def _operation(
         "responses": {"200": {"description": "The answer."}},
     }
     if own.answers is not None:
-        made["responses"]["200"]["content"] = {
-            "application/json": {"schema": schema[own.answers]}
-        }
+        made["responses"]["200"]["content"] = {"application/json": {"schema": schema[own.answers]}}
     if own.method != "GET":
         content: dict[str, Any] = {"*/*": {}}
         if own.body is not None:
@@ -156,9 +154,7 @@ def render(document: Mapping[str, Any]) -> str:
     )
 
 
-def _route(
-    path: str, method: str, operation: Mapping[str, Any], schemas: Mapping[str, Any]
-) -> str:
+def _route(path: str, method: str, operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     key = ' <span class="muted">Needs a key.</span>' if "security" in operation else ""
     parts = [
         f'<article id="{escape(operation["operationId"])}"><h3><span class="method">'
@@ -173,7 +169,9 @@ def _route(
     answer = operation["responses"]["200"].get("content", {}).get("application/json", {})
     if "schema" in answer:
         parts.append(_fields("It answers", answer["schema"], schemas))
-    parts.append(f"<pre><code>{escape(_curl(path, method, operation, schema, schemas))}</code></pre>")
+    parts.append(
+        f"<pre><code>{escape(_curl(path, method, operation, schema, schemas))}</code></pre>"
+    )
     return "".join([*parts, "</article>"])
 
 
@@ -276,7 +274,9 @@ def _sample(schema: Mapping[str, Any], schemas: Mapping[str, Any], depth: int = 
     kind = schema.get("type")
     if kind == "object" and depth < 5:
         fields, needed = schema.get("properties", {}), schema.get("required", ())
-        return {name: _sample(fields[name], schemas, depth + 1) for name in needed if name in fields}
+        return {
+            name: _sample(fields[name], schemas, depth + 1) for name in needed if name in fields
+        }
     if kind == "array":
         return [_sample(schema.get("items") or {"type": "string"}, schemas, depth + 1)]
     found = {"string": "A text.", "integer": 1, "number": 0.5, "boolean": True, "object": {}}

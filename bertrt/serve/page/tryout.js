@@ -199,8 +199,10 @@ const SIMILARITIES = {
   manhattan: (a, b) => -a.reduce((sum, value, i) => sum + Math.abs(value - b[i]), 0),
 };
 
-$("try-model").addEventListener("change", showFields);
-$("try-form").addEventListener("input", showCurl);
+$("try-form").addEventListener("input", (event) => {
+  if (event.target === $("try-model")) showFields();
+  else showCurl();
+});
 $("try-form").addEventListener("submit", (event) => {
   event.preventDefault();
   send();

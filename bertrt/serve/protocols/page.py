@@ -177,7 +177,14 @@ ENDPOINTS = [
     ),
     *(
         Endpoint(
-            path, handle, refuse, method="GET", answers=answers, summary=summary, tag=_TAG, open=True
+            path,
+            handle,
+            refuse,
+            method="GET",
+            answers=answers,
+            summary=summary,
+            tag=_TAG,
+            open=True,
         )
         for path, handle, answers, summary in (
             ("/openapi.json", _openapi, dict, "This description, as OpenAPI 3.1 has it."),
