@@ -1,4 +1,4 @@
-"""The API's description, made of the endpoints themselves: as OpenAPI 3.1, and as a page to read."""
+"""The API's description, made of the endpoints: as OpenAPI 3.1, and as a page to read."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def describe(endpoints: Sequence[Endpoint], keys: bool) -> dict[str, Any]:
     """The endpoints as a document of OpenAPI 3.1.
 
     Args:
-        endpoints: all of them.
+        endpoints: all of them; those without a tag are left out.
         keys: whether the server asks for an API key.
     """
+    endpoints = [own for own in endpoints if own.tag]
     types = {own.body for own in endpoints} | {own.answers for own in endpoints}
     wanted = sorted(types - {None}, key=str)
     made, schemas = msgspec.json.schema_components(wanted, ref_template=_REFS + "{name}")
@@ -124,9 +125,8 @@ def render(document: Mapping[str, Any]) -> str:
         for method, operation in operations.items():
             tag, name = operation["tags"][0], operation["operationId"]
             by_tag[tag].append(_route(path, method, operation, schemas))
-            links[tag].append(
-                f'<li><a href="#{escape(name)}"><code>{method.upper()} {escape(path)}</code></a></li>'
-            )
+            shown = f"<code>{method.upper()} {escape(path)}</code>"
+            links[tag].append(f'<li><a href="#{escape(name)}">{shown}</a></li>')
     sections = "".join(
         f'<section><h2 id="tag-{escape(tag)}">{escape(tag)}</h2>{"".join(routes)}</section>'
         for tag, routes in by_tag.items()
@@ -165,10 +165,10 @@ def _route(path: str, method: str, operation: Mapping[str, Any], schemas: Mappin
     body = operation.get("requestBody", {}).get("content", {})
     schema = body.get("application/json", {}).get("schema")
     if schema is not None:
-        parts.append(_fields("It takes", schema, schemas))
+        parts.append(_fields(True, schema, schemas))
     answer = operation["responses"]["200"].get("content", {}).get("application/json", {})
     if "schema" in answer:
-        parts.append(_fields("It answers", answer["schema"], schemas))
+        parts.append(_fields(False, answer["schema"], schemas))
     parts.append(
         f"<pre><code>{escape(_curl(path, method, operation, schema, schemas))}</code></pre>"
     )
@@ -200,8 +200,9 @@ def _resolved(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[
     return schema
 
 
-def _fields(title: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
+def _fields(asked: bool, schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     """A table of an object's fields, or the type of what is none; objects within it below."""
+    title = "It takes" if asked else "It answers"
     shown: list[str] = []
     names = list(_named(schema))
     if "properties" not in _resolved(schema, schemas):
@@ -219,13 +220,14 @@ def _fields(title: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]) -
         rows = []
         for field, kind in own["properties"].items():
             names += _named(kind)
-            default = "required"
-            if field not in needed:
-                default = f"default {json.dumps(kind.get('default'), ensure_ascii=False)}"
-            rows.append(
-                f"<tr><th scope=row><code>{escape(field)}</code></th><td>{escape(_type(kind))}</td>"
-                f"<td>{escape(default)}</td></tr>"
+            cells = (
+                f'<th scope="row"><code>{escape(field)}</code></th><td>{escape(_type(kind))}</td>'
             )
+            if asked:
+                default = json.dumps(kind.get("default"), ensure_ascii=False)
+                said = "required" if field in needed else f"default {default}"
+                cells += f"<td>{escape(said)}</td>"
+            rows.append(f"<tr>{cells}</tr>")
         caption = f"{title} " if len(done) == 1 and not shown else ""
         text = re.sub(r"``?(.+?)``?", r"<code>\1</code>", escape(own.get("description", "")))
         shown.append(
@@ -261,7 +263,8 @@ def _type(schema: Mapping[str, Any]) -> str:
     if kind == "array":
         own = _type(schema.get("items") or {})
         return f"list of ({own})" if " or " in own else f"list of {own}"
-    return {"string": "text", "number": "number", "integer": "whole number"}.get(kind, str(kind))
+    names = {"string": "text", "integer": "whole number", "object": "JSON object"}
+    return names.get(kind, str(kind))
 
 
 def _sample(schema: Mapping[str, Any], schemas: Mapping[str, Any], depth: int = 0) -> Any:

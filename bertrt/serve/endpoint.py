@@ -175,7 +175,7 @@ class Endpoint:
         body: the type that msgspec makes of a JSON body; None: the body as bytes.
         answers: the type of the answer's body, for the API's description; None: not JSON.
         summary: a sentence for the API's description.
-        tag: the protocol's name there.
+        tag: the protocol's name there; "": it is left out there.
         open: whether it is answered without a key, while models load and while the server drains.
         quiet: whether its requests are left out of the log; those of an open one are.
     """

@@ -169,7 +169,7 @@ def _times(row: np.ndarray) -> dict[str, float | None]:
     upto = np.cumsum(row[len(_COUNTS) :])
     found: list[float] = []
     for percent in _PERCENTILES:
-        # The smallest latency that so many percent of the requests do not exceed: a bucket's middle.
+        # The first bucket with so many percent of the requests up to it; its middle.
         bucket = int(np.searchsorted(upto, math.ceil(requests * percent / 100)))
         found.append(_LOWEST * 1e3 * 10 ** ((bucket + 0.5) / _STEPS))
     found += [int(row[_COUNTS.index(name)]) / requests / 1e3 for name in ("queue_us", "execute_us")]

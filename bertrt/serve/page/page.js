@@ -99,7 +99,8 @@ function showNow(stats) {
   for (const name of ["p50", "p95", "p99"]) say($(`tile-${name}`), milliseconds(minute[name]));
   say($("tile-requests"), `${number(minute.requests / seconds)}/s`);
   say($("tile-tokens"), `${number(minute.tokens / seconds)}/s`);
-  say($("tile-failed"), number(minute.failed));
+  const share = 100 * minute.failed / Math.max(1, minute.requests);
+  say($("tile-failed"), minute.failed ? `${number(share)}%` : "0");
   $("box-failed").className = minute.failed ? "trouble" : "";
   say($("tile-waiting"), number(stats.models.reduce((sum, model) => sum + model.waiting, 0)));
   say($("tile-cached"), minute.inputs ? `${Math.round(100 * minute.cached / minute.inputs)}%` : "–");
@@ -157,7 +158,8 @@ function card(model) {
     cache: fact(facts, "Cache"),
     bars,
   });
-  made.append(bars);
+  made.append(bars, make("p", { className: "muted row between axis", ariaHidden: "true" },
+    make("span", { textContent: "1" }), make("span", { textContent: "batches by tokens" }), make("span")));
   return made;
 }
 
@@ -166,19 +168,20 @@ function update(model, uptime) {
   if (!place) return;
   const { minute, batches } = model;
   const seconds = Math.min(60, Math.max(1, uptime));
-  say(place.latency, minute.requests ? `${milliseconds(minute.p50)} median, ${milliseconds(minute.p95)} for 95%` : "not asked in the last minute");
+  say(place.latency, minute.requests ? `${milliseconds(minute.p50)}, 95% within ${milliseconds(minute.p95)}` : "not asked in the last minute");
   say(place.load, `${number(minute.requests / seconds)} requests/s, ${number(minute.tokens / seconds)} tokens/s`);
   say(place.queue, `${number(model.waiting)} waiting, ${minute.queue === null ? "no wait" : `${milliseconds(minute.queue)} mean wait`}`);
   const mean = (sum) => number(sum / batches.count);
-  say(place.batch, batches.count ? `${mean(batches.sequences)} inputs, ${mean(batches.tokens)} tokens each; ${number(batches.count)} in all` : "none yet");
+  say(place.batch, batches.count ? `${mean(batches.sequences)} inputs, ${mean(batches.tokens)} tokens on average` : "none yet");
   const share = minute.inputs ? `, ${Math.round(100 * minute.cached / minute.inputs)}% hits` : "";
   say(place.cache, `${bytes(model.cache_bytes)}${share}`);
   const sizes = Object.entries(batches.by_tokens).map(([size, count]) => [Number(size), count]).sort((a, b) => a[0] - b[0]);
-  place.bars.hidden = !sizes.length;
+  place.bars.hidden = place.bars.nextSibling.hidden = !sizes.length;
   if (!sizes.length) return;
   const most = Math.max(...sizes.map(([, count]) => count));
   const all = [];
   for (let size = 1; size <= Math.max(4096, sizes.at(-1)[0]); size *= 2) all.push([size, batches.by_tokens[size] ?? 0]);
+  say(place.bars.nextSibling.lastChild, String(all.at(-1)[0]));
   while (place.bars.children.length < all.length) place.bars.append(make("i"));
   all.forEach(([size, count], i) => {
     const bar = place.bars.children[i];

@@ -9,10 +9,10 @@ const PLOTS = [
   { title: "Where the time goes, mean", unit: milliseconds, lines: [["execute", "execution"], ["queue", "in the queue"]] },
 ];
 
-// The greatest value of an axis: 1, 2 or 5 times a power of ten.
+// The greatest value of an axis: a round one.
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
 class Plot {
@@ -42,11 +42,14 @@ class Plot {
   paint() {
     if (!this.stats) return;
     const { about, svg } = this;
-    const { series, span, step } = this.stats;
+    const { span, step, uptime } = this.stats;
+    // A server that began a moment ago has nothing to show of before.
+    const count = Math.min(span, Math.max(120, 60 * Math.ceil(uptime / 60))) / step;
+    const series = Object.fromEntries(
+      Object.entries(this.stats.series).map(([name, points]) => [name, points.slice(-count)]));
     const width = svg.clientWidth || 400;
     const height = svg.clientHeight || 150;
     const [left, right, top, bottom] = [52, width - 6, 8, height - 20];
-    const count = series.requests.length;
     const x = (i) => left + (right - left) * i / (count - 1);
     const values = about.lines.flatMap(([name]) => series[name]).filter((value) => value !== null);
     const most = ceiling(Math.max(...values, about.unit === milliseconds ? 1 : 0.1));
@@ -57,8 +60,8 @@ class Plot {
       parts.push(draw("line", { class: "grid-line", x1: left, x2: right, y1: at, y2: at }));
       parts.push(draw("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, about.unit(share * most)));
     }
-    const minutes = Math.round(span / 60);
-    for (const [i, text, anchor] of [[0, `${minutes} min ago`, "start"], [(count - 1) / 2, `${minutes / 2}`, "middle"], [count - 1, "now", "end"]]) {
+    const minutes = count * step / 60;
+    for (const [i, text, anchor] of [[0, `${minutes} min ago`, "start"], [(count - 1) / 2, number(minutes / 2), "middle"], [count - 1, "now", "end"]]) {
       parts.push(draw("text", { x: x(i), y: height - 4, "text-anchor": anchor }, text));
     }
     about.lines.forEach(([name], index) => {

@@ -148,21 +148,22 @@ def _page(call: Call, content: bytes, kind: str) -> Response:
     return Response(content, headers=headers, media_type=kind)
 
 
-def _file(path: str, name: str, kind: str, summary: str) -> Endpoint:
+def _file(path: str, name: str, kind: str) -> Endpoint:
+    """A file of the page's; without a tag it is no part of the API."""
     content = files("bertrt.serve").joinpath("page", name).read_bytes()
 
     async def handle(call: Call) -> Response:
         return _page(call, content, kind)
 
-    return Endpoint(path, handle, refuse, method="GET", summary=summary, tag=_TAG, open=True)
+    return Endpoint(path, handle, refuse, method="GET", open=True)
 
 
 ENDPOINTS = [
-    _file("/", "index.html", "text/html", "The page: models, latency, throughput, and a try-out."),
-    _file("/page/page.css", "page.css", "text/css", "Its style."),
-    _file("/page/favicon.svg", "favicon.svg", "image/svg+xml", "Its picture."),
+    _file("/", "index.html", "text/html"),
+    _file("/page/page.css", "page.css", "text/css"),
+    _file("/page/favicon.svg", "favicon.svg", "image/svg+xml"),
     *(
-        _file(f"/page/{name}.js", f"{name}.js", "text/javascript", "Its script.")
+        _file(f"/page/{name}.js", f"{name}.js", "text/javascript")
         for name in ("basics", "page", "plots", "server", "tryout")
     ),
     Endpoint(
