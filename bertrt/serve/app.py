@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bertrt.serve.endpoint import Endpoint, State
-from bertrt.serve.protocols import inference_http, openai, operation, plain, rerank, tei
+from bertrt.serve.protocols import inference_http, openai, operation, page, plain, rerank, tei
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.settings import Settings
 
@@ -29,6 +29,7 @@ ENDPOINTS: list[Endpoint] = [
     *rerank.ENDPOINTS,
     *inference_http.ENDPOINTS,
     *operation.ENDPOINTS,
+    *page.ENDPOINTS,
 ]
 
 
@@ -68,6 +69,7 @@ def make_app(
         exception_handlers={HTTPException: _nowhere},
     )
     app.state.bertrt = state
+    app.state.endpoints = ENDPOINTS
     return app
 
 

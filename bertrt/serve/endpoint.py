@@ -32,6 +32,7 @@ from bertrt.serve.models import Models
 from bertrt.serve.refusals import Refusal, refusal_of
 from bertrt.serve.served import Answered, Served
 from bertrt.serve.settings import Settings
+from bertrt.serve.statistics import Recent
 
 __all__ = ["Call", "Endpoint", "State", "json_response", "let_in", "request_id", "tell"]
 
@@ -51,6 +52,7 @@ class State:
         self.settings = settings
         self.metrics = Metrics(lambda: self.models.served())
         self.models = Models(settings, self.metrics)
+        self.recent = Recent()
         self.draining = False
         self.under_way = 0
         self.body_bytes = 0
@@ -224,8 +226,9 @@ class Endpoint:
             field that tells which of them a body is of.
         answers: the type of the answer's body, for the API's description; None: not JSON.
         summary: a sentence for the API's description.
-        tag: the protocol's name there.
+        tag: the protocol's name there; "": it is left out there.
         open: whether it is answered without a key, while models load and while the server drains.
+        quiet: whether its requests are left out of the log; those of an open one are.
     """
 
     path: str
@@ -237,6 +240,7 @@ class Endpoint:
     summary: str = ""
     tag: str = ""
     open: bool = False
+    quiet: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: State = scope["app"].state.bertrt
@@ -260,7 +264,7 @@ class Endpoint:
                         await send({"type": "http.response.body"})
         finally:
             state.under_way -= 1
-            tell(call, self.path, status, quiet=self.open)
+            tell(call, self.path, status, quiet=self.open or self.quiet)
 
     async def _answer(self, call: Call, receive: Receive) -> Response | None:
         """The response; None where nobody is left to get it."""
@@ -314,6 +318,9 @@ def tell(call: Call, route: str, status: int | str, *, quiet: bool = False) -> N
     metrics = call.state.metrics
     metrics.requests.labels(route, status).inc()
     metrics.request_seconds.labels(route).observe(seconds)
+    # Where inputs were answered, or could not be.
+    if (model := call.fields.get("model")) is not None:
+        call.state.recent.add(model, seconds, status in (200, "OK"), call.fields)
     if not quiet:
         head = call.request
         log(
