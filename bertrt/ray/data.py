@@ -82,7 +82,7 @@ class Predict:
         self._columns = _check_columns(columns)
         if on_error not in ("raise", "return"):
             raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
-        self._options = {"prompt": prompt, "on_error": on_error}
+        self._prompt, self._on_error = prompt, on_error
         self._engine = load_engine(path, load)
         self._types = _types(self._engine, prompt)
         if on_error == "return":
@@ -118,7 +118,9 @@ class Predict:
             )
         read = [batch.column(name).to_pylist() for name in self._columns]
         inputs = read[0] if len(read) == 1 else list(zip(*read, strict=True))
-        results = self._engine.predict(inputs, **self._options) if inputs else []
+        results: list[Any] = []
+        if inputs:
+            results = self._engine.predict(inputs, prompt=self._prompt, on_error=self._on_error)
         for field, name in self._write.items():
             values = [_value(result, field) for result in results]
             column = pa.array(values, self._types[field])
@@ -178,7 +180,7 @@ def _value(result: Any, field: str) -> Any:
     """A field of a result as Arrow takes it; of an error the message, and None for the rest."""
     if isinstance(result, BertrtError):
         return str(result) if field == "error" else None
-    value = getattr(result, field, None)
+    value: Any = getattr(result, field, None)
     if field == "vector":
         return value if value.ndim == 1 else list(value)
     if isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -10,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertrt.errors import InvalidInputError, InvalidTypeError, MissingDependencyError
+from bertrt.errors import (
+    InvalidInputError,
+    InvalidTypeError,
+    MissingDependencyError,
+    QueueFull,
+)
 from bertrt.ray.load import load_engine
 
 try:
@@ -62,7 +66,7 @@ class Predict:
     async def predict(self, batch: Any, **options: Any) -> Any:
         """`Engine.apredict` of the replica's engine: the same arguments, results and errors. A call
         that is cancelled takes back what has not run."""
-        return await asyncio.to_thread(self._engine.predict, batch, **options)
+        return await self._engine.apredict(batch, **options)
 
     async def __call__(self, request: Request) -> JSONResponse:
         """Answer a request over HTTP."""
@@ -70,9 +74,11 @@ class Predict:
 
         try:
             inputs, prompt = self._read(await request.body())
-            results = await self.predict(inputs, prompt=prompt)
+            results = await self._engine.apredict(inputs, prompt=prompt)
         except (InvalidInputError, InvalidTypeError) as error:
             return JSONResponse({"error": str(error)}, 400)
+        except QueueFull as error:
+            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "1"})
         return JSONResponse(_plain(results))
 
     def _read(self, body: bytes) -> tuple[Any, str | None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertrt import BertrtError, Engine, InvalidInputError, InvalidTypeError
+from bertrt import Batching, BertrtError, Engine, InvalidInputError, InvalidTypeError
 
 # Ray tells its makers nothing of the tests; before the import, which reads it.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -176,6 +178,55 @@ def test_a_bare_graph_has_nothing_to_write(tiny, monkeypatch) -> None:
     with pytest.raises(InvalidInputError, match="has no task"):
         tiny.settings["task"] = None
         Predict("/models/tiny", backend="tiny", threads=1)
+
+
+# --- a replica, without Ray -------------------------------------------------------------------
+
+
+def test_a_replicas_batches_go_by_tokens(tiny) -> None:
+    from bertrt.ray.serve import Predict
+
+    replica = Predict.func_or_class(
+        "/models/tiny", backend="tiny", threads=1, batching=Batching(tokens=30)
+    )
+    (backend,) = tiny.backends
+    go_on = threading.Event()
+    # Nothing runs before all have asked.
+    backend.before_run = lambda: go_on.wait(60)
+    # Of 3 to 8 tokens, with [CLS] and [SEP]
+    texts = [" ".join(["hello"] * (1 + i % 6)) for i in range(40)]
+
+    async def ask() -> list:
+        calls = [asyncio.create_task(replica.predict(text)) for text in texts]
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.gather(*calls)
+
+    found = asyncio.run(ask())
+    tokens = [batch.tokens for batch in backend.batches]
+    assert sum(tokens) == sum(3 + i % 6 for i in range(40))
+    assert max(tokens) <= 30
+    assert len(tokens) < len(texts)
+    for text, one in zip(texts, found, strict=True):
+        assert one.vector.tobytes() == replica._engine.predict(text).vector.tobytes()
+
+
+def test_a_full_queue_is_told_over_http_at_once(tiny) -> None:
+    from starlette.requests import Request
+
+    from bertrt.ray.serve import Predict
+
+    replica = Predict.func_or_class(
+        "/models/tiny", backend="tiny", threads=1, batching=Batching(queue=2)
+    )
+    body = json.dumps({"inputs": ["a"] * 3}).encode()
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    answer = asyncio.run(replica(Request({"type": "http"}, receive)))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "error" in json.loads(answer.body)
 
 
 # --- the examples -----------------------------------------------------------------------------
