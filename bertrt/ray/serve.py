@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bertrt.errors import (
+    BertrtError,
     InvalidInputError,
     InvalidTypeError,
     MissingDependencyError,
+    OutOfMemoryError,
     QueueFull,
 )
 from bertrt.ray.load import load_engine
+from bertrt.results import plain
 
 try:
     from ray import serve
@@ -34,6 +34,9 @@ __all__ = ["Predict"]
 _MAX_ONGOING_REQUESTS = 1024
 
 
+# `serve.batch` with a `batch_size_fn` is not used. It has a request wait for others while the engine
+# idles, refuses one above the budget, puts one that does not fit behind all that came later, and has
+# one bad text fail its batch.
 @serve.deployment(name="bertrt", max_ongoing_requests=_MAX_ONGOING_REQUESTS)
 class Predict:
     """A replica is an engine, and the engine's own scheduler makes its batches: of what all callers
@@ -44,20 +47,19 @@ class Predict:
         handle = serve.run(app)
         handle.predict.remote(["a text", "another"]).result()
 
-    `serve.batch` with a `batch_size_fn` is not used. It would have a text wait for others while the
-    engine idles, refuse a request above the budget, send one that does not fit to the end of the
-    queue, and have one bad text fail its batch.
-
-    Over HTTP: POST with ``{"inputs": ..., "prompt": ...}`` as JSON. `inputs` is a text, or a list of
-    texts, of pairs (lists of two; ``[["a", "b"]]`` is one), or for tagging of lists of words;
-    `prompt` may be left out. The answer is a list with an object for each input, or for a single
-    text one object: the fields of its result. 400: what `Engine.predict` refuses, as
-    ``{"error": message}``. 503: too much waits already.
+    Over HTTP: POST with ``{"batch": ..., "prompt": ..., "on_error": ...}`` as JSON, of which the
+    last two may be left out. `batch` is a text, or a list of inputs: each a text, or a list of two
+    texts for a pair; for tagging a list of words. The answer is ``{"results": [...]}``, an object
+    for each input with the fields of its result, or, with `on_error` "return", ``{"error": ...}``
+    where it has none. Otherwise ``{"error": ...}`` with 400 (no such body), 422 (an input that
+    cannot be answered), 429 (too much waits) or 503 (out of memory). That is how `bertrt serve`
+    answers at /models/{model}/predict.
 
     Args:
         path: the model, at the same place on every node.
-        load: the further arguments of `Engine.load`. `threads` is the replica's num_cpus where it is
-            not given. On a GPU (num_gpus=1) `device="cuda"` is the one that Ray lets the replica see.
+        load: the further arguments of `Engine.load`, such as `batching`. `threads` is the replica's
+            num_cpus where it is not given. On a GPU (num_gpus=1) `device="cuda"` is the one that
+            Ray lets the replica see.
     """
 
     def __init__(self, path: str | os.PathLike[str], **load: Any) -> None:
@@ -73,38 +75,39 @@ class Predict:
         from starlette.responses import JSONResponse
 
         try:
-            inputs, prompt = self._read(await request.body())
-            results = await self._engine.apredict(inputs, prompt=prompt)
-        except (InvalidInputError, InvalidTypeError) as error:
+            options = _read(await request.body())
+        except InvalidInputError as error:
             return JSONResponse({"error": str(error)}, 400)
-        except QueueFull as error:
-            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "1"})
-        return JSONResponse(_plain(results))
-
-    def _read(self, body: bytes) -> tuple[Any, str | None]:
-        """The inputs and the prompt of a request's body."""
+        batch = options.pop("batch")
+        if isinstance(batch, str):
+            batch = [batch]
+        if isinstance(batch, list) and self._engine.task != "tagging":
+            batch = [tuple(item) if isinstance(item, list) else item for item in batch]
         try:
-            content = json.loads(body)
-        except (ValueError, RecursionError):
-            raise InvalidInputError("the body is no JSON") from None
-        if not isinstance(content, dict) or "inputs" not in content:
-            raise InvalidInputError('the body is no JSON object with the key "inputs"')
-        if unknown := content.keys() - {"inputs", "prompt"}:
-            raise InvalidInputError(
-                f'the body has the key {min(unknown)!r}; it may have "inputs" and "prompt"'
-            )
-        inputs = content["inputs"]
-        if isinstance(inputs, list) and self._engine.task != "tagging":
-            inputs = [tuple(item) if isinstance(item, list) else item for item in inputs]
-        return inputs, content.get("prompt")
+            results = await self._engine.apredict(batch, **options)
+        except QueueFull as error:
+            return JSONResponse({"error": str(error)}, 429, {"Retry-After": "1"})
+        except OutOfMemoryError as error:
+            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "1"})
+        except (InvalidInputError, InvalidTypeError) as error:
+            return JSONResponse({"error": str(error)}, 422)
+        told = [
+            {"error": str(result)} if isinstance(result, BertrtError) else plain(result)
+            for result in results
+        ]
+        return JSONResponse({"results": told})
 
 
-def _plain(value: Any) -> Any:
-    """Results as JSON has them. A float32 is the float of the same value, so that no bit is lost."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        return {name: _plain(item) for name, item in vars(value).items()}
-    return value
+def _read(body: bytes) -> dict[str, Any]:
+    """What a request's body asks for."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidInputError("the body is no JSON") from None
+    if not isinstance(content, dict) or "batch" not in content:
+        raise InvalidInputError('the body is no JSON object with the key "batch"')
+    if unknown := content.keys() - {"batch", "prompt", "on_error"}:
+        raise InvalidInputError(
+            f'the body has the key {min(unknown)!r}; it may have "batch", "prompt", "on_error"'
+        )
+    return content

@@ -21,7 +21,7 @@ def main(model: str) -> None:
     print(handle.predict.remote("a boat on the sea").result())
 
     request = urllib.request.Request(
-        "http://127.0.0.1:8000/", json.dumps({"inputs": ["a boat", "the sea"]}).encode()
+        "http://127.0.0.1:8000/", json.dumps({"batch": ["a boat", "the sea"]}).encode()
     )
     with urllib.request.urlopen(request) as answer:
         print(json.load(answer))

@@ -219,13 +219,13 @@ def test_a_full_queue_is_told_over_http_at_once(tiny) -> None:
     replica = Predict.func_or_class(
         "/models/tiny", backend="tiny", threads=1, batching=Batching(queue=2)
     )
-    body = json.dumps({"inputs": ["a"] * 3}).encode()
+    body = json.dumps({"batch": ["a"] * 3}).encode()
 
     async def receive() -> dict:
         return {"type": "http.request", "body": body, "more_body": False}
 
     answer = asyncio.run(replica(Request({"type": "http"}, receive)))
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     assert "error" in json.loads(answer.body)
 
 
@@ -368,27 +368,32 @@ def test_requests_have_the_bits_of_predict(hugging, address) -> None:
     with pytest.raises(InvalidInputError, match="NUL"):
         handle.predict.remote("a\0b").result(timeout_s=60)
 
-    status, found = ask(address, {"inputs": texts})
+    status, found = ask(address, {"batch": texts})
     assert status == 200
-    for text, one in zip(texts, found, strict=True):
+    for text, one in zip(texts, found["results"], strict=True):
         want = engine.predict(text)
         assert np.float32(one["vector"]).tobytes() == want.vector.tobytes()
-        assert one.keys() == vars(want).keys()
-    assert ask(address, {"inputs": "the sea", "prompt": ""})[1]["truncated"] is False
-    for body, told in [
-        (b"{", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        ([], 'no JSON object with the key "inputs"'),
-        ({"prompt": "a"}, 'no JSON object with the key "inputs"'),
-        ({"inputs": "a", "promt": "b"}, "the key 'promt'"),
-        ({"inputs": 1}, "batch is a int"),
-        ({"inputs": []}, "the batch is empty"),
-        ({"inputs": ["a", 1]}, "batch[1] is a int"),
-        ({"inputs": ["a", ["a", "b"]]}, "batch[1] is a pair"),
-        ({"inputs": "a", "prompt": 1}, "prompt is a int"),
+        assert one["truncated"] == want.truncated
+    body = {"batch": ["the sea", "a\0b"], "on_error": "return", "prompt": ""}
+    first, second = ask(address, body)[1]["results"]
+    assert len(first["vector"]) == 24 and "NUL" in second["error"]
+    for body, refused, told in [
+        (b"{", 400, "is no JSON"),
+        (b"[" * 100_000, 400, "is no JSON"),
+        ([], 400, 'no JSON object with the key "batch"'),
+        ({"prompt": "a"}, 400, 'no JSON object with the key "batch"'),
+        ({"batch": "a", "promt": "b"}, 400, "the key 'promt'"),
+        ({"batch": 1}, 422, "batch is a int"),
+        ({"batch": []}, 422, "the batch is empty"),
+        ({"batch": ["a", 1]}, 422, "batch[1] is a int"),
+        ({"batch": ["a", ["a", "b"]]}, 422, "batch[1] is a pair"),
+        ({"batch": ["a", ["a", "b", "c"]]}, 422, "batch[1] is a tuple of str, str, str"),
+        ({"batch": "a\0b"}, 422, "NUL"),
+        ({"batch": "a", "prompt": 1}, 422, "prompt is a int"),
+        ({"batch": "a", "on_error": []}, 422, "on_error is a list"),
     ]:
         status, found = ask(address, body)
-        assert (status, told in found["error"]) == (400, True), (body, found)
+        assert (status, told in found["error"]) == (refused, True), (body, found)
 
 
 def test_pairs_and_lists_of_words_come_as_lists_over_http(hugging, address) -> None:
@@ -396,13 +401,16 @@ def test_pairs_and_lists_of_words_come_as_lists_over_http(hugging, address) -> N
     run(answers)
     pair = ("the sea", "the boat the sea")
     want = Engine.load(answers).predict(pair)
-    status, (found,) = ask(address, {"inputs": [pair]})
+    status, answer = ask(address, {"batch": [pair]})
     assert status == 200
+    (found,) = answer["results"]
     assert (found["text"], found["score"]) == (want.text, want.score)
     assert found["nbest"] == [vars(span) for span in want.nbest]
 
     tags = words(hugging, "ForTokenClassification", id2label={"0": "O", "1": "B-X", "2": "I-X"})
     run(tags)
     (want,) = Engine.load(tags).predict([["boats", "sea"]])
-    status, (found,) = ask(address, {"inputs": [["boats", "sea"]]})
-    assert (status, found["words"], found["tags"]) == (200, ["boats", "sea"], list(want.tags))
+    status, answer = ask(address, {"batch": [["boats", "sea"]]})
+    assert status == 200
+    (found,) = answer["results"]
+    assert (found["words"], found["tags"]) == (["boats", "sea"], list(want.tags))

@@ -32,7 +32,7 @@ ROOMS = {
     "evaluation": "errors version batch host text plan tasks models backends engine _native",
     "export": "errors host text plan tasks compiler models engine evaluation",
     "serve": "errors results engine",
-    "ray": "errors host engine",
+    "ray": "errors results host engine",
     "spark": "errors host engine",
     "commands": "errors results version host tasks models engine bench evaluation export serve",
 }
