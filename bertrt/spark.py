@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,7 +111,12 @@ def make_predict_fn(
         )
     options = {"prompt": prompt, "on_error": on_error}
     return functools.partial(
-        _load, os.fspath(path), write if isinstance(write, str) else list(names), pairs, options, load
+        _load,
+        os.fspath(path),
+        write if isinstance(write, str) else list(names),
+        pairs,
+        options,
+        load,
     )
 
 
@@ -140,9 +146,9 @@ def _load(
 
 def _task_cpus() -> int | None:
     """spark.task.cpus; None outside of a task."""
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
+    # Spark's workers have imported it.
+    pyspark = sys.modules.get("pyspark")
+    context = None if pyspark is None else pyspark.TaskContext.get()
     return None if context is None else context.cpus()
 
 

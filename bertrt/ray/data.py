@@ -29,8 +29,8 @@ class Predict:
             compute=ray.data.ActorPoolStrategy(size=4),
         )
 
-    Ray Data reads and writes with CPUs of its own. A pool that takes every CPU of the cluster leaves
-    none for that, and waits for ever.
+    Ray Data reads and writes with CPUs of its own. A pool that takes every CPU of the cluster
+    leaves none for that, and waits for ever.
 
     `batch_size` counts rows and is how many go through at once; however many they are, the engine
     runs them by tokens. A row's answer has the bits of `Engine.predict` for it alone, whatever

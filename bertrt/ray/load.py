@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from bertrt.engine import Engine
@@ -26,9 +27,9 @@ def load_engine(path: str | os.PathLike[str], arguments: dict[str, Any]) -> Engi
 
 def _assigned_cpus() -> float | None:
     """The CPUs that Ray counts for this worker; None outside of one."""
-    import ray
-
-    if not ray.is_initialized():
+    # Ray's workers have imported it.
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
     if context.worker.mode != ray.WORKER_MODE:

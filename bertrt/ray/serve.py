@@ -30,21 +30,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Predict"]
 
-# Serve's own bound, 5 requests a replica, is below what fills a batch. The engine bounds what waits.
+# Serve's own bound, 5 requests a replica, is below what fills a batch; the engine bounds what
+# waits.
 _MAX_ONGOING_REQUESTS = 1024
 
 
-# `serve.batch` with a `batch_size_fn` is not used. It has a request wait for others while the engine
-# idles, refuses one above the budget, puts one that does not fit behind all that came later, and has
-# one bad text fail its batch.
+# `serve.batch` with a `batch_size_fn` is not used. It has a request wait for others while the
+# engine idles, refuses one above the budget, puts one that does not fit behind all that came
+# later, and has one bad text fail its batch.
 @serve.deployment(name="bertrt", max_ongoing_requests=_MAX_ONGOING_REQUESTS)
 class Predict:
     """A replica is an engine, and the engine's own scheduler makes its batches: of what all callers
     have sent, by a budget of tokens. An answer has the bits of `Engine.predict` for its input
     alone::
 
-        app = Predict.options(num_replicas=2, ray_actor_options={"num_cpus": 2}).bind("model.bundle")
-        handle = serve.run(app)
+        two = Predict.options(num_replicas=2, ray_actor_options={"num_cpus": 2})
+        handle = serve.run(two.bind("model.bundle"))
         handle.predict.remote(["a text", "another"]).result()
 
     Over HTTP: POST with ``{"batch": ..., "prompt": ..., "on_error": ...}`` as JSON, of which the

@@ -2,6 +2,8 @@
 
     pip install '.[ray]'
     python docs/examples/ray_serve.py MODEL
+
+It prints the answers, and ends.
 """
 
 import json

@@ -346,8 +346,9 @@ def ask(address: str, body: object) -> tuple[int, object]:
 
 
 def run(path: Path, **load):
-    from bertrt.ray.serve import Predict
     from ray import serve
+
+    from bertrt.ray.serve import Predict
 
     app = Predict.options(ray_actor_options={"num_cpus": 1}).bind(path, **load)
     return serve.run(app, name="bertrt", route_prefix="/")

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bertrt.engine.engine
+import bertrt.spark
 from bertrt import BertrtError, Engine, InvalidInputError, InvalidTypeError
-from bertrt.host.cores import usable_cores
 from bertrt.spark import make_predict_fn
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -127,9 +128,7 @@ def test_what_the_udf_cannot_hold_is_refused(hugging) -> None:
         make_predict_fn(classifier(hugging), ["label", "vector"], threads=1)()
     with pytest.raises(InvalidInputError, match=r"in structs only: write=\['tags'\]"):
         make_predict_fn(tagger(hugging), "tags", threads=1)()
-    tokens = make_predict_fn(
-        hugging.write(), "vector", threads=1, settings={"pooling": "tokens"}
-    )()
+    tokens = make_predict_fn(hugging.write(), "vector", threads=1, settings={"pooling": "tokens"})()
     with pytest.raises(InvalidInputError, match="a vector for each token"):
         tokens(column(TEXTS))
 
@@ -138,6 +137,18 @@ def test_a_bare_graph_has_nothing_to_write(tiny) -> None:
     with pytest.raises(InvalidInputError, match="nothing that predict_batch_udf can hold"):
         tiny.settings["task"] = None
         make_predict_fn("/models/tiny", "label", backend="tiny", threads=1)()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "given", "threads"),
+    [(1, None, 1), (2, None, 2), (9, None, 4), (None, None, 4), (2, 3, 3)],
+)
+def test_threads_are_the_cpus_of_a_task(tiny, monkeypatch, cpus, given, threads) -> None:
+    monkeypatch.setattr(bertrt.spark, "_task_cpus", lambda: cpus)
+    for module in (bertrt.spark, bertrt.engine.engine):
+        monkeypatch.setattr(module, "usable_cores", lambda: 4)
+    make_predict_fn("/models/tiny", "vector", backend="tiny", threads=given)()
+    assert tiny.backends[-1].threads == threads
 
 
 # --- Spark ------------------------------------------------------------------------------------
@@ -250,22 +261,13 @@ def test_every_type_of_the_table_is_one_that_spark_holds(hugging, spark) -> None
         )
 
 
-def test_threads_are_the_cpus_of_a_task(hugging, spark) -> None:
-    path = hugging.write(pooling=hugging.pooling)
+def test_a_task_knows_its_cpus(spark) -> None:
+    def ask(rows):
+        from bertrt.spark import _task_cpus
 
-    def count(rows):
-        from bertrt.spark import make_predict_fn
+        yield _task_cpus()
 
-        predict = make_predict_fn(path, "vector")()
-        (answer,) = (cell.cell_contents for cell in predict.__closure__)
-        engine = dict(
-            zip(answer.__code__.co_freevars, (c.cell_contents for c in answer.__closure__))
-        )["engine"]
-        yield engine.threads
-
-    assert spark.sparkContext.parallelize([1], 1).mapPartitions(count).collect() == [
-        min(2, usable_cores())
-    ]
+    assert spark.sparkContext.parallelize([1], 1).mapPartitions(ask).collect() == [2]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("pyspark"), reason="pyspark is not installed")
