@@ -207,7 +207,12 @@ def _check_write(write: Any, types: Mapping[str, Any], on_error: str) -> dict[st
     """What to write, and the names that it gets."""
     if write is None:
         return {name: name for name in types}
-    if isinstance(write, str) or not isinstance(write, Sequence | Mapping):
+    told = [*write, *write.values()] if isinstance(write, Mapping) else write
+    if (
+        isinstance(write, str)
+        or not isinstance(told, Sequence)
+        or not all(isinstance(name, str) for name in told)
+    ):
         raise InvalidTypeError(
             f"write is {write!r}; expected a sequence of names, or a mapping of them to new ones"
         )
