@@ -32,6 +32,8 @@ ROOMS = {
     "evaluation": "errors version batch host text plan tasks models backends engine _native",
     "export": "errors host text plan tasks compiler models engine evaluation",
     "serve": "errors results version text engine",
+    "ray": "errors results host engine",
+    "spark": "errors host engine",
     "commands": "errors results version host tasks models engine bench evaluation export serve",
 }
 # What is imported, and never imports its way back in: the package's own names, `python -m bertrt`,
