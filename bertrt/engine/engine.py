@@ -170,6 +170,11 @@ class Engine:
         return self._model.max_length
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All that is set for the model's task, by the names that `load` takes: a copy."""
+        return copy.deepcopy(self._model.shown_settings())
+
+    @property
     def backend(self) -> str:
         """The backend's name."""
         with self._life.use("backend") as call:
