@@ -28,9 +28,8 @@ __all__ = [
 
 Kind = Literal["query", "document"]
 
-# The names that models have for the prompts of each, the first that is there: those of
-# encode_query and encode_document of sentence-transformers.
-_PROMPTS: dict[Kind, tuple[str, ...]] = {
+# The names that models have for the prompts of each.
+_PROMPTS: dict[str, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
@@ -96,10 +95,13 @@ def _check_engine(engine: Engine) -> None:
         )
 
 
-def prompt_name(engine: Engine, kind: Kind | None) -> str | None:
-    """The model's prompt for a kind of text; None, which is its default: it has none for it."""
-    prompts = engine.settings.get("prompts", {})
-    return next((name for name in _PROMPTS.get(kind, ()) if name in prompts), None)  # type: ignore[arg-type, call-overload]
+def prompt_name(engine: Engine, kind: Kind) -> str | None:
+    """The name of the model's prompt for a kind of text; None, which is its default: it has none
+    for it."""
+    prompts = engine.settings["prompts"]
+    there = [name for name in _PROMPTS[kind] if name in prompts]
+    # sentence-transformers gives every model an empty "document", also one whose own is "passage".
+    return next((name for name in there if prompts[name]), there[0] if there else None)
 
 
 def width(engine: Engine) -> int:

@@ -6,7 +6,8 @@
     pipeline.add_component("ranker", BertrtRanker("reranker", top_k=3))
 """
 
-# No annotations in strings: Haystack reads a component's sockets from its signatures.
+# No annotations in strings: Haystack reads a component's sockets from its signatures. And no super():
+# its decorator makes another class of the one that is written here.
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,7 +101,7 @@ class BertrtTextEmbedder(_Component):
     """
 
     def __init__(self, model: str, model_kwargs: dict[str, Any] | None = None) -> None:
-        super().__init__(model, model_kwargs)
+        _Component.__init__(self, model, model_kwargs)
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class BertrtDocumentEmbedder(_Component):
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
     ) -> None:
-        super().__init__(model, model_kwargs)
+        _Component.__init__(self, model, model_kwargs)
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
 
@@ -190,7 +191,7 @@ class BertrtRanker(_Component):
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
     ) -> None:
-        super().__init__(model, model_kwargs)
+        _Component.__init__(self, model, model_kwargs)
         self.top_k = top_k
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
