@@ -21,7 +21,7 @@ from bertrt.engine import Engine
 from bertrt.errors import InvalidInputError, MissingFileError
 from bertrt.host.writing import copy_file, writing_directory
 
-with needs("sentence-transformers from 5.4", "sentence-transformers"):
+with needs("sentence-transformers from 5.7", "sentence-transformers"):
     import torch
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from sentence_transformers.base.modules import InputModule

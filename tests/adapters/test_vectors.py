@@ -11,7 +11,9 @@ import pytest
 from bertrt import BertrtWarning, InvalidInputError, quantize_vectors
 from bertrt.vectors import VECTOR_PRECISIONS
 
-quantize_embeddings = pytest.importorskip("sentence_transformers.quantization").quantize_embeddings
+# Version 5 rounded otherwise.
+pytest.importorskip("sentence_transformers", minversion="6")
+from sentence_transformers.util.quantization import quantize_embeddings
 
 
 def _draws():
