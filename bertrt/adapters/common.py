@@ -1,4 +1,4 @@
-"""What the adapters share: a query or documents to vectors, documents in the order of a reranker."""
+"""What the adapters share: texts to vectors, documents in the order of a reranker."""
 
 from __future__ import annotations
 

@@ -4,10 +4,12 @@
 
     pipeline.add_component("embedder", BertrtTextEmbedder("embedder"))
     pipeline.add_component("ranker", BertrtRanker("reranker", top_k=3))
+
+See docs/adapters.md.
 """
 
-# No annotations in strings: Haystack reads a component's sockets from its signatures. And no super():
-# its decorator makes another class of the one that is written here.
+# No annotations in strings: Haystack reads a component's sockets from its signatures. And no
+# super(): its decorator makes another class of the one that is written here.
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -5,6 +5,8 @@
 
     store = InMemoryVectorStore(BertrtEmbeddings(Engine.load("embedder")))
     rerank = BertrtRerank(engine=Engine.load("reranker"), top_n=3)
+
+See docs/adapters.md.
 """
 
 from __future__ import annotations

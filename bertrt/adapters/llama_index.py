@@ -4,6 +4,8 @@
 
     Settings.embed_model = BertrtEmbedding("embedder")
     engine = index.as_query_engine(node_postprocessors=[BertrtRerank("reranker", top_n=3)])
+
+See docs/adapters.md.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 
     encoder = BertrtEncoder(Engine.load("embedder"), "me/embedder", revision="1")
     mteb.evaluate(encoder, mteb.get_tasks(["STSBenchmark"]))
+
+See docs/adapters.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """sentence-transformers: a module that runs a whole model, and what is made of it.
 
-    from bertrt.adapters.sentence_transformers import load_cross_encoder, load_sentence_transformer
+    from bertrt.adapters.sentence_transformers import load_sentence_transformer
 
-    model = load_sentence_transformer("embedder")  # a SentenceTransformer
+    model = load_sentence_transformer("embedder")
     model.encode(["a text", "another"])
-    model.save_pretrained("out")                   # SentenceTransformer("out", trust_remote_code=True)
+    model.save_pretrained("out")  # for SentenceTransformer("out", trust_remote_code=True)
+
+See docs/adapters.md.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 from bertrt import Engine, InvalidInputError, InvalidTypeError
 from bertrt.adapters.haystack import BertrtDocumentEmbedder, BertrtRanker, BertrtTextEmbedder
 
+# The last is longer than the model.
 TEXTS = ["the boats", "", "caf the sea boat", "sea " * 40]
 
 

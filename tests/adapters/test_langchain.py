@@ -15,6 +15,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from bertrt import Engine, InvalidInputError, InvalidTypeError
 from bertrt.adapters.langchain import BertrtEmbeddings, BertrtRerank
 
+# The last is longer than the model.
 TEXTS = ["the boats", "", "caf the sea boat", "sea " * 40]
 
 

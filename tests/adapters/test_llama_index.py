@@ -19,6 +19,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from bertrt import BertrtError, Engine, InvalidInputError, MissingFileError
 from bertrt.adapters.llama_index import BertrtEmbedding, BertrtRerank
 
+# The last is longer than the model.
 TEXTS = ["the boats", "", "caf the sea boat", "sea " * 40]
 
 

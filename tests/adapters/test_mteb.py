@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-mteb = pytest.importorskip("mteb")
+pytest.importorskip("mteb")
 
+import mteb
 from mteb.mocks import MOCK_TASK_REGISTRY
 from mteb.models import EncoderProtocol
 from mteb.types import PromptType
@@ -17,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from bertrt import Engine, InvalidInputError, InvalidTypeError
 from bertrt.adapters.mteb import BertrtEncoder
 
+# The last is longer than the model.
 TEXTS = ["the boats", "", "caf the sea boat", "sea " * 40]
 TASKS = [
     "MockClassificationTask",
@@ -26,6 +28,7 @@ TASKS = [
     "MockRetrievalTask",
     "MockSTSTask",
 ]
+
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch) -> None:
@@ -67,7 +70,12 @@ def test_scores_are_those_of_sentence_transformers(task) -> None:
 
 
 def test_prompts_go_by_mtebs_rule_and_by_kind(hugging) -> None:
-    prompts = {"query": "the sea ", "passage": "boat: ", "MockSTSTask": "caf: ", "STS-query": "sea: "}
+    prompts = {
+        "query": "the sea ",
+        "passage": "boat: ",
+        "MockSTSTask": "caf: ",
+        "STS-query": "sea: ",
+    }
     path = hugging.write(
         pooling=hugging.pooling,
         modules=hugging.modules("Transformer", "Pooling"),
@@ -122,7 +130,7 @@ def test_what_is_refused(embedder, reranker) -> None:
             BertrtEncoder(engine, "me/tiny", "")
         with pytest.raises(InvalidTypeError, match="revision is a NoneType"):
             BertrtEncoder(engine, "me/tiny", None)
-        with pytest.raises(InvalidInputError, match="the inputs of .* are image; expected text"):
+        with pytest.raises(InvalidInputError, match=r"the inputs of .* are image; expected text"):
             BertrtEncoder(engine, "me/tiny", "1").encode(
                 [{"image": [1]}],
                 task_metadata=MOCK_TASK_REGISTRY["MockSTSTask"]().metadata,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-sentence_transformers = pytest.importorskip("sentence_transformers")
+pytest.importorskip("sentence_transformers")
 
+import sentence_transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from bertrt import Engine, InvalidInputError, InvalidTypeError, MissingFileError, OutputExistsError
@@ -21,6 +22,7 @@ from bertrt.adapters.sentence_transformers import (
     load_sentence_transformer,
 )
 
+# The last is longer than the model.
 TEXTS = ["the boats", "", "caf the sea boat", "sea " * 40]
 SIX = int(sentence_transformers.__version__.split(".")[0]) >= 6
 
@@ -76,7 +78,12 @@ def test_prompts_are_those_of_sentence_transformers(embedder, instructor) -> Non
             theirs.default_prompt_name,
         )
         assert ours.similarity_fn_name == theirs.similarity_fn_name
-        ways = [{}, {"prompt": ""}, {"prompt": "caf: "}, *({"prompt_name": n} for n in ours.prompts)]
+        ways = [
+            {},
+            {"prompt": ""},
+            {"prompt": "caf: "},
+            *({"prompt_name": n} for n in ours.prompts),
+        ]
         for way in ways:
             _close(ours.encode(TEXTS, **way), theirs.encode(TEXTS, **way))
         _close(ours.encode_query(TEXTS), theirs.encode_query(TEXTS))
@@ -114,7 +121,9 @@ def test_what_encode_can_do_besides(embedder) -> None:
         ours.encode(pairs).tobytes()
         == np.ascontiguousarray(_vectors(embedder, [tuple(p) for p in pairs])[:, :7]).tobytes()
     )
-    assert (ours.encode(TEXTS, precision="ubinary") == theirs.encode(TEXTS, precision="ubinary")).all()
+    assert (
+        ours.encode(TEXTS, precision="ubinary") == theirs.encode(TEXTS, precision="ubinary")
+    ).all()
     cut = load_sentence_transformer(embedder, settings={"truncate_dim": 5, "normalize": True})
     expected = _vectors(embedder, TEXTS, load={"settings": {"truncate_dim": 5, "normalize": True}})
     assert cut.encode(TEXTS).tobytes() == expected.tobytes()
@@ -217,7 +226,7 @@ def test_what_is_refused(embedder, hugging) -> None:
     config = hugging.config | {"architectures": ["BertForTokenClassification"]}
     tagger = hugging.write(config, hugging.weights(config, classes=2), name="tagger")
     for load in (load_sentence_transformer, load_cross_encoder, BertrtModule):
-        with pytest.raises(InvalidInputError, match="the task of .* is tagging"):
+        with pytest.raises(InvalidInputError, match=r"the task of .* is tagging"):
             load(tagger)
 
 

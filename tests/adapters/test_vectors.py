@@ -43,7 +43,8 @@ def test_batches(precision: str) -> None:
     for vectors in _draws():
         _same(quantize_vectors(vectors, precision), quantize_embeddings(vectors, precision))
         _same(
-            quantize_vectors(list(vectors), precision), quantize_embeddings(list(vectors), precision)
+            quantize_vectors(list(vectors), precision),
+            quantize_embeddings(list(vectors), precision),
         )
         empty = vectors[:0]
         _same(quantize_vectors(empty, precision), quantize_embeddings(empty, precision))
@@ -70,7 +71,10 @@ def test_ranges_and_calibration(precision: str) -> None:
 
 def test_what_both_refuse_or_warn_of(caplog: pytest.LogCaptureFixture) -> None:
     one = np.ones((1, 4), np.float32)
-    for quantize, error in ((quantize_vectors, InvalidInputError), (quantize_embeddings, ValueError)):
+    for quantize, error in (
+        (quantize_vectors, InvalidInputError),
+        (quantize_embeddings, ValueError),
+    ):
         with pytest.raises(error, match="single"):
             quantize(one, "int8")
     for count in (99, 100):

@@ -56,7 +56,9 @@ def test_binary_depends_on_a_vector_alone_and_int8_without_ranges_does_not() -> 
     for precision in ("binary", "ubinary"):
         alone = np.concatenate([quantize_vectors(v[None], precision) for v in vectors])
         assert (alone == quantize_vectors(vectors, precision)).all()
-    assert (quantize_vectors(vectors, "int8")[:150] != quantize_vectors(vectors[:150], "int8")).any()
+    assert (
+        quantize_vectors(vectors, "int8")[:150] != quantize_vectors(vectors[:150], "int8")
+    ).any()
     ends = np.stack([vectors.min(0), vectors.max(0)])
     for given in ({"ranges": ends}, {"calibration": vectors}):
         alone = np.concatenate([quantize_vectors(v[None], "int8", **given) for v in vectors])
