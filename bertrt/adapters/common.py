@@ -20,6 +20,7 @@ __all__ = [
     "check_embeds",
     "check_ranks",
     "embed",
+    "needs",
     "prompt_name",
     "rank",
     "similarity",
