@@ -168,6 +168,18 @@ def test_a_saved_model_is_a_directory_of_its_own(embedder, tmp_path) -> None:
         model.save_pretrained(str(again))
 
 
+def test_a_bundle_is_saved_too(embedder, tmp_path) -> None:
+    from bertrt.export.huggingface import import_huggingface
+
+    bundle, out = tmp_path / "bundle", str(tmp_path / "out")
+    import_huggingface(embedder, bundle)
+    expected = _vectors(embedder, TEXTS, prompt="query")
+    load_sentence_transformer(bundle).save_pretrained(out)
+    model = SentenceTransformer(out, trust_remote_code=True)
+    assert (tmp_path / "out" / "0_BertrtModule" / "model" / "bertrt.json").is_file()
+    assert model.encode_query(TEXTS).tobytes() == expected.tobytes()
+
+
 def test_arguments_of_the_engine_when_a_saved_model_is_loaded(embedder, tmp_path) -> None:
     out = str(tmp_path / "out")
     load_sentence_transformer(embedder, settings={"truncate_dim": 5}).save_pretrained(out)

@@ -1,5 +1,5 @@
-"""What the adapters share, and what they say where their library is missing. The adapters are tested
-in tests/adapters, beside the libraries."""
+"""What the adapters share, and what they say where their library is missing. Beside the libraries
+they are tested in tests/adapters."""
 
 from __future__ import annotations
 
