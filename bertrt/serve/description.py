@@ -96,7 +96,7 @@ def _operation(
 
 def _refusals(own: Endpoint, keys: bool, named: bool) -> dict[str, Any]:
     """What may come in the answer's place, in the protocol's own words."""
-    found = {}
+    found: dict[str, Any] = {}
     for status, text in _REFUSALS.items():
         if status == 401 and not keys:
             continue

@@ -104,11 +104,8 @@ class Recent:
         """The last minute of these models together."""
         now = int(self._clock())
         row = self._rows(models, now, _MINUTE).sum(axis=0)
-        counts = dict(zip(_COUNTS, row.tolist(), strict=False))
-        return Summary(
-            **{name: counts[name] for name in ("requests", "failed", "inputs", "tokens", "cached")},
-            **_times(row),
-        )
+        requests, failed, inputs, tokens, cached = row[:5].tolist()
+        return Summary(requests, failed, inputs, tokens, cached, *_times(row))
 
     def series(self, models: Iterable[str]) -> Series:
         """The last `SPAN` seconds of these models together, `STEP` seconds a value."""
@@ -118,12 +115,12 @@ class Recent:
         rows = self._rows(models, last, SPAN).reshape(SPAN // STEP, STEP, -1).sum(axis=1)
         seconds = np.full(len(rows), float(STEP))
         seconds[-1] = max(1.0, clock - (last + 1 - STEP))
-        counts = {
-            name: np.round(rows[:, _COUNTS.index(name)] / seconds, 3).tolist()
+        requests, failed, tokens = (
+            np.round(rows[:, _COUNTS.index(name)] / seconds, 3).tolist()
             for name in ("requests", "failed", "tokens")
-        }
-        times = [_times(row) for row in rows]
-        return Series(**counts, **{name: [each[name] for each in times] for name in times[0]})
+        )
+        times = map(list, zip(*map(_times, rows), strict=True))
+        return Series(requests, failed, tokens, *times)
 
     def _rows(self, models: Iterable[str], last: int, count: int) -> np.ndarray:
         """So many seconds up to `last`, oldest first, of these models: int64, (count, columns)."""
@@ -160,12 +157,11 @@ def _bucket(seconds: float) -> int:
     return min(_BUCKETS - 1, int(math.log10(seconds / _LOWEST) * _STEPS))
 
 
-def _times(row: np.ndarray) -> dict[str, float | None]:
-    """A row's percentiles and means in milliseconds."""
+def _times(row: np.ndarray) -> tuple[float | None, ...]:
+    """A row's percentiles, mean queue and mean execution, in milliseconds."""
     requests = int(row[0])
-    names = (*(f"p{percent}" for percent in _PERCENTILES), "queue", "execute")
     if not requests:
-        return dict.fromkeys(names)
+        return (None,) * (len(_PERCENTILES) + 2)
     upto = np.cumsum(row[len(_COUNTS) :])
     found: list[float] = []
     for percent in _PERCENTILES:
@@ -173,4 +169,4 @@ def _times(row: np.ndarray) -> dict[str, float | None]:
         bucket = int(np.searchsorted(upto, math.ceil(requests * percent / 100)))
         found.append(_LOWEST * 1e3 * 10 ** ((bucket + 0.5) / _STEPS))
     found += [int(row[_COUNTS.index(name)]) / requests / 1e3 for name in ("queue_us", "execute_us")]
-    return {name: round(value, 4) for name, value in zip(names, found, strict=True)}
+    return tuple(round(value, 4) for value in found)
