@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -35,6 +35,23 @@ MADE = [
     Endpoint("/a/{name}/{rest:path}", nothing, refuse, body=Body, answers=Inner, tag="one"),
     Endpoint("/a/{name}/{rest:path}", nothing, refuse, method="GET", summary="<i>", tag="one"),
     Endpoint("/raw", nothing, refuse, tag="two", open=True),
+    # Types that are no key of a dictionary, by a field of theirs, and lists of which msgspec
+    # decodes no union.
+    Endpoint(
+        "/several",
+        nothing,
+        refuse,
+        body={"text": Body, "value": Inner},
+        answers=list[Inner] | list[list[Inner]],
+        tag="two",
+    ),
+    Endpoint(
+        "/annotated",
+        nothing,
+        refuse,
+        body=Annotated[str, msgspec.Meta(examples=[["a"]], extra_json_schema={"x": {}})],
+        tag="two",
+    ),
     Endpoint("/unsaid", nothing, refuse),
 ]
 
@@ -65,7 +82,7 @@ def test_it_is_valid(keys: bool) -> None:
 
 def test_what_it_says() -> None:
     document = valid(describe(MADE, True))
-    assert set(document["paths"]) == {"/a/{name}/{rest}", "/raw"}
+    assert list(document["paths"]) == ["/a/{name}/{rest}", "/raw", "/several", "/annotated"]
     post = document["paths"]["/a/{name}/{rest}"]["post"]
     assert [each["name"] for each in post["parameters"]] == ["name", "rest"]
     reference = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
@@ -74,6 +91,11 @@ def test_what_it_says() -> None:
     refusal = post["responses"]["422"]["content"]["application/json"]["example"]
     assert refusal["status"] == 422
     assert document["paths"]["/raw"]["post"]["requestBody"]["content"] == {"*/*": {}}
+    several = document["paths"]["/several"]["post"]
+    schema = several["requestBody"]["content"]["application/json"]["schema"]
+    assert [each["$ref"].rsplit("/")[-1] for each in schema["anyOf"]] == ["Body", "Inner"]
+    schema = several["responses"]["200"]["content"]["application/json"]["schema"]
+    assert [each["type"] for each in schema["anyOf"]] == ["array", "array"]
 
 
 class Tags(HTMLParser):
@@ -100,6 +122,7 @@ def test_the_page_of_it() -> None:
     found = Tags()
     found.feed(render(describe(MADE, True)))
     assert found.open == []
+    assert "It takes Body or Inner." in found.texts
     for text in ("Inner", "list of Inner", "text or null", 'default "a & b"', "required"):
         assert text in found.texts, text
     assert "<i> " in found.texts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -96,11 +95,6 @@ class Tab:
         )
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", features=[feature])
-
-    def picture(self, path: Path) -> None:
-        """Write all of the page as a PNG."""
-        found = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def urls(self) -> list[str]:
         """What was asked for, of whatever host."""
