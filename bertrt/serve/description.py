@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -39,15 +41,18 @@ def describe(endpoints: Sequence[Endpoint], keys: bool) -> dict[str, Any]:
         keys: whether the server asks for an API key.
     """
     endpoints = [own for own in endpoints if own.tag]
-    types = {own.body for own in endpoints} | {own.answers for own in endpoints}
-    wanted = sorted(types - {None}, key=str)
-    made, schemas = msgspec.json.schema_components(wanted, ref_template=_REFS + "{name}")
-    schema = dict(zip(wanted, made, strict=True))
+    wanted = [_types(kind) for own in endpoints for kind in (own.body, own.answers)]
+    made, schemas = msgspec.json.schema_components(
+        [kind for own in wanted for kind in own], ref_template=_REFS + "{name}"
+    )
+    left = iter(made)
+    found = iter([[next(left) for _ in own] for own in wanted])
     paths: dict[str, Any] = {}
     for own in endpoints:
+        body, answer = _any(next(found)), _any(next(found))
         # A route's "{rest:path}" is "{rest}" here.
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", own.path)
-        paths.setdefault(path, {})[own.method.lower()] = _operation(own, path, schema, keys)
+        paths.setdefault(path, {})[own.method.lower()] = _operation(own, path, body, answer, keys)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -67,8 +72,27 @@ def describe(endpoints: Sequence[Endpoint], keys: bool) -> dict[str, Any]:
     return document
 
 
+def _types(kind: Any) -> list[Any]:
+    """The types that a body may have: none, one, several by a field of theirs, or a union's."""
+    if isinstance(kind, Mapping):
+        return list(kind.values())
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return list(typing.get_args(kind))
+    return [] if kind is None else [kind]
+
+
+def _any(schemas: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if len(schemas) > 1:
+        return {"anyOf": schemas}
+    return schemas[0] if schemas else None
+
+
 def _operation(
-    own: Endpoint, path: str, schema: Mapping[Any, dict[str, Any]], keys: bool
+    own: Endpoint,
+    path: str,
+    body: dict[str, Any] | None,
+    answer: dict[str, Any] | None,
+    keys: bool,
 ) -> dict[str, Any]:
     made: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{own.method.lower()}{path}").strip("_"),
@@ -80,12 +104,12 @@ def _operation(
         ],
         "responses": {"200": {"description": "The answer."}},
     }
-    if own.answers is not None:
-        made["responses"]["200"]["content"] = {"application/json": {"schema": schema[own.answers]}}
+    if answer is not None:
+        made["responses"]["200"]["content"] = {"application/json": {"schema": answer}}
     if own.method != "GET":
         content: dict[str, Any] = {"*/*": {}}
-        if own.body is not None:
-            content = {"application/json": {"schema": schema[own.body]}}
+        if body is not None:
+            content = {"application/json": {"schema": body}}
         made["requestBody"] = {"required": True, "content": content}
     if not own.open:
         if keys:
@@ -96,7 +120,7 @@ def _operation(
 
 def _refusals(own: Endpoint, keys: bool, named: bool) -> dict[str, Any]:
     """What may come in the answer's place, in the protocol's own words."""
-    found = {}
+    found: dict[str, Any] = {}
     for status, text in _REFUSALS.items():
         if status == 401 and not keys:
             continue

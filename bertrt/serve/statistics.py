@@ -104,11 +104,9 @@ class Recent:
         """The last minute of these models together."""
         now = int(self._clock())
         row = self._rows(models, now, _MINUTE).sum(axis=0)
-        counts = dict(zip(_COUNTS, row.tolist(), strict=False))
-        return Summary(
-            **{name: counts[name] for name in ("requests", "failed", "inputs", "tokens", "cached")},
-            **_times(row),
-        )
+        requests, failed, inputs, tokens, cached = row[:5].tolist()
+        times = (value for (value,) in _times(row[None]))
+        return Summary(requests, failed, inputs, tokens, cached, *times)
 
     def series(self, models: Iterable[str]) -> Series:
         """The last `SPAN` seconds of these models together, `STEP` seconds a value."""
@@ -118,12 +116,11 @@ class Recent:
         rows = self._rows(models, last, SPAN).reshape(SPAN // STEP, STEP, -1).sum(axis=1)
         seconds = np.full(len(rows), float(STEP))
         seconds[-1] = max(1.0, clock - (last + 1 - STEP))
-        counts = {
-            name: np.round(rows[:, _COUNTS.index(name)] / seconds, 3).tolist()
+        requests, failed, tokens = (
+            np.round(rows[:, _COUNTS.index(name)] / seconds, 3).tolist()
             for name in ("requests", "failed", "tokens")
-        }
-        times = [_times(row) for row in rows]
-        return Series(**counts, **{name: [each[name] for each in times] for name in times[0]})
+        )
+        return Series(requests, failed, tokens, *_times(rows))
 
     def _rows(self, models: Iterable[str], last: int, count: int) -> np.ndarray:
         """So many seconds up to `last`, oldest first, of these models: int64, (count, columns)."""
@@ -135,23 +132,35 @@ class Recent:
 
 
 class _Ring:
-    """A model's seconds; `second` says which one each row is of."""
+    """A model's seconds; `second` says which one each row is of.
+
+    The one of now is a list, in which a number is added to in a tenth of an array's time.
+    """
 
     def __init__(self) -> None:
         self._counts = np.zeros((SPAN, len(_COUNTS) + _BUCKETS), np.int64)
         self._second = np.full(SPAN, -1, np.int64)
+        self._now = -1
+        self._row: list[int] = []
 
-    def row(self, second: int) -> np.ndarray:
-        place = second % SPAN
-        if self._second[place] != second:
-            self._second[place] = second
-            self._counts[place] = 0
-        return self._counts[place]
+    def row(self, second: int) -> list[int]:
+        if second != self._now:
+            self._put()
+            self._now = second
+            self._row = [0] * self._counts.shape[1]
+        return self._row
 
     def rows(self, last: int, count: int) -> np.ndarray:
+        self._put()
         wanted = np.arange(last - count + 1, last + 1)
         places = wanted % SPAN
         return self._counts[places] * (self._second[places] == wanted)[:, None]
+
+    def _put(self) -> None:
+        if self._row:
+            place = self._now % SPAN
+            self._second[place] = self._now
+            self._counts[place] = self._row
 
 
 def _bucket(seconds: float) -> int:
@@ -160,17 +169,19 @@ def _bucket(seconds: float) -> int:
     return min(_BUCKETS - 1, int(math.log10(seconds / _LOWEST) * _STEPS))
 
 
-def _times(row: np.ndarray) -> dict[str, float | None]:
-    """A row's percentiles and means in milliseconds."""
-    requests = int(row[0])
-    names = (*(f"p{percent}" for percent in _PERCENTILES), "queue", "execute")
-    if not requests:
-        return dict.fromkeys(names)
-    upto = np.cumsum(row[len(_COUNTS) :])
-    found: list[float] = []
+def _times(rows: np.ndarray) -> list[list[float | None]]:
+    """Percentiles, mean queue and mean execution in milliseconds, each a list of the rows'."""
+    requests = rows[:, 0]
+    upto = np.cumsum(rows[:, len(_COUNTS) :], axis=1)
+    found = []
     for percent in _PERCENTILES:
         # The first bucket with so many percent of the requests up to it; its middle.
-        bucket = int(np.searchsorted(upto, math.ceil(requests * percent / 100)))
+        needed = -(-requests * percent // 100)
+        bucket = (upto < needed[:, None]).sum(axis=1)
         found.append(_LOWEST * 1e3 * 10 ** ((bucket + 0.5) / _STEPS))
-    found += [int(row[_COUNTS.index(name)]) / requests / 1e3 for name in ("queue_us", "execute_us")]
-    return {name: round(value, 4) for name, value in zip(names, found, strict=True)}
+    for name in ("queue_us", "execute_us"):
+        found.append(rows[:, _COUNTS.index(name)] / np.maximum(requests, 1) / 1e3)
+    return [
+        [value if some else None for value, some in zip(own, requests.tolist(), strict=True)]
+        for own in np.round(found, 4).tolist()
+    ]

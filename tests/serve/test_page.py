@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -96,11 +95,6 @@ class Tab:
         )
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", features=[feature])
-
-    def picture(self, path: Path) -> None:
-        """Write all of the page as a PNG."""
-        found = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def urls(self) -> list[str]:
         """What was asked for, of whatever host."""
@@ -424,16 +418,18 @@ def test_a_model_that_is_not_loaded_is_told(
 def test_it_rests_while_hidden(page: Tab) -> None:
     # A tab's visibility cannot be set from outside in a headless browser; its word for it can.
     page.run(
-        "Object.defineProperty(document, 'hidden', { get: () => window.away, configurable: true })"
+        "window.begun = window.ended = 0; const real = window.fetch;"
+        "window.fetch = (...all) => { begun++; return real(...all).finally(() => ended++); };"
+        "Object.defineProperty(document, 'hidden', { get: () => window.away })"
     )
+    page.wait("window.begun > 1")
     page.run("window.away = true; document.dispatchEvent(new Event('visibilitychange'))")
-    page.wait("new Promise((done) => setTimeout(() => done(true), 2500))")
-    count = "performance.getEntriesByName(new URL('stats', location).href).length"
-    before = page.run(count)
-    page.wait("new Promise((done) => setTimeout(() => done(true), 2500))")
-    assert page.run(count) == before
+    page.wait("window.begun === window.ended")
+    before = page.run("window.begun")
+    page.run("new Promise((done) => setTimeout(done, 2500))")
+    assert page.run("window.begun") == before
     page.run("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
-    page.wait(f"{count} > {before}")
+    page.wait(f"window.begun > {before}")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

@@ -82,7 +82,7 @@ class Plot {
     const ago = (count - 1 - at) * step;
     about.lines.forEach(([name, title], index) => {
       const points = series[name];
-      const value = this.cursor === null ? points.findLast((each) => each !== null) ?? null : points[at];
+      const value = this.cursor === null ? points.slice(-2).findLast((each) => each !== null) ?? null : points[at];
       const when = this.cursor !== null && index === 0 ? ` (${duration(ago)} ago)` : "";
       say(this.names[index], `${title} ${value === null ? "–" : about.unit(value)}${when}`);
     });
