@@ -137,9 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidInputError(
             "gRPC takes no key with a password: give one without, or leave --grpc-port out"
         )
-    return serve(
-        settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls
-    )
+    return serve(settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls)
 
 
 def _named(models: list[str], repository: str | None) -> dict[str, Path]:

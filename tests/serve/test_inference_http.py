@@ -47,7 +47,8 @@ def test_health(server) -> None:
 
 def test_what_models_there_are(server) -> None:
     found = server.post("/v2/repository/index", b"")[1]
-    assert [own["name"] for own in found] == list("embedder classifier ranker tagger reader".split())
+    names = ["embedder", "classifier", "ranker", "tagger", "reader"]
+    assert [own["name"] for own in found] == names
     assert {own["state"] for own in found} == {"READY"}
     assert len(server.post("/v2/repository/index", {"ready": True})[1]) == 5
     for path in ("", "/versions/1"):
@@ -147,7 +148,7 @@ def test_a_graph_without_a_task_has_raw_outputs(start, tmp_path) -> None:
     shutil.copy(GRAPH, graph)
     server = start(f"bare={graph}")
     told = server.get("/v2/models/bare")[1]
-    assert [own["name"] for own in told["inputs"]][0] == "input_ids"
+    assert told["inputs"][0]["name"] == "input_ids"
     rows = [[2, 5, 6, 3], [2, 7, 3, 0]]
     given = ids("input_ids", rows), ids("attention_mask", [[1, 1, 1, 1], [1, 1, 1, 0]])
     status, body, _ = infer(server, "bare", *given)
@@ -157,9 +158,7 @@ def test_a_graph_without_a_task_has_raw_outputs(start, tmp_path) -> None:
     with Engine.load(graph) as engine:
         expected = engine.run(np.array(rows), None, np.array([4, 3]))
     for name, own in found.items():
-        np.testing.assert_array_equal(
-            np.float32(own["data"]).reshape(own["shape"]), expected[name]
-        )
+        np.testing.assert_array_equal(np.float32(own["data"]).reshape(own["shape"]), expected[name])
     status, body, _ = infer(server, "bare", text("a"))
     assert (status, "input_ids" in body["error"]) == (400, True)
 
@@ -197,7 +196,9 @@ def test_numbers_in_bytes(server, engines) -> None:
         list(one.scores.values()) for one in expected
     ]
     assert found["label"]["data"] == [one.label for one in expected]
-    assert rest[cut:] == elements(*(json.dumps(plain(one), separators=(",", ":")).encode() for one in expected))
+    assert rest[cut:] == elements(
+        *(json.dumps(plain(one), separators=(",", ":")).encode() for one in expected)
+    )
 
 
 def test_binary_is_checked_to_the_byte(server) -> None:
@@ -230,7 +231,8 @@ def test_binary_is_checked_to_the_byte(server) -> None:
     assert send([2], two, size=-1) == send([2], two, size="10") == send([2], two, size=1.0) == 400
     assert send([2], b"\xff\xff\xff\xff" + two) == send([1], b"\xff") == 400
     assert send([1], elements(b"\xff")) == send([1], elements(b"a\0")) == 400
-    assert send([1 << 62], two) == send([2, 1 << 62], two) == send([0], b"") == 400
+    assert send([1 << 62], two) == 413
+    assert send([2, 1 << 62], two) == send([0], b"") == 400
     assert send([-1], two) == send([], two) == send([1, 1, 2], two) == send([1, 2], two) == 400
     ids = np.int64([[101, 102]]).tobytes()
     assert send([1, 2], ids, "INT64", name="input_ids") == 200

@@ -21,8 +21,9 @@ from bertrt.errors import BertrtError
 from bertrt.serve import tracing
 from bertrt.serve.endpoint import Call, State, let_in, request_id, tell
 from bertrt.serve.logs import log
-from bertrt.serve.protocols import inference
-from bertrt.serve.protocols.inference import Asked, check_parameters, check_version
+from bertrt.serve.protocols import inference_models as models
+from bertrt.serve.protocols.inference import Asked, infer
+from bertrt.serve.protocols.inference_models import check_count, check_parameters, check_version
 from bertrt.serve.protocols.messages import Protocol, read_protocol
 from bertrt.serve.protocols.tensors import Tensor, from_bytes, from_numbers, to_bytes
 from bertrt.serve.refusals import Refusal, refusal_of
@@ -32,7 +33,7 @@ __all__ = ["serving"]
 # Calls that may be open at a time; beyond them RESOURCE_EXHAUSTED at once.
 _CALLS = 8192
 # Seconds for answers that are on their way when the server stops.
-_GRACE = 1.0
+_GRACE = 5.0
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -166,9 +167,7 @@ async def _answer(
         tell(call, route, code.name, quiet=method.open)
     trailing = [("x-request-id", call.id)]
     if refusal is not None:
-        trailing += [
-            (key, value) for key, value in refusal.headers.items() if key == "retry-after"
-        ]
+        trailing += [(key, value) for key, value in refusal.headers.items() if key == "retry-after"]
         await context.abort(code, str(refusal)[:_DETAILS], tuple(trailing))
     context.set_trailing_metadata(tuple(trailing))
     return answer
@@ -211,11 +210,11 @@ async def _infer(call: Call, request: Any, seconds: float | None) -> Callable[[A
     check_version(request.model_version)
     for output in request.outputs:
         check_parameters(f"the output {output.name[:50]!r}", output.parameters, ())
-    tensors = await inference.infer(
+    tensors = await infer(
         call,
         request.model_name,
         Asked(
-            _tensors(request),
+            _tensors(call, request),
             [output.name for output in request.outputs],
             {
                 name: value
@@ -227,7 +226,7 @@ async def _infer(call: Call, request: Any, seconds: float | None) -> Callable[[A
     )
 
     def fill(message: Any) -> Any:
-        message.model_name, message.model_version = request.model_name, inference.VERSION
+        message.model_name, message.model_version = request.model_name, models.VERSION
         message.id = request.id
         for tensor in tensors:
             message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
@@ -237,7 +236,7 @@ async def _infer(call: Call, request: Any, seconds: float | None) -> Callable[[A
     return fill
 
 
-def _tensors(request: Any) -> dict[str, Tensor]:
+def _tensors(call: Call, request: Any) -> dict[str, Tensor]:
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise Refusal(
@@ -249,6 +248,7 @@ def _tensors(request: Any) -> dict[str, Tensor]:
         if name in found:
             raise Refusal(400, f"the input {name[:50]!r} is there twice")
         check_parameters(f"the input {name[:50]!r}", own.parameters, ("content_type",))
+        check_count(call, shape)
         if raw:
             if own.HasField("contents"):
                 raise Refusal(
@@ -282,7 +282,7 @@ async def _ready(call: Call, request: Any, seconds: float | None) -> dict[str, A
 
 
 async def _server(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    return inference.server_metadata()
+    return models.server_metadata()
 
 
 async def _model_ready(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
@@ -292,32 +292,32 @@ async def _model_ready(call: Call, request: Any, seconds: float | None) -> dict[
 
 async def _metadata(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
     check_version(request.version)
-    with call.state.models.use(inference.check_name(request.name)) as served:
-        return inference.metadata(served.name, served.engine)
+    with call.state.models.use(models.check_name(request.name)) as served:
+        return models.metadata(served.name, served.engine)
 
 
 async def _config(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
     check_version(request.version)
-    with call.state.models.use(inference.check_name(request.name)) as served:
-        return {"config": inference.config(served.name, served.engine)}
+    with call.state.models.use(models.check_name(request.name)) as served:
+        return {"config": models.config(served.name, served.engine)}
 
 
 async def _statistics(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
     check_version(request.version)
-    return {"model_stats": inference.statistics(call, request.name)}
+    return {"model_stats": models.statistics(call, request.name)}
 
 
 async def _index(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    return {"models": inference.index(call, request.ready)}
+    return {"models": models.index(call, request.ready)}
 
 
 async def _load(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    await inference.load(call, request.model_name, _parameters(request.parameters))
+    await models.load(call, request.model_name, _parameters(request.parameters))
     return {}
 
 
 async def _unload(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    await inference.unload(call, request.model_name, _parameters(request.parameters))
+    await models.unload(call, request.model_name, _parameters(request.parameters))
     return {}
 
 
