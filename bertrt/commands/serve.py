@@ -99,6 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     try:
         from bertrt.serve.server import serve
+
+        if arguments.grpc_port is not None:
+            import bertrt.serve.protocols.inference_grpc  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             f"bertrt serve needs the package {error.name}, which is not installed: "

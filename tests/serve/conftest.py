@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-for name in ("msgspec", "orjson", "prometheus_client", "starlette", "uvicorn", "uvloop"):
+_NEEDED = "google.protobuf grpc msgspec orjson prometheus_client starlette uvicorn uvloop"
+for name in _NEEDED.split():
     pytest.importorskip(name)
 
 # The tiny models' vocabulary has these.

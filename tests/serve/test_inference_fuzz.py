@@ -35,6 +35,7 @@ BODIES = [
     {"inputs": IDS, "outputs": [{"name": "logits"}], "parameters": {"binary_data_output": True}},
     {"inputs": [TEXTS], "parameters": {"prompt": "query: ", "truncate": True}},
 ]
+MODELS = ("classifier", "ranker", "tagger", "reader")
 VALUES = [
     *(None, True, False, 0, 1, -1, 2, 3, 1 << 31, 1 << 63, 1 << 64, 1 << 200, -(1 << 63)),
     *(0.5, 1e308, "", "x", "text", "BYTES", "INT32", "FP32", "\0", "é" * 1000, "a" * 100_000),
@@ -127,7 +128,7 @@ def test_http(server, kind: str) -> None:
     send, found = Sender(server), Counter()
     for seed in range(COUNT):
         rng = random.Random(f"{kind} {seed}")
-        model = rng.choice(("classifier", "ranker"))
+        model = rng.choice(MODELS)
         path, headers = f"/v2/models/{model}/infer", {}
         if kind == "json":
             body = json.dumps(mutated(rng.choice(BODIES), rng)).encode()
@@ -152,9 +153,9 @@ def test_http(server, kind: str) -> None:
     assert not [own for own in server.log if own["event"] == "fault"]
 
 
-def message_of(stub, body) -> object:
+def message_of(stub, body, model: str) -> object:
     """A body as a message."""
-    made = stub.messages["ModelInferRequest"](model_name="classifier", id=body.get("id", ""))
+    made = stub.messages["ModelInferRequest"](model_name=model, id=body.get("id", ""))
     for own in body["inputs"]:
         tensor = made.inputs.add(name=own["name"], datatype=own["datatype"], shape=own["shape"])
         if own["datatype"] == "BYTES":
@@ -214,7 +215,7 @@ def test_grpc(server, stub, kind: str) -> None:
     fine = {code.INVALID_ARGUMENT, code.NOT_FOUND, code.DEADLINE_EXCEEDED}
     for seed in range(COUNT):
         rng = random.Random(f"{kind} {seed}")
-        message = message_of(call, rng.choice(BODIES))
+        message = message_of(call, rng.choice(BODIES), rng.choice(MODELS))
         if kind == "fields":
             change(message, call, rng)
         sent = message.SerializeToString()

@@ -6,12 +6,16 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bertrt import Engine
 from bertrt.results import plain
+from bertrt.serve.protocols import inference, inference_models
+from bertrt.serve.protocols.tensors import to_bytes
+from bertrt.serve.settings import Settings
 
 GRAPH = Path(__file__).parents[1] / "data/onnx/script14_model.onnx"
 
@@ -373,6 +377,49 @@ def test_priority_timeout_and_prompt(server, engines) -> None:
     status, body, _ = infer(server, "embedder", text("sea"), parameters={"prompt": "query: "})
     vector = engines["embedder"].predict(["sea"], prompt="query: ")[0].vector
     np.testing.assert_array_equal(np.float32(outputs(body)["embedding"]["data"]), vector)
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(0, None), (1, 10), (2, 9), (11, 0), (12, -1), (21, -10), (22, -10), (1 << 63, -10)],
+)
+def test_priorities_of_triton_are_ours(level: int, priority: int | None) -> None:
+    call = SimpleNamespace(state=SimpleNamespace(settings=Settings({})))
+    options = inference._options(call, inference.Asked({}, (), {"priority": level}, 2.0))
+    assert (options.priority, options.deadline, options.truncate) == (priority, 2.0, True)
+
+
+def test_times_are_the_shorter_one() -> None:
+    call = SimpleNamespace(state=SimpleNamespace(settings=Settings({}, auto_truncate=False)))
+    for timeout, seconds, deadline in ((0, None, None), (1_500_000, None, 1.5), (9_000_000, 2, 2)):
+        options = inference._options(call, inference.Asked({}, (), {"timeout": timeout}, seconds))
+        assert (options.deadline, options.truncate) == (deadline, False)
+
+
+def test_the_tensors_of_other_tasks() -> None:
+    def face(task: str, *outputs: str, **settings):
+        class Model:
+            pass
+
+        model = Model()
+        model.task, model.outputs, model.settings = task, outputs, settings
+        return inference_models.face_of(model)
+
+    def names(tells) -> list[str]:
+        return [tell.name for tell in tells]
+
+    found = face("next-sentence", "next_sentence_classifier_output", max_length=9)
+    assert names(found.results) == ["is_next", "score", "result"]
+    answer = inference._joined(found.results[0], [True, False])
+    assert (answer.datatype, to_bytes(answer)) == ("BOOL", b"\1\0")
+    found = face("fill-mask", "masked_lm_outputs", max_length=9)
+    assert names(found.results) == ["result"] and found.results[0].usual and not found.raw
+    for pooling in ("tokens", "words"):
+        assert names(face("embedding", max_length=9, pooling=pooling).results) == ["result"]
+    # Without a tokenizer there are no texts.
+    assert names(face("embedding").inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    # Attention weights of a whole batch are too much.
+    assert not face("embedding", "sequence_output", "attention_weights").raw
 
 
 def test_what_a_model_has_done(server) -> None:
