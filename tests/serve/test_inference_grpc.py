@@ -227,7 +227,8 @@ def test_a_port_that_is_taken(server, models) -> None:
     assert run.returncode == 1 and "no port" in run.stderr, run.stderr
 
 
-def test_tls(start, models, stub, tmp_path) -> None:
+@pytest.mark.parametrize("clients", [False, True])
+def test_tls(start, models, stub, tmp_path, clients: bool) -> None:
     files = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         [
@@ -238,17 +239,29 @@ def test_tls(start, models, stub, tmp_path) -> None:
         check=True,
         capture_output=True,
     )
+    more = ("--ssl-ca-certs", str(files[1])) if clients else ()
     server = start(
         f"it={models['ranker']}",
         *("--grpc-port", "0", "--ssl-keyfile", str(files[0]), "--ssl-certfile", str(files[1])),
+        *more,
         ready=False,
     )
-    credentials = grpc.ssl_channel_credentials(files[1].read_bytes())
-    call = stub(server, grpc.secure_channel(f"localhost:{server.grpc}", credentials))
-    assert call("ServerLive").live
-    plain = stub(server)
+
+    def asked(credentials: object) -> object:
+        call = stub(server, grpc.secure_channel(f"localhost:{server.grpc}", credentials))
+        return call.method("ServerLive")(b"", timeout=10)
+
+    key, certificate = (path.read_bytes() for path in files)
+    unknown = grpc.ssl_channel_credentials(certificate)
+    known = grpc.ssl_channel_credentials(certificate, key, certificate)
+    assert asked(known).live
+    if clients:
+        with pytest.raises(grpc.RpcError):
+            asked(unknown)
+    else:
+        assert asked(unknown).live
     with pytest.raises(grpc.RpcError):
-        plain.method("ServerLive")(b"", timeout=10)
+        stub(server).method("ServerLive")(b"", timeout=10)
 
 
 def test_many_at_once_have_the_bits_of_one_alone(server, engines, stub) -> None:
