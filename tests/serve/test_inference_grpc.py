@@ -191,6 +191,35 @@ def test_keys_ids_and_lines(start, models, stub) -> None:
     assert "the boat" not in str(server.log)
 
 
+def test_a_message_that_does_not_come(start, models, stub) -> None:
+    server = start(
+        f"it={models['ranker']}",
+        *("--grpc-port", "0", "--body-seconds", "0.3", "--api-key", "secret"),
+    )
+    call = stub(server)
+    slow = call.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+    over = threading.Event()
+
+    def nothing():
+        over.wait(600)
+        yield b""
+
+    for metadata, code in (
+        ((("authorization", "Bearer secret"),), Code.INVALID_ARGUMENT),
+        # Without a key nothing is waited for.
+        ((), Code.UNAUTHENTICATED),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            slow(nothing(), timeout=60, metadata=metadata)
+        assert caught.value.code() == code
+    over.set()
+    with pytest.raises(grpc.RpcError) as caught:
+        slow(iter(()), timeout=60, metadata=(("authorization", "Bearer secret"),))
+    assert caught.value.code() == Code.INVALID_ARGUMENT
+    assert server.stop() == 0
+    assert not [own for own in server.log if own["event"] == "fault"]
+
+
 def test_metrics(server, stub) -> None:
     call = stub(server)
     call("ServerMetadata")

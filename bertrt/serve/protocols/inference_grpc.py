@@ -3,6 +3,7 @@ loop."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -89,8 +90,9 @@ async def serving(
     for name, methods in (("inference", _METHODS), ("health", _HEALTH)):
         protocol = read_protocol(here / f"{name}.proto")
         handlers = {
-            call: grpc.unary_unary_rpc_method_handler(
-                # In bytes: what is no message is refused by us, and not a fault of the server's.
+            # As a stream of one message, and in bytes: so a key is looked at and a clock set before
+            # it is read, and what is no message is refused by us, and no fault of the server's.
+            call: grpc.stream_unary_rpc_method_handler(
                 functools.partial(_answer, state, protocol, call, methods[call])
             )
             for call in protocol.calls
@@ -133,21 +135,23 @@ def _credentials(tls: Mapping[str, Any]) -> grpc.ServerCredentials | None:
 
 
 async def _answer(
-    state: State, protocol: Protocol, name: str, method: _Method, raw: bytes, context: Any
+    state: State, protocol: Protocol, name: str, method: _Method, sent: Any, context: Any
 ) -> bytes:
-    """A call, from its bytes to the answer's."""
+    """A call, from its head to the bytes of its answer."""
     route = f"/{protocol.service}/{name}"
     call = Call(state, _head(route, context))
     call.id = request_id(call.header("x-request-id"))
     request, response = protocol.calls[name]
     state.under_way += 1
-    state.body_bytes += len(raw)
-    code, refusal, answer = grpc.StatusCode.CANCELLED, None, b""
+    code, refusal, answer, held = grpc.StatusCode.CANCELLED, None, b"", 0
     try:
         with tracing.request(call.request, route):
             if not method.open:
                 let_in(call)
                 state.check_room()
+            raw = await _read(call, context)
+            held = len(raw)
+            state.body_bytes += held
             found = await method.handle(call, _parse(request, raw), context.time_remaining())
             message = response()
             answer = _fill(message, found).SerializeToString()
@@ -161,7 +165,7 @@ async def _answer(
         refusal = Refusal(500, f"a fault of the server; request {call.id}")
     finally:
         state.under_way -= 1
-        state.body_bytes -= len(raw)
+        state.body_bytes -= held
         if refusal is not None:
             code = _CODES.get(refusal.status, grpc.StatusCode.INVALID_ARGUMENT)
         tell(call, route, code.name, quiet=method.open)
@@ -190,6 +194,17 @@ def _head(route: str, context: Any) -> Request:
             "client": (host.strip("[]"), int(port)) if kind.startswith("ipv") else None,
         }
     )
+
+
+async def _read(call: Call, context: Any) -> bytes:
+    seconds = call.state.settings.body_seconds
+    try:
+        found = await asyncio.wait_for(context.read(), seconds)
+    except asyncio.TimeoutError:
+        raise Refusal(408, f"the message did not come within {seconds:g} seconds") from None
+    if not isinstance(found, bytes):
+        raise Refusal(400, "there is no message")
+    return found
 
 
 def _parse(kind: Any, raw: bytes) -> Any:
