@@ -148,7 +148,7 @@ class Server:
             method=method,
         )
         try:
-            answer = urllib.request.urlopen(request, timeout=60)
+            answer = urllib.request.urlopen(request, timeout=600)
         except urllib.error.HTTPError as error:
             answer = error
         with answer:
