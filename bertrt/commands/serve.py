@@ -99,6 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     try:
         from bertrt.serve.server import serve
+
+        if arguments.grpc_port is not None:
+            import bertrt.serve.protocols.inference_grpc  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             f"bertrt serve needs the package {error.name}, which is not installed: "
@@ -137,9 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidInputError(
             "gRPC takes no key with a password: give one without, or leave --grpc-port out"
         )
-    return serve(
-        settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls
-    )
+    return serve(settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls)
 
 
 def _named(models: list[str], repository: str | None) -> dict[str, Path]:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-for name in ("msgspec", "orjson", "prometheus_client", "starlette", "uvicorn", "uvloop"):
+_NEEDED = "google.protobuf grpc msgspec orjson prometheus_client starlette uvicorn uvloop"
+for name in _NEEDED.split():
     pytest.importorskip(name)
 
 # The tiny models' vocabulary has these.
@@ -147,7 +148,7 @@ class Server:
             method=method,
         )
         try:
-            answer = urllib.request.urlopen(request, timeout=60)
+            answer = urllib.request.urlopen(request, timeout=600)
         except urllib.error.HTTPError as error:
             answer = error
         with answer:

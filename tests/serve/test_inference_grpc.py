@@ -28,7 +28,7 @@ def request(stub, model: str, *texts: str, raw: bool = True, **fields):
 
 def refused(stub, message, *, method: str = "ModelInfer", **more):
     with pytest.raises(grpc.RpcError) as caught:
-        stub.method(method)(message, timeout=60, **more)
+        stub.method(method)(message, timeout=600, **more)
     return caught.value
 
 
@@ -41,14 +41,16 @@ def vectors(answer) -> np.ndarray:
 def test_health_and_what_there_is(server, stub) -> None:
     call = stub(server)
     assert call("ServerLive").live and call("ServerReady").ready
-    assert call("Check").status == call("Check", service="inference.GRPCInferenceService").status == 1
+    assert (
+        call("Check").status == call("Check", service="inference.GRPCInferenceService").status == 1
+    )
     assert call("ServerMetadata").name == "bertrt"
     assert call("ModelReady", name="reader").ready
     told = call("ModelMetadata", name="reader", version="1")
     assert [own.name for own in told.outputs][:2] == ["answer", "score"]
     config = call("ModelConfig", name="reader").config
     assert (config.input[0].data_type, list(config.input[0].dims)) == (13, [-1])
-    assert [own.name for own in call("RepositoryIndex").models][0] == "embedder"
+    assert call("RepositoryIndex").models[0].name == "embedder"
     assert len(call("ModelStatistics").model_stats) == 5
     for method in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"):
         message = call.messages[f"{method}Request"]
@@ -148,11 +150,26 @@ def test_deadlines_and_cancelling(server, stub) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call.method("ModelInfer")(many, timeout=0.05)
     assert caught.value.code() == Code.DEADLINE_EXCEEDED
-    future = call.method("ModelInfer").future(many, timeout=60)
+
+
+def sample(server, name: str) -> float:
+    told = server.get("/metrics")[1].decode()
+    return float(next(line.split()[-1] for line in told.splitlines() if line.startswith(name)))
+
+
+def test_what_is_cancelled_does_not_run(server, stub) -> None:
+    call = stub(server)
+    before = sample(server, 'bertrt_batch_tokens_sum{model="embedder"}')
+    many = request(call, "embedder", *(f"cancel {i} {'sea ' * 230}" for i in range(1000)))
+    future = call.method("ModelInfer").future(many)
+    while not sample(server, 'bertrt_queue_inputs{model="embedder"}'):
+        assert not future.done()
     future.cancel()
-    assert future.cancelled()
+    while sample(server, 'bertrt_queue_inputs{model="embedder"}'):
+        pass
     # What was left does not stand in the way of others.
-    assert call.method("ModelInfer")(request(call, "embedder", "a"), timeout=60).outputs
+    assert call.method("ModelInfer")(request(call, "embedder", "a"), timeout=600).outputs
+    assert sample(server, 'bertrt_batch_tokens_sum{model="embedder"}') - before < 200_000
 
 
 def test_keys_ids_and_lines(start, models, stub) -> None:
@@ -174,6 +191,35 @@ def test_keys_ids_and_lines(start, models, stub) -> None:
     assert "the boat" not in str(server.log)
 
 
+def test_a_message_that_does_not_come(start, models, stub) -> None:
+    server = start(
+        f"it={models['ranker']}",
+        *("--grpc-port", "0", "--body-seconds", "0.3", "--api-key", "secret"),
+    )
+    call = stub(server)
+    slow = call.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+    over = threading.Event()
+
+    def nothing():
+        over.wait(600)
+        yield b""
+
+    for metadata, code in (
+        ((("authorization", "Bearer secret"),), Code.INVALID_ARGUMENT),
+        # Without a key nothing is waited for.
+        ((), Code.UNAUTHENTICATED),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            slow(nothing(), timeout=60, metadata=metadata)
+        assert caught.value.code() == code
+    over.set()
+    with pytest.raises(grpc.RpcError) as caught:
+        slow(iter(()), timeout=60, metadata=(("authorization", "Bearer secret"),))
+    assert caught.value.code() == Code.INVALID_ARGUMENT
+    assert server.stop() == 0
+    assert not [own for own in server.log if own["event"] == "fault"]
+
+
 def test_metrics(server, stub) -> None:
     call = stub(server)
     call("ServerMetadata")
@@ -182,10 +228,10 @@ def test_metrics(server, stub) -> None:
 
 
 def test_calls_under_way_end(start, models, stub) -> None:
-    server = start(f"embedder={models['embedder']}", "--grpc-port", "0")
+    server = start(f"embedder={models['embedder']}", "--grpc-port", "0", "--drain-seconds", "600")
     call = stub(server)
-    many = request(call, "embedder", *(f"text {i} {'sea ' * 100}" for i in range(200)))
-    future = call.method("ModelInfer").future(many, timeout=120)
+    many = request(call, "embedder", *(f"text {i} {'sea ' * 50}" for i in range(100)))
+    future = call.method("ModelInfer").future(many)
     # The call, and the one for the metrics.
     while not future.done() and b"bertrt_requests_under_way 2.0" not in server.get("/metrics")[1]:
         pass
@@ -193,8 +239,8 @@ def test_calls_under_way_end(start, models, stub) -> None:
     while server.process.poll() is None and "draining" not in [own["event"] for own in server.log]:
         time.sleep(0.001)
     assert refused(call, request(call, "embedder", "a")).code() == Code.UNAVAILABLE
-    assert len(vectors(future.result())) == 200
-    assert server.stop() == 0
+    assert len(vectors(future.result())) == 100
+    assert server.stop(600) == 0
 
 
 def test_a_port_that_is_taken(server, models) -> None:
@@ -210,25 +256,41 @@ def test_a_port_that_is_taken(server, models) -> None:
     assert run.returncode == 1 and "no port" in run.stderr, run.stderr
 
 
-def test_tls(start, models, stub, tmp_path) -> None:
+@pytest.mark.parametrize("clients", [False, True])
+def test_tls(start, models, stub, tmp_path, clients: bool) -> None:
     files = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
-        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", files[0], "-out", files[1]],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", files[0], "-out", files[1]),
+        ],
         check=True,
         capture_output=True,
     )
+    more = ("--ssl-ca-certs", str(files[1])) if clients else ()
     server = start(
         f"it={models['ranker']}",
         *("--grpc-port", "0", "--ssl-keyfile", str(files[0]), "--ssl-certfile", str(files[1])),
+        *more,
         ready=False,
     )
-    credentials = grpc.ssl_channel_credentials(files[1].read_bytes())
-    call = stub(server, grpc.secure_channel(f"localhost:{server.grpc}", credentials))
-    assert call("ServerLive").live
-    plain = stub(server)
+
+    def asked(credentials: object) -> object:
+        call = stub(server, grpc.secure_channel(f"localhost:{server.grpc}", credentials))
+        return call.method("ServerLive")(b"", timeout=10)
+
+    key, certificate = (path.read_bytes() for path in files)
+    unknown = grpc.ssl_channel_credentials(certificate)
+    known = grpc.ssl_channel_credentials(certificate, key, certificate)
+    assert asked(known).live
+    if clients:
+        with pytest.raises(grpc.RpcError):
+            asked(unknown)
+    else:
+        assert asked(unknown).live
     with pytest.raises(grpc.RpcError):
-        plain.method("ServerLive")(b"", timeout=10)
+        stub(server).method("ServerLive")(b"", timeout=10)
 
 
 def test_many_at_once_have_the_bits_of_one_alone(server, engines, stub) -> None:
@@ -238,7 +300,7 @@ def test_many_at_once_have_the_bits_of_one_alone(server, engines, stub) -> None:
     def work(number: int) -> None:
         for i in range(5):
             text = f"{number} " * (1 + 7 * number % 40) + str(i % 3)
-            answer = call.method("ModelInfer")(request(call, "embedder", text), timeout=120)
+            answer = call.method("ModelInfer")(request(call, "embedder", text), timeout=600)
             found[text] = vectors(answer)[0]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(32)]

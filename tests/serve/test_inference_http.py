@@ -6,12 +6,16 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bertrt import Engine
 from bertrt.results import plain
+from bertrt.serve.protocols import inference, inference_models
+from bertrt.serve.protocols.tensors import to_bytes
+from bertrt.serve.settings import Settings
 
 GRAPH = Path(__file__).parents[1] / "data/onnx/script14_model.onnx"
 
@@ -47,7 +51,8 @@ def test_health(server) -> None:
 
 def test_what_models_there_are(server) -> None:
     found = server.post("/v2/repository/index", b"")[1]
-    assert [own["name"] for own in found] == list("embedder classifier ranker tagger reader".split())
+    names = ["embedder", "classifier", "ranker", "tagger", "reader"]
+    assert [own["name"] for own in found] == names
     assert {own["state"] for own in found} == {"READY"}
     assert len(server.post("/v2/repository/index", {"ready": True})[1]) == 5
     for path in ("", "/versions/1"):
@@ -147,7 +152,7 @@ def test_a_graph_without_a_task_has_raw_outputs(start, tmp_path) -> None:
     shutil.copy(GRAPH, graph)
     server = start(f"bare={graph}")
     told = server.get("/v2/models/bare")[1]
-    assert [own["name"] for own in told["inputs"]][0] == "input_ids"
+    assert told["inputs"][0]["name"] == "input_ids"
     rows = [[2, 5, 6, 3], [2, 7, 3, 0]]
     given = ids("input_ids", rows), ids("attention_mask", [[1, 1, 1, 1], [1, 1, 1, 0]])
     status, body, _ = infer(server, "bare", *given)
@@ -157,9 +162,7 @@ def test_a_graph_without_a_task_has_raw_outputs(start, tmp_path) -> None:
     with Engine.load(graph) as engine:
         expected = engine.run(np.array(rows), None, np.array([4, 3]))
     for name, own in found.items():
-        np.testing.assert_array_equal(
-            np.float32(own["data"]).reshape(own["shape"]), expected[name]
-        )
+        np.testing.assert_array_equal(np.float32(own["data"]).reshape(own["shape"]), expected[name])
     status, body, _ = infer(server, "bare", text("a"))
     assert (status, "input_ids" in body["error"]) == (400, True)
 
@@ -197,7 +200,9 @@ def test_numbers_in_bytes(server, engines) -> None:
         list(one.scores.values()) for one in expected
     ]
     assert found["label"]["data"] == [one.label for one in expected]
-    assert rest[cut:] == elements(*(json.dumps(plain(one), separators=(",", ":")).encode() for one in expected))
+    assert rest[cut:] == elements(
+        *(json.dumps(plain(one), separators=(",", ":")).encode() for one in expected)
+    )
 
 
 def test_binary_is_checked_to_the_byte(server) -> None:
@@ -230,7 +235,8 @@ def test_binary_is_checked_to_the_byte(server) -> None:
     assert send([2], two, size=-1) == send([2], two, size="10") == send([2], two, size=1.0) == 400
     assert send([2], b"\xff\xff\xff\xff" + two) == send([1], b"\xff") == 400
     assert send([1], elements(b"\xff")) == send([1], elements(b"a\0")) == 400
-    assert send([1 << 62], two) == send([2, 1 << 62], two) == send([0], b"") == 400
+    assert send([1 << 62], two) == 413
+    assert send([2, 1 << 62], two) == send([0], b"") == 400
     assert send([-1], two) == send([], two) == send([1, 1, 2], two) == send([1, 2], two) == 400
     ids = np.int64([[101, 102]]).tobytes()
     assert send([1, 2], ids, "INT64", name="input_ids") == 200
@@ -371,6 +377,49 @@ def test_priority_timeout_and_prompt(server, engines) -> None:
     status, body, _ = infer(server, "embedder", text("sea"), parameters={"prompt": "query: "})
     vector = engines["embedder"].predict(["sea"], prompt="query: ")[0].vector
     np.testing.assert_array_equal(np.float32(outputs(body)["embedding"]["data"]), vector)
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(0, None), (1, 10), (2, 9), (11, 0), (12, -1), (21, -10), (22, -10), (1 << 63, -10)],
+)
+def test_priorities_of_triton_are_ours(level: int, priority: int | None) -> None:
+    call = SimpleNamespace(state=SimpleNamespace(settings=Settings({})))
+    options = inference._options(call, inference.Asked({}, (), {"priority": level}, 2.0))
+    assert (options.priority, options.deadline, options.truncate) == (priority, 2.0, True)
+
+
+def test_times_are_the_shorter_one() -> None:
+    call = SimpleNamespace(state=SimpleNamespace(settings=Settings({}, auto_truncate=False)))
+    for timeout, seconds, deadline in ((0, None, None), (1_500_000, None, 1.5), (9_000_000, 2, 2)):
+        options = inference._options(call, inference.Asked({}, (), {"timeout": timeout}, seconds))
+        assert (options.deadline, options.truncate) == (deadline, False)
+
+
+def test_the_tensors_of_other_tasks() -> None:
+    def face(task: str, *outputs: str, **settings):
+        class Model:
+            pass
+
+        model = Model()
+        model.task, model.outputs, model.settings = task, outputs, settings
+        return inference_models.face_of(model)
+
+    def names(tells) -> list[str]:
+        return [tell.name for tell in tells]
+
+    found = face("next-sentence", "next_sentence_classifier_output", max_length=9)
+    assert names(found.results) == ["is_next", "score", "result"]
+    answer = inference._joined(found.results[0], [True, False])
+    assert (answer.datatype, to_bytes(answer)) == ("BOOL", b"\1\0")
+    found = face("fill-mask", "masked_lm_outputs", max_length=9)
+    assert names(found.results) == ["result"] and found.results[0].usual and not found.raw
+    for pooling in ("tokens", "words"):
+        assert names(face("embedding", max_length=9, pooling=pooling).results) == ["result"]
+    # Without a tokenizer there are no texts.
+    assert names(face("embedding").inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    # Attention weights of a whole batch are too much.
+    assert not face("embedding", "sequence_output", "attention_weights").raw
 
 
 def test_what_a_model_has_done(server) -> None:

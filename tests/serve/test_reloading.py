@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_what_is_unloaded_answers_what_it_has(start, repository) -> None:
     for thread in threads:
         thread.start()
     while len(answers) < 40:
-        pass
+        time.sleep(0.001)
     parameters = {"parameters": {"unload_dependents": False}}
     assert server.post("/v2/repository/models/it/unload", parameters)[0] == 200
     for thread in threads:
@@ -138,7 +139,7 @@ def test_a_client_that_does_not_wait_for_a_model(start, repository, stub) -> Non
     message = call.messages["RepositoryModelLoadRequest"](model_name="ranker")
     future = call.method("RepositoryModelLoad").future(message)
     while "loading" not in [own["event"] for own in server.log]:
-        pass
+        time.sleep(0.001)
     future.cancel()
     while not call("ModelReady", name="ranker").ready:
         pass

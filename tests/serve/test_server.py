@@ -240,7 +240,7 @@ def test_draining(start, models) -> None:
     assert (status, headers["retry-after"]) == (503, "1"), body
     long.join()
     assert found["long"][0] == 200 and len(found["long"][1]["results"]) == 100
-    assert server.process.wait(30) == 0
+    assert server.process.wait(600) == 0
 
 
 def test_draining_has_an_end(start, models) -> None:

@@ -189,7 +189,7 @@ def test_loading(start, models, tmp_path, triton) -> None:
         assert client.is_model_ready("ranker")
         assert client.infer("ranker", [texts(triton, "the sea")]).as_numpy("score").shape == (1,)
         for more in ({"config": "{}"}, {"config": "{}", "files": {"file:1/a.onnx": b"x"}}):
-            with pytest.raises(InferenceServerException, match="config|file"):
+            with pytest.raises(InferenceServerException, match=r"config|file"):
                 client.load_model("ranker", **more)
         client.unload_model("ranker")
         assert not client.is_model_ready("ranker")

@@ -1,87 +1,37 @@
-"""The Open Inference Protocol, version 2, but for the road: what a model's tensors are, and how
-they become inputs and results. docs/serving-inference-protocol.md lists them."""
+"""Inference by the Open Inference Protocol, version 2, whatever the road: tensors to inputs, and
+results to tensors. docs/serving-inference-protocol.md lists them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import orjson
 
 from bertrt.engine import Encoding, Engine
 from bertrt.errors import BertrtError, DeadlineExceeded
-from bertrt.results import plain
-from bertrt.serve.endpoint import Call
+from bertrt.serve.endpoint import Call, State
+from bertrt.serve.protocols.inference_models import (
+    IDS,
+    Face,
+    Tell,
+    check_name,
+    check_parameters,
+    face_of,
+)
 from bertrt.serve.protocols.tensors import DTYPES, Tensor
 from bertrt.serve.refusals import Refusal
-from bertrt.version import __version__
 
-__all__ = [
-    "VERSION",
-    "Asked",
-    "Face",
-    "check_name",
-    "check_parameters",
-    "check_version",
-    "config",
-    "index",
-    "infer",
-    "load",
-    "metadata",
-    "server_metadata",
-    "statistics",
-    "unload",
-]
+__all__ = ["Asked", "infer"]
 
-# The only one that a model has.
-VERSION = "1"
-EXTENSIONS = [
-    "binary_tensor_data",
-    "model_configuration",
-    "model_repository",
-    "schedule_policy",
-    "statistics",
-]
-# Triton's levels of priority go from 1, the most urgent; the one that is ours where nothing is said.
+# Triton's levels of priority go from 1, the most urgent; this one is ours where nothing is said.
 _USUAL = 11
-_RAW = ("sequence_output", "pooled_output", "logits", "next_sentence_classifier_output")
 # Requests for raw outputs that run at a time, and that may wait.
 _RUNS, _WAIT = 2, 64
-_IDS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class Tell:
-    """What a tensor of a model's is.
-
-    Attributes:
-        name: its name.
-        datatype: its data type.
-        shape: its shape, -1 for what differs from request to request.
-        read: of an output by a result, its value of one.
-        usual: whether an output is given where a request names none.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...] = (-1,)
-    read: Callable[[Any], Any] | None = None
-    usual: bool = True
-
-
-@dataclass(frozen=True)
-class Face:
-    """A model's tensors: what it takes, and what it gives by a task's results or of `Engine.run`."""
-
-    inputs: tuple[Tell, ...]
-    results: tuple[Tell, ...]
-    raw: tuple[Tell, ...]
 
 
 @dataclass(frozen=True)
@@ -99,104 +49,6 @@ class Asked:
     outputs: Sequence[str] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
-
-
-def _json(result: Any) -> bytes:
-    return orjson.dumps(plain(result))
-
-
-def _of(name: str) -> Callable[[Any], Any]:
-    def read(result: Any) -> Any:
-        return getattr(result, name)
-
-    return read
-
-
-_SCORE = Tell("score", "FP64", read=_of("score"))
-# What each task gives beside its results as JSON. Scores are float64, as predict's are.
-_RESULTS: dict[str | None, tuple[Tell, ...]] = {
-    "embedding": (Tell("embedding", "FP32", (-1, -1), _of("vector")),),
-    "classification": (
-        Tell("label", "BYTES", read=lambda result: result.label.encode()),
-        _SCORE,
-        Tell("scores", "FP64", (-1, -1), lambda result: list(result.scores.values())),
-    ),
-    "regression": (_SCORE,),
-    "next-sentence": (Tell("is_next", "BOOL", read=_of("is_next")), _SCORE),
-    "question-answering": (
-        Tell("answer", "BYTES", read=lambda result: result.text.encode()),
-        _SCORE,
-        Tell("start", "INT64", read=_of("start")),
-        Tell("end", "INT64", read=_of("end")),
-    ),
-}
-_faces: weakref.WeakKeyDictionary[Engine, Face] = weakref.WeakKeyDictionary()
-
-
-def face_of(engine: Engine) -> Face:
-    """A model's tensors."""
-    found = _faces.get(engine)
-    if found is None:
-        found = _faces[engine] = _make_face(engine)
-    return found
-
-
-def _make_face(engine: Engine) -> Face:
-    task, settings = engine.task, engine.settings
-    ids = tuple(Tell(name, "INT64", (-1, -1)) for name in _IDS)
-    texts = []
-    if "max_length" in settings:
-        texts.append(Tell("text", "BYTES"))
-        if task != "tagging":
-            texts.append(Tell("text_pair", "BYTES"))
-    results: tuple[Tell, ...] = ()
-    if task is not None:
-        # Vectors of tokens or words are of no one number.
-        uneven = settings.get("pooling") in ("tokens", "words")
-        own = () if uneven else _RESULTS.get(task, ())
-        results = (*own, Tell("result", "BYTES", read=_json, usual=not own))
-    raw: tuple[Tell, ...] = ()
-    if "attention_weights" not in engine.outputs and "all_encodings" not in engine.outputs:
-        tokens = task in ("tagging", "question-answering")
-        raw = tuple(
-            Tell(name, "FP32", (-1,) * (3 if _of_tokens(name, tokens) else 2), usual=task is None)
-            for name in engine.outputs
-            if name in _RAW
-        )
-    return Face((*texts, *ids), results, raw)
-
-
-def _of_tokens(name: str, tokens: bool) -> bool:
-    return name == "sequence_output" or (tokens and name == "logits")
-
-
-# --- what is asked --------------------------------------------------------------------------------
-
-
-def check_version(version: str) -> None:
-    """Refuse a version that a model has not; "": any."""
-    if version not in ("", VERSION):
-        raise Refusal(
-            404, f"there is no version {version[:50]!r}; every model has {VERSION!r} only"
-        )
-
-
-def check_name(name: str) -> str:
-    """Refuse a request that names no model; gives the name."""
-    if not name:
-        raise Refusal(404, "the request names no model")
-    return name
-
-
-def check_parameters(what: str, given: Mapping[str, Any], taken: Sequence[str]) -> None:
-    """Refuse parameters that mean nothing here."""
-    for name in given:
-        if name not in taken:
-            raise Refusal(
-                400,
-                f"{what} has the parameter {name[:50]!r}; "
-                + (f"there are {', '.join(taken)}" if taken else "there is none"),
-            )
 
 
 def _whole(given: Mapping[str, Any], name: str) -> int:
@@ -272,7 +124,7 @@ def _check_inputs(face: Face, inputs: Mapping[str, Tensor]) -> bool:
         raise Refusal(400, "there is neither 'text' nor 'input_ids' among the inputs")
     shape = inputs[first].shape
     for name, tensor in inputs.items():
-        if (name in _IDS) != ids:
+        if (name in IDS) != ids:
             raise Refusal(400, f"there are both {first!r} and {name!r}; expected texts, or ids")
         if tensor.shape[0] != shape[0] or (ids and tensor.shape != shape):
             raise Refusal(
@@ -409,168 +261,59 @@ def _tensor(name: str, datatype: str, values: np.ndarray) -> Tensor:
     return Tensor(name, datatype, values.shape, values)
 
 
-class _Runs:
+class _Turns:
     """Turns at `Engine.run`, which no scheduler sees."""
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(_RUNS)
         self._waiting = 0
 
-    @contextlib.asynccontextmanager
-    async def turn(self, deadline: float | None) -> AsyncIterator[Callable[[], None]]:
+    async def take(self) -> Callable[[], None]:
         """Wait for a turn; gives what ends it."""
         if self._waiting >= _WAIT:
             raise Refusal(429, f"{_WAIT} requests for raw outputs wait already", retry_after=1)
         self._waiting += 1
         try:
-            await asyncio.wait_for(self._turns.acquire(), deadline)
-        except asyncio.TimeoutError:
-            raise DeadlineExceeded(f"it did not begin to run within {deadline:g} s") from None
+            await self._turns.acquire()
         finally:
             self._waiting -= 1
-        yield self._turns.release
+        return self._turns.release
 
 
-_runs: weakref.WeakKeyDictionary[Any, _Runs] = weakref.WeakKeyDictionary()
+_turns: weakref.WeakKeyDictionary[State, _Turns] = weakref.WeakKeyDictionary()
 
 
 async def _run(
     call: Call, engine: Engine, given: _Ids, deadline: float | None
 ) -> Mapping[str, np.ndarray]:
-    """`Engine.run` in a thread. Cancelled, it runs to its end, and holds its turn until then."""
+    """`Engine.run` in a thread."""
     most = call.state.settings.tokens
     if given.ids.size > most:
         raise Refusal(
             413,
-            f"the ids are {given.ids.size}, padding included; of raw outputs {most} are taken at "
+            f"there are {given.ids.size} ids, padding included; of raw outputs {most} are taken at "
             "once",
         )
-    runs = _runs.setdefault(call.state, _Runs())
-    async with runs.turn(deadline) as end:
-        work = asyncio.get_running_loop().run_in_executor(
-            None, functools.partial(engine.run, given.ids, given.types, given.lengths)
-        )
-
-        def ended(done: asyncio.Future[Any]) -> None:
-            end()
-            if not done.cancelled():
-                done.exception()  # asked for, so that none is logged as never seen
-
-        work.add_done_callback(ended)
-    found: Mapping[str, np.ndarray] = await asyncio.shield(work)
-    return found
+    work = functools.partial(engine.run, given.ids, given.types, given.lengths)
+    try:
+        return await asyncio.wait_for(_in_turn(call.state, work), deadline)
+    except asyncio.TimeoutError as error:
+        if isinstance(error, BertrtError):
+            raise
+        raise DeadlineExceeded(
+            f"the deadline of {deadline:g} s was over before it had run"
+        ) from None
 
 
-# --- what there is --------------------------------------------------------------------------------
+async def _in_turn(state: State, work: Callable[[], Any]) -> Any:
+    """Do work in a thread. Cancelled, it goes on to its end, and holds its turn until then."""
+    end = await _turns.setdefault(state, _Turns()).take()
+    running = asyncio.get_running_loop().run_in_executor(None, work)
 
+    def ended(done: asyncio.Future[Any]) -> None:
+        end()
+        if not done.cancelled():
+            done.exception()  # asked for, so that none is logged as never seen
 
-def server_metadata() -> dict[str, Any]:
-    """What the server is."""
-    return {"name": "bertrt", "version": __version__, "extensions": EXTENSIONS}
-
-
-def metadata(name: str, engine: Engine) -> dict[str, Any]:
-    """What a model is."""
-    face = face_of(engine)
-
-    def told(tells: Sequence[Tell]) -> list[dict[str, Any]]:
-        return [
-            {"name": tell.name, "datatype": tell.datatype, "shape": list(tell.shape)}
-            for tell in tells
-        ]
-
-    return {
-        "name": name,
-        "versions": [VERSION],
-        "platform": "bertrt",
-        "inputs": told(face.inputs),
-        "outputs": told((*face.results, *face.raw)),
-    }
-
-
-def config(name: str, engine: Engine) -> dict[str, Any]:
-    """The same in the words of Triton's model configuration. Batches are of any size, so that its
-    max_batch_size, behind which the first axis would be left out, is 0."""
-    face = face_of(engine)
-
-    def kind(tell: Tell) -> str:
-        return "TYPE_STRING" if tell.datatype == "BYTES" else f"TYPE_{tell.datatype}"
-
-    return {
-        "name": name,
-        "platform": "bertrt",
-        "backend": "bertrt",
-        "max_batch_size": 0,
-        "input": [
-            {
-                "name": tell.name,
-                "data_type": kind(tell),
-                "dims": list(tell.shape),
-                "optional": True,
-            }
-            for tell in face.inputs
-        ],
-        "output": [
-            {"name": tell.name, "data_type": kind(tell), "dims": list(tell.shape)}
-            for tell in (*face.results, *face.raw)
-        ],
-    }
-
-
-def statistics(call: Call, name: str) -> list[dict[str, Any]]:
-    """What models have done, in Triton's words; "": each of them. Times are in nanoseconds."""
-    models = call.state.models
-    if name:
-        with models.use(name) as served:
-            return [_statistics(call, served)]
-    return [_statistics(call, served) for served in models.served()]
-
-
-def _statistics(call: Call, served: Any) -> dict[str, Any]:
-    registry, counted = call.state.metrics.registry, served.statistics()
-
-    def sample(name: str) -> float:
-        return registry.get_sample_value(f"bertrt_{name}", {"model": served.name}) or 0.0
-
-    def duration(name: str) -> dict[str, int]:
-        return {
-            "count": int(sample(f"{name}_count")),
-            "ns": int(sample(f"{name}_sum") * 1e9),
-        }
-
-    return {
-        "name": served.name,
-        "version": VERSION,
-        "inference_count": int(sample("inputs_total")),
-        "execution_count": counted.batches,
-        "inference_stats": {
-            "queue": duration("queue_seconds"),
-            "compute_input": duration("tokenize_seconds"),
-            "compute_infer": duration("execute_seconds"),
-            "cache_hit": {"count": int(sample("cache_hits_total")), "ns": 0},
-        },
-    }
-
-
-def index(call: Call, ready: bool) -> list[dict[str, str]]:
-    """The models that are known; with `ready` those that answer."""
-    return [
-        {"name": entry.name, "version": VERSION, "state": entry.state, "reason": entry.reason}
-        for entry in call.state.models.index()
-        if not ready or entry.state == "READY"
-    ]
-
-
-async def load(call: Call, name: str, parameters: Mapping[str, Any]) -> None:
-    """Load a model, or load it again. What a client says of how is refused."""
-    check_parameters("load", parameters, ())
-    call.fields["model"] = name[:200]
-    await call.state.models.load(name)
-
-
-async def unload(call: Call, name: str, parameters: Mapping[str, Any]) -> None:
-    """Take a model away."""
-    # No model has any.
-    check_parameters("unload", parameters, ("unload_dependents",))
-    call.fields["model"] = name[:200]
-    await call.state.models.unload(name)
+    running.add_done_callback(ended)
+    return await asyncio.shield(running)

@@ -3,6 +3,7 @@ loop."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -21,8 +22,9 @@ from bertrt.errors import BertrtError
 from bertrt.serve import tracing
 from bertrt.serve.endpoint import Call, State, let_in, request_id, tell
 from bertrt.serve.logs import log
-from bertrt.serve.protocols import inference
-from bertrt.serve.protocols.inference import Asked, check_parameters, check_version
+from bertrt.serve.protocols import inference_models as models
+from bertrt.serve.protocols.inference import Asked, infer
+from bertrt.serve.protocols.inference_models import check_count, check_parameters, check_version
 from bertrt.serve.protocols.messages import Protocol, read_protocol
 from bertrt.serve.protocols.tensors import Tensor, from_bytes, from_numbers, to_bytes
 from bertrt.serve.refusals import Refusal, refusal_of
@@ -32,7 +34,7 @@ __all__ = ["serving"]
 # Calls that may be open at a time; beyond them RESOURCE_EXHAUSTED at once.
 _CALLS = 8192
 # Seconds for answers that are on their way when the server stops.
-_GRACE = 1.0
+_GRACE = 5.0
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -88,8 +90,9 @@ async def serving(
     for name, methods in (("inference", _METHODS), ("health", _HEALTH)):
         protocol = read_protocol(here / f"{name}.proto")
         handlers = {
-            call: grpc.unary_unary_rpc_method_handler(
-                # In bytes: what is no message is refused by us, and not a fault of the server's.
+            # As a stream of one message, and in bytes: so a key is looked at and a clock set before
+            # it is read, and what is no message is refused by us, and no fault of the server's.
+            call: grpc.stream_unary_rpc_method_handler(
                 functools.partial(_answer, state, protocol, call, methods[call])
             )
             for call in protocol.calls
@@ -132,21 +135,23 @@ def _credentials(tls: Mapping[str, Any]) -> grpc.ServerCredentials | None:
 
 
 async def _answer(
-    state: State, protocol: Protocol, name: str, method: _Method, raw: bytes, context: Any
+    state: State, protocol: Protocol, name: str, method: _Method, sent: Any, context: Any
 ) -> bytes:
-    """A call, from its bytes to the answer's."""
+    """A call, from its head to the bytes of its answer."""
     route = f"/{protocol.service}/{name}"
     call = Call(state, _head(route, context))
     call.id = request_id(call.header("x-request-id"))
     request, response = protocol.calls[name]
     state.under_way += 1
-    state.body_bytes += len(raw)
-    code, refusal, answer = grpc.StatusCode.CANCELLED, None, b""
+    code, refusal, answer, held = grpc.StatusCode.CANCELLED, None, b"", 0
     try:
         with tracing.request(call.request, route):
             if not method.open:
                 let_in(call)
                 state.check_room()
+            raw = await _read(call, context)
+            held = len(raw)
+            state.body_bytes += held
             found = await method.handle(call, _parse(request, raw), context.time_remaining())
             message = response()
             answer = _fill(message, found).SerializeToString()
@@ -160,15 +165,13 @@ async def _answer(
         refusal = Refusal(500, f"a fault of the server; request {call.id}")
     finally:
         state.under_way -= 1
-        state.body_bytes -= len(raw)
+        state.body_bytes -= held
         if refusal is not None:
             code = _CODES.get(refusal.status, grpc.StatusCode.INVALID_ARGUMENT)
         tell(call, route, code.name, quiet=method.open)
     trailing = [("x-request-id", call.id)]
     if refusal is not None:
-        trailing += [
-            (key, value) for key, value in refusal.headers.items() if key == "retry-after"
-        ]
+        trailing += [(key, value) for key, value in refusal.headers.items() if key == "retry-after"]
         await context.abort(code, str(refusal)[:_DETAILS], tuple(trailing))
     context.set_trailing_metadata(tuple(trailing))
     return answer
@@ -193,6 +196,17 @@ def _head(route: str, context: Any) -> Request:
     )
 
 
+async def _read(call: Call, context: Any) -> bytes:
+    seconds = call.state.settings.body_seconds
+    try:
+        found = await asyncio.wait_for(context.read(), seconds)
+    except asyncio.TimeoutError:
+        raise Refusal(408, f"the message did not come within {seconds:g} seconds") from None
+    if not isinstance(found, bytes):
+        raise Refusal(400, "there is no message")
+    return found
+
+
 def _parse(kind: Any, raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
@@ -211,11 +225,11 @@ async def _infer(call: Call, request: Any, seconds: float | None) -> Callable[[A
     check_version(request.model_version)
     for output in request.outputs:
         check_parameters(f"the output {output.name[:50]!r}", output.parameters, ())
-    tensors = await inference.infer(
+    tensors = await infer(
         call,
         request.model_name,
         Asked(
-            _tensors(request),
+            _tensors(call, request),
             [output.name for output in request.outputs],
             {
                 name: value
@@ -227,7 +241,7 @@ async def _infer(call: Call, request: Any, seconds: float | None) -> Callable[[A
     )
 
     def fill(message: Any) -> Any:
-        message.model_name, message.model_version = request.model_name, inference.VERSION
+        message.model_name, message.model_version = request.model_name, models.VERSION
         message.id = request.id
         for tensor in tensors:
             message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
@@ -237,7 +251,7 @@ async def _infer(call: Call, request: Any, seconds: float | None) -> Callable[[A
     return fill
 
 
-def _tensors(request: Any) -> dict[str, Tensor]:
+def _tensors(call: Call, request: Any) -> dict[str, Tensor]:
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise Refusal(
@@ -249,6 +263,7 @@ def _tensors(request: Any) -> dict[str, Tensor]:
         if name in found:
             raise Refusal(400, f"the input {name[:50]!r} is there twice")
         check_parameters(f"the input {name[:50]!r}", own.parameters, ("content_type",))
+        check_count(call, shape)
         if raw:
             if own.HasField("contents"):
                 raise Refusal(
@@ -282,7 +297,7 @@ async def _ready(call: Call, request: Any, seconds: float | None) -> dict[str, A
 
 
 async def _server(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    return inference.server_metadata()
+    return models.server_metadata()
 
 
 async def _model_ready(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
@@ -292,32 +307,32 @@ async def _model_ready(call: Call, request: Any, seconds: float | None) -> dict[
 
 async def _metadata(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
     check_version(request.version)
-    with call.state.models.use(inference.check_name(request.name)) as served:
-        return inference.metadata(served.name, served.engine)
+    with call.state.models.use(models.check_name(request.name)) as served:
+        return models.metadata(served.name, served.engine)
 
 
 async def _config(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
     check_version(request.version)
-    with call.state.models.use(inference.check_name(request.name)) as served:
-        return {"config": inference.config(served.name, served.engine)}
+    with call.state.models.use(models.check_name(request.name)) as served:
+        return {"config": models.config(served.name, served.engine)}
 
 
 async def _statistics(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
     check_version(request.version)
-    return {"model_stats": inference.statistics(call, request.name)}
+    return {"model_stats": models.statistics(call, request.name)}
 
 
 async def _index(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    return {"models": inference.index(call, request.ready)}
+    return {"models": models.index(call, request.ready)}
 
 
 async def _load(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    await inference.load(call, request.model_name, _parameters(request.parameters))
+    await models.load(call, request.model_name, _parameters(request.parameters))
     return {}
 
 
 async def _unload(call: Call, request: Any, seconds: float | None) -> dict[str, Any]:
-    await inference.unload(call, request.model_name, _parameters(request.parameters))
+    await models.unload(call, request.model_name, _parameters(request.parameters))
     return {}
 
 

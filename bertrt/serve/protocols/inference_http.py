@@ -11,8 +11,9 @@ import orjson
 from starlette.responses import Response
 
 from bertrt.serve.endpoint import Call, Endpoint, json_response
-from bertrt.serve.protocols import inference
-from bertrt.serve.protocols.inference import Asked, check_parameters, check_version
+from bertrt.serve.protocols import inference_models as models
+from bertrt.serve.protocols.inference import Asked, infer
+from bertrt.serve.protocols.inference_models import check_count, check_parameters, check_version
 from bertrt.serve.protocols.tensors import Tensor, from_bytes, from_list, to_bytes, to_list
 from bertrt.serve.refusals import Refusal
 
@@ -105,11 +106,11 @@ async def _infer(call: Call) -> Response:
     }
     binary = _flag("the request", parameters.pop("binary_data_output", False))
     wants = [_wants_bytes(output, binary) for output in request.outputs]
-    found = await inference.infer(
+    found = await infer(
         call,
         model,
         Asked(
-            _tensors(request.inputs, body[size:]),
+            _tensors(call, request.inputs, body[size:]),
             [output.name for output in request.outputs],
             parameters,
         ),
@@ -142,13 +143,14 @@ def _wants_bytes(output: InferOutput, usual: bool) -> bool:
     return _flag(what, output.parameters.get("binary_data", usual))
 
 
-def _tensors(inputs: Sequence[InferInput], rest: memoryview) -> dict[str, Tensor]:
+def _tensors(call: Call, inputs: Sequence[InferInput], rest: memoryview) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for own in inputs:
         if own.name in found:
             raise Refusal(400, f"the input {own.name[:50]!r} is there twice")
         what = f"the input {own.name[:50]!r}"
         check_parameters(what, own.parameters, ("binary_data_size", "content_type"))
+        check_count(call, own.shape)
         size = own.parameters.get("binary_data_size")
         if (size is None) == (own.data is None):
             raise Refusal(
@@ -189,7 +191,7 @@ def _response(
         outputs.append(told)
     content: dict[str, Any] = {
         "model_name": model,
-        "model_version": inference.VERSION,
+        "model_version": models.VERSION,
         "outputs": outputs,
     }
     if request_id:
@@ -217,7 +219,7 @@ async def _ready(call: Call) -> Response:
 
 
 async def _server(call: Call) -> Response:
-    return json_response(inference.server_metadata())
+    return json_response(models.server_metadata())
 
 
 async def _model_ready(call: Call) -> Response:
@@ -228,33 +230,33 @@ async def _model_ready(call: Call) -> Response:
 
 async def _metadata(call: Call) -> Response:
     with call.state.models.use(_model(call)) as served:
-        return json_response(inference.metadata(served.name, served.engine))
+        return json_response(models.metadata(served.name, served.engine))
 
 
 async def _config(call: Call) -> Response:
     with call.state.models.use(_model(call)) as served:
-        return json_response(inference.config(served.name, served.engine))
+        return json_response(models.config(served.name, served.engine))
 
 
 async def _statistics(call: Call) -> Response:
     name = _model(call) if "model" in call.request.path_params else ""
-    return json_response({"model_stats": inference.statistics(call, name)})
+    return json_response({"model_stats": models.statistics(call, name)})
 
 
 async def _index(call: Call) -> Response:
     request = _decode(call.body or b"{}", IndexRequest)
-    return json_response(inference.index(call, request.ready))
+    return json_response(models.index(call, request.ready))
 
 
 async def _load(call: Call) -> Response:
     request = _decode(call.body or b"{}", LoadRequest)
-    await inference.load(call, _model(call), request.parameters)
+    await models.load(call, _model(call), request.parameters)
     return Response()
 
 
 async def _unload(call: Call) -> Response:
     request = _decode(call.body or b"{}", LoadRequest)
-    await inference.unload(call, _model(call), request.parameters)
+    await models.unload(call, _model(call), request.parameters)
     return Response()
 
 
@@ -273,9 +275,7 @@ _MODEL: Mapping[str, tuple[str, Any, str]] = {
 ENDPOINTS = [
     _endpoint("/v2", _server, "The server's name, version and extensions.", method="GET"),
     _endpoint("/v2/health/live", _live, "200 while the process runs.", method="GET", open=True),
-    _endpoint(
-        "/v2/health/ready", _ready, "200 when every model is warm.", method="GET", open=True
-    ),
+    _endpoint("/v2/health/ready", _ready, "200 when every model is warm.", method="GET", open=True),
     _endpoint("/v2/models/stats", _statistics, "What all models have done.", method="GET"),
     *(
         _endpoint(f"/v2/models/{{model}}{version}{path}", handle, summary, method=method)

@@ -19,7 +19,7 @@ __all__ = ["Protocol", "read_protocol"]
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
     name: getattr(_FIELD, f"TYPE_{name.upper()}")
-    for name in "bool int32 int64 uint32 uint64 float double string bytes".split()
+    for name in ("bool", "int32", "int64", "uint32", "uint64", "float", "double", "string", "bytes")
 }
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 

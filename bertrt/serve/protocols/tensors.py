@@ -96,10 +96,9 @@ def from_list(name: str, datatype: str, shape: Sequence[int], data: Any) -> Tens
             raise Refusal(400, f"the rows of the input {name!r} are not of its shape {list(shape)}")
         data = [value for row in rows for value in row]
     kind = str if datatype == "BYTES" else int
-    for i, value in enumerate(data):
-        if type(value) is not kind:
-            what = "a string" if kind is str else "a whole number"
-            raise Refusal(400, f"the input {name!r} has a {type(value).__name__} at {i}, not {what}")
+    if other := set(map(type, data)) - {kind}:
+        what = "strings" if kind is str else "whole numbers"
+        raise Refusal(400, f"the input {name!r} has a {other.pop().__name__} among its {what}")
     if datatype == "BYTES":
         data = [value.encode() for value in data]
     return from_numbers(name, datatype, shape, data, count)
