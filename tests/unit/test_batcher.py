@@ -446,6 +446,18 @@ def test_ids_of_any_integers(tiny) -> None:
         engine.predict(made, prompt="a: ")
 
 
+def test_ids_remember_their_prompt(hugging) -> None:
+    """Where its tokens are left out of the pooling."""
+    pooling = {**hugging.pooling, "include_prompt": False}
+    path = hugging.write(pooling=pooling, modules=hugging.modules("Transformer", "Pooling"))
+    engine = Engine.load(path, threads=1)
+    texts = ["the boat", "the sea"]
+    ids = engine.tokenize(texts, prompt="the cafe: ")
+    assert {one.prompt for one in ids} == {len(engine.tokenize("the cafe: ").ids) - 1}
+    expected = vectors(engine.predict(texts, prompt="the cafe: "))
+    assert vectors(engine.predict(ids)) == expected != vectors(engine.predict(texts))
+
+
 @pytest.mark.parametrize("task", ["question-answering", "tagging"])
 def test_ids_for_tasks_that_need_words(tiny, task: str) -> None:
     engine = tiny.load(task=task, pooling=None, outputs=["logits"], rows={"logits": "tokens"})
