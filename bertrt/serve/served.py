@@ -59,12 +59,14 @@ class _Run:
         submission: the engine's promise.
         done: the same, for the event loop.
         keys: what it answers.
+        has_deadline: whether it was handed over with one; then it is of one request alone.
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
 
     submission: Submission
     done: asyncio.Future[Any]
     keys: list[Hashable]
+    has_deadline: bool = False
     users: int = 0
 
 
@@ -145,7 +147,9 @@ class Served:
         wanted = self._find(inputs, prompt, priority, deadline)
         try:
             for run in wanted.runs:
-                await asyncio.wait_for(asyncio.shield(run.done), deadline)
+                # The engine itself sees to the deadline of what it was given with one.
+                late = None if run.has_deadline else deadline
+                await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
                 raise
@@ -274,7 +278,7 @@ class Served:
             priority=priority,
             deadline=deadline,
         )
-        run = _Run(submission, asyncio.wrap_future(submission), list(own))
+        run = _Run(submission, asyncio.wrap_future(submission), list(own), deadline is not None)
         run.done.add_done_callback(lambda done: self._end(run))
         # What may be dropped for its deadline, or is put behind others, is not shared.
         if deadline is None and priority >= 0:
