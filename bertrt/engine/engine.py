@@ -156,7 +156,7 @@ class Engine:
     @property
     def settings(self) -> dict[str, Any]:
         """All that is set, by the names that `load` has for it; empty for a bare graph."""
-        return self._model.shown_settings()
+        return copy.deepcopy(self._model.shown_settings())
 
     @property
     def tokenizer(self) -> Tokenizer | None:
