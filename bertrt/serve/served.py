@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["Answered", "Served"]
 # So many requests for all vectors of their texts wait, and so many vectors one of them gets: BERT
 # large's take 64 MiB.
 _ASIDE, _ROWS = 32, 16384
+# What statistics are made of
+_COUNTS = ("waiting", "batches", "sequences", "tokens")
+_TABLES = ("by_sequences", "by_tokens")
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,12 @@ class Served:
         return self._cache.bytes
 
     def statistics(self) -> Statistics:
-        """See `Engine.statistics`."""
-        return self.engine.statistics()
+        """See `Engine.statistics`; with those of other settings."""
+        found = [own.engine.statistics() for own in (self, *self._others.values())]
+        return Statistics(
+            *(sum(getattr(one, name) for one in found) for name in _COUNTS),
+            *(sum((Counter(getattr(one, name)) for one in found), Counter()) for name in _TABLES),
+        )
 
     async def answer(
         self,
@@ -323,7 +331,8 @@ class Served:
 def _key(item: Any, prompt: str | None) -> Hashable:
     """All of an input. The type keeps a pair and a list of two words apart."""
     if isinstance(item, Encoding):
-        return Encoding, item.ids.tobytes(), item.types.tobytes(), prompt
+        arrays = ((array.dtype.str, array.tobytes()) for array in (item.ids, item.types))
+        return Encoding, *arrays, item.truncated, item.prompt, prompt
     return type(item), tuple(item) if isinstance(item, list) else item, prompt
 
 

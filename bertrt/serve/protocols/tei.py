@@ -457,7 +457,7 @@ ENDPOINTS = [
         "/predict",
         _predict,
         {"inputs": PredictRequest, "batch": plain.PredictRequest},
-        list[Prediction] | list[list[Prediction]] | Any,
+        list[Prediction | list[Prediction]],
         "Labels with their scores, or what else the model's task answers.",
     ),
     _post(
