@@ -88,17 +88,25 @@ class Served:
     """An engine under a name, with what it answered already.
 
     Of one event loop: its methods are called there.
+
+    Attributes:
+        name: its name.
+        engine: the engine.
+        settings: those of the engine.
+        users: the requests that have it, which keep it from being closed.
+        loaded: when that was, in seconds since 1970.
     """
 
     def __init__(self, name: str, engine: Engine, cache_bytes: int, metrics: Metrics) -> None:
         self.name = name
         self.engine = engine
+        self.settings: Mapping[str, Any] = engine.settings
         self.users = 0
         self.loaded = int(time.time())
         self._metrics = metrics
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
-        self._settings: Hashable = None
+        self._variant: Hashable = None
         self._others: dict[Hashable, Served] = {}
         self._aside = asyncio.Semaphore(1)
         self._asiders = 0
@@ -106,14 +114,14 @@ class Served:
     def with_settings(self, settings: Mapping[str, Any]) -> Served:
         """The same model with other settings of its task, `Engine.with_settings`; what is kept of
         its answers is kept apart."""
-        now = self.engine.settings
+        now = self.settings
         settings = {name: value for name, value in settings.items() if now.get(name) != value}
         if not settings:
             return self
         key = tuple(sorted(settings.items()))
         if key not in self._others:
             made = Served(self.name, self.engine.with_settings(settings), 0, self._metrics)
-            made._cache, made._settings = self._cache, key
+            made._cache, made._variant = self._cache, key
             self._others[key] = made
         return self._others[key]
 
@@ -252,7 +260,7 @@ class Served:
         # Texts and pairs do not go into one batch of the engine's.
         new: dict[type, dict[Hashable, tuple[Any, list[int]]]] = {}
         for i, item in enumerate(inputs):
-            key = self._settings, _key(item, prompt)
+            key = self._variant, _key(item, prompt)
             if (kept := self._cache.get(key)) is not None:
                 wanted.results[i], wanted.tokens[i] = kept
             elif (found := self._flying.get(key)) is not None:

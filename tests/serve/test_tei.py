@@ -256,7 +256,7 @@ def test_all_vectors_of_a_text_wait_in_a_bounded_line(monkeypatch) -> None:
         return {"sequence_output": [np.zeros((2, 3), np.float32)] * len(ids)}
 
     monkeypatch.setattr(module, "_ASIDE", 2)
-    engine = SimpleNamespace(tokenize=tokenize, run=run)
+    engine = SimpleNamespace(tokenize=tokenize, run=run, settings={})
     served = module.Served("m", engine, 0, Metrics(lambda: []))
 
     async def ask() -> None:

@@ -102,9 +102,9 @@ def _cut(body: Cut) -> dict[str, Any]:
     }
 
 
-def _prompt(engine: Engine, name: str | None) -> str | None:
+def _prompt(served: Served, name: str | None) -> str | None:
     """What to call a prompt for the engine, which would take an unknown name for a text."""
-    prompts = engine.settings.get("prompts", {})
+    prompts = served.settings.get("prompts", {})
     if name is not None and name not in prompts:
         there = f"its prompts are {', '.join(prompts)}" if prompts else "it has none"
         raise Refusal(422, f"the model has no prompt {name[:50]!r}; {there}")
@@ -150,12 +150,12 @@ async def _vectors(
 ) -> tuple[list[np.ndarray], Answered]:
     """Vectors with length 1, or as the model has them before it makes them so."""
     with call.use(None, ["embedding"]) as served:
-        normal = served.engine.settings.get("normalize", False)
+        normal = served.settings.get("normalize", False)
         answered = await call.answer(
             texts,
             model=served.name,
             tasks=["embedding"],
-            prompt=_prompt(served.engine, body.prompt_name),
+            prompt=_prompt(served, body.prompt_name),
             settings=None if unit else {"normalize": False},
             **_cut(body),
         )
@@ -172,7 +172,7 @@ async def _embed_all(call: Call) -> Response:
         call.fields |= {"model": served.name, "inputs": len(texts)}
         answered = await served.token_vectors(
             texts,
-            prompt=_prompt(served.engine, body.prompt_name),
+            prompt=_prompt(served, body.prompt_name),
             reason=call.uncut(served, **_cut(body)),
         )
     for rows in answered.results:
@@ -344,9 +344,9 @@ async def _tokenize(call: Call) -> Response:
     call.check_count(texts)
     with call.use(None) as served:
         tokenizer = _tokenizer(served)
-        name = _prompt(served.engine, body.prompt_name)
+        name = _prompt(served, body.prompt_name)
         if name is not None:
-            texts = [served.engine.settings["prompts"][name] + text for text in texts]
+            texts = [served.settings["prompts"][name] + text for text in texts]
         if (size := sum(map(len, texts))) > _CHARACTERS:
             raise Refusal(413, f"inputs has {size} characters; at most {_CHARACTERS} are tokenized")
         special = body.add_special_tokens is not False
