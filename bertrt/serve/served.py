@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["Answered", "Served"]
 # So many requests for all vectors of their texts wait, and so many vectors one of them gets: BERT
 # large's take 64 MiB.
 _ASIDE, _ROWS = 32, 16384
+# What statistics are made of
+_COUNTS = ("waiting", "batches", "sequences", "tokens")
+_TABLES = ("by_sequences", "by_tokens")
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class _Run:
         submission: the engine's promise.
         done: the same, for the event loop.
         keys: what it answers.
+        has_deadline: whether it was handed over with one; then it is of one request alone.
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
 
     submission: Submission
     done: asyncio.Future[Any]
     keys: list[Hashable]
+    has_deadline: bool = False
     users: int = 0
 
 
@@ -82,17 +88,25 @@ class Served:
     """An engine under a name, with what it answered already.
 
     Of one event loop: its methods are called there.
+
+    Attributes:
+        name: its name.
+        engine: the engine.
+        settings: those of the engine.
+        users: the requests that have it, which keep it from being closed.
+        loaded: when that was, in seconds since 1970.
     """
 
     def __init__(self, name: str, engine: Engine, cache_bytes: int, metrics: Metrics) -> None:
         self.name = name
         self.engine = engine
+        self.settings: Mapping[str, Any] = engine.settings
         self.users = 0
         self.loaded = int(time.time())
         self._metrics = metrics
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
-        self._settings: Hashable = None
+        self._variant: Hashable = None
         self._others: dict[Hashable, Served] = {}
         self._aside = asyncio.Semaphore(1)
         self._asiders = 0
@@ -100,14 +114,14 @@ class Served:
     def with_settings(self, settings: Mapping[str, Any]) -> Served:
         """The same model with other settings of its task, `Engine.with_settings`; what is kept of
         its answers is kept apart."""
-        now = self.engine.settings
+        now = self.settings
         settings = {name: value for name, value in settings.items() if now.get(name) != value}
         if not settings:
             return self
         key = tuple(sorted(settings.items()))
         if key not in self._others:
             made = Served(self.name, self.engine.with_settings(settings), 0, self._metrics)
-            made._cache, made._settings = self._cache, key
+            made._cache, made._variant = self._cache, key
             self._others[key] = made
         return self._others[key]
 
@@ -117,8 +131,12 @@ class Served:
         return self._cache.bytes
 
     def statistics(self) -> Statistics:
-        """See `Engine.statistics`."""
-        return self.engine.statistics()
+        """See `Engine.statistics`; with those of other settings."""
+        found = [own.engine.statistics() for own in (self, *self._others.values())]
+        return Statistics(
+            *(sum(getattr(one, name) for one in found) for name in _COUNTS),
+            *(sum((Counter(getattr(one, name)) for one in found), Counter()) for name in _TABLES),
+        )
 
     async def answer(
         self,
@@ -145,7 +163,9 @@ class Served:
         wanted = self._find(inputs, prompt, priority, deadline)
         try:
             for run in wanted.runs:
-                await asyncio.wait_for(asyncio.shield(run.done), deadline)
+                # The engine itself sees to the deadline of what it was given with one.
+                late = None if run.has_deadline else deadline
+                await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
                 raise
@@ -240,7 +260,7 @@ class Served:
         # Texts and pairs do not go into one batch of the engine's.
         new: dict[type, dict[Hashable, tuple[Any, list[int]]]] = {}
         for i, item in enumerate(inputs):
-            key = self._settings, _key(item, prompt)
+            key = self._variant, _key(item, prompt)
             if (kept := self._cache.get(key)) is not None:
                 wanted.results[i], wanted.tokens[i] = kept
             elif (found := self._flying.get(key)) is not None:
@@ -274,7 +294,7 @@ class Served:
             priority=priority,
             deadline=deadline,
         )
-        run = _Run(submission, asyncio.wrap_future(submission), list(own))
+        run = _Run(submission, asyncio.wrap_future(submission), list(own), deadline is not None)
         run.done.add_done_callback(lambda done: self._end(run))
         # What may be dropped for its deadline, or is put behind others, is not shared.
         if deadline is None and priority >= 0:

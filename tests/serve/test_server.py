@@ -52,6 +52,17 @@ def test_every_task_answers_as_predict(server, engines, name: str, batch: list) 
             assert (found["text"], found["score"]) == (expected.text, expected.score)
 
 
+def test_what_is_too_long_is_cut_or_refused(server) -> None:
+    body = {"batch": ["a", "word " * 300]}
+    _, found, _ = server.post("/models/embedder/predict", body)
+    assert [one["truncated"] for one in found["results"]] == [False, True]
+    body["truncate"] = False
+    status, found, _ = server.post("/models/embedder/predict", body)
+    assert status == 422 and "input[1] has more tokens than the 256" in found["error"]
+    _, found, _ = server.post("/models/embedder/predict", {**body, "on_error": "return"})
+    assert "vector" in found["results"][0] and "256" in found["results"][1]["error"]
+
+
 def test_what_cannot_be_answered_is_told_with_its_place(server) -> None:
     status, body, _ = predict(server, ["a", "b\0", "c"])
     assert (status, body["status"]) == (422, 422)
