@@ -1,10 +1,11 @@
 """bertrt: a compiled, padding-free inference runtime for BERT encoders."""
 
-from bertrt.engine import Engine
+from bertrt.engine import Batching, Encoding, Engine, Report, Statistics, Submission
 from bertrt.errors import (
     BertrtError,
     BertrtWarning,
     BusyError,
+    DeadlineExceeded,
     DeviceError,
     InvalidInputError,
     InvalidTypeError,
@@ -13,6 +14,7 @@ from bertrt.errors import (
     ModelFormatError,
     OutOfMemoryError,
     OutputExistsError,
+    QueueFull,
     UnsupportedModelError,
     WriteError,
 )
@@ -34,13 +36,16 @@ from bertrt.version import __version__
 
 __all__ = [
     "Answer",
+    "Batching",
     "BertrtError",
     "BertrtWarning",
     "BusyError",
     "Candidate",
     "Classification",
+    "DeadlineExceeded",
     "DeviceError",
     "Embedding",
+    "Encoding",
     "Engine",
     "Entity",
     "FillMask",
@@ -52,9 +57,13 @@ __all__ = [
     "NextSentence",
     "OutOfMemoryError",
     "OutputExistsError",
+    "QueueFull",
     "Ranked",
     "Regression",
+    "Report",
     "Span",
+    "Statistics",
+    "Submission",
     "Tagging",
     "UnsupportedModelError",
     "WriteError",

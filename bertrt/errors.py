@@ -11,6 +11,7 @@ __all__ = [
     "BertrtError",
     "BertrtWarning",
     "BusyError",
+    "DeadlineExceeded",
     "DeviceError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -19,6 +20,7 @@ __all__ = [
     "ModelFormatError",
     "OutOfMemoryError",
     "OutputExistsError",
+    "QueueFull",
     "UnsupportedModelError",
     "WriteError",
 ]
@@ -72,6 +74,14 @@ class DeviceError(BertrtError, RuntimeError):
 
 class BusyError(BertrtError, TimeoutError):
     """Something is still in use after the time that was given to it."""
+
+
+class QueueFull(BertrtError, RuntimeError):  # noqa: N818
+    """An engine has as much waiting as it may have, and takes nothing more for now."""
+
+
+class DeadlineExceeded(BertrtError, TimeoutError):  # noqa: N818
+    """Something that had to begin by a time did not, and will not."""
 
 
 class BertrtWarning(UserWarning):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ __all__ = [
     "Result",
     "Span",
     "Tagging",
+    "plain",
 ]
 
 
@@ -208,3 +210,14 @@ class NextSentence:
 
 
 Result = Classification | Regression | Answer | Tagging | Embedding | FillMask | NextSentence
+
+
+def plain(result: Any) -> Any:
+    """A result as values that JSON has: a dictionary of its attributes without those that are
+    None."""
+    if is_dataclass(result):
+        values = ((field.name, getattr(result, field.name)) for field in fields(result))
+        return {name: plain(value) for name, value in values if value is not None}
+    if isinstance(result, tuple):
+        return [plain(value) for value in result]
+    return result.tolist() if isinstance(result, np.ndarray) else result

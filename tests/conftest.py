@@ -595,3 +595,9 @@ def train_sentencepiece():
 def hugging(tmp_path: Path) -> HuggingFace:
     """Writes Hugging Face directories, and knows their answers."""
     return HuggingFace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def hugging_once(tmp_path_factory: pytest.TempPathFactory) -> HuggingFace:
+    """The same, for directories that several tests use."""
+    return HuggingFace(tmp_path_factory.mktemp("hugging"))

@@ -25,6 +25,7 @@ from bertrt.commands import (
     inspect,
     predict,
     quantize,
+    serve,
     verify,
 )
 from bertrt.errors import BertrtError, BertrtWarning, InvalidInputError, WriteError
@@ -34,7 +35,7 @@ from bertrt.version import __version__
 __all__ = ["main"]
 
 # In the order of --help.
-_COMMANDS = (export, import_, finetune, predict, verify, evaluate, quantize, inspect, bench)
+_COMMANDS = (export, import_, finetune, predict, verify, evaluate, quantize, inspect, bench, serve)
 
 _EXIT_FAILED = 1
 _EXIT_USAGE = 2

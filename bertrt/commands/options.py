@@ -28,8 +28,10 @@ __all__ = [
     "column_list",
     "device_name",
     "label_list",
+    "port_number",
     "positive",
     "setting",
+    "size",
     "thread_count",
     "to_json",
 ]
@@ -133,6 +135,21 @@ def bound(text: str) -> float:
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0, such as 0.5")
     return float(text)
+
+
+def port_number(text: str) -> int:
+    """A TCP port; 0: any."""
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, from 0 to 65535")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes: a whole number, with k, M or G for powers of 1,024."""
+    found = re.fullmatch(r"0*([1-9]\d{0,8})([kKMG]?)", text, re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500k or 16M")
+    return int(found[1]) << {"": 0, "k": 10, "K": 10, "M": 20, "G": 30}[found[2]]
 
 
 def thread_count(text: str) -> int:

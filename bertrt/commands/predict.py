@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import re
 import sys
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 
 from bertrt.commands.options import add_bundle, add_engine, add_json, to_json
 from bertrt.errors import InvalidInputError
+from bertrt.results import plain
 
 __all__ = ["add", "run"]
 
@@ -151,15 +151,7 @@ def _numbered(error: InvalidInputError, where: str) -> InvalidInputError:
 
 
 def _plain(result: Any) -> Any:
-    """A result as values that JSON has; what is None is left out."""
-    if isinstance(result, InvalidInputError):
-        return {"error": str(result)}
-    if dataclasses.is_dataclass(result):
-        values = ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
-        return {name: _plain(value) for name, value in values if value is not None}
-    if isinstance(result, tuple):
-        return [_plain(value) for value in result]
-    return result.tolist() if hasattr(result, "tolist") else result
+    return {"error": str(result)} if isinstance(result, InvalidInputError) else plain(result)
 
 
 def _text(result: Any, task: str | None) -> str:

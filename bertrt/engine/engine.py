@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import json
@@ -9,19 +10,24 @@ import operator
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from numbers import Real
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 
 from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
-from bertrt.engine.life import Life
+from bertrt.engine.batcher import Batcher, Forked
+from bertrt.engine.batching import Batching, Statistics, Submission
+from bertrt.engine.life import Call, Life
+from bertrt.engine.line import PRIORITIES
+from bertrt.engine.memory import naming_memory
 from bertrt.engine.outputs import join_layers, unpack
-from bertrt.engine.predictor import Predictor
+from bertrt.engine.predictor import Predictor, Sequenced
 from bertrt.engine.reranking import pair_up, rank
-from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError, OutOfMemoryError
+from bertrt.errors import BertrtError, BusyError, InvalidInputError, InvalidTypeError
 from bertrt.host.cores import MAX_THREADS, usable_cores
 from bertrt.models.model import Model
 from bertrt.plan.steps import layer_outputs, output_kind
@@ -30,29 +36,11 @@ from bertrt.tasks.base import Request
 
 __all__ = ["Engine"]
 
+# Of a batch with up to so many inputs `predict` leaves the tokenization, too, to the scheduler.
+_FEW = 64
+# Seconds, more than which nobody waits.
+_LONGEST = 1e9
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _naming_memory(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The method, whose error where memory is short is an OutOfMemoryError, wherever it comes from:
-    numpy and Python raise a plain MemoryError."""
-
-    @functools.wraps(method)
-    def named(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return method(*args, **kwargs)
-        except MemoryError as error:
-            if isinstance(error, BertrtError):
-                raise
-            raise OutOfMemoryError(
-                f"the memory of this machine does not suffice for Engine.{method.__name__}"
-                f"{f': {error}' if str(error) else ''}; free some, or ask for less at once"
-            ) from error
-
-    return named
 
 
 class Engine:
@@ -76,6 +64,8 @@ class Engine:
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
         self._layered = any(output_kind(name) != name for name in self._outputs)
         self._predictor = Predictor(model)
+        self._batching: Batching = arguments["batching"]
+        self._batcher = Batcher(self._predictor, self._batching)
         self._life = Life(
             load,
             f"Engine({arguments['path']!r}, task={self.task!r}, backend={arguments['backend']!r}",
@@ -83,7 +73,7 @@ class Engine:
         model.plan().let_go()
 
     @classmethod
-    @_naming_memory
+    @naming_memory
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -92,6 +82,7 @@ class Engine:
         precision: str | None = None,
         threads: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        batching: Batching | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -112,6 +103,7 @@ class Engine:
                 its task ``labels``, ``pooling``, ``normalize``, ``truncate_dim``, ``doc_stride``,
                 ``null_answer``, ``top_k`` and so on, as docs/tasks.md lists them and `explain`
                 shows them.
+            batching: how much runs at once, and may wait; None: `Batching()`.
 
         Raises:
             MissingFileError: there is nothing at `path`, or a file of the model is missing.
@@ -132,6 +124,10 @@ class Engine:
             raise InvalidInputError(
                 f"precision is {precision!r}; expected one of {', '.join(_PRECISIONS)}"
             )
+        if batching is not None and not isinstance(batching, Batching):
+            raise InvalidTypeError(
+                f"batching is a {type(batching).__name__}; expected a bertrt.Batching"
+            )
         threads = usable_cores() if threads is None else _check_threads(threads)
         # Other libraries get no file before it is known to be whole.
         opened = Model.opening(path) if backend == "native" else nullcontext(Model.open(path))
@@ -148,6 +144,7 @@ class Engine:
                 "precision": precision,
                 "threads": threads,
                 "settings": None if settings is None else copy.deepcopy(dict(settings)),
+                "batching": batching or Batching(),
             }
             return cls(model, load, arguments)
 
@@ -229,7 +226,7 @@ class Engine:
 
     # --- what it does -------------------------------------------------------------------------
 
-    @_naming_memory
+    @naming_memory
     def predict(self, batch: Any, *, prompt: str | None = None, on_error: str = "raise") -> Any:
         """Tokenize, run and post-process.
 
@@ -261,14 +258,135 @@ class Engine:
             OutOfMemoryError: this machine has not the memory for the batch; the engine lives on.
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
-        if not isinstance(on_error, str):
-            raise InvalidTypeError(f"on_error is a {type(on_error).__name__}; expected a str")
-        if on_error not in ("raise", "return"):
-            raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
+        _check_on_error(on_error)
         with self._life.use("predict") as call:
+            if self._is_busy():
+                items, single, before = self._predictor.inputs(batch, prompt)
+                if len(items) <= _FEW:
+                    with suppress(Forked):
+                        return self._left(
+                            self._batcher.submit(
+                                items,
+                                self._life.stay("predict"),
+                                single=single,
+                                prompt=before,
+                                on_error=on_error,
+                            )
+                        )
             requests, single = self._predictor.encode(batch, prompt, on_error)
-            results, _ = self._predictor.answer(call.backend, requests, bar=True)
+            results = self._predictor.predict(
+                requests,
+                lambda sequences: self._run(sequences, call),
+                most=self._batching.tokens,
+                pads=call.backend.pads,
+            )
         return results[0] if single else results
+
+    def _is_busy(self) -> bool:
+        """Whether others than the caller are inside, and a thread of the scheduler's can be had."""
+        return self._life.crowd > 1 and self._batcher.start()
+
+    def _run(self, sequences: Sequence[Sequenced], call: Call) -> Sequence[Any]:
+        """What is read of each of a batch's sequences, run here or, where others are inside, among
+        theirs."""
+        if self._is_busy():
+            with suppress(Forked):
+                found: Sequence[Any] = self._left(
+                    self._batcher.run(sequences, self._life.stay("predict"))
+                )
+                return found
+        return self._predictor.run_and_read(call.backend, sequences)
+
+    @staticmethod
+    def _left(submission: Submission) -> Any:
+        """The result of what is left to the scheduler; who is interrupted waits for it no more."""
+        try:
+            return submission.result()
+        finally:
+            submission.cancel()
+
+    def submit(
+        self,
+        batch: Any,
+        *,
+        prompt: str | None = None,
+        on_error: str = "raise",
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Submission:
+        """As `predict`, without waiting: the scheduler tokenizes and runs it, among what others
+        have submitted. See docs/batching.md.
+
+        Args:
+            batch, prompt, on_error: as for `predict`.
+            priority: -10 to 10; the higher goes first. Each step counts as one second of waiting,
+                so that nobody waits for ever.
+            deadline: the seconds from now by which it has to begin to run; else it is dropped.
+                None: none.
+
+        Returns:
+            A `concurrent.futures.Future` of what `predict` returns or raises, which can be
+            cancelled until all of it has begun to run, with a `report` of what it took. Where its
+            deadline is over, `DeadlineExceeded`; where the engine is closed before, a BertrtError.
+
+        Raises:
+            QueueFull: so many inputs wait that there is no place for these.
+            InvalidInputError, InvalidTypeError: an argument that means nothing; of inputs by
+                themselves the future tells.
+            BertrtError: the model has no tokenizer or task, or the engine is closed.
+        """
+        _check_on_error(on_error)
+        if type(priority) is not int or priority not in PRIORITIES:
+            raise InvalidInputError(
+                f"priority is {priority!r}; expected a whole number from {PRIORITIES[0]} to "
+                f"{PRIORITIES[-1]}"
+            )
+        if deadline is not None and (
+            not isinstance(deadline, Real) or isinstance(deadline, bool) or not deadline >= 0
+        ):
+            raise InvalidInputError(
+                f"deadline is {deadline!r}; expected seconds from now, 0 or more, or None"
+            )
+        with self._life.use("submit") as call:  # noqa: F841
+            items, single, before = self._predictor.inputs(batch, prompt)
+            self._batcher.check_room(len(items))
+            if not self._batcher.start():
+                raise BertrtError(
+                    "the system gives no thread to run what is submitted; use predict"
+                )
+            return self._batcher.submit(
+                items,
+                self._life.stay("submit"),
+                single=single,
+                prompt=before,
+                on_error=on_error,
+                priority=priority,
+                deadline=None if deadline is None else float(min(deadline, _LONGEST)),
+            )
+
+    async def apredict(
+        self,
+        batch: Any,
+        *,
+        prompt: str | None = None,
+        on_error: str = "raise",
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Any:
+        """As `predict`, for asyncio: `submit`, and wait without blocking the event loop.
+
+        Arguments, result and errors are those of `submit`. A task that is cancelled here cancels
+        what has not run.
+        """
+        submission = self.submit(
+            batch, prompt=prompt, on_error=on_error, priority=priority, deadline=deadline
+        )
+        return await asyncio.wrap_future(submission)
+
+    def statistics(self) -> Statistics:
+        """What the scheduler has done and has to do: how much waits, and how large its batches
+        were. What `predict` runs by itself, since nobody else is inside, is not among it."""
+        return self._batcher.statistics()
 
     def rerank(
         self,
@@ -299,7 +417,7 @@ class Engine:
         pairs = pair_up(self.task, query, documents, top_k)
         return rank(self.predict(pairs, prompt=prompt))[:top_k]
 
-    @_naming_memory
+    @naming_memory
     def predict_with_outputs(
         self, batch: Any, *, prompt: str | None = None
     ) -> tuple[list[Result], list[list[np.ndarray]]]:
@@ -319,10 +437,12 @@ class Engine:
             What `predict` raises.
         """
         with self._life.use("predict_with_outputs") as call:
-            requests, _ = self._predictor.encode(batch, prompt)
-            return self._predictor.answer(call.backend, requests, keep=True)
+            found, _ = self._predictor.encode(batch, prompt)
+            requests = [own for own in found if isinstance(own, Request)]
+            most = self._batching.tokens
+            return self._predictor.with_outputs(call.backend, requests, most=most)
 
-    @_naming_memory
+    @naming_memory
     def tokenize(self, batch: Any, *, prompt: str | None = None) -> Any:
         """The ids that `predict` would use.
 
@@ -344,7 +464,7 @@ class Engine:
             found = [own[0] if len(own) == 1 else own for own in found]
         return found[0] if single else found
 
-    @_naming_memory
+    @naming_memory
     def run(
         self,
         token_ids: Any,
@@ -439,7 +559,12 @@ class Engine:
                 these calls is over. Closing again waits again.
             InvalidInputError, InvalidTypeError: `timeout` is no number of seconds.
         """
-        self._life.close(timeout)
+        self._batcher.nudge()
+        try:
+            self._life.close(timeout)
+        except BusyError:
+            self._batcher.refuse(self._life.is_closed)
+            raise
 
     def __enter__(self) -> Engine:
         return self
@@ -456,6 +581,13 @@ class Engine:
         if self._life.closed:
             raise BertrtError(f"{self!r} cannot be pickled")
         return functools.partial(Engine.load, **self._arguments), ()
+
+
+def _check_on_error(on_error: Any) -> None:
+    if not isinstance(on_error, str):
+        raise InvalidTypeError(f"on_error is a {type(on_error).__name__}; expected a str")
+    if on_error not in ("raise", "return"):
+        raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
 
 
 def _check_threads(threads: Any) -> int:

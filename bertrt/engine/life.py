@@ -27,7 +27,7 @@ from bertrt.errors import (
     InvalidTypeError,
 )
 
-__all__ = ["Call", "Life"]
+__all__ = ["Call", "Life", "Stay"]
 
 # How often a call that nobody is seen to be inside of is looked for again. A thread's stack may
 # change while it is read.
@@ -92,6 +92,21 @@ class Call:
         return False
 
 
+class Stay(Call):
+    """What a thread has left for others to do: over when they say so, or when nothing refers to it
+    any more. No thread's frame has it."""
+
+    __slots__ = ()
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.thread = 0
+
+    def is_under_way(self) -> bool:
+        """Whether it is not over."""
+        return not self.over
+
+
 class Life:
     """A backend from loading to closing, and the calls that use it."""
 
@@ -116,16 +131,31 @@ class Life:
             BertrtError: it is closed.
         """
         call = self._begin(method)
-        # From here on close() sees the call; so what it has done before, the call sees.
-        if self.closed:
-            raise self._is_closed()
-        call.lease = self._lease or self._load_again()
+        self._enter(call)
         return call
+
+    def stay(self, method: str) -> Stay:
+        """Likewise for what others will do: whoever does it ends it as a ``with`` block would."""
+        stay = Stay(method)
+        self._add(stay)
+        self._enter(stay)
+        return stay
+
+    @property
+    def crowd(self) -> int:
+        """How many are inside, the caller among them; more, where somebody keeps a traceback."""
+        return len(self._begun)
 
     def _begin(self, method: str) -> Call:
         call = Call(method)
         self._add(call)
         return call
+
+    def _enter(self, call: Call) -> None:
+        # From here on close() sees the call; so what it has done before, the call sees.
+        if self.closed:
+            raise self.is_closed()
+        call.lease = self._lease or self._load_again()
 
     def _add(self, call: Call) -> None:
         # Each a step of the interpreter's own; the end of the frame, and so of the call, undoes it.
@@ -147,10 +177,11 @@ class Life:
                 self._lease = None
             found = self._lease
             if found is None:
-                raise self._is_closed()
+                raise self.is_closed()
             return found
 
-    def _is_closed(self) -> BertrtError:
+    def is_closed(self) -> BertrtError:
+        """The error for what comes after the end."""
         return BertrtError(f"{self} cannot be used any more: load it again")
 
     def close(self, timeout: float | None) -> None:
@@ -226,8 +257,9 @@ def _describe(calls: list[Call]) -> str:
     names: dict[Any, str] = {thread.ident: thread.name for thread in threading.enumerate()}
     now = time.monotonic()
     return ", ".join(
-        f"{call.method} in thread {names.get(call.thread, call.thread)!r}, "
-        f"for {now - call.since:.1f} s"
+        call.method
+        + (f" in thread {names.get(call.thread, call.thread)!r}" if call.thread else "")
+        + f", for {now - call.since:.1f} s"
         for call in calls
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from bertrt.backends.base import Backend
 from bertrt.batch import PackedBatch
+from bertrt.engine.encodings import check_encodings
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError
 from bertrt.host.floats import usual_errors
 from bertrt.host.progress import progress
@@ -21,17 +22,14 @@ from bertrt.tasks.table import make_task
 from bertrt.text.encoding import Encoding
 from bertrt.text.inputs import check_text, raise_errors
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "Sequenced", "masks_of", "sequences_of"]
 
-# predict runs at most this many tokens at once (padding included where the backend pads), so that
-# memory stays bounded however long the list is. The widest activation, the FFN's, takes 64 MiB
-# here for BERT large, and a matrix product has long reached its full speed: four times as many
-# tokens were no faster natively, and slower with padding.
-_TOKENS_AT_ONCE = 4096
+# A sequence to run, with the request that it belongs to.
+Sequenced = tuple[Request, Encoding]
 
 
-def _chunks(lengths: list[int], *, pads: bool) -> Iterator[list[int]]:
-    """Cut a list into runs of at most `_TOKENS_AT_ONCE` tokens, or of one text; as indices.
+def _chunks(lengths: list[int], *, most: int, pads: bool) -> Iterator[list[int]]:
+    """Cut a list into runs of at most `most` tokens, or of one text; as indices.
 
     Where the backend pads, padding counts, and texts of like length go together, so that there is
     little of it.
@@ -42,7 +40,7 @@ def _chunks(lengths: list[int], *, pads: bool) -> Iterator[list[int]]:
     for index in order:
         # Sorted, the text at hand is the longest.
         grown = lengths[index] * (len(chunk) + 1) if pads else size + lengths[index]
-        if chunk and grown > _TOKENS_AT_ONCE:
+        if chunk and grown > most:
             yield chunk
             chunk, grown = [], lengths[index]
         chunk.append(index)
@@ -68,26 +66,59 @@ class Predictor:
                 modules=model.modules,
             )
 
+    def inputs(self, batch: Any, prompt: str | None) -> tuple[list[Any], bool, str]:
+        """What `Engine.predict` is given, checked as far as can be without tokenizing: each input,
+        or the error for it; whether it was one input alone; and the text that goes before each.
+        Raises what `Engine.predict` raises for the whole of it."""
+        if self._task is None:
+            raise BertrtError(
+                f"{self._model.path} has no task; predict needs a bundle that has one"
+            )
+        if isinstance(batch, Encoding) or (isinstance(batch, list) and _has_encoding(batch)):
+            if prompt:
+                raise InvalidInputError(
+                    "prompt is given, and the batch comes in ids: a prompt's ids belong to them"
+                )
+            items, single = check_encodings(batch, self._limits, self._model.max_length)
+            return items, single, ""
+        if self._model.tokenizer is None:
+            raise BertrtError(
+                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
+                "with a vocabulary (bertrt export, bertrt import)"
+            )
+        before = self._prompt(prompt)
+        items, single = self._task.inputs(batch)
+        return items, single, before
+
+    def requests(
+        self, items: Mapping[int, Any], prompt: str
+    ) -> Mapping[int, Request | BertrtError]:
+        """A request for each of the inputs, by their places, which are of one kind (texts, pairs or
+        encodings), or the error for it."""
+        task, tokenizer = self._task, self._model.tokenizer
+        assert task is not None
+        made: dict[int, Request | BertrtError] = {}
+        if isinstance(next(iter(items.values()), None), Encoding):
+            for i, item in items.items():
+                made[i] = task.request_of(i, item, tokenizer)
+        else:
+            assert tokenizer is not None
+            made.update(task.prompted(items, tokenizer, prompt))
+        for i, own in made.items():
+            if isinstance(own, Request) and (error := self._misfit(i, own)):
+                made[i] = error
+        return made
+
     def encode(
         self, batch: Any, prompt: str | None = None, on_error: str = "raise"
     ) -> tuple[list[Request | BertrtError], bool]:
         """A request for each input of what `Engine.predict` is given, and whether it was one input
         alone. Raises what `Engine.predict` raises; with `on_error` "return" the error for an input
         that cannot be answered stands in its place."""
-        tokenizer = self._model.tokenizer
-        if tokenizer is None:
-            raise BertrtError(
-                f"{self._model.path} has no tokenizer: use run() with token ids, or make a bundle "
-                "with a vocabulary (bertrt export, bertrt import)"
-            )
-        if self._task is None:
-            raise BertrtError(
-                f"{self._model.path} has no task; predict needs a bundle that has one"
-            )
-        requests, single = self._task.encode(batch, tokenizer, prompt=self._prompt(prompt))
-        for i, own in enumerate(requests):
-            if isinstance(own, Request) and (error := self._misfit(i, own)):
-                requests[i] = error
+        items, single, before = self.inputs(batch, prompt)
+        good = {i: item for i, item in enumerate(items) if not isinstance(item, BertrtError)}
+        made = self.requests(good, before)
+        requests = [made.get(i, item) for i, item in enumerate(items)]
         if on_error == "raise":
             raise_errors(requests)
         return requests, single
@@ -142,66 +173,106 @@ class Predictor:
         check_text("prompt", prompt, may_be_empty=True)
         return prompt
 
-    def answer(
-        self,
-        backend: Backend,
-        requests: Sequence[Request | BertrtError],
-        *,
-        keep: bool = False,
-        bar: bool = False,
-    ) -> tuple[list[Any], list[list[np.ndarray]]]:
-        """The results of requests, errors in the places where they are; with `keep` also the rows
-        of the output that the task reads, of each input a copy for each sequence."""
-        with usual_errors():
-            return self._answer(backend, requests, keep, bar)
+    def run(
+        self, backend: Backend, sequences: Sequence[Sequenced]
+    ) -> tuple[Mapping[str, np.ndarray], PackedBatch]:
+        """The outputs that the task reads, of sequences with one number of masks, run as a
+        batch."""
+        assert self._task is not None  # or there were no requests
+        packed = self._pack(sequences)
+        return backend.run(packed, self._task.outputs), packed
 
-    def _answer(
-        self, backend: Backend, requests: Sequence[Request | BertrtError], keep: bool, bar: bool
-    ) -> tuple[list[Any], list[list[np.ndarray]]]:
-        task = self._task
-        assert task is not None  # or there were no requests
-        sequences = [
-            (own, encoding)
+    def read(
+        self,
+        values: Mapping[str, np.ndarray],
+        packed: PackedBatch,
+        sequences: Sequence[Sequenced],
+    ) -> Sequence[Any]:
+        """What the task reads of each sequence of a batch, out of the outputs."""
+        assert self._task is not None
+        return self._task.read(values, packed, [own for own, _ in sequences])
+
+    def results(self, requests: Sequence[Request | BertrtError], parts: Sequence[Any]) -> list[Any]:
+        """The results of requests, of what was read of their sequences, one after the other; errors
+        stand where they are."""
+        assert self._task is not None
+        read = iter(parts)
+        return [
+            own
+            if isinstance(own, BertrtError)
+            else self._task.answer(own, [next(read) for _ in own.sequences])
             for own in requests
-            if isinstance(own, Request)
-            for encoding in own.sequences
         ]
+
+    def chunks(
+        self, sequences: Sequence[Sequenced], *, most: int, pads: bool
+    ) -> Iterator[list[int]]:
+        """Cut sequences into batches of at most `most` tokens, as indices: those of like numbers of
+        masks together."""
+        by_masks: dict[int, list[int]] = {}
+        for i, (own, _) in enumerate(sequences):
+            by_masks.setdefault(masks_of(own), []).append(i)
+        for indices in by_masks.values():
+            lengths = [len(sequences[i][1].ids) for i in indices]
+            for chunk in _chunks(lengths, most=most, pads=pads):
+                yield [indices[i] for i in chunk]
+
+    def predict(
+        self,
+        requests: Sequence[Request | BertrtError],
+        run: Callable[[Sequence[Sequenced]], Sequence[Any]],
+        *,
+        most: int,
+        pads: bool,
+    ) -> list[Any]:
+        """The results of requests, errors in the places where they are. `run` gives what is read of
+        each sequence of a batch of at most `most` tokens."""
+        sequences = sequences_of(requests)
         parts: list[Any] = [None] * len(sequences)
-        kept: list[Any] = [None] * len(sequences)
-        chunks = list(self._chunks(sequences, pads=backend.pads))
+        chunks = list(self.chunks(sequences, most=most, pads=pads))
         # A bar of one step would say nothing.
         shown = (
             progress(len(sequences), "predict", " sequences")
-            if bar and len(chunks) > 1
+            if len(chunks) > 1
             else nullcontext(lambda count: None)
         )
         with shown as advance:
             for indices in chunks:
-                packed = self._pack([sequences[i] for i in indices])
-                values = backend.run(packed, task.outputs)
-                found = task.read(values, packed, [sequences[i][0] for i in indices])
+                found = run([sequences[i] for i in indices])
                 for i, part in zip(indices, found, strict=True):
                     parts[i] = part
-                if keep:
-                    name = task.outputs[0]
-                    tokens = self._model.rows[name] == "tokens"
-                    rows = np.split(values[name], packed.cu_seqlens[1:-1] if tokens else len(found))
-                    for i, own_rows in zip(indices, rows, strict=True):
-                        kept[i] = own_rows.copy() if tokens else own_rows[0].copy()
                 advance(len(indices))
-        read, outputs = iter(parts), iter(kept)
-        results: list[Any] = []
-        found_outputs: list[list[np.ndarray]] = []
-        for own in requests:
-            if isinstance(own, BertrtError):
-                results.append(own)
-                continue
-            results.append(task.answer(own, [next(read) for _ in own.sequences]))
-            if keep:
-                found_outputs.append([next(outputs) for _ in own.sequences])
-        return results, found_outputs
+        with usual_errors():
+            return self.results(requests, parts)
 
-    def _pack(self, sequences: Sequence[tuple[Request, Encoding]]) -> PackedBatch:
+    def run_and_read(self, backend: Backend, sequences: Sequence[Sequenced]) -> Sequence[Any]:
+        """Run a batch, and read it."""
+        with usual_errors():
+            return self.read(*self.run(backend, sequences), sequences)
+
+    def with_outputs(
+        self, backend: Backend, requests: Sequence[Request], *, most: int
+    ) -> tuple[list[Any], list[list[np.ndarray]]]:
+        """The results of requests, and the rows of the output that the task reads, of each input a
+        copy for each sequence."""
+        kept: dict[int, np.ndarray] = {}
+
+        def run(sequences: Sequence[Sequenced]) -> Sequence[Any]:
+            assert self._task is not None
+            name = self._task.outputs[0]
+            tokens = self._model.rows[name] == "tokens"
+            with usual_errors():
+                values, packed = self.run(backend, sequences)
+                found = self.read(values, packed, sequences)
+            rows = np.split(values[name], packed.cu_seqlens[1:-1] if tokens else packed.seqs)
+            for (_, encoding), own in zip(sequences, rows, strict=True):
+                kept[id(encoding)] = own.copy() if tokens else own[0].copy()
+            return found
+
+        results = self.predict(requests, run, most=most, pads=backend.pads)
+        return results, [[kept[id(one)] for one in own.sequences] for own in requests]
+
+    def _pack(self, sequences: Sequence[Sequenced]) -> PackedBatch:
         masked = [own.masked_positions for own, _ in sequences if own.masked_positions is not None]
         typed = self._limits.type_vocab_size > 0
         return PackedBatch.from_sequences(
@@ -210,15 +281,21 @@ class Predictor:
             np.stack(masked) if masked else None,
         )
 
-    def _chunks(
-        self, sequences: Sequence[tuple[Request, Encoding]], *, pads: bool
-    ) -> Iterator[list[int]]:
-        """Cut sequences into batches, as indices: those of like numbers of masks together."""
-        by_masks: dict[int, list[int]] = {}
-        for i, (own, _) in enumerate(sequences):
-            masks = 0 if own.masked_positions is None else len(own.masked_positions)
-            by_masks.setdefault(masks, []).append(i)
-        for indices in by_masks.values():
-            lengths = [len(sequences[i][1].ids) for i in indices]
-            for chunk in _chunks(lengths, pads=pads):
-                yield [indices[i] for i in chunk]
+
+def masks_of(request: Request) -> int:
+    """How many masks a request asks for."""
+    return 0 if request.masked_positions is None else len(request.masked_positions)
+
+
+def sequences_of(requests: Sequence[Request | BertrtError]) -> list[Sequenced]:
+    """The sequences of all requests, one after the other."""
+    return [
+        (own, encoding)
+        for own in requests
+        if isinstance(own, Request)
+        for encoding in own.sequences
+    ]
+
+
+def _has_encoding(batch: list[Any]) -> bool:
+    return any(isinstance(item, Encoding) for item in batch)

@@ -33,14 +33,12 @@ class Request:
         masked_positions: int32, shape (masks,): what the masked language model is asked for, in
             its one sequence; None where it is not asked.
         source: what the task wants to know again when the answer is made.
-        prompt: how many of the first tokens are those of a prompt, [CLS] among them.
     """
 
     sequences: Sequence[Encoding]
     truncated: bool
     masked_positions: np.ndarray | None = None
     source: Any = None
-    prompt: int = 0
 
 
 class Task(ABC):
@@ -77,15 +75,15 @@ class Task(ABC):
         """
         items, single = self.inputs(batch)
         good = {i: item for i, item in enumerate(items) if not isinstance(item, BertrtError)}
-        if not prompt:
-            made = self.requests(good, tokenizer)
-        else:
-            made = self._prompted(good, tokenizer, prompt)
+        made = self.prompted(good, tokenizer, prompt)
         return [made.get(i, item) for i, item in enumerate(items)], single
 
-    def _prompted(
+    def prompted(
         self, texts: Mapping[int, Any], tokenizer: Tokenizer, prompt: str
     ) -> Mapping[int, Request | BertrtError]:
+        """As `requests`, of texts that were checked, with what goes before each of them."""
+        if not prompt:
+            return self.requests(texts, tokenizer)
         # The prompt's tokens are those that it has alone, as in sentence-transformers.
         ids = tokenizer.encode([prompt])[0].ids
         tokens = len(ids) - (len(ids) > 0 and int(ids[-1]) in tokenizer.special_ids)
@@ -97,7 +95,9 @@ class Task(ABC):
             tokenizer,
         )
         return {
-            i: replace(own, prompt=tokens) if isinstance(own, Request) else own
+            i: replace(own, sequences=[replace(one, prompt=tokens) for one in own.sequences])
+            if isinstance(own, Request)
+            else own
             for i, own in made.items()
         }
 
@@ -113,6 +113,13 @@ class Task(ABC):
             i: Request([encoding], encoding.truncated) if len(encoding.ids) else no_token(i)
             for i, encoding in zip(texts, tokenizer.encode(list(texts.values())), strict=True)
         }
+
+    def request_of(
+        self, index: int, encoding: Encoding, tokenizer: Tokenizer | None
+    ) -> Request | BertrtError:
+        """A request for an input that comes in ids, by its place in the batch, or why there can be
+        none. `tokenizer`: the model's, if it has one."""
+        return Request([encoding], encoding.truncated)
 
     @abstractmethod
     def read(

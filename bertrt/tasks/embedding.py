@@ -94,6 +94,20 @@ class Embedder(Task):
             for i, own in made.items()
         }
 
+    def request_of(
+        self, index: int, encoding: Encoding, tokenizer: Tokenizer | None
+    ) -> Request | BertrtError:
+        """See `Task.request_of`. Tokens and words are told by the model's tokenizer."""
+        if self._grouped_by is None:
+            return super().request_of(index, encoding, tokenizer)
+        if tokenizer is None:
+            return InvalidInputError(
+                f"batch[{index}] comes in ids, and the model has no tokenizer to tell the "
+                f"{self._grouped_by} from them"
+            )
+        groups = self._groups(encoding, tokenizer)
+        return Request([encoding], encoding.truncated, source=groups)
+
     def _groups(
         self, encoding: Encoding, tokenizer: Tokenizer
     ) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -140,7 +154,7 @@ class Embedder(Task):
         return embeddings
 
     def _pooled(self, rows: np.ndarray, request: Request) -> np.ndarray:
-        first = 0 if self._include_prompt else request.prompt
+        first = 0 if self._include_prompt else request.sequences[0].prompt
         if first >= len(rows):
             raise InvalidInputError(
                 f"the prompt's {first} tokens are left out of the pooling (include_prompt is "

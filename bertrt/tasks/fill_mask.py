@@ -11,7 +11,7 @@ from bertrt.batch import PackedBatch
 from bertrt.errors import BertrtError, InvalidInputError, ModelFormatError
 from bertrt.results import Candidate, FillMask
 from bertrt.tasks.base import Request, Task, softmax
-from bertrt.text.encoding import Tokenizer
+from bertrt.text.encoding import Encoding, Tokenizer
 
 __all__ = ["MaskFiller"]
 
@@ -46,6 +46,20 @@ class MaskFiller(Task):
             else:
                 made[i] = Request([encoding], encoding.truncated, positions, tokenizer)
         return made
+
+    def request_of(
+        self, index: int, encoding: Encoding, tokenizer: Tokenizer | None
+    ) -> Request | BertrtError:
+        """See `Task.request_of`."""
+        if tokenizer is None or tokenizer.mask is None:
+            raise ModelFormatError("the model's vocabulary has no mask token")
+        positions = np.flatnonzero(encoding.ids == tokenizer.mask_id).astype(np.int32)
+        if not len(positions):
+            return InvalidInputError(
+                f"batch[{index}] holds no {tokenizer.mask} to fill: none of its ids is "
+                f"{tokenizer.mask_id}"
+            )
+        return Request([encoding], encoding.truncated, positions, tokenizer)
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

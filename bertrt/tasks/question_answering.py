@@ -46,7 +46,7 @@ from bertrt.results import Answer, Span
 from bertrt.tasks.base import Request, Task, softmax
 from bertrt.tasks.windows import cut_windows, overlapping
 from bertrt.text.basic import basic_tokenize
-from bertrt.text.encoding import Pieces, Tokenizer
+from bertrt.text.encoding import Encoding, Pieces, Tokenizer
 from bertrt.text.inputs import Words, split_words
 
 __all__ = ["QuestionAnswering"]
@@ -140,6 +140,15 @@ class QuestionAnswering(Task):
                 source=_Context(context, pieces, windows, tokenizer),
             )
         return made
+
+    def request_of(
+        self, index: int, encoding: Encoding, tokenizer: Tokenizer | None
+    ) -> Request | BertrtError:
+        """See `Task.request_of`. Ids do not say where the words stand."""
+        return InvalidInputError(
+            f"batch[{index}] comes in ids, which do not say where its words stand: question answering takes "
+            "pairs of texts"
+        )
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

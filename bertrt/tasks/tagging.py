@@ -32,7 +32,7 @@ from bertrt.errors import BertrtError, InvalidInputError, ModelFormatError
 from bertrt.results import Entity, Tagging
 from bertrt.tasks.base import Request, Task, names_of, softmax
 from bertrt.tasks.windows import cut_windows, overlapping, stitch_rows
-from bertrt.text.encoding import Pieces, Tokenizer
+from bertrt.text.encoding import Encoding, Pieces, Tokenizer
 from bertrt.text.inputs import Words, check_words, join_words, split_words
 
 __all__ = ["Tagger", "entity_spans", "merge_entities", "to_bioes"]
@@ -119,6 +119,15 @@ class Tagger(Task):
             )
         tokens = [[firsts[number]] for number in range(len(words.words))]
         return _request(pieces.ids, words, tokens, "gluonnlp", tokenizer)
+
+    def request_of(
+        self, index: int, encoding: Encoding, tokenizer: Tokenizer | None
+    ) -> Request | BertrtError:
+        """See `Task.request_of`. Ids do not say where the words stand."""
+        return InvalidInputError(
+            f"batch[{index}] comes in ids, which do not say where its words stand: tagging takes "
+            "texts"
+        )
 
     def read(
         self, values: Mapping[str, np.ndarray], batch: PackedBatch, requests: Sequence[Request]

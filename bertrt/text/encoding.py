@@ -31,11 +31,14 @@ class Encoding:
         ids: token ids, int32, shape (tokens,).
         types: token types, int32, shape (tokens,): 0 for the first text, 1 for the second.
         truncated: whether tokens were dropped to fit the model's maximum length.
+        prompt: how many of the first tokens are those of a prompt, special ones before it among
+            them.
     """
 
     ids: np.ndarray
     types: np.ndarray
-    truncated: bool
+    truncated: bool = False
+    prompt: int = 0
 
 
 @dataclass(frozen=True, eq=False)

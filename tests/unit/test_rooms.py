@@ -33,7 +33,8 @@ ROOMS = {
     "bench": "errors batch host plan models backends engine _native",
     "evaluation": "errors version batch host text plan tasks models backends engine _native",
     "export": "errors host text plan tasks compiler models engine evaluation",
-    "commands": "errors version host tasks models engine bench evaluation export",
+    "serve": "errors results engine",
+    "commands": "errors results version host tasks models engine bench evaluation export serve",
 }
 # What is imported, and never imports its way back in: the package's own names, `python -m bertrt`,
 # and the places of version 0.1.0 that are still imported from.

@@ -1,0 +1,467 @@
+"""The scheduler: what callers submit, tokenized and run by two threads in batches from all of them.
+
+Each thread takes what is to be done: the next batch, if none runs; else texts to tokenize, if
+nobody does. So one tokenizes, or reads what a batch gave and hands out results, while the other
+runs the next one; and what a lone caller submits stays with the thread that took it.
+
+Callers hold no lock here, as in `bertrt.engine.life`: they append to a deque and wake a thread, each
+a step of the interpreter's own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from bertrt.backends.base import Backend
+from bertrt.engine.batching import Batching, Statistics, Submission
+from bertrt.engine.life import Stay
+from bertrt.engine.line import Job, Line, Room
+from bertrt.engine.memory import named
+from bertrt.engine.predictor import Predictor, Sequenced, sequences_of
+from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
+from bertrt.host.floats import usual_errors
+from bertrt.text.encoding import Encoding
+from bertrt.text.inputs import raise_errors
+
+__all__ = ["Batcher", "Forked"]
+
+_WORKERS = 2
+
+# So many characters are tokenized at a time: some milliseconds, after which others have their turn.
+_CHARACTERS_AT_ONCE = 1 << 16
+
+
+class _Place(int):
+    """An input's place in its batch, apart from the same place in others'."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class Batcher:
+    """An engine's scheduler. Its threads start with the first submission."""
+
+    def __init__(self, predictor: Predictor, batching: Batching) -> None:
+        self._predictor = predictor
+        self._batching = batching
+        self._renew()
+        _batchers.add(self)
+
+    def _renew(self) -> None:
+        self._inbox: deque[Job] = deque()
+        self._cancelled: deque[Job] = deque()
+        self._jobs: set[Job] = set()
+        self._wake: SimpleQueue[Batcher | None] = SimpleQueue()
+        self._refusal: Callable[[], BertrtError] | None = None
+        # What follows belongs to the threads, which hold the lock.
+        self._lock = threading.Lock()
+        self._workers = 0
+        self._texts, self._ready = Line(), Line()
+        self._waiting = 0
+        self._tokenizing = self._executing = False
+        self._batches = self._sequences = self._tokens = 0
+        self._by_sequences: Counter[int] = Counter()
+        self._by_tokens: Counter[int] = Counter()
+
+    def __del__(self) -> None:
+        for _ in range(_WORKERS):
+            self._wake.put(None)
+
+    # --- what callers call ------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Have threads; whether there is any."""
+        for _ in range(_WORKERS - self._workers):  # one too many leaves by itself
+            try:
+                threading.Thread(
+                    target=_work, args=(self._wake, weakref.ref(self)), name="bertrt", daemon=True
+                ).start()
+            except RuntimeError:  # the system gives none
+                return self._workers > 0
+        return True
+
+    def _join(self, wake: SimpleQueue[Batcher | None]) -> bool:
+        with self._lock:
+            if self._workers == _WORKERS or self._wake is not wake:
+                return False
+            self._workers += 1
+            return True
+
+    def check_room(self, inputs: int) -> None:
+        """Raise QueueFull where so many inputs may not wait."""
+        waiting, most = self.waiting, self._batching.queue
+        if waiting + inputs > most:
+            raise QueueFull(
+                f"{waiting} inputs wait, and {inputs} more would be above the limit of {most}: "
+                "submit them later, or in smaller parts, or load the engine with a larger "
+                "Batching(queue=...)"
+            )
+
+    @property
+    def waiting(self) -> int:
+        """The inputs that wait."""
+        return self._waiting + sum(job.size for job in list(self._inbox))
+
+    def statistics(self) -> Statistics:
+        """See `Engine.statistics`."""
+        return Statistics(
+            self.waiting,
+            self._batches,
+            self._sequences,
+            self._tokens,
+            dict(self._by_sequences),
+            dict(self._by_tokens),
+        )
+
+    def submit(
+        self,
+        items: Sequence[Any],
+        stay: Stay,
+        *,
+        single: bool,
+        prompt: str,
+        on_error: str,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Submission:
+        """Have inputs answered, of which each is one that `Predictor.inputs` gives."""
+
+        def finish(job: Job) -> Any:
+            requests = [job.requests[i] for i in range(job.size)]
+            results = self._predictor.results(requests, job.parts)
+            return results[0] if single else results
+
+        now = time.monotonic()
+        job = Job(
+            Submission(), stay, finish, len(items), now=now, priority=priority, deadline=deadline
+        )
+        job.prompt = prompt
+        job.all_or_none = on_error == "raise"
+        for i, item in enumerate(items):
+            (job.requests if isinstance(item, BertrtError) else job.items)[i] = item
+        return self._put(job)
+
+    def run(self, sequences: Sequence[Sequenced], stay: Stay) -> Submission:
+        """Have sequences run: what is read of each."""
+        now = time.monotonic()
+        job = Job(Submission(), stay, lambda job: job.parts, len(sequences), now=now)
+        job.run(list(sequences), pads=stay.backend.pads)
+        return self._put(job)
+
+    def _put(self, job: Job) -> Submission:
+        job.submission.cancels(lambda: self._drop(job))
+        self._jobs.add(job)
+        self._inbox.append(job)
+        self._wake.put(self)
+        return job.submission
+
+    def _drop(self, job: Job) -> None:
+        self._cancelled.append(job)
+        self._wake.put(self)
+
+    def refuse(self, why: Callable[[], BertrtError]) -> None:
+        """Fail what waits, and what comes; what runs ends."""
+        self._refusal = why
+        self._wake.put(self)
+
+    def nudge(self) -> None:
+        """Look whether there is something to do: an interrupt may have kept a caller from it."""
+        self._wake.put(self)
+
+    # --- what the threads do ----------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Do what there is to do."""
+        while True:
+            batch: list[tuple[Job, list[int]]] = []
+            texts: list[tuple[Job, dict[int, Any]]] = []
+            with self._lock:
+                now = time.monotonic()
+                gone = self._take_in(now)
+                if self._ready and not self._executing:
+                    pads = next(iter(self._ready)).stay.backend.pads
+                    batch = self._ready.batch(now, Room(self._batching.tokens, pads=pads))
+                    batch = [(job, own) for job, own in batch if self._begin(job)]
+                    self._executing = bool(batch)
+                if not batch and self._texts and not self._tokenizing:
+                    texts = self._texts.texts(now, _CHARACTERS_AT_ONCE)
+                    self._tokenizing = True
+                others = self._has_work()
+            for job, error in gone:
+                self._end(job, error=error)
+            if not batch and not texts:
+                return
+            if others:
+                self._wake.put(self)
+            if batch:
+                self._execute(batch)
+            else:
+                self._tokenize(texts)
+
+    def _has_work(self) -> bool:
+        ready = bool(self._ready) and not self._executing
+        return ready or (bool(self._texts) and not self._tokenizing)
+
+    def _take_in(self, now: float) -> list[tuple[Job, BaseException | None]]:
+        """Put what has come in line, and take out what nobody waits for, with what becomes of
+        it."""
+        # First what wakes threads: of what is not seen below, the call that wakes comes later.
+        try:
+            while True:
+                self._wake.get_nowait()
+        except Empty:
+            pass
+        gone: list[tuple[Job, BaseException | None]] = []
+        while self._inbox:
+            job = self._inbox.popleft()
+            (self._texts if job.items or not job.sequences else self._ready).add(job)
+            self._waiting += job.size
+        while self._cancelled:
+            job = self._cancelled.popleft()
+            if self._texts.remove(job) or self._ready.remove(job):
+                gone.append((job, None))
+        for line in (self._texts, self._ready):
+            for job in line.expired(now):
+                late = now - job.came
+                gone.append(
+                    (
+                        job,
+                        DeadlineExceeded(
+                            f"it had not begun to run {late:.3f} seconds after it was submitted; "
+                            "its deadline was "
+                            f"{(job.deadline or now) - job.came:.3f}"
+                        ),
+                    )
+                )
+            if self._refusal is not None:
+                for job in line:
+                    line.remove(job)
+                    gone.append((job, self._refusal()))
+        return gone
+
+    def _begin(self, job: Job) -> bool:
+        """Note that a batch has a part of a job; whether anybody waits for it."""
+        if job.over or job.submission.cancelled():
+            return False
+        if job.left:
+            return True
+        self._leave(job)
+        # The last part: from here on it cannot be cancelled.
+        return job.submission.set_running_or_notify_cancel()
+
+    def _leave(self, job: Job) -> None:
+        if job.waits:
+            job.waits = False
+            self._waiting -= job.size
+
+    def _end(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
+        """A job's end: its result or its error, or neither where it was cancelled."""
+        with self._lock:
+            if job.over:
+                return
+            job.over = True
+            self._leave(job)
+            self._ready.remove(job)
+        self._jobs.discard(job)
+        submission = job.submission
+        submission.cancels(None)
+        job.stay.__exit__(None, None, None)
+        # It may be cancelled up to the last moment.
+        with suppress(InvalidStateError):
+            if error is not None:
+                submission.set_exception(named(error, "submit"))
+            elif not submission.cancelled():
+                submission.report = job.report(time.monotonic())
+                submission.set_result(result)
+        if submission.cancelled() and not submission.told:
+            # Who waits for one of several futures learns of it here.
+            submission.told = True
+            submission.set_running_or_notify_cancel()
+
+    def _tokenize(self, texts: list[tuple[Job, dict[int, Any]]]) -> None:
+        groups: dict[Any, dict[int, tuple[Job, Any]]] = {}
+        for job, items in texts:
+            for i, item in items.items():
+                kind = job.prompt, type(item) if isinstance(item, tuple | Encoding) else str
+                groups.setdefault(kind, {})[_Place(i)] = job, item
+        begun = time.monotonic()
+        errors: dict[Job, BaseException] = {}
+        for (prompt, _), places in groups.items():
+            self._make_requests(prompt, places, errors)
+        ended = time.monotonic()
+        ready: list[Job] = []
+        for job, _ in texts:
+            job.tokenize += ended - begun
+            if not job.items or job in errors:
+                try:
+                    if job in errors:
+                        raise errors[job]
+                    self._is_whole(job)
+                    if job.sequences and not job.submission.cancelled():
+                        ready.append(job)
+                    else:
+                        with usual_errors():
+                            self._end(job, job.finish(job))
+                except BaseException as error:
+                    self._end(job, error=error)
+        with self._lock:
+            self._tokenizing = False
+            for job in ready:
+                job.stand(job.came)
+                self._ready.add(job)
+
+    def _make_requests(
+        self,
+        prompt: str,
+        places: Mapping[int, tuple[Job, Any]],
+        errors: dict[Job, BaseException],
+    ) -> None:
+        """Tokenize inputs of one kind; an error is that of the jobs that it comes from."""
+        try:
+            with usual_errors():
+                made = self._predictor.requests(
+                    {place: item for place, (_, item) in places.items()}, prompt
+                )
+        except BaseException as error:
+            jobs = {job: None for job, _ in places.values()}
+            if len(jobs) == 1:
+                errors[next(iter(jobs))] = error
+                return
+            for one in jobs:
+                own = {place: (job, item) for place, (job, item) in places.items() if job is one}
+                self._make_requests(prompt, own, errors)
+            return
+        for place, (job, _) in places.items():
+            job.requests[int(place)] = made[place]
+
+    def _is_whole(self, job: Job) -> None:
+        """All of a job's inputs are tokenized: what is to run is known."""
+        requests = [job.requests[i] for i in range(job.size)]
+        if job.all_or_none:
+            raise_errors(requests)
+        pads = job.stay.lease is not None and job.stay.backend.pads
+        job.run(sequences_of(requests), pads=pads)
+
+    def _execute(self, batch: list[tuple[Job, list[int]]]) -> None:
+        sequences = [job.sequences[i] for job, own in batch for i in own]
+        # What is needed of a job that ends meanwhile, such as by an error of another part.
+        leases = [job.stay.lease for job, _ in batch]
+        begun = time.monotonic()
+        error: BaseException | None = None
+        found: Sequence[Any] = ()
+        values: Any = None
+        packed: Any = None
+        lease = next((one for one in leases if one is not None), None)
+        try:
+            if lease is not None:
+                with usual_errors():
+                    values, packed = self._predictor.run(lease.backend, sequences)
+        except BaseException as caught:
+            error = caught
+        took = time.monotonic() - begun
+        tokens = sum(len(encoding.ids) for _, encoding in sequences)
+        with self._lock:
+            self._executing = False
+            self._count(len(sequences), tokens)
+            others = self._has_work() or bool(self._inbox)
+        if others:
+            self._wake.put(self)
+        for job, _ in batch:
+            job.execute += took
+        try:
+            if lease is not None and error is None:
+                with usual_errors():
+                    found = self._predictor.read(values, packed, sequences)
+        except BaseException as caught:
+            error = caught
+        del values
+        if error is not None and len(batch) > 1 and lease is not None:
+            self._apart(batch, lease.backend)
+        else:
+            parts = iter(found)
+            for job, own in batch:
+                self._parts(job, own, [next(parts, None) for _ in own], error)
+        del lease, leases, error
+
+    def _apart(self, batch: list[tuple[Job, list[int]]], backend: Backend) -> None:
+        """Run each job's part of a batch alone: an error of one is not the others'."""
+        for job, own in batch:
+            try:
+                found = self._predictor.run_and_read(backend, [job.sequences[i] for i in own])
+            except BaseException as error:
+                self._parts(job, own, (), error)
+            else:
+                self._parts(job, own, found, None)
+
+    def _parts(
+        self, job: Job, own: list[int], found: Sequence[Any], error: BaseException | None
+    ) -> None:
+        """What a job has of a batch."""
+        if error is None:
+            for i, part in zip(own, found, strict=True):
+                job.parts[i] = part
+            job.missing -= len(own)
+            if job.missing and not job.submission.cancelled():
+                return
+            try:
+                with usual_errors():
+                    result = None if job.missing else job.finish(job)
+            except BaseException as caught:
+                error = caught
+        if error is not None:
+            self._end(job, error=error)
+        else:
+            self._end(job, result)
+
+    def _count(self, sequences: int, tokens: int) -> None:
+        self._batches += 1
+        self._sequences += sequences
+        self._tokens += tokens
+        self._by_sequences[1 << (sequences - 1).bit_length()] += 1
+        self._by_tokens[1 << (tokens - 1).bit_length()] += 1
+
+    def after_fork(self) -> None:
+        """In a forked child, where no thread of the parent lives on: what it had waiting fails."""
+        jobs = list(self._jobs)
+        self._renew()
+        for job in jobs:
+            job.submission.renew()
+            self._end(job, error=Forked("it was submitted before a fork, and is the parent's"))
+
+
+class Forked(BertrtError):
+    """What the parent has submitted is not answered in a forked child."""
+
+
+def _work(wake: SimpleQueue[Batcher | None], owner: weakref.ref[Batcher]) -> None:
+    batcher = owner()
+    if batcher is None or not batcher._join(wake):
+        return
+    # Between its tasks a thread holds nothing of the engine.
+    while batcher is not None:
+        del batcher
+        batcher = wake.get()
+        if batcher is not None:
+            batcher._serve()
+
+
+# Those of this process, for the fork hook.
+_batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for batcher in list(_batchers):
+        batcher.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

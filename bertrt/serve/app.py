@@ -1,0 +1,88 @@
+"""The application: all endpoints, the models behind them, and what happens at start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bertrt.serve.endpoint import Endpoint, State
+from bertrt.serve.protocols import operation, plain
+from bertrt.serve.refusals import Refusal
+from bertrt.serve.settings import Settings
+
+__all__ = ["ENDPOINTS", "make_app"]
+
+# Each protocol's, in the order of the API's description.
+ENDPOINTS: list[Endpoint] = [
+    *plain.ENDPOINTS,
+    *operation.ENDPOINTS,
+]
+
+
+def make_app(settings: Settings, failed: Callable[[Refusal], None] | None = None) -> Starlette:
+    """The ASGI application.
+
+    Its models are loaded beside it once it runs, one after the other; until they are there,
+    requests for them are refused with 503.
+
+    Args:
+        settings: how it is set up.
+        failed: called with the reason when a model of `settings` cannot be loaded; None: it is then
+            a model that is not there.
+    """
+    state = State(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.ensure_future(_load_all(state, failed))
+        try:
+            yield
+        finally:
+            loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loading
+            await state.models.close()
+
+    app = Starlette(
+        routes=_routes(ENDPOINTS),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _nowhere},
+    )
+    app.state.bertrt = state
+    return app
+
+
+async def _load_all(state: State, failed: Callable[[Refusal], None] | None) -> None:
+    for name in state.settings.models:
+        try:
+            await state.models.load(name)
+        except Refusal as refusal:
+            if failed is not None:
+                failed(refusal)
+                return
+
+
+def _routes(endpoints: Iterable[Endpoint]) -> list[Route]:
+    return [Route(own.path, own, methods=[own.method]) for own in endpoints]
+
+
+async def _nowhere(request: Request, error: Exception) -> Response:
+    """What a path or method that there is not is answered with."""
+    assert isinstance(error, HTTPException)
+    refusal = Refusal(
+        error.status_code,
+        f"{request.method} {request.url.path[:200]}: "
+        f"{HTTPStatus(error.status_code).phrase.lower()}; /docs lists what there is",
+    )
+    response = operation.refuse(refusal)
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response

@@ -1,0 +1,395 @@
+"""An endpoint: what every request goes through, whatever its protocol.
+
+A request is named, let in or not, read, decoded, handed to its protocol's function, answered in its
+protocol's words, counted and logged; here and nowhere else. A client that goes away cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from bertrt.errors import BertrtError
+from bertrt.serve import tracing
+from bertrt.serve.logs import log
+from bertrt.serve.metrics import Metrics
+from bertrt.serve.models import Models
+from bertrt.serve.refusals import Refusal, refusal_of
+from bertrt.serve.served import Answered
+from bertrt.serve.settings import Settings
+
+__all__ = ["Call", "Endpoint", "State", "json_response"]
+
+# What nginx logs for a client that did not wait; nobody gets it.
+_GONE = 499
+# Bodies of so many requests of the greatest size may be in memory at a time.
+_BODIES = 16
+# Of a body that is refused so many bytes are read and dropped, so that its client, which may not
+# listen before it has sent all, gets the answer: closing a socket with unread bytes resets it.
+_DROPPED = 1 << 30
+
+
+class State:
+    """What a server's requests share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(lambda: self.models.served())
+        self.models = Models(settings, self.metrics)
+        self.draining = False
+        self.under_way = 0
+        self.body_bytes = 0
+        self._keys = [key.encode() for key in settings.api_keys]
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be sent here: every model is warm, and the server is to stay."""
+        return self.models.ready and not self.draining
+
+    def lets_in(self, key: bytes) -> bool:
+        """Whether a key is one of those that were set; every one is compared, in constant time."""
+        same = [hmac.compare_digest(key, own) for own in self._keys]
+        return not same or any(same)
+
+
+@dataclass(eq=False)
+class Call:
+    """One request, as a protocol's function has it.
+
+    Attributes:
+        state: the server's.
+        request: the head: method, path, `path_params`, `query_params`, `headers`.
+        body: decoded, where the endpoint has a type for it; else the bytes.
+        id: the request's id, the client's own X-Request-Id or a new one.
+        headers: what goes with the answer; a function may add to it.
+        fields: what the log says of it beside status and time; never texts.
+        unread: whether the client may still be sending the body.
+        started: when it came, by `time.perf_counter`.
+    """
+
+    state: State
+    request: Request
+    body: Any = b""
+    id: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    unread: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    async def answer(
+        self,
+        inputs: Sequence[Any],
+        *,
+        model: str | None = None,
+        tasks: Sequence[str] | None = None,
+        prompt: str | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
+    ) -> Answered:
+        """Answer inputs: `Served.answer` of the model that is asked for.
+
+        Args:
+            inputs: texts, pairs (tuples), lists of words or `Encoding`.
+            model: the model's name; None: the header X-Model, or else the first one that has one of
+                the tasks.
+            tasks: the tasks that the route answers; None: any.
+            prompt: see `Engine.predict`.
+            priority, deadline: see `Engine.submit`; None: what the headers X-Priority and X-Timeout
+                (seconds) say.
+
+        Raises:
+            Refusal: for the request as a whole. What is wrong with an input is in its place.
+        """
+        if not inputs:
+            raise Refusal(400, "there is no input; expected one or more")
+        most = self.state.settings.max_inputs
+        if len(inputs) > most:
+            raise Refusal(413, f"there are {len(inputs)} inputs; at most {most} are taken at once")
+        with self.state.models.use(model or self.header("x-model"), tasks) as served:
+            self.fields |= {"model": served.name, "inputs": len(inputs)}
+            with tracing.span("bertrt.answer", model=served.name, inputs=len(inputs)) as span:
+                answered = await served.answer(
+                    inputs,
+                    prompt=prompt,
+                    priority=self._priority() if priority is None else priority,
+                    deadline=self._deadline() if deadline is None else deadline,
+                )
+                tracing.stages(span, answered)
+        self.fields |= {
+            "tokens": sum(answered.tokens),
+            "cached": answered.cached,
+            "queue_ms": round(answered.queue * 1e3, 3),
+            "execute_ms": round(answered.execute * 1e3, 3),
+        }
+        return answered
+
+    def header(self, name: str) -> str | None:
+        """A header's value; None where it is not there."""
+        return self.request.headers.get(name)
+
+    def _priority(self) -> int:
+        said = self.header("x-priority")
+        if said is None:
+            return 0
+        if not re.fullmatch(r"[+-]?\d{1,6}", said, re.ASCII):
+            raise Refusal(400, f"the header X-Priority is {said[:50]!r}; expected a whole number")
+        return int(said)
+
+    def _deadline(self) -> float | None:
+        said = self.header("x-timeout")
+        if said is None:
+            return None
+        if not re.fullmatch(r"\d{1,6}(\.\d{1,9})?", said, re.ASCII):
+            raise Refusal(400, f"the header X-Timeout is {said[:50]!r}; expected seconds, as 0.5")
+        return float(said)
+
+
+Handle = Callable[[Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoint:
+    """An ASGI application for one path.
+
+    Attributes:
+        path: as Starlette writes it, "/v2/models/{model}".
+        handle: answers it.
+        refuse: how the protocol tells a refusal.
+        method: GET or POST.
+        body: the type that msgspec makes of a JSON body; None: the body as bytes.
+        answers: the type of the answer's body, for the API's description; None: not JSON.
+        summary: a sentence for the API's description.
+        tag: the protocol's name there.
+        open: whether it is answered without a key, while models load and while the server drains.
+    """
+
+    path: str
+    handle: Handle
+    refuse: Callable[[Refusal], Response]
+    method: str = "POST"
+    body: Any = None
+    answers: Any = None
+    summary: str = ""
+    tag: str = ""
+    open: bool = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state: State = scope["app"].state.bertrt
+        call = Call(state, Request(scope))
+        call.id = _id(call.header("x-request-id"))
+        state.under_way += 1
+        status = _GONE
+        try:
+            with tracing.request(call.request, self.path):
+                response = await self._answer(call, receive)
+                if response is not None:
+                    response.headers["x-request-id"] = call.id
+                    for name, value in call.headers.items():
+                        response.headers[name] = value
+                    status = response.status_code
+                    if not call.unread:
+                        await response(scope, receive, send)
+                    else:
+                        await response(scope, receive, _without_end(send))
+                        await _drop(receive, state.settings.body_seconds)
+                        await send({"type": "http.response.body"})
+        finally:
+            state.under_way -= 1
+            self._tell(call, status)
+
+    def _tell(self, call: Call, status: int) -> None:
+        seconds = time.perf_counter() - call.started
+        metrics = call.state.metrics
+        metrics.requests.labels(self.path, status).inc()
+        metrics.request_seconds.labels(self.path).observe(seconds)
+        if not self.open:
+            head = call.request
+            log(
+                "request",
+                id=call.id,
+                method=head.method,
+                route=self.path,
+                status=status,
+                ms=round(seconds * 1e3, 3),
+                client=head.client.host if head.client else None,
+                **call.fields,
+            )
+
+    async def _answer(self, call: Call, receive: Receive) -> Response | None:
+        """The response; None where nobody is left to get it."""
+        state, held = call.state, 0
+        try:
+            call.unread = self.method != "GET"
+            self._let_in(call)
+            if self.method != "GET":
+                raw = await _read(call, receive)
+                held = len(raw)
+                state.body_bytes += held
+                call.body = raw if self.body is None else decode(raw, self.body, call.request)
+                del raw
+            return await _unless_gone(self.handle(call), receive)
+        except _GoneError:
+            return None
+        except BertrtError as error:
+            refusal = refusal_of(error)
+            call.fields["error"] = type(error.__cause__ or error).__name__
+            return self._refuse(refusal)
+        except Exception as error:
+            # Its message may hold what was sent.
+            log("fault", logging.ERROR, id=call.id, route=self.path, error=error)
+            return self._refuse(Refusal(500, f"a fault of the server; request {call.id}"))
+        finally:
+            state.body_bytes -= held
+
+    def _refuse(self, refusal: Refusal) -> Response:
+        response = self.refuse(refusal)
+        for name, value in refusal.headers.items():
+            response.headers[name] = value
+        return response
+
+    def _let_in(self, call: Call) -> None:
+        state = call.state
+        if self.open:
+            return
+        # TEI's clients and OpenAI's send it so; some proxies leave a header of its own alone.
+        scheme, _, key = (call.header("authorization") or "").partition(" ")
+        if scheme.lower() != "bearer":
+            key = call.header("x-api-key") or call.header("api-key") or ""
+        if not state.lets_in(key.strip().encode()):
+            raise Refusal(
+                401, "the API key is missing or wrong; expected 'Authorization: Bearer KEY'"
+            )
+        if state.draining:
+            raise Refusal(503, "the server is about to stop", retry_after=1)
+
+
+class _GoneError(Exception):
+    """The client closed the connection."""
+
+
+async def _read(call: Call, receive: Receive) -> bytes:
+    settings, state = call.state.settings, call.state
+    most = settings.max_body
+    refusal = Refusal(413, f"the body has more than {most} bytes, which are the most that is taken")
+    said = call.header("content-length")
+    if said is not None and said.isdecimal() and int(said) > most:
+        raise refusal
+    if state.body_bytes > _BODIES * most:
+        raise Refusal(429, "too many bodies are being read", retry_after=1)
+
+    async def parts() -> bytes:
+        found: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _GoneError
+            found.append(part := message.get("body", b""))
+            more = message.get("more_body", False)
+            if (size := size + len(part)) > most:
+                raise refusal
+        return b"".join(found)
+
+    try:
+        body = await asyncio.wait_for(parts(), settings.body_seconds)
+        call.unread = False
+        return body
+    except asyncio.TimeoutError:
+        call.unread = False
+        raise Refusal(
+            408, f"the body did not come within {settings.body_seconds:g} seconds"
+        ) from None
+
+
+def _without_end(send: Send) -> Send:
+    """Sends a response, and not that it is its end, where uvicorn closes the connection."""
+
+    async def send_on(message: Message) -> None:
+        whole = message["type"] == "http.response.body"
+        await send({**message, "more_body": True} if whole else message)
+
+    return send_on
+
+
+async def _drop(receive: Receive, seconds: float) -> None:
+    """Read what is left of a body."""
+
+    async def parts() -> None:
+        size, more = 0, True
+        while more and size < _DROPPED:
+            message = await receive()
+            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(parts(), seconds)
+
+
+def decode(raw: bytes, kind: Any, request: Request) -> Any:
+    """A JSON body as a type of msgspec's.
+
+    Raises:
+        Refusal: 415 it is said to be something else; 400 it is no JSON, or (422) none of this type.
+    """
+    content = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    if content.lower() != "application/json":
+        raise Refusal(415, f"the content type is {content[:50]!r}; expected application/json")
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refusal(422, f"the body: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Refusal(400, f"the body is no JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise Refusal(400, "the body is not UTF-8") from None
+
+
+async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:
+    """The answer; cancels it and raises _GoneError when the client goes first."""
+    task = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _GoneError
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _id(said: str | None) -> str:
+    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else uuid.uuid4().hex
+
+
+def json_response(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A response of JSON; arrays of numpy's, which have to lie in one piece, are lists there."""
+    return Response(
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS),
+        status,
+        dict(headers or {}),
+        media_type="application/json",
+    )

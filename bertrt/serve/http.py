@@ -1,0 +1,91 @@
+"""uvicorn's HTTP, with bounds that it does not have: on a request's head, and on its time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["BoundedProtocol"]
+
+# Bytes and seconds of a request's line and headers.
+_HEAD = 64 << 10
+_HEAD_SECONDS = 10.0
+# Seconds of a whole request: the endpoint refuses a body that is slow long before.
+_REQUEST_SECONDS = 120.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection.
+
+    It is closed where a client sends no request within 10 s of connecting, takes longer for a
+    request's head than that or longer than 120 s for its body; a head of more than 64 KiB is
+    answered with 431.
+    """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._timer: asyncio.TimerHandle | None = None
+        # Bytes since the head began; None: the head is there.
+        self._head: int | None = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self._within(_HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._within(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if self._head is not None:
+            self._head += len(data)
+            # A body may have come with it; uvicorn's own parser tells where the head ends.
+            if self._head > _HEAD + len(data) or (self._head > _HEAD and b"\r\n\r\n" not in data):
+                self._refuse(b"431 Request Header Fields Too Large")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """httptools' word for a request's first byte."""
+        self._head = self._head or 0
+        self._within(_HEAD_SECONDS)
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """httptools' word for the head's end."""
+        self._head = None
+        self._within(_REQUEST_SECONDS)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """httptools' word for the body's end."""
+        self._head = 0
+        self._within(None)
+        super().on_message_complete()
+
+    def _within(self, seconds: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if seconds is not None:
+            self._timer = self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self._head:
+            self._refuse(b"408 Request Timeout")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: bytes) -> None:
+        self.transport.write(
+            b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.close()

@@ -1,0 +1,1 @@
+"""The protocols: a module each, with its endpoints, its bodies and its words for errors."""

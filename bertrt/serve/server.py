@@ -1,0 +1,120 @@
+"""The process: a socket, uvicorn, and an end that loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import prometheus_client
+import uvicorn
+
+from bertrt.serve.app import make_app
+from bertrt.serve.endpoint import State
+from bertrt.serve.http import BoundedProtocol
+from bertrt.serve.logs import configure, log
+from bertrt.serve.refusals import Refusal
+from bertrt.serve.settings import Settings
+
+__all__ = ["serve"]
+
+# Connections that may be open at a time; beyond them 503 at once.
+_CONNECTIONS = 8192
+# So long no request is under way before the socket is closed, at the end: what a client has sent
+# and nobody has read yet, is read and told by then.
+_QUIET = 0.3
+
+
+def serve(settings: Settings, host: str, port: int, *, tls: dict[str, Any] | None = None) -> int:
+    """Serve until the process is asked to stop (SIGTERM, SIGINT).
+
+    Then new requests are refused with 503, /health/ready says so, and those under way have
+    `settings.drain_seconds` to end. Asked a second time, it stops at once.
+
+    Args:
+        settings: how it is set up.
+        host, port: where it listens; port 0: any, which the log tells.
+        tls: uvicorn's options of that, ``ssl_certfile`` and so on.
+
+    Returns:
+        The exit status: 0, or 1 where a model cannot be loaded or the port not be had.
+    """
+    configure()
+    # The times at which counters were made: nobody's question, and as many lines as the counters.
+    prometheus_client.disable_created_metrics()
+    status = 0
+
+    def failed(refusal: Refusal) -> None:
+        nonlocal status
+        status = 1
+        server.should_exit = True
+
+    app = make_app(settings, failed)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=BoundedProtocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        **(tls or {}),
+    )
+    server = _Server(config, app.state.bertrt)
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn's word for a port that cannot be had; it has told why.
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return status
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal's handler: drain, or, if that is under way, stop."""
+        if self._state.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._state.draining = True
+        log("draining", signal=signal.Signals(sig).name, under_way=self._state.under_way)
+
+    def _log_started_message(self, listeners: Sequence[Any]) -> None:
+        """What uvicorn says when it listens, with the port apart."""
+        address = listeners[0].getsockname()
+        log("listening", host=address[0], port=address[1], tls=self.config.is_ssl)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._state.draining and self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+        return bool(await super().on_tick(counter))
+
+    async def _drain(self) -> None:
+        """Wait until all that was taken is answered and nothing more comes, or the time is up."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._state.settings.drain_seconds
+        quiet = loop.time()
+        while (now := loop.time()) < end and now - quiet < _QUIET:
+            if self._state.under_way:
+                quiet = now
+            await asyncio.sleep(0.02)
+        if self._state.under_way:
+            log("drained", level=logging.WARNING, left=self._state.under_way)
+        else:
+            log("drained")
+        self.should_exit = True
