@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from bertrt.engine import Engine
-from bertrt.errors import InvalidInputError, InvalidTypeError, MissingDependencyError
-from bertrt.results import Ranked
+from bertrt.engine import Engine, reranking
+from bertrt.errors import (
+    InvalidInputError,
+    InvalidTypeError,
+    MissingDependencyError,
+    QueueFull,
+)
+from bertrt.results import Embedding, Ranked
 
 __all__ = [
     "Kind",
@@ -119,14 +124,18 @@ def similarity(engine: Engine) -> str | None:
 def embed(engine: Engine, texts: Sequence[str], prompt: str | None) -> np.ndarray:
     """The vectors of texts: float32, shape (texts, width). Raises what `Engine.predict` raises,
     but for no texts."""
-    if not len(texts):
-        return np.zeros((0, width(engine)), np.float32)
-    return np.stack([found.vector for found in engine.predict(list(texts), prompt=prompt)])
+    return _rows(engine, engine.predict(list(texts), prompt=prompt) if len(texts) else [])
 
 
 async def aembed(engine: Engine, texts: Sequence[str], prompt: str | None) -> np.ndarray:
     """As `embed`, beside what else the loop has to do."""
-    return await asyncio.to_thread(embed, engine, texts, prompt)
+    return _rows(engine, await _apredict(engine, list(texts), prompt) if len(texts) else [])
+
+
+def _rows(engine: Engine, results: Sequence[Embedding]) -> np.ndarray:
+    if not results:
+        return np.zeros((0, width(engine)), np.float32)
+    return np.stack([found.vector for found in results])
 
 
 def rank(engine: Engine, query: str, documents: Sequence[str], top_k: int | None) -> list[Ranked]:
@@ -138,4 +147,16 @@ async def arank(
     engine: Engine, query: str, documents: Sequence[str], top_k: int | None
 ) -> list[Ranked]:
     """As `rank`, beside what else the loop has to do."""
-    return await asyncio.to_thread(rank, engine, query, documents, top_k)
+    if not len(documents):
+        return []
+    pairs = reranking.pair_up(engine.task, query, list(documents), top_k)
+    return reranking.rank(await _apredict(engine, pairs, None))[:top_k]
+
+
+async def _apredict(engine: Engine, batch: list[Any], prompt: str | None) -> list[Any]:
+    try:
+        found: list[Any] = await engine.apredict(batch, prompt=prompt)
+    except QueueFull:
+        # Frameworks ask for all that they have, and expect to wait.
+        found = await asyncio.to_thread(engine.predict, batch, prompt=prompt)
+    return found

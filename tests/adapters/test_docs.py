@@ -14,11 +14,15 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def _libraries(block: str) -> set[str]:
-    nodes = ast.walk(ast.parse(block))
-    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    nodes = ast.walk(ast.parse(block))
-    names |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
-    return {name.split(".")[0] for name in names if name.split(".")[0] != "bertrt"}
+    """The libraries that a block needs, those of bertrt's adapters among them."""
+    names = set()
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).removeprefix("bertrt.adapters."))
+    tops = {name.split(".")[0] for name in names} - {"bertrt"}
+    return {"langchain_core" if name == "langchain" else name for name in tops}
 
 
 def test_every_adapter_has_an_example() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertrt import Engine, MissingDependencyError
+from bertrt import Batching, Engine, MissingDependencyError
 from bertrt.adapters import common
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +88,26 @@ def test_no_texts_and_no_documents(hugging) -> None:
         assert common.check_ranks(engine) is engine
         assert common.rank(engine, "a", [], 3) == []
         assert asyncio.run(common.arank(engine, "a", [], 3)) == []
+
+
+def test_what_the_queue_has_no_room_for_waits(hugging) -> None:
+    config = hugging.config | {"architectures": ["BertForSequenceClassification"]}
+    config |= {"id2label": {"0": "a"}}
+    scores = hugging.write(config, hugging.weights(config, classes=1), name="reranker")
+    texts = ["the", "sea", "boats", "caf", ""] * 3
+    small = Batching(queue=2)
+    with Engine.load(hugging.write(pooling=hugging.pooling), batching=small) as engine:
+
+        async def ask() -> list[np.ndarray]:
+            parts = (texts[i : i + 4] for i in range(0, len(texts), 4))
+            return await asyncio.gather(*(common.aembed(engine, part, None) for part in parts))
+
+        found = np.concatenate(asyncio.run(ask()))
+        assert found.tobytes() == common.embed(engine, texts, None).tobytes()
+    for batching in (small, Batching()):
+        with Engine.load(scores, batching=batching) as engine:
+            found = asyncio.run(common.arank(engine, "sea", texts, 4))
+            assert found == engine.rerank("sea", texts, top_k=4)
 
 
 def test_settings_are_a_copy(hugging) -> None:
