@@ -276,7 +276,7 @@ def test_a_process_ends_while_daemon_threads_are_inside(hugging, calls: str) -> 
             inside.release()
     for _ in range(6):
         threading.Thread(target=work, daemon=True).start()
-    for _ in range(12):  # more than once each, or one of them often: nearly all their time is inside
+    for _ in range(12):  # nearly all their time is inside
         inside.acquire()
     """
     for _ in range(4):

@@ -331,7 +331,9 @@ def _constant(value: Any) -> Callable[[_Machine], None]:
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PROTO: lambda m: None if m._number("<B") <= 5 else m._fail("has an unknown protocol"),
-    pickle.FRAME: lambda m: None if m._number("<Q") < MOST_ELEMENTS else m._fail("has an endless frame"),
+    pickle.FRAME: lambda m: (
+        None if m._number("<Q") < MOST_ELEMENTS else m._fail("has an endless frame")
+    ),
     pickle.MARK: lambda m: m._marks.append(len(m._stack)),
     pickle.NONE: _constant(None),
     pickle.NEWTRUE: _constant(True),

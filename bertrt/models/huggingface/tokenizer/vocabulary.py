@@ -105,8 +105,10 @@ def read_vocabulary(
 
 
 # Rust's white space; Python's has four more, U+001C to U+001F.
-_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + (
-    "\u2028\u2029\u202f\u205f\u3000"
+_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+    + ("\u2028\u2029\u202f\u205f\u3000")
 )
 
 
@@ -142,8 +144,8 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         first, space, second = line.partition(" ")
         if not space or " " in second:
             raise ModelFormatError(
-                f"{path} cannot be read: line {number} is {line[:80]!r}, expected two pieces with a "
-                "space between them"
+                f"{path} cannot be read: line {number} is {line[:80]!r}, expected two pieces with "
+                "a space between them"
             )
         merges.append((first, second))
     return merges
