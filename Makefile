@@ -1,7 +1,8 @@
 # make demo    build, export a Gluon BERT with trained weights, answer with it, time the backends
 # make serve   build, export the same model, and serve it: the page is at http://127.0.0.1:8000/; PORT=N
 # make test    build, run the tests, in two environments: .venv with MXNet, and .venv-newest with the
-#              newest Python and numpy and without MXNet. One whose Python is not there is left out.
+#              newest Python and numpy and without MXNet: side by side where there are two cores, and
+#              each one's output comes whole. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
 # make test-adapters  the tests of bertrt.adapters beside the libraries that they are for, PyTorch among
 #              them: in an environment of its own, .venv-adapters, which takes some GB.
@@ -34,6 +35,7 @@ VENV_ADAPTERS := .venv-adapters
 PY_ADAPTERS := $(VENV_ADAPTERS)/bin/python
 BUNDLE := build/minilm
 PORT := 8000
+AT_ONCE := $(shell test "$$(nproc 2> /dev/null || echo 2)" -gt 1 && echo 2 || echo 1)
 GPU_PYTHON := python3
 BUNDLES :=
 FUZZ_SECONDS := 120
@@ -42,8 +44,8 @@ FUZZ_OUT := build/fuzz
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo serve test test-mxnet test-newest test-adapters newest-python sanitize sanitize-address \
-  sanitize-thread \
+.PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters newest-python \
+  sanitize sanitize-address sanitize-thread \
   fuzz gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
@@ -59,15 +61,21 @@ test:
 	newest=$$(test -x $(PY_NEWEST) && echo $(PY_NEWEST) || echo $(NEWEST)); \
 	if [ -z "$$mxnet$$newest" ]; then \
 	  echo "bertrt: no Python from 3.10 is here; name one: make test PYTHON=... NEWEST=..." >&2; exit 1; fi; \
-	if [ -n "$$mxnet" ]; then $(MAKE) --no-print-directory test-mxnet; \
-	else echo "left out: the tests with MXNet, for want of Python 3.10 or 3.11"; fi && \
-	if [ -n "$$newest" ]; then $(MAKE) --no-print-directory test-newest; \
-	else echo "left out: the tests on the newest Python, for want of one above 3.11"; fi
+	if [ -n "$$mxnet" ]; then names="$$names mxnet"; \
+	else echo "left out: the tests with MXNet, for want of Python 3.10 or 3.11"; fi; \
+	if [ -n "$$newest" ]; then names="$$names newest"; \
+	else echo "left out: the tests on the newest Python, for want of one above 3.11"; fi; \
+	for name in $$names; do $(MAKE) --no-print-directory ready-$$name || exit 1; done; \
+	$(MAKE) --no-print-directory --output-sync=target -k -j$(AT_ONCE) $$(printf "test-%s " $$names)
 
-test-mxnet: $(VENV)/built $(VENV)/weights $(VENV)/tools
+# Both environments are made of one tree, one after the other; their tests run side by side.
+ready-mxnet: $(VENV)/built $(VENV)/weights $(VENV)/tools
+ready-newest: $(VENV_NEWEST)/weights $(VENV_NEWEST)/tools
+
+test-mxnet: ready-mxnet
 	$(PY) -m pytest
 
-test-newest: $(VENV_NEWEST)/weights $(VENV_NEWEST)/tools
+test-newest: ready-newest
 	$(PY_NEWEST) -m pytest
 
 test-adapters: $(VENV_ADAPTERS)/tools
