@@ -62,6 +62,9 @@ class Engine:
 def supported_isas() -> list[str]:
     """The instruction sets that can run here, best first; those for tests alone come last."""
 
+def share_cores(cores: int) -> None:
+    """How many cores the engines of this process have among them."""
+
 class MachinePeaks(TypedDict):
     """See `machine_peaks`."""
 

@@ -18,6 +18,7 @@ from bertrt.backends.base import Backend, check_precision
 from bertrt.backends.roofline import StepTrace, roofline
 from bertrt.batch import PackedBatch
 from bertrt.errors import DeviceError, InvalidInputError
+from bertrt.host.cores import usable_cores
 from bertrt.host.machine import machine_peaks
 from bertrt.host.stored import Fetcher, Stored
 from bertrt.plan.tail import apply_tail
@@ -70,6 +71,7 @@ def load(
         (precision, "cpu", os.environ.get("BERTRT_ISA", "")),
         lambda weights: _native.Model(plan.to_engine(), weights, rest, threads, Fetcher()),
     )
+    _native.share_cores(usable_cores())
     engine = _native.Engine(packed, threads, trace)
     return NativeBackend(engine, plan, precision, threads=threads, provider=engine.isa)
 

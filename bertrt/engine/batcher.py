@@ -188,9 +188,12 @@ class Batcher:
                 now = time.monotonic()
                 gone = self._take_in(now)
                 if self._ready and not self._executing:
-                    pads = next(iter(self._ready)).stay.backend.pads
-                    batch = self._ready.batch(now, Room(self._batching.tokens, pads=pads))
-                    batch = [(job, own) for job, own in batch if self._begin(job)]
+                    pads = self._ready.first.stay.backend.pads
+                    for job, own in self._ready.batch(now, Room(self._batching.tokens, pads=pads)):
+                        if self._begin(job):
+                            batch.append((job, own))
+                        else:
+                            gone.append((job, None))
                     self._executing = bool(batch)
                 if not batch and self._texts and not self._tokenizing:
                     texts = self._texts.texts(now, _CHARACTERS_AT_ONCE)
@@ -199,6 +202,8 @@ class Batcher:
             for job, error in gone:
                 self._end(job, error=error)
             if not batch and not texts:
+                if gone:
+                    continue
                 return
             if others:
                 self._wake.put(self)
@@ -215,11 +220,9 @@ class Batcher:
         """Put what has come in line, and take out what nobody waits for, with what becomes of
         it."""
         # First what wakes threads: of what is not seen below, the call that wakes comes later.
-        try:
-            while True:
+        with suppress(Empty):
+            while not self._wake.empty():
                 self._wake.get_nowait()
-        except Empty:
-            pass
         gone: list[tuple[Job, BaseException | None]] = []
         while self._inbox:
             job = self._inbox.popleft()
@@ -230,6 +233,8 @@ class Batcher:
             if self._texts.remove(job) or self._ready.remove(job):
                 gone.append((job, None))
         for line in (self._texts, self._ready):
+            if not line:
+                continue
             for job in line.expired(now):
                 late = now - job.came
                 gone.append(
@@ -306,11 +311,10 @@ class Batcher:
                     if job in errors:
                         raise errors[job]
                     self._is_whole(job)
-                    if job.sequences and not job.submission.cancelled():
+                    if job.sequences:
                         ready.append(job)
                     else:
-                        with usual_errors():
-                            self._end(job, job.finish(job))
+                        self._end(job, job.finish(job))
                 except BaseException as error:
                     self._end(job, error=error)
         with self._lock:
@@ -327,10 +331,9 @@ class Batcher:
     ) -> None:
         """Tokenize inputs of one kind; an error is that of the jobs that it comes from."""
         try:
-            with usual_errors():
-                made = self._predictor.requests(
-                    {place: item for place, (_, item) in places.items()}, prompt
-                )
+            made = self._predictor.requests(
+                {place: item for place, (_, item) in places.items()}, prompt
+            )
         except BaseException as error:
             jobs = {job: None for job, _ in places.values()}
             if len(jobs) == 1:
@@ -363,24 +366,22 @@ class Batcher:
         lease = next((one for one in leases if one is not None), None)
         try:
             if lease is not None:
-                with usual_errors():
-                    values, packed = self._predictor.run(lease.backend, sequences)
+                values, packed = self._predictor.run(lease.backend, sequences)
         except BaseException as caught:
             error = caught
         took = time.monotonic() - begun
         tokens = sum(len(encoding.ids) for _, encoding in sequences)
         with self._lock:
             self._executing = False
+            for job, _ in batch:
+                job.execute += took
             self._count(len(sequences), tokens)
             others = self._has_work() or bool(self._inbox)
         if others:
             self._wake.put(self)
-        for job, _ in batch:
-            job.execute += took
         try:
             if lease is not None and error is None:
-                with usual_errors():
-                    found = self._predictor.read(values, packed, sequences)
+                found = self._predictor.read(values, packed, sequences)
         except BaseException as caught:
             error = caught
         del values
@@ -409,12 +410,13 @@ class Batcher:
         if error is None:
             for i, part in zip(own, found, strict=True):
                 job.parts[i] = part
-            job.missing -= len(own)
-            if job.missing and not job.submission.cancelled():
+            with self._lock:
+                job.missing -= len(own)
+                missing = job.missing
+            if missing and not job.submission.cancelled():
                 return
             try:
-                with usual_errors():
-                    result = None if job.missing else job.finish(job)
+                result = None if missing else job.finish(job)
             except BaseException as caught:
                 error = caught
         if error is not None:
@@ -447,12 +449,13 @@ def _work(wake: SimpleQueue[Batcher | None], owner: weakref.ref[Batcher]) -> Non
     batcher = owner()
     if batcher is None or not batcher._join(wake):
         return
-    # Between its tasks a thread holds nothing of the engine.
-    while batcher is not None:
-        del batcher
-        batcher = wake.get()
-        if batcher is not None:
-            batcher._serve()
+    with usual_errors():
+        # Between its tasks a thread holds nothing of the engine.
+        while batcher is not None:
+            del batcher
+            batcher = wake.get()
+            if batcher is not None:
+                batcher._serve()
 
 
 # Those of this process, for the fork hook.

@@ -149,6 +149,11 @@ class Line:
     def __iter__(self) -> Iterator[Job]:
         return iter([job for _, _, job in self._jobs])
 
+    @property
+    def first(self) -> Job:
+        """The first of them."""
+        return self._jobs[0][2]
+
     def add(self, job: Job) -> None:
         """Put a job where it stands; of equal ones the one that came first is first."""
         self._number += 1

@@ -8,6 +8,7 @@
 #include "bindings/without_gil.h"
 #include "cpu/isa.h"
 #include "cpu/peaks.h"
+#include "runtime/thread_pool.h"
 
 namespace py = pybind11;
 
@@ -53,6 +54,10 @@ void bind_machine(py::module_& module) {
       "supported_isas", &supported_isas,
       "The instruction sets that can run here, best first; behind \"portable\" those that are "
       "for tests alone.");
+  module.def(
+      "share_cores", &share_cores, py::arg("cores"),
+      "How many cores the engines of this process have among them: while several run, each "
+      "takes its share of these, however many threads it has. 0, as at first: each has all.");
   module.def("present_fp32_peak", &present_fp32_peak, py::arg("threads"),
              "What machine_peaks()'s fp32 comes to just now, in 30 milliseconds");
   module.def("machine_peaks", &machine_peaks, py::arg("threads"),

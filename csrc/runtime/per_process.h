@@ -36,7 +36,7 @@ class PerProcess {
  private:
   struct Own {
     const uint64_t made = forks();
-    T value;
+    T value{};
   };
 
   T& renew(Own* before) const {

@@ -31,6 +31,11 @@ constexpr auto kSpin = std::chrono::microseconds(50);
 // What a count in Taken holds.
 constexpr int64_t kMostIndices = 0xffffffff;
 
+std::atomic<int> shared_cores{0};
+
+// How many pools have calls under way. Never destroyed: threads may run when the process ends.
+const PerProcess<std::atomic<int>>& pools_in_calls = *new PerProcess<std::atomic<int>>;
+
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -200,6 +205,25 @@ struct ThreadPool::Workers {
   std::vector<Taken> taken;  // of each worker
   int callers_core = -1;     // when workers were last woken
 };
+
+void share_cores(int cores) { shared_cores.store(cores, std::memory_order_relaxed); }
+
+ThreadPool::Call::Call(ThreadPool& pool) : calls_(pool.own_->calls), pools_(*pools_in_calls) {
+  if (calls_.fetch_add(1) == 0) pools_.fetch_add(1);
+}
+
+ThreadPool::Call::~Call() {
+  if (calls_.fetch_sub(1) == 1) pools_.fetch_sub(1);
+}
+
+int ThreadPool::free_threads() const {
+  Own& own = *own_;
+  const int calls = own.calls.load(std::memory_order_relaxed);
+  const int left = threads(own) - std::max(0, calls - 1);
+  const int cores = shared_cores.load(std::memory_order_relaxed);
+  const int pools = pools_in_calls->load(std::memory_order_relaxed);
+  return std::max(1, cores > 0 && pools > 1 ? std::min(left, cores / pools) : left);
+}
 
 ThreadPool::Own::Own() = default;
 ThreadPool::Own::~Own() = default;

@@ -13,6 +13,12 @@ namespace bertrt {
 
 inline constexpr int kMaxThreads = 1024;
 
+// How many cores the pools of this process have among them; 0, as at first: each has all. While
+// several pools have calls under way, each wants its share of the cores, however many threads it
+// has: two engines with two threads each on two cores run on one each, and none waits for a thread
+// that the other keeps off its core.
+void share_cores(int cores);
+
 // Runs one loop at a time over `threads` threads, the caller's among them. Each takes its share of
 // the indices in order and then what is left of the others': so threads seldom write what another
 // reads, and yet a slow one holds up nobody. Callers write results that do not depend on who takes
@@ -39,13 +45,14 @@ class ThreadPool {
   // Stands for a call that runs loops one after the other.
   class Call {
    public:
-    explicit Call(ThreadPool& pool) : calls_(pool.own_->calls) { ++calls_; }
-    ~Call() { --calls_; }
+    explicit Call(ThreadPool& pool);
+    ~Call();
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
    private:
     std::atomic<int>& calls_;
+    std::atomic<int>& pools_;
   };
 
   // The indices that a worker takes first of a loop over `count`; while another call begins or
@@ -80,11 +87,8 @@ class ThreadPool {
     std::atomic<int> threads{0};  // 0: not started yet
   };
 
-  // The threads that the other calls under way leave to a loop.
-  int free_threads() const {
-    Own& own = *own_;
-    return std::max(1, threads(own) - std::max(0, own.calls.load(std::memory_order_relaxed) - 1));
-  }
+  // The threads that the other calls under way, and the other pools, leave to a loop.
+  int free_threads() const;
   int threads(Own& own) const {
     const int started = own.threads.load(std::memory_order_acquire);
     return started ? started : start(own);

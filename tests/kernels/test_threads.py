@@ -9,7 +9,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -301,3 +302,56 @@ def test_a_process_ends_while_daemon_threads_load(hugging) -> None:
     path = hugging.write()
     for _ in range(4):
         assert run_python(script, path) == ""
+
+
+# --- several engines --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four_cores():
+    """Four cores for all engines of the process, as far as they know."""
+    from bertrt.host.cores import usable_cores
+
+    _native.share_cores(4)
+    yield
+    _native.share_cores(usable_cores())
+
+
+@contextmanager
+def inside(*pools: Any) -> Iterator[None]:
+    """While each of the pools has calls, nearly without a break."""
+    stop = threading.Event()
+
+    def stay(pool: Any) -> None:
+        while not stop.is_set():
+            pool.threads_at_once(9, 0.5)  # which it will not get
+
+    threads = [threading.Thread(target=stay, args=(pool,)) for pool in pools]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_pools_share_the_cores(four_cores) -> None:
+    """A pool whose call is alone has all its threads, and its share while others have calls."""
+    one, other, third = (_native.kernels.ThreadPool(threads) for threads in (4, 4, 2))
+    assert one.threads_at_once(4, 60) == 4
+    for others, share in (((other,), 2), ((other, third), 1)):
+        with inside(*others):
+            for _ in range(600):
+                if one.threads_at_once(4, 0.1) == share:
+                    break
+            else:
+                pytest.fail(f"never just {share}")
+    assert one.threads_at_once(4, 60) == 4
+
+
+def test_a_child_forked_while_others_are_inside_is_alone(four_cores) -> None:
+    pool, other = _native.kernels.ThreadPool(4), _native.kernels.ThreadPool(4)
+    with inside(other):
+        in_child(lambda: pool.threads_at_once(4, 100) == 4)
