@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -155,8 +154,7 @@ class Engine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that is set, by the names that `load` has for it, as a copy; empty for a bare
-        graph."""
+        """All that is set, by the names that `load` has for it; empty for a bare graph."""
         return copy.deepcopy(self._model.shown_settings())
 
     @property
@@ -493,12 +491,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[()]]:

@@ -315,9 +315,7 @@ def let_in(call: Call) -> None:
 def tell(call: Call, route: str, status: int | str, *, quiet: bool = False) -> None:
     """Count a request and, unless it is a quiet one, log it."""
     seconds = time.perf_counter() - call.started
-    metrics = call.state.metrics
-    metrics.requests.labels(route, status).inc()
-    metrics.request_seconds.labels(route).observe(seconds)
+    call.state.metrics.answered(route, status, seconds)
     # Where inputs were answered, or could not be.
     if (model := call.fields.get("model")) is not None:
         call.state.recent.add(model, seconds, status in (200, "OK"), call.fields)
@@ -430,18 +428,24 @@ def _told(fields: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
 
 async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:
     """The answer; cancels it and raises _GoneError when the client goes first."""
-    task = asyncio.ensure_future(answer)
+    own, over = asyncio.current_task(), False
+    assert own is not None
     gone = asyncio.ensure_future(_disconnected(receive))
+
+    def leave(gone: asyncio.Future[None]) -> None:
+        if not over:
+            own.cancel()
+
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _GoneError
-        return task.result()
+        return await answer
+    except asyncio.CancelledError:
+        if gone.done():
+            raise _GoneError from None
+        raise
     finally:
+        over = True
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
 
 
 async def _disconnected(receive: Receive) -> None:

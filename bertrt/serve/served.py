@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,6 +108,9 @@ class Served:
         self._metrics = metrics
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
+        # Runs that are over, and whether the event loop has been told.
+        self._ended: deque[_Run] = deque()
+        self._telling = False
         self._variant: Hashable = None
         self._others: dict[Hashable, Served] = {}
         self._aside = asyncio.Semaphore(1)
@@ -187,7 +192,7 @@ class Served:
                     wanted.tokens[i] = run.submission.report.tokens[at]
                 wanted.results[i] = result
         reports = [run.submission.report for run in wanted.runs]
-        self._metrics.inputs.labels(self.name).inc(len(inputs))
+        self._metrics.asked(self.name, len(inputs))
         own = sum(len(run.keys) for run in wanted.runs)
         return Answered(
             wanted.results,
@@ -248,7 +253,7 @@ class Served:
                 424, f"the model {self.name!r} gives no vectors of tokens; it gives {list(found)}"
             )
         queue, tokenize, execute = np.diff(times).tolist()
-        self._metrics.inputs.labels(self.name).inc(len(texts))
+        self._metrics.asked(self.name, len(texts))
         self._metrics.tokens.labels(self.name).inc(sum(tokens))
         return Answered(found["sequence_output"], tokens, 0, tokenize, queue, execute)
 
@@ -267,7 +272,7 @@ class Served:
                 self._join(wanted, i, *found)
             else:
                 new.setdefault(type(item), {}).setdefault(key, (item, []))[1].append(i)
-        self._metrics.cached.labels(self.name).inc(count - sum(map(len, new.values())))
+        self._metrics.kept(self.name, count - sum(map(len, new.values())))
         try:
             for own in new.values():
                 run = self._submit(own, prompt, priority, deadline)
@@ -294,8 +299,19 @@ class Served:
             priority=priority,
             deadline=deadline,
         )
-        run = _Run(submission, asyncio.wrap_future(submission), list(own), deadline is not None)
-        run.done.add_done_callback(lambda done: self._end(run))
+        loop = asyncio.get_running_loop()
+        run = _Run(submission, loop.create_future(), list(own), deadline is not None)
+
+        def told(_: Future[Any]) -> None:
+            self._ended.append(run)
+            if not self._telling:
+                self._telling = True
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._take_in)
+
+        # It only wakes the loop, once for all runs of a batch, and so needs none of the threads in
+        # which a submission's callbacks may take their time.
+        Future.add_done_callback(submission, told)
         # What may be dropped for its deadline, or is put behind others, is not shared.
         if deadline is None and priority >= 0:
             self._flying.update((key, (run, at)) for at, key in enumerate(run.keys))
@@ -318,20 +334,28 @@ class Served:
             if (found := self._flying.get(key)) is not None and found[0] is run:
                 del self._flying[key]
 
+    def _take_in(self) -> None:
+        self._telling = False
+        while self._ended:
+            self._end(self._ended.popleft())
+
     def _end(self, run: _Run) -> None:
         """Keep what a run gave. Its requests read their own from it."""
         self._ground(run)
-        # Asked for, so that asyncio does not log an exception that nobody is left to see.
-        if run.done.cancelled() or run.done.exception() is not None:
+        submission, done = run.submission, run.done
+        if submission.cancelled():
+            done.cancel()
             return
-        report = run.submission.report
+        if (error := submission.exception()) is not None:
+            done.set_exception(error)
+            # Asked for, so that asyncio does not log it where nobody is left to see it.
+            done.exception()
+            return
+        done.set_result(submission.result())
+        report = submission.report
         assert report is not None
-        metrics, name = self._metrics, self.name
-        metrics.tokens.labels(name).inc(sum(report.tokens))
-        metrics.tokenize_seconds.labels(name).observe(report.tokenize)
-        metrics.queue_seconds.labels(name).observe(report.queue)
-        metrics.execute_seconds.labels(name).observe(report.execute)
-        for key, result, tokens in zip(run.keys, run.done.result(), report.tokens, strict=True):
+        self._metrics.executed(self.name, report)
+        for key, result, tokens in zip(run.keys, done.result(), report.tokens, strict=True):
             if not isinstance(result, BertrtError):
                 self._cache.put(key, (_alone(result), tokens))
 

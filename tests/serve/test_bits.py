@@ -11,7 +11,23 @@ import numpy as np
 import pytest
 
 CALLERS = 64
-WORDS = "the cat sat on a mat and sang of boats at sea until morning came".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "sang",
+    "of",
+    "boats",
+    "at",
+    "sea",
+    "until",
+    "morning",
+    "came",
+]
 
 
 @pytest.fixture(scope="module")
