@@ -12,7 +12,7 @@ from bertrt.engine.line import PRIORITIES
 from bertrt.errors import InvalidInputError, InvalidTypeError
 from bertrt.host.cores import MAX_THREADS
 
-__all__ = ["check_load", "check_on_error", "check_threads", "check_turn"]
+__all__ = ["check_load", "check_on_error", "check_set", "check_threads", "check_turn"]
 
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -72,3 +72,11 @@ def check_turn(priority: Any, deadline: Any) -> None:
         )
     if not seconds >= 0:
         raise InvalidInputError(f"deadline is {deadline}; expected seconds from now, 0 or more")
+
+
+def check_set(settings: Any) -> None:
+    """Refuse a setting that `Engine.with_settings` cannot make another one."""
+    if "max_length" in settings:
+        raise InvalidInputError(
+            "max_length belongs to the tokenizer, which both engines have: load the model again"
+        )

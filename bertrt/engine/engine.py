@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.checks import check_load, check_on_error, check_threads, check_turn
+from bertrt.engine.checks import check_load, check_on_error, check_set, check_threads, check_turn
 from bertrt.engine.life import Life
 from bertrt.engine.memory import naming_memory
 from bertrt.engine.outputs import join_layers, unpack
@@ -29,6 +28,7 @@ from bertrt.models.model import Model
 from bertrt.plan.steps import layer_outputs, output_kind
 from bertrt.results import Ranked, Result
 from bertrt.tasks.base import Request
+from bertrt.text.encoding import Tokenizer
 
 __all__ = ["Engine"]
 
@@ -47,20 +47,20 @@ class Engine:
     def __init__(
         self, model: Model, load: Callable[[], Backend], arguments: dict[str, Any]
     ) -> None:
-        self._model = model
-        self._arguments = arguments
         self._limits = model.limits
         self._outputs = tuple(model.outputs)
         self._unmasked = tuple(name for name in self._outputs if name != "masked_lm_outputs")
         self._layered = any(output_kind(name) != name for name in self._outputs)
+        path, backend = arguments["path"], arguments["backend"]
+        self._life = Life(load, f"Engine({path!r}, task={model.task!r}, backend={backend!r}")
+        self._set(model, arguments)
+        model.plan().let_go()
+
+    def _set(self, model: Model, arguments: dict[str, Any]) -> None:
+        self._model, self._arguments = model, arguments
         batching = arguments.get("batching") or Batching()
         self._predictor = Predictor(model, batching.tokens)
-        self._life = Life(
-            load,
-            f"Engine({arguments['path']!r}, task={self.task!r}, backend={arguments['backend']!r}",
-        )
         self._routes = Routes(self._life, self._predictor, batching)
-        model.plan().let_go()
 
     @classmethod
     @naming_memory
@@ -125,6 +125,16 @@ class Engine:
             }
             return cls(model, load, arguments)
 
+    def with_settings(self, settings: Mapping[str, Any]) -> Engine:
+        """The same weights with other settings, all but ``max_length``. Closing the one engine or
+        the other closes both. Raises what `load` raises for settings."""
+        check_set(settings)
+        made = object.__new__(Engine)
+        made.__dict__.update(self.__dict__)
+        given = {"settings": (self._arguments["settings"] or {}) | copy.deepcopy(dict(settings))}
+        made._set(self._model.with_settings(settings), self._arguments | given)
+        return made
+
     # --- what it is ---------------------------------------------------------------------------
 
     @property
@@ -142,6 +152,23 @@ class Engine:
     def max_length(self) -> int:
         """The tokens of a text, special ones included, at most; `predict` cuts what is longer."""
         return self._model.max_length
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that is set, by the names that `load` has for it; empty for a bare graph."""
+        return copy.deepcopy(self._model.shown_settings())
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What makes ids of texts in `predict`; None where the model has none."""
+        return self._model.tokenizer
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what `run` returns, `masked_lm_outputs` included."""
+        joined = {"encoding": "all_encodings"}
+        kinds = [output_kind(name) or name for name in self._outputs]
+        return tuple(dict.fromkeys(joined.get(kind, kind) for kind in kinds))
 
     @property
     def backend(self) -> str:
@@ -179,8 +206,7 @@ class Engine:
             backend = call.backend
             return (
                 f"model      {self._model.path}\n"
-                f"task       {self.task or 'none (a bare graph)'}\n"
-                f"{self._explain_settings()}"
+                f"task       {self.task or 'none (a bare graph)'}\n{self._explain_settings()}"
                 f"backend    {backend.name} ({backend.provider})\n"
                 f"device     {backend.device}\n"
                 f"precision  {backend.precision}\n"
@@ -189,9 +215,9 @@ class Engine:
             )
 
     def _explain_settings(self) -> str:
-        shown = self._model.shown_settings()
-        lines = (f"{name}={json.dumps(shown[name], ensure_ascii=False)}" for name in shown)
-        return f"settings   {' '.join(lines)}\n" if shown else ""
+        shown = self.settings.items()
+        lines = " ".join(f"{name}={json.dumps(one, ensure_ascii=False)}" for name, one in shown)
+        return f"settings   {lines}\n" if lines else ""
 
     def __repr__(self) -> str:
         return str(self._life)
@@ -281,10 +307,8 @@ class Engine:
         Arguments, result and errors are those of `submit`. A task that is cancelled here cancels
         what has not run.
         """
-        submission = self.submit(
-            batch, prompt=prompt, on_error=on_error, priority=priority, deadline=deadline
-        )
-        return await submission
+        turn: dict[str, Any] = {"priority": priority, "deadline": deadline}
+        return await self.submit(batch, prompt=prompt, on_error=on_error, **turn)
 
     def statistics(self) -> Statistics:
         """What the scheduler has done and has to do: how much waits, and how large its batches
@@ -466,12 +490,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[()]]:

@@ -115,7 +115,8 @@ def with_settings(model: M, given: Any) -> M:
         )
     except ModelFormatError as error:
         raise InvalidInputError(f"settings: {error}") from None
-    if tokenizer is not None:
+    # Others may be using it, whom no change must meet.
+    if tokenizer is not None and max_length != tokenizer.max_length:
         tokenizer.limit(max_length)
     # mypy knows no protocol of dataclasses
     return replace(model, labels=labels, pooling=pooling, settings=settings)  # type: ignore[type-var]

@@ -14,7 +14,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -29,10 +30,11 @@ from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.models import Models
 from bertrt.serve.refusals import Refusal, refusal_of
-from bertrt.serve.served import Answered
+from bertrt.serve.served import Answered, Served
 from bertrt.serve.settings import Settings
+from bertrt.serve.statistics import Recent
 
-__all__ = ["Call", "Endpoint", "State", "json_response"]
+__all__ = ["Call", "Endpoint", "State", "json_response", "let_in", "request_id", "tell"]
 
 # What nginx logs for a client that did not wait; nobody gets it.
 _GONE = 499
@@ -50,6 +52,7 @@ class State:
         self.settings = settings
         self.metrics = Metrics(lambda: self.models.served())
         self.models = Models(settings, self.metrics)
+        self.recent = Recent()
         self.draining = False
         self.under_way = 0
         self.body_bytes = 0
@@ -59,6 +62,11 @@ class State:
     def ready(self) -> bool:
         """Whether requests may be sent here: every model is warm, and the server is to stay."""
         return self.models.ready and not self.draining
+
+    def check_room(self) -> None:
+        """Refuse a body where too much of others' is in memory."""
+        if self.body_bytes > _BODIES * self.settings.max_body:
+            raise Refusal(429, "too many bodies are being read", retry_after=1)
 
     def lets_in(self, key: bytes) -> bool:
         """Whether a key is one of those that were set; every one is compared, in constant time."""
@@ -99,6 +107,9 @@ class Call:
         prompt: str | None = None,
         priority: int | None = None,
         deadline: float | None = None,
+        truncate: bool | None = None,
+        truncation_side: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Answered:
         """Answer inputs: `Served.answer` of the model that is asked for.
 
@@ -110,17 +121,20 @@ class Call:
             prompt: see `Engine.predict`.
             priority, deadline: see `Engine.submit`; None: what the headers X-Priority and X-Timeout
                 (seconds) say.
+            truncate: whether what is longer than the model is cut, or else refused; None: as the
+                server is set up.
+            truncation_side: the side that may lose tokens, "left" or "right"; None: the model's own
+                one.
+            settings: what is to be other than the model's own; see `Engine.with_settings`.
 
         Raises:
             Refusal: for the request as a whole. What is wrong with an input is in its place.
         """
-        if not inputs:
-            raise Refusal(400, "there is no input; expected one or more")
-        most = self.state.settings.max_inputs
-        if len(inputs) > most:
-            raise Refusal(413, f"there are {len(inputs)} inputs; at most {most} are taken at once")
-        with self.state.models.use(model or self.header("x-model"), tasks) as served:
+        self.check_count(inputs)
+        with self.use(model, tasks) as served:
             self.fields |= {"model": served.name, "inputs": len(inputs)}
+            if settings is not None:
+                served = served.with_settings(settings)
             with tracing.span("bertrt.answer", model=served.name, inputs=len(inputs)) as span:
                 answered = await served.answer(
                     inputs,
@@ -129,6 +143,16 @@ class Call:
                     deadline=self._deadline() if deadline is None else deadline,
                 )
                 tracing.stages(span, answered)
+            if reason := self.uncut(served, truncate, truncation_side):
+                answered = replace(
+                    answered,
+                    results=[
+                        Refusal(422, f"input[{i}] {reason}")
+                        if getattr(result, "truncated", False)
+                        else result
+                        for i, result in enumerate(answered.results)
+                    ],
+                )
         self.fields |= {
             "tokens": sum(answered.tokens),
             "cached": answered.cached,
@@ -137,9 +161,37 @@ class Call:
         }
         return answered
 
+    def check_count(self, inputs: Sequence[Any]) -> None:
+        """Refuse no input, and too many."""
+        if not inputs:
+            raise Refusal(400, "there is no input; expected one or more")
+        most = self.state.settings.max_inputs
+        if len(inputs) > most:
+            raise Refusal(413, f"there are {len(inputs)} inputs; at most {most} are taken at once")
+
+    def use(
+        self, model: str | None, tasks: Sequence[str] | None = None
+    ) -> AbstractContextManager[Served]:
+        """A model: `Models.use`, where the header X-Model says which unless `model` does."""
+        return self.state.models.use(model or self.header("x-model"), tasks)
+
     def header(self, name: str) -> str | None:
         """A header's value; None where it is not there."""
         return self.request.headers.get(name)
+
+    def uncut(
+        self, served: Served, truncate: bool | None, truncation_side: str | None
+    ) -> str | None:
+        """Why no text may be cut, to go behind "input[0]"; None: it may. For the arguments see
+        `answer`."""
+        engine = served.engine
+        most = f"has more tokens than the {engine.max_length} that the model takes"
+        if not (self.state.settings.auto_truncate if truncate is None else truncate):
+            return f"{most}: shorten it, or ask for it to be cut (truncate: true)"
+        own = "right" if engine.tokenizer is None else engine.tokenizer.truncation_side
+        if truncation_side is not None and truncation_side != own:
+            return f"{most}, which cuts texts on their {own} side only: shorten it"
+        return None
 
     def _priority(self) -> int:
         said = self.header("x-priority")
@@ -170,11 +222,13 @@ class Endpoint:
         handle: answers it.
         refuse: how the protocol tells a refusal.
         method: GET or POST.
-        body: the type that msgspec makes of a JSON body; None: the body as bytes.
+        body: the type that msgspec makes of a JSON body; None: the body as bytes; or types by the
+            field that tells which of them a body is of.
         answers: the type of the answer's body, for the API's description; None: not JSON.
         summary: a sentence for the API's description.
-        tag: the protocol's name there.
+        tag: the protocol's name there; "": it is left out there.
         open: whether it is answered without a key, while models load and while the server drains.
+        quiet: whether its requests are left out of the log; those of an open one are.
     """
 
     path: str
@@ -186,11 +240,12 @@ class Endpoint:
     summary: str = ""
     tag: str = ""
     open: bool = False
+    quiet: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: State = scope["app"].state.bertrt
         call = Call(state, Request(scope))
-        call.id = _id(call.header("x-request-id"))
+        call.id = request_id(call.header("x-request-id"))
         state.under_way += 1
         status = _GONE
         try:
@@ -209,32 +264,15 @@ class Endpoint:
                         await send({"type": "http.response.body"})
         finally:
             state.under_way -= 1
-            self._tell(call, status)
-
-    def _tell(self, call: Call, status: int) -> None:
-        seconds = time.perf_counter() - call.started
-        metrics = call.state.metrics
-        metrics.requests.labels(self.path, status).inc()
-        metrics.request_seconds.labels(self.path).observe(seconds)
-        if not self.open:
-            head = call.request
-            log(
-                "request",
-                id=call.id,
-                method=head.method,
-                route=self.path,
-                status=status,
-                ms=round(seconds * 1e3, 3),
-                client=head.client.host if head.client else None,
-                **call.fields,
-            )
+            tell(call, self.path, status, quiet=self.open or self.quiet)
 
     async def _answer(self, call: Call, receive: Receive) -> Response | None:
         """The response; None where nobody is left to get it."""
         state, held = call.state, 0
         try:
             call.unread = self.method != "GET"
-            self._let_in(call)
+            if not self.open:
+                let_in(call)
             if self.method != "GET":
                 raw = await _read(call, receive)
                 held = len(raw)
@@ -261,20 +299,38 @@ class Endpoint:
             response.headers[name] = value
         return response
 
-    def _let_in(self, call: Call) -> None:
-        state = call.state
-        if self.open:
-            return
-        # TEI's clients and OpenAI's send it so; some proxies leave a header of its own alone.
-        scheme, _, key = (call.header("authorization") or "").partition(" ")
-        if scheme.lower() != "bearer":
-            key = call.header("x-api-key") or call.header("api-key") or ""
-        if not state.lets_in(key.strip().encode()):
-            raise Refusal(
-                401, "the API key is missing or wrong; expected 'Authorization: Bearer KEY'"
-            )
-        if state.draining:
-            raise Refusal(503, "the server is about to stop", retry_after=1)
+
+def let_in(call: Call) -> None:
+    """Refuse a request without a key, or (503) that comes while the server drains."""
+    # TEI's clients and OpenAI's send it so; some proxies leave a header of its own alone.
+    scheme, _, key = (call.header("authorization") or "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = call.header("x-api-key") or call.header("api-key") or ""
+    if not call.state.lets_in(key.strip().encode()):
+        raise Refusal(401, "the API key is missing or wrong; expected 'Authorization: Bearer KEY'")
+    if call.state.draining:
+        raise Refusal(503, "the server is about to stop", retry_after=1)
+
+
+def tell(call: Call, route: str, status: int | str, *, quiet: bool = False) -> None:
+    """Count a request and, unless it is a quiet one, log it."""
+    seconds = time.perf_counter() - call.started
+    call.state.metrics.answered(route, status, seconds)
+    # Where inputs were answered, or could not be.
+    if (model := call.fields.get("model")) is not None:
+        call.state.recent.add(model, seconds, status in (200, "OK"), call.fields)
+    if not quiet:
+        head = call.request
+        log(
+            "request",
+            id=call.id,
+            method=head.method,
+            route=route,
+            status=status,
+            ms=round(seconds * 1e3, 3),
+            client=head.client.host if head.client else None,
+            **call.fields,
+        )
 
 
 class _GoneError(Exception):
@@ -288,8 +344,7 @@ async def _read(call: Call, receive: Receive) -> bytes:
     said = call.header("content-length")
     if said is not None and said.isdecimal() and int(said) > most:
         raise refusal
-    if state.body_bytes > _BODIES * most:
-        raise Refusal(429, "too many bodies are being read", retry_after=1)
+    state.check_room()
 
     async def parts() -> bytes:
         found: list[bytes] = []
@@ -349,6 +404,8 @@ def decode(raw: bytes, kind: Any, request: Request) -> Any:
     if content.lower() != "application/json":
         raise Refusal(415, f"the content type is {content[:50]!r}; expected application/json")
     try:
+        if isinstance(kind, Mapping):
+            kind = _told(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise Refusal(422, f"the body: {error}") from None
@@ -358,20 +415,37 @@ def decode(raw: bytes, kind: Any, request: Request) -> Any:
         raise Refusal(400, "the body is not UTF-8") from None
 
 
+def _told(fields: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
+    told = [name for name in kinds if name in fields]
+    if len(told) != 1:
+        raise Refusal(
+            422,
+            f"the body has {' and '.join(map(repr, told)) or 'none of the fields it is known by'}; "
+            f"expected one of {', '.join(map(repr, kinds))}",
+        )
+    return kinds[told[0]]
+
+
 async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:
     """The answer; cancels it and raises _GoneError when the client goes first."""
-    task = asyncio.ensure_future(answer)
+    own, over = asyncio.current_task(), False
+    assert own is not None
     gone = asyncio.ensure_future(_disconnected(receive))
+
+    def leave(gone: asyncio.Future[None]) -> None:
+        if not over:
+            own.cancel()
+
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _GoneError
-        return task.result()
+        return await answer
+    except asyncio.CancelledError:
+        if gone.done():
+            raise _GoneError from None
+        raise
     finally:
+        over = True
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -379,7 +453,8 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _id(said: str | None) -> str:
+def request_id(said: str | None) -> str:
+    """The id that a client gave its request, where it can stand in a log; else a new one."""
     return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else uuid.uuid4().hex
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from bertrt.engine import Statistics
+from bertrt.engine import Report, Statistics
 
 __all__ = ["Metrics"]
 
@@ -85,6 +86,29 @@ class Metrics:
             buckets=_SECONDS,
         )
         registry.register(_Engines(served))
+
+        # To find a label's counter takes as long as everything else about it.
+        self._one = functools.cache(lambda metric, *labels: metric.labels(*labels))
+
+    def answered(self, route: str, status: int | str, seconds: float) -> None:
+        """Count a request."""
+        self._one(self.requests, route, status).inc()
+        self._one(self.request_seconds, route).observe(seconds)
+
+    def executed(self, model: str, report: Report) -> None:
+        """Count what an engine has done."""
+        self._one(self.tokens, model).inc(sum(report.tokens))
+        self._one(self.tokenize_seconds, model).observe(report.tokenize)
+        self._one(self.queue_seconds, model).observe(report.queue)
+        self._one(self.execute_seconds, model).observe(report.execute)
+
+    def asked(self, model: str, inputs: int) -> None:
+        """Count inputs that are answered."""
+        self._one(self.inputs, model).inc(inputs)
+
+    def kept(self, model: str, inputs: int) -> None:
+        """Count those that were answered before, or with an equal one."""
+        self._one(self.cached, model).inc(inputs)
 
     def text(self) -> bytes:
         """All of them, as `content_type` says."""

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from bertrt.engine import Encoding, Engine, Statistics, Submission
-from bertrt.errors import BertrtError, DeadlineExceeded
+from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
 from bertrt.results import Embedding
 from bertrt.serve.cache import Cache
 from bertrt.serve.metrics import Metrics
-from bertrt.serve.refusals import refusal_of
+from bertrt.serve.refusals import Refusal, refusal_of
 
 __all__ = ["Answered", "Served"]
+
+# So many requests for all vectors of their texts wait, and so many vectors one of them gets: BERT
+# large's take 64 MiB.
+_ASIDE, _ROWS = 32, 16384
+# What statistics are made of
+_COUNTS = ("waiting", "batches", "sequences", "tokens")
+_TABLES = ("by_sequences", "by_tokens")
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,13 @@ class Answered:
     queue: float
     execute: float
 
+    def whole(self) -> list[Any]:
+        """The results; raises the refusal of the first input that has one."""
+        for result in self.results:
+            if isinstance(result, BertrtError):
+                raise result
+        return self.results
+
 
 @dataclass(eq=False)
 class _Run:
@@ -47,12 +65,14 @@ class _Run:
         submission: the engine's promise.
         done: the same, for the event loop.
         keys: what it answers.
+        has_deadline: whether it was handed over with one; then it is of one request alone.
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
 
     submission: Submission
     done: asyncio.Future[Any]
     keys: list[Hashable]
+    has_deadline: bool = False
     users: int = 0
 
 
@@ -70,15 +90,45 @@ class Served:
     """An engine under a name, with what it answered already.
 
     Of one event loop: its methods are called there.
+
+    Attributes:
+        name: its name.
+        engine: the engine.
+        settings: those of the engine.
+        users: the requests that have it, which keep it from being closed.
+        loaded: when that was, in seconds since 1970.
     """
 
     def __init__(self, name: str, engine: Engine, cache_bytes: int, metrics: Metrics) -> None:
         self.name = name
         self.engine = engine
+        self.settings: Mapping[str, Any] = engine.settings
         self.users = 0
+        self.loaded = int(time.time())
         self._metrics = metrics
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
+        # Runs that are over, and whether the event loop has been told.
+        self._ended: deque[_Run] = deque()
+        self._telling = False
+        self._variant: Hashable = None
+        self._others: dict[Hashable, Served] = {}
+        self._aside = asyncio.Semaphore(1)
+        self._asiders = 0
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Served:
+        """The same model with other settings of its task, `Engine.with_settings`; what is kept of
+        its answers is kept apart."""
+        now = self.settings
+        settings = {name: value for name, value in settings.items() if now.get(name) != value}
+        if not settings:
+            return self
+        key = tuple(sorted(settings.items()))
+        if key not in self._others:
+            made = Served(self.name, self.engine.with_settings(settings), 0, self._metrics)
+            made._cache, made._variant = self._cache, key
+            self._others[key] = made
+        return self._others[key]
 
     @property
     def cache_bytes(self) -> int:
@@ -86,8 +136,12 @@ class Served:
         return self._cache.bytes
 
     def statistics(self) -> Statistics:
-        """See `Engine.statistics`."""
-        return self.engine.statistics()
+        """See `Engine.statistics`; with those of other settings."""
+        found = [own.engine.statistics() for own in (self, *self._others.values())]
+        return Statistics(
+            *(sum(getattr(one, name) for one in found) for name in _COUNTS),
+            *(sum((Counter(getattr(one, name)) for one in found), Counter()) for name in _TABLES),
+        )
 
     async def answer(
         self,
@@ -114,7 +168,9 @@ class Served:
         wanted = self._find(inputs, prompt, priority, deadline)
         try:
             for run in wanted.runs:
-                await asyncio.wait_for(asyncio.shield(run.done), deadline)
+                # The engine itself sees to the deadline of what it was given with one.
+                late = None if run.has_deadline else deadline
+                await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
                 raise
@@ -136,7 +192,7 @@ class Served:
                     wanted.tokens[i] = run.submission.report.tokens[at]
                 wanted.results[i] = result
         reports = [run.submission.report for run in wanted.runs]
-        self._metrics.inputs.labels(self.name).inc(len(inputs))
+        self._metrics.asked(self.name, len(inputs))
         own = sum(len(run.keys) for run in wanted.runs)
         return Answered(
             wanted.results,
@@ -148,6 +204,59 @@ class Served:
             ),
         )
 
+    async def token_vectors(
+        self, texts: Sequence[str], *, prompt: str | None, reason: str | None
+    ) -> Answered:
+        """The last layer's rows of texts, special tokens included: `Engine.run` of what
+        `Engine.tokenize` gives. One request at a time, and beside the engine's queue.
+
+        Args:
+            texts: of one request.
+            prompt: see `Engine.predict`.
+            reason: why a text that is too long is refused; None: it is cut.
+
+        Raises:
+            Refusal: 413 they have too many tokens; 422 a text is too long; 424 the model does not
+                give these rows. And what `Engine.tokenize` and `Engine.run` raise.
+        """
+        if self._asiders >= _ASIDE:
+            raise QueueFull(f"{self._asiders} requests for all vectors of a text wait already")
+        self._asiders += 1
+        times = [time.perf_counter()]
+        try:
+            async with self._aside:
+                times.append(time.perf_counter())
+                encodings = await asyncio.to_thread(
+                    self.engine.tokenize, list(texts), prompt=prompt
+                )
+                times.append(time.perf_counter())
+                tokens = [len(own.ids) for own in encodings]
+                for i, own in enumerate(encodings):
+                    if reason and own.truncated:
+                        raise Refusal(422, f"input[{i}] {reason}")
+                if sum(tokens) > _ROWS:
+                    raise Refusal(
+                        413,
+                        f"the inputs have {sum(tokens)} tokens; of at most {_ROWS} at once all "
+                        "vectors are given",
+                    )
+                found = await asyncio.to_thread(
+                    self.engine.run,
+                    [own.ids for own in encodings],
+                    [own.types for own in encodings],
+                )
+                times.append(time.perf_counter())
+        finally:
+            self._asiders -= 1
+        if "sequence_output" not in found:
+            raise Refusal(
+                424, f"the model {self.name!r} gives no vectors of tokens; it gives {list(found)}"
+            )
+        queue, tokenize, execute = np.diff(times).tolist()
+        self._metrics.asked(self.name, len(texts))
+        self._metrics.tokens.labels(self.name).inc(sum(tokens))
+        return Answered(found["sequence_output"], tokens, 0, tokenize, queue, execute)
+
     def _find(
         self, inputs: Sequence[Any], prompt: str | None, priority: int, deadline: float | None
     ) -> _Wanted:
@@ -156,14 +265,14 @@ class Served:
         # Texts and pairs do not go into one batch of the engine's.
         new: dict[type, dict[Hashable, tuple[Any, list[int]]]] = {}
         for i, item in enumerate(inputs):
-            key = _key(item, prompt)
+            key = self._variant, _key(item, prompt)
             if (kept := self._cache.get(key)) is not None:
                 wanted.results[i], wanted.tokens[i] = kept
             elif (found := self._flying.get(key)) is not None:
                 self._join(wanted, i, *found)
             else:
                 new.setdefault(type(item), {}).setdefault(key, (item, []))[1].append(i)
-        self._metrics.cached.labels(self.name).inc(count - sum(map(len, new.values())))
+        self._metrics.kept(self.name, count - sum(map(len, new.values())))
         try:
             for own in new.values():
                 run = self._submit(own, prompt, priority, deadline)
@@ -190,8 +299,19 @@ class Served:
             priority=priority,
             deadline=deadline,
         )
-        run = _Run(submission, asyncio.wrap_future(submission), list(own))
-        run.done.add_done_callback(lambda done: self._end(run))
+        loop = asyncio.get_running_loop()
+        run = _Run(submission, loop.create_future(), list(own), deadline is not None)
+
+        def told(_: Future[Any]) -> None:
+            self._ended.append(run)
+            if not self._telling:
+                self._telling = True
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._take_in)
+
+        # It only wakes the loop, once for all runs of a batch, and so needs none of the threads in
+        # which a submission's callbacks may take their time.
+        Future.add_done_callback(submission, told)
         # What may be dropped for its deadline, or is put behind others, is not shared.
         if deadline is None and priority >= 0:
             self._flying.update((key, (run, at)) for at, key in enumerate(run.keys))
@@ -214,20 +334,28 @@ class Served:
             if (found := self._flying.get(key)) is not None and found[0] is run:
                 del self._flying[key]
 
+    def _take_in(self) -> None:
+        self._telling = False
+        while self._ended:
+            self._end(self._ended.popleft())
+
     def _end(self, run: _Run) -> None:
         """Keep what a run gave. Its requests read their own from it."""
         self._ground(run)
-        # Asked for, so that asyncio does not log an exception that nobody is left to see.
-        if run.done.cancelled() or run.done.exception() is not None:
+        submission, done = run.submission, run.done
+        if submission.cancelled():
+            done.cancel()
             return
-        report = run.submission.report
+        if (error := submission.exception()) is not None:
+            done.set_exception(error)
+            # Asked for, so that asyncio does not log it where nobody is left to see it.
+            done.exception()
+            return
+        done.set_result(submission.result())
+        report = submission.report
         assert report is not None
-        metrics, name = self._metrics, self.name
-        metrics.tokens.labels(name).inc(sum(report.tokens))
-        metrics.tokenize_seconds.labels(name).observe(report.tokenize)
-        metrics.queue_seconds.labels(name).observe(report.queue)
-        metrics.execute_seconds.labels(name).observe(report.execute)
-        for key, result, tokens in zip(run.keys, run.done.result(), report.tokens, strict=True):
+        self._metrics.executed(self.name, report)
+        for key, result, tokens in zip(run.keys, done.result(), report.tokens, strict=True):
             if not isinstance(result, BertrtError):
                 self._cache.put(key, (_alone(result), tokens))
 
@@ -235,7 +363,9 @@ class Served:
 def _key(item: Any, prompt: str | None) -> Hashable:
     """All of an input. The type keeps a pair and a list of two words apart."""
     if isinstance(item, Encoding):
-        return Encoding, item.ids.tobytes(), item.types.tobytes(), prompt
+        # The bytes of int64 are those of other int32.
+        parts = [(array.dtype.str, array.tobytes()) for array in (item.ids, item.types)]
+        return Encoding, *parts, item.truncated, item.prompt, prompt
     return type(item), tuple(item) if isinstance(item, list) else item, prompt
 
 

@@ -69,6 +69,7 @@ class Tokenizer(Protocol):
         padding_id: the id that no text may hold, since the model takes it for padding; None: there
             is none such.
         special_ids: the ids of the tokens that open, close and separate texts.
+        truncation_side: the side that loses tokens of a text that is too long, "left" or "right".
     """
 
     max_length: int
@@ -78,6 +79,7 @@ class Tokenizer(Protocol):
     mask_id: int | None
     padding_id: int | None
     special_ids: frozenset[int]
+    truncation_side: str
 
     def limit(self, max_length: int) -> None:
         """Make `max_length` another one, from 3 on."""
@@ -122,6 +124,11 @@ class Tokenizer(Protocol):
 
     def continues(self, token: str) -> bool:
         """Whether a token goes on with the word of the token before it."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, special: bool) -> str:
+        """A text of tokens, as near to what they come from as they tell; with `special` those that
+        open, close and separate texts are spelled out in it."""
         ...
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from bertrt.errors import MissingDependencyError, ModelFormatError
 from bertrt.host.files import read_bytes
@@ -37,6 +37,7 @@ class GluonTokenizer(ABC):
     parts_at_blanks = True
     # GluonNLP counts every token of a text.
     padding_id: int | None = None
+    truncation_side = "right"
 
     def __init__(self, vocabulary: Vocabulary, *, max_length: int) -> None:
         self.max_length = max_length
@@ -152,6 +153,14 @@ class GluonTokenizer(ABC):
         joined = self.join(first, second or None)
         return Encoding(joined.ids, joined.types, truncated)
 
+    def decode(self, ids: Sequence[int], *, special: bool) -> str:
+        """See `Tokenizer.decode`."""
+        return self._spell([self.token(i) for i in ids if special or i not in self.special_ids])
+
+    @abstractmethod
+    def _spell(self, tokens: list[str]) -> str:
+        """A text of tokens."""
+
     def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> Encoding:
         """See `Tokenizer.join`."""
         ids = [self._cls, *first, self._sep]
@@ -188,6 +197,9 @@ class WordPieceTokenizer(GluonTokenizer):
     def continues(self, token: str) -> bool:
         """See `Tokenizer.continues`."""
         return token.startswith("##")
+
+    def _spell(self, tokens: list[str]) -> str:
+        return str(decoders.WordPiece("##", cleanup=False).decode(tokens))
 
 
 class BytePairTokenizer(GluonTokenizer):
@@ -228,6 +240,9 @@ class BytePairTokenizer(GluonTokenizer):
     def continues(self, token: str) -> bool:
         """See `Tokenizer.continues`."""
         return not token.startswith(_BLANK)
+
+    def _spell(self, tokens: list[str]) -> str:
+        return str(decoders.ByteLevel().decode(tokens))
 
 
 _BLANK = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
@@ -279,6 +294,9 @@ class SentencePieceTokenizer(GluonTokenizer):
     def continues(self, token: str) -> bool:
         """See `Tokenizer.continues`."""
         return not token.startswith("\N{LOWER ONE EIGHTH BLOCK}")
+
+    def _spell(self, tokens: list[str]) -> str:
+        return "".join(tokens).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").removeprefix(" ")
 
 
 def _limit(vocabulary: Vocabulary) -> int:

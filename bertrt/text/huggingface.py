@@ -232,6 +232,7 @@ class HuggingFaceTokenizer:
         )
         self.mask = self.rules.mask
         self.padding_id = self.rules.padding_id
+        self.truncation_side = self.rules.truncation_side
         self.mask_id = None if self.mask is None else tokenizer.token_to_id(self.mask)
 
     def unusual(self) -> dict[str, Any]:
@@ -408,6 +409,10 @@ class HuggingFaceTokenizer:
     def continues(self, token: str) -> bool:
         """See `Tokenizer.continues`."""
         return self._prefix is not None and token.startswith(self._prefix)
+
+    def decode(self, ids: Sequence[int], *, special: bool) -> str:
+        """See `Tokenizer.decode`."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     def _frame(self, pair: bool) -> list[_Frame]:
         """How one text, or a pair, stands among special tokens: for each text the special tokens

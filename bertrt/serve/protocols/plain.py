@@ -24,7 +24,7 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     `batch`: a text, or a list of inputs: each a text, or a list of two texts for a pair (of
     question and context, say); for tagging a list of words. `on_error` "return" puts
     ``{"error": ...}`` in the place of an input that cannot be answered; with "raise", the default,
-    the request is refused.
+    the request is refused. `truncate` false refuses what is longer than the model, true cuts it.
     """
 
     batch: str | list[str | list[str]]
@@ -33,6 +33,7 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     on_error: str = "raise"
     priority: int = 0
     timeout: float | None = None
+    truncate: bool | None = None
 
 
 class PredictResponse(msgspec.Struct):
@@ -68,11 +69,10 @@ async def predict(call: Call, body: PredictRequest, model: str | None) -> Respon
             prompt=body.prompt,
             priority=body.priority or None,
             deadline=body.timeout,
+            truncate=body.truncate,
         )
     if body.on_error == "raise":
-        for result in answered.results:
-            if isinstance(result, BertrtError):
-                raise result
+        answered.whole()
     return json_response(
         {
             "model": call.fields["model"],
