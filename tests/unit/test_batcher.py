@@ -265,6 +265,7 @@ def test_cancelled_before_it_runs(tiny) -> None:
     assert others[0].cancel() and others[0].cancelled()
     held.settle(1)
     third = held.engine.submit("hello")  # there is room again
+    held.settle(2)
     held.free()
     wait([first, *others, third], LONG)
     assert held.ran() == [[[MARK]], [[B], [HELLO]]]
