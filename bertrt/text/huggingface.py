@@ -258,8 +258,7 @@ class HuggingFaceTokenizer:
             # The library keeps apart which tokens are special, and what the last one to add a token
             # said of it: it writes the latter, and goes by the former.
             for token in content["added_tokens"]:
-                plain = self._tokenizer.encode(token["content"], add_special_tokens=False)
-                token["special"] |= plain.ids != [token["id"]]
+                token["special"] |= self._plain_ids(token["content"]) != [token["id"]]
         return json.dumps(content, ensure_ascii=False)
 
     def limit(self, max_length: int) -> None:
@@ -371,6 +370,12 @@ class HuggingFaceTokenizer:
                 parts = [encoding, *encoding.overflowing]
                 yield parts if self.rules.truncation_side == "right" else parts[::-1]
 
+    def _plain_ids(self, text: str) -> list[int]:
+        """The ids of a text that is not cut, without special tokens before and behind it."""
+        plain = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
+        (encoding,) = self._run(plain, [text])
+        return list(encoding.ids)
+
     @staticmethod
     def _run(encode: Callable[[Any], list[Any]], texts: Any) -> list[Any]:
         with refusing("the tokenizer cannot encode a text"):
@@ -425,16 +430,14 @@ class HuggingFaceTokenizer:
                 (encoding,) = self._run(
                     self._tokenizer.encode_batch, [(probe, probe) if pair else probe]
                 )
+                plain = self._plain_ids(probe)
             except ModelFormatError:  # no word of a vocabulary without an unknown token
                 continue
-            plain = self._tokenizer.encode(probe, add_special_tokens=False).ids
-            owners = encoding.sequence_ids
-            shown = [
-                [i for i, own in zip(encoding.ids, owners, strict=True) if own == text]
-                for text in range(1 + pair)
-            ]
             # A post-processor need not take up every text.
-            if plain and all(own == plain for own in shown):
+            owned = list(zip(encoding.ids, encoding.sequence_ids, strict=True))
+            if plain and all(
+                [i for i, own in owned if own == text] == plain for text in range(1 + pair)
+            ):
                 break
         else:
             return []

@@ -257,7 +257,7 @@ def test_error_of_the_engine(tmp_path, capsys) -> None:
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["serve"], "invalid choice"),
+        (["fly"], "invalid choice"),
         (["predict"], "required: BUNDLE"),
         (["predict", "b", "--backend", "torch"], "--backend: invalid choice"),
         (["predict", "b", "--device", "gpu"], "'gpu' is not 'cpu', 'cuda' or 'cuda:N'"),
