@@ -73,9 +73,11 @@ class _Connection:
 
 
 class _Generator:
-    def __init__(self, port: int, requests: Sequence[bytes], keep: bool, renew: bool) -> None:
+    def __init__(
+        self, port: int, requests: Sequence[bytes], *, keep: bool = False, once: bool = False
+    ) -> None:
         self.address = ("127.0.0.1", port)
-        self.requests, self.keep, self.renew = requests, keep, renew
+        self.requests, self.keep, self.once = requests, keep, once
         self.poll = select.epoll()
         self.open: dict[int, _Connection] = {}
         self.outcome = Outcome()
@@ -174,7 +176,8 @@ class _Generator:
             out.retry_after += b"\r\nretry-after: " in found[:end].lower()
         self.under_way -= 1
         connection.place, connection.found = -1, b""
-        if self.renew or b"\r\nconnection: close" in found[:end].lower():
+        left = self.once and status != 200
+        if left or b"\r\nconnection: close" in found[:end].lower():
             self.drop(connection, LOST)
             return False
         return True
@@ -196,8 +199,8 @@ def callers(
     *,
     most: int | None = None,
     keep: bool = False,
+    once: bool = False,
     linger: float = 60.0,
-    pause: float = 0.0,
 ) -> Outcome:
     """So many callers, each with a connection, that send their next request when they have the
     answer to the last one.
@@ -209,28 +212,28 @@ def callers(
         seconds: after them no more is sent, and what was sent is waited for.
         most: requests in all; None: as many as there is time for.
         keep: keep the answers' bodies.
+        once: callers whose connection is closed, or who are refused, leave; else they come again.
         linger: seconds to wait for the last answers.
-        pause: seconds before a caller that lost its connection connects again.
     """
-    run = _Generator(port, requests, keep, False)
+    run = _Generator(port, requests, keep=keep, once=once)
     end, most = run.start + seconds, most or 1 << 60
-    missing, again = count, run.start
+    missing = count
     while True:
         now = time.perf_counter()
-        if missing and again <= now < end and run.sent < most:
+        if now < end and run.sent < most:
             for _ in range(missing):
                 connection = run.connect()
-                if connection is None:
-                    break
-                run.send(connection, time.perf_counter())
-            again = time.perf_counter() + pause
+                if connection is not None:
+                    run.send(connection, time.perf_counter())
         for connection in run.events(time.perf_counter() + 0.05):
             now = time.perf_counter()
             if now < end and run.sent < most:
                 run.send(connection, now)
-        missing = count - len(run.open)
+        missing = 0 if once else count - len(run.open)
         now = time.perf_counter()
-        if (now >= end or run.sent >= most) and (not run.under_way or now > end + linger):
+        if (once and not run.open) or (
+            (now >= end or run.sent >= most) and (not run.under_way or now > end + linger)
+        ):
             break
     run.outcome.statuses[LOST] += run.under_way
     return run.end()
@@ -256,7 +259,7 @@ def at_rate(
         connections: how many are open at most; a request that finds none waits for one.
     """
     chance = random.Random(seed)
-    run = _Generator(port, requests, False, False)
+    run = _Generator(port, requests)
     free: list[_Connection] = [made for _ in range(64) if (made := run.connect())]
     run.start = due = time.perf_counter()
     end = run.start + seconds

@@ -48,6 +48,13 @@ def add(commands: Any) -> None:
         help="inputs of a model that may wait; beyond them 429; default: 8192",
     )
     parser.add_argument(
+        "--wait-seconds",
+        type=bound,
+        default=10.0,
+        metavar="S",
+        help="what a request may wait; where it would be longer, 429 at once; default: 10",
+    )
+    parser.add_argument(
         "--max-body", type=size, default=16 << 20, metavar="SIZE", help="default: 16M"
     )
     parser.add_argument(
@@ -121,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         repository=None if arguments.repository is None else Path(arguments.repository),
         tokens=arguments.tokens,
         queue=arguments.queue,
+        wait_seconds=arguments.wait_seconds,
         max_body=arguments.max_body,
         max_inputs=arguments.max_inputs,
         body_seconds=arguments.body_seconds,

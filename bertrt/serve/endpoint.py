@@ -54,6 +54,8 @@ class State:
         self.models = Models(settings, self.metrics)
         self.recent = Recent()
         self.draining = False
+        # Whether the event loop does not get round to what has come.
+        self.late = False
         self.under_way = 0
         self.body_bytes = 0
         self._keys = [key.encode() for key in settings.api_keys]
@@ -253,6 +255,9 @@ class Endpoint:
                 response = await self._answer(call, receive)
                 if response is not None:
                     response.headers["x-request-id"] = call.id
+                    if state.draining:
+                        # Whoever asks again asks elsewhere, and finds no closed connection.
+                        response.headers["connection"] = "close"
                     for name, value in call.headers.items():
                         response.headers[name] = value
                     status = response.status_code

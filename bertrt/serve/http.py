@@ -12,6 +12,10 @@ __all__ = ["BoundedProtocol"]
 # Bytes and seconds of a request's line and headers.
 _HEAD = 64 << 10
 _HEAD_SECONDS = 10.0
+# Connections that may be open at a time; requests of more are refused at once.
+_CONNECTIONS = 8192
+# In this time the event loop reads at least once.
+_READ_SECONDS = 0.1
 # Seconds of a whole request: the endpoint refuses a body that is slow long before.
 _REQUEST_SECONDS = 120.0
 
@@ -21,7 +25,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     It is closed where a client sends no request within 10 s of connecting, takes longer for a
     request's head than that or longer than 120 s for its body; a head of more than 64 KiB is
-    answered with 431.
+    answered with 431. A request of one connection too many is answered with 503, and one that comes
+    while the event loop is late with 429, before anything else is done for it: what would cost
+    those who wait more than it helps who comes.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -60,7 +66,16 @@ class BoundedProtocol(HttpToolsProtocol):
         """httptools' word for the head's end."""
         self._head = None
         self._within(_REQUEST_SECONDS)
-        super().on_headers_complete()
+        app = self.app
+        if len(self.connections) > _CONNECTIONS:
+            self.app = _crowded
+        elif (state := self.config.app.state.bertrt).late and self.parser.get_method() != b"GET":
+            state.metrics.turned_away.inc()
+            self.app = _late
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = app
 
     def on_message_complete(self) -> None:
         """httptools' word for the body's end."""
@@ -73,7 +88,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
         if seconds is not None:
-            self._timer = self.loop.call_later(seconds, self._late)
+            self._timer = self.loop.call_later(seconds, self._due)
+
+    def _due(self) -> None:
+        # Where the event loop itself is late, what has come may not have been read yet.
+        self._timer = self.loop.call_later(_READ_SECONDS, self._late)
 
     def _late(self) -> None:
         self._timer = None
@@ -89,3 +108,25 @@ class BoundedProtocol(HttpToolsProtocol):
             b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         )
         self.transport.close()
+
+
+async def _crowded(scope: Any, receive: Any, send: Any) -> None:
+    await _answer(503, b"too many connections are open", receive, send, (b"connection", b"close"))
+
+
+async def _late(scope: Any, receive: Any, send: Any) -> None:
+    await _answer(429, b"the server has more requests than it can read", receive, send)
+
+
+async def _answer(status: int, why: bytes, receive: Any, send: Any, *more: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    body = b'{"error":"%s; ask later"}' % why
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"retry-after", b"1"),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -64,6 +64,9 @@ class Metrics:
             "route",
             buckets=_SECONDS,
         )
+        self.turned_away = counter(
+            "turned_away", "Requests that were answered with 429 before they were read"
+        )
         self.under_way = gauge("requests_under_way", "Requests that are not answered yet")
         self.inputs = counter("inputs", "Texts and pairs that were asked for", "model")
         self.tokens = counter("tokens", "Tokens that were executed, special ones included", "model")

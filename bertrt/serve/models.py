@@ -12,6 +12,7 @@ import numpy as np
 
 from bertrt.engine import Batching, Engine
 from bertrt.errors import BertrtError, InvalidInputError
+from bertrt.serve.backlog import Backlog
 from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.refusals import Refusal
@@ -73,6 +74,11 @@ class Models:
     def ready(self) -> bool:
         """Whether every model that the server was started with answers, or was unloaded since."""
         return all(name in self._served or name in self._reasons for name in self._settings.models)
+
+    @property
+    def full(self) -> bool:
+        """Whether a request would wait too long for any of those that answer."""
+        return bool(self._served) and all(served.full for served in self._served.values())
 
     @contextmanager
     def use(self, name: str | None, tasks: Sequence[str] | None = None) -> Iterator[Served]:
@@ -161,7 +167,13 @@ class Models:
                     self._reasons[name] = reason
                 raise Refusal(400, f"the model {name!r} cannot be loaded: {reason}") from error
             before = self._served.get(name)
-            self._served[name] = Served(name, engine, self._settings.cache_bytes, self._metrics)
+            self._served[name] = Served(
+                name,
+                engine,
+                self._settings.cache_bytes,
+                self._metrics,
+                Backlog(self._settings.wait_seconds),
+            )
             self._reasons.pop(name, None)
             log("loaded", model=name, task=engine.task, precision=engine.precision)
             if before is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from bertrt.engine import Encoding, Engine, Statistics, Submission
 from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
 from bertrt.results import Embedding
+from bertrt.serve.backlog import Backlog, Place
 from bertrt.serve.cache import Cache
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.refusals import Refusal, refusal_of
@@ -65,6 +66,7 @@ class _Run:
         submission: the engine's promise.
         done: the same, for the event loop.
         keys: what it answers.
+        place: where it stands in line.
         has_deadline: whether it was handed over with one; then it is of one request alone.
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
@@ -72,6 +74,7 @@ class _Run:
     submission: Submission
     done: asyncio.Future[Any]
     keys: list[Hashable]
+    place: Place
     has_deadline: bool = False
     users: int = 0
 
@@ -99,13 +102,15 @@ class Served:
         loaded: when that was, in seconds since 1970.
     """
 
-    def __init__(self, name: str, engine: Engine, cache_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, engine: Engine, cache_bytes: int, metrics: Metrics, backlog: Backlog
+    ) -> None:
         self.name = name
         self.engine = engine
         self.settings: Mapping[str, Any] = engine.settings
         self.users = 0
         self.loaded = int(time.time())
-        self._metrics = metrics
+        self._metrics, self._backlog = metrics, backlog
         self._cache = Cache(cache_bytes)
         self._flying: dict[Hashable, tuple[_Run, int]] = {}
         # Runs that are over, and whether the event loop has been told.
@@ -125,10 +130,17 @@ class Served:
             return self
         key = tuple(sorted(settings.items()))
         if key not in self._others:
-            made = Served(self.name, self.engine.with_settings(settings), 0, self._metrics)
+            made = Served(
+                self.name, self.engine.with_settings(settings), 0, self._metrics, self._backlog
+            )
             made._cache, made._variant = self._cache, key
             self._others[key] = made
         return self._others[key]
+
+    @property
+    def full(self) -> bool:
+        """Whether a request would wait too long."""
+        return self._backlog.full
 
     @property
     def cache_bytes(self) -> int:
@@ -292,6 +304,8 @@ class Served:
         priority: int,
         deadline: float | None,
     ) -> _Run:
+        if priority <= 0:
+            self._backlog.check()
         submission = self.engine.submit(
             [item for item, _ in own.values()],
             prompt=prompt,
@@ -300,7 +314,8 @@ class Served:
             deadline=deadline,
         )
         loop = asyncio.get_running_loop()
-        run = _Run(submission, loop.create_future(), list(own), deadline is not None)
+        place = self._backlog.enter((item for item, _ in own.values()), self.engine.max_length)
+        run = _Run(submission, loop.create_future(), list(own), place, deadline is not None)
 
         def told(_: Future[Any]) -> None:
             self._ended.append(run)
@@ -344,8 +359,10 @@ class Served:
         self._ground(run)
         submission, done = run.submission, run.done
         if submission.cancelled():
+            self._backlog.leave(run.place, ran=False)
             done.cancel()
             return
+        self._backlog.leave(run.place, ran=submission.exception() is None)
         if (error := submission.exception()) is not None:
             done.set_exception(error)
             # Asked for, so that asyncio does not log it where nobody is left to see it.

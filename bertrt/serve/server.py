@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import resource
 import signal
+import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -22,11 +24,15 @@ from bertrt.serve.settings import Settings
 
 __all__ = ["serve"]
 
-# Connections that may be open at a time; beyond them 503 at once.
-_CONNECTIONS = 8192
 # So long no request is under way before the socket is closed, at the end: what a client has sent
 # and nobody has read yet, is read and told by then.
 _QUIET = 0.3
+# uvicorn's time between ticks, by how much one may be late, and how long none has to be before the
+# server takes new requests again, in seconds.
+_TICK, _LATE, _CALM = 0.1, 0.1, 0.3
+# A thread that wants the interpreter waits so long for one that computes, such as the event loop
+# under load: a batch begins and ends with that.
+_SWITCH_SECONDS = 0.0005
 
 
 def serve(
@@ -53,6 +59,10 @@ def serve(
         The exit status: 0, or 1 where a model cannot be loaded or the port not be had.
     """
     configure()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    # A connection is a file, and the usual limit of 1,024 is a shell's.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # The times at which counters were made: nobody's question, and as many lines as the counters.
     prometheus_client.disable_created_metrics()
     status = 0
@@ -79,7 +89,6 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         **(tls or {}),
     )
@@ -99,6 +108,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._draining: asyncio.Task[None] | None = None
+        self._ticked = self._late_until = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal's handler: drain, or, if that is under way, stop."""
@@ -114,7 +124,13 @@ class _Server(uvicorn.Server):
         log("listening", host=address[0], port=address[1], tls=self.config.is_ssl)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Ten times a second, where the event loop is not late."""
+        now = asyncio.get_running_loop().time()
+        if now - self._ticked > _TICK + _LATE:
+            self._late_until = now + _CALM
+        self._ticked = now
+        state = self._state
+        state.late = now < self._late_until or (state.late and state.models.full)
         if self._state.draining and self._draining is None:
             self._draining = asyncio.ensure_future(self._drain())
         return bool(await super().on_tick(counter))

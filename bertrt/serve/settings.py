@@ -21,6 +21,8 @@ class Settings:
             only those of `models` may be loaded again.
         tokens: the budget of tokens of a batch.
         queue: how many inputs of a model may wait.
+        wait_seconds: what a request may wait: beyond it, by the pace of those before it, it is
+            refused at once.
         max_body: bytes of a request's body, at most.
         max_inputs: texts, pairs or documents of a request, at most.
         body_seconds: by then a request's body has to be there.
@@ -35,7 +37,8 @@ class Settings:
     engine: Mapping[str, Any] = field(default_factory=dict)
     repository: Path | None = None
     tokens: int = 4096
-    queue: int = 8192
+    queue: int = 16384
+    wait_seconds: float = 10.0
     max_body: int = 16 << 20
     max_inputs: int = 2048
     body_seconds: float = 30.0
