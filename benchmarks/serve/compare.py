@@ -185,9 +185,7 @@ class _Bench:
                     "requests": len(times),
                     "rate": len(times) / seconds,
                     "rates": [len(turn["times"]) / turn["seconds"] for turn in turns],
-                    **{
-                        f"p{p}": float(np.percentile(times, p)) * 1e3 for p in (50, 95, 99)
-                    },
+                    **{f"p{p}": float(np.percentile(times, p)) * 1e3 for p in (50, 95, 99)},
                     "p99s": [float(np.percentile(turn["times"], 99)) * 1e3 for turn in turns],
                     "server_cpu_us": sum(turn["server_cpu"] for turn in turns) / len(times) * 1e6,
                     "generator_cpu_us": sum(turn["generator_cpu"] for turn in turns)
@@ -252,7 +250,9 @@ def _versions(python: str) -> dict[str, str]:
         "    except m.PackageNotFoundError: pass\n"
         "print(json.dumps(found))"
     )
-    found: dict[str, str] = json.loads(subprocess.check_output([python, "-c", code], env=servers.environment(python)))
+    found: dict[str, str] = json.loads(
+        subprocess.check_output([python, "-c", code], env=servers.environment(python))
+    )
     return found
 
 

@@ -231,7 +231,11 @@ def callers(
                 run.send(connection, now)
         missing = 0 if once else count - len(run.open)
         now = time.perf_counter()
-        if (once and not run.open) or (now >= end or run.sent >= most) and (not run.under_way or now > end + linger):
+        if (
+            (once and not run.open)
+            or (now >= end or run.sent >= most)
+            and (not run.under_way or now > end + linger)
+        ):
             break
     run.outcome.statuses[LOST] += run.under_way
     return run.end()

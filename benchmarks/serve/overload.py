@@ -34,16 +34,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload; default: 60")
     parser.add_argument("--times", type=float, default=10.0, help="what it carries; default: 10")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serve"))
-    parser.add_argument(
-        "--wait-seconds", default="1", help="bertrt serve's option; default: 1"
-    )
+    parser.add_argument("--wait-seconds", default="1", help="bertrt serve's option; default: 1")
     given = parser.parse_args()
     with (
         ProcessPoolExecutor(1, get_context("spawn")) as generator,
         tempfile.TemporaryDirectory() as scratch,
     ):
         log = Path(scratch, "log")
-        with servers.bertrt(sys.executable, given.model, "--wait-seconds", given.wait_seconds, log=log) as server:
+        with servers.bertrt(
+            sys.executable, given.model, "--wait-seconds", given.wait_seconds, log=log
+        ) as server:
             found = _measure(given, generator, server)
         events = [json.loads(line) for line in log.read_bytes().splitlines()]
     found["faults"] = sum(own["event"] == "fault" for own in events)

@@ -29,7 +29,9 @@ def write(record: dict[str, Any], out: Path) -> None:
         "its request was due. Before the first round every answer was compared: bertrt's have the "
         "bits of `Engine.predict` for that text alone; the least cosine to them of the others was "
         + ", ".join(
-            f"{value:.6f} ({name})" for name, value in record["compared"].items() if name != "bertrt"
+            f"{value:.6f} ({name})"
+            for name, value in record["compared"].items()
+            if name != "bertrt"
         )
         + ". Load averages of the machine after each round: "
         + ", ".join(map(str, record["load_average"]))
