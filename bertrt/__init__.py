@@ -31,6 +31,7 @@ from bertrt.results import (
     Span,
     Tagging,
 )
+from bertrt.vectors import quantize_vectors
 from bertrt.version import __version__
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "UnsupportedModelError",
     "WriteError",
     "__version__",
+    "quantize_vectors",
 ]

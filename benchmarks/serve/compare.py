@@ -25,9 +25,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import load
+import numpy as np
 import servers
 import texts as made
 

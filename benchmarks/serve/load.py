@@ -1,5 +1,5 @@
-"""Callers of an HTTP server: as many as asked for, each waiting for its answer, or requests at times
-that do not wait for answers.
+"""Callers of an HTTP server: as many as asked for, each waiting for its answer, or requests at
+times that do not wait for answers.
 
 One thread over epoll and prebuilt requests: some 20 us of its own a request, which it counts.
 """
@@ -231,10 +231,8 @@ def callers(
                 run.send(connection, now)
         missing = 0 if once else count - len(run.open)
         now = time.perf_counter()
-        if (
-            (once and not run.open)
-            or (now >= end or run.sent >= most)
-            and (not run.under_way or now > end + linger)
+        if (once and not run.open) or (
+            (now >= end or run.sent >= most) and (not run.under_way or now > end + linger)
         ):
             break
     run.outcome.statuses[LOST] += run.under_way

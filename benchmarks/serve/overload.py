@@ -21,9 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import load
+import numpy as np
 import servers
 import texts
 

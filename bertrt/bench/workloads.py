@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertrt.bench.engines.base import Inputs
-from bertrt.errors import InvalidInputError, MissingFileError
+from bertrt.errors import InvalidInputError, ModelFormatError
+from bertrt.host.files import read_text
 from bertrt.host.paths import check_path
 from bertrt.models.model import Model
 
@@ -24,6 +25,7 @@ _RAGGED_SEQS = 32
 _TEXT_BATCH = 32
 _TEXT_BATCHES = 8
 _SEED = 20
+_LARGEST_TEXTS = 64 << 20
 
 SENTENCES = [
     "Good morning!",
@@ -184,15 +186,14 @@ def read_texts(path: str) -> list[str | tuple[str, str]]:
 
     Raises:
         MissingFileError: there is no such file.
-        InvalidInputError: it is not UTF-8, holds no text, or texts and pairs together.
+        InvalidInputError: it cannot be read, has more than 64 MiB, is not UTF-8, holds no text, or
+            texts and pairs together.
     """
     file = check_path("--texts", path)
-    if not file.is_file():
-        raise MissingFileError(f"{file}: there is no such file")
     try:
-        lines = file.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{file} is not UTF-8 ({error})") from None
+        lines = read_text(file, _LARGEST_TEXTS).splitlines()
+    except ModelFormatError as error:
+        raise InvalidInputError(str(error)) from None
     texts: list[str | tuple[str, str]] = []
     for line in lines:
         first, tab, second = line.partition("\t")

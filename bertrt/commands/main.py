@@ -59,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminable(), contextlib.redirect_stdout(_NamedStream(sys.stdout)):
             try:
-                return _run(argv, heard)
-            finally:
-                # What waits to be printed fails here, and not in the interpreter's last breath.
-                sys.stdout.flush()
+                status = _run(argv, heard)
+            except SystemExit as end:
+                if not end.code:  # as of --help
+                    sys.stdout.flush()
+                raise
+            # What waits to be printed fails here, and not in the interpreter's last breath. Where
+            # the command has failed, that is what there is to say.
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     except (BertrtError, ImportError, OSError) as error:

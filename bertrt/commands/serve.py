@@ -35,6 +35,9 @@ def add(commands: Any) -> None:
         "--port", type=port_number, default=8000, metavar="N", help="default: 8000; 0: any"
     )
     parser.add_argument(
+        "--grpc-port", type=port_number, metavar="N", help="default: no gRPC; 0: any"
+    )
+    parser.add_argument(
         "--tokens", type=positive, default=4096, metavar="N", help="of a batch; default: 4096"
     )
     parser.add_argument(
@@ -103,6 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     try:
         from bertrt.serve.server import serve
+
+        if arguments.grpc_port is not None:
+            import bertrt.serve.protocols.inference_grpc  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             f"bertrt serve needs the package {error.name}, which is not installed: "
@@ -138,7 +144,11 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if "ssl_ca_certs" in tls:
         tls["ssl_cert_reqs"] = ssl.CERT_REQUIRED
-    return serve(settings, arguments.host, arguments.port, tls=tls)
+    if arguments.grpc_port is not None and "ssl_keyfile_password" in tls:
+        raise InvalidInputError(
+            "gRPC takes no key with a password: give one without, or leave --grpc-port out"
+        )
+    return serve(settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls)
 
 
 def _named(models: list[str], repository: str | None) -> dict[str, Path]:

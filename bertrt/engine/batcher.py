@@ -181,7 +181,8 @@ class Batcher:
 
     def _serve(self) -> None:
         """Do what there is to do."""
-        while True:
+        # Of what comes after this look, the call that wakes comes, too.
+        while self._inbox or self._cancelled or self._texts or self._ready:
             batch: list[tuple[Job, list[int]]] = []
             texts: list[tuple[Job, dict[int, Any]]] = []
             with self._lock:
@@ -220,9 +221,10 @@ class Batcher:
         """Put what has come in line, and take out what nobody waits for, with what becomes of
         it."""
         # First what wakes threads: of what is not seen below, the call that wakes comes later.
-        with suppress(Empty):
-            while not self._wake.empty():
-                self._wake.get_nowait()
+        if not self._wake.empty():
+            with suppress(Empty):
+                while True:
+                    self._wake.get_nowait()
         gone: list[tuple[Job, BaseException | None]] = []
         while self._inbox:
             job = self._inbox.popleft()

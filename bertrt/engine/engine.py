@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -59,8 +58,9 @@ class Engine:
 
     def _set(self, model: Model, arguments: dict[str, Any]) -> None:
         self._model, self._arguments = model, arguments
-        self._predictor = Predictor(model, arguments["batching"].tokens)
-        self._routes = Routes(self._life, self._predictor, arguments["batching"])
+        batching = arguments.get("batching") or Batching()
+        self._predictor = Predictor(model, batching.tokens)
+        self._routes = Routes(self._life, self._predictor, batching)
 
     @classmethod
     @naming_memory
@@ -121,7 +121,7 @@ class Engine:
                 "precision": precision,
                 "threads": threads,
                 "settings": None if settings is None else copy.deepcopy(dict(settings)),
-                "batching": batching or Batching(),
+                "batching": batching,
             }
             return cls(model, load, arguments)
 
@@ -156,12 +156,19 @@ class Engine:
     @property
     def settings(self) -> dict[str, Any]:
         """All that is set, by the names that `load` has for it; empty for a bare graph."""
-        return self._model.shown_settings()
+        return copy.deepcopy(self._model.shown_settings())
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """What makes ids of texts in `predict`; None where the model has none."""
         return self._model.tokenizer
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what `run` returns, `masked_lm_outputs` included."""
+        joined = {"encoding": "all_encodings"}
+        kinds = [output_kind(name) or name for name in self._outputs]
+        return tuple(dict.fromkeys(joined.get(kind, kind) for kind in kinds))
 
     @property
     def backend(self) -> str:
@@ -300,10 +307,8 @@ class Engine:
         Arguments, result and errors are those of `submit`. A task that is cancelled here cancels
         what has not run.
         """
-        submission = self.submit(
-            batch, prompt=prompt, on_error=on_error, priority=priority, deadline=deadline
-        )
-        return await submission
+        turn: dict[str, Any] = {"priority": priority, "deadline": deadline}
+        return await self.submit(batch, prompt=prompt, on_error=on_error, **turn)
 
     def statistics(self) -> Statistics:
         """What the scheduler has done and has to do: how much waits, and how large its batches
@@ -485,12 +490,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[()]]:

@@ -23,6 +23,7 @@ from bertrt.errors import BertrtError, MissingFileError, ModelFormatError, OutOf
 
 __all__ = [
     "LARGEST_VOCABULARY",
+    "MOST_AXES",
     "MOST_ELEMENTS",
     "check_json",
     "check_size",
@@ -38,7 +39,7 @@ __all__ = [
     "without_escapes",
 ]
 
-_MOST_AXES = 32  # numpy's own limit before 2.0
+MOST_AXES = 32  # numpy's own limit before 2.0
 MOST_ELEMENTS = 1 << 48
 # Bytes of a file with the pieces of a tokenizer: a million of them have 70 MB.
 LARGEST_VOCABULARY = 128 << 20
@@ -48,7 +49,7 @@ def fits(shape: Sequence[int]) -> bool:
     """Whether there can be an array of this shape: at most 32 axes, none below 0, of at most 2^48
     elements. Extents beside a 0 count too: numpy has no array of 0 x 2^40 x 2^40."""
     return (
-        len(shape) <= _MOST_AXES
+        len(shape) <= MOST_AXES
         and all(extent >= 0 for extent in shape)
         and prod(extent or 1 for extent in shape) <= MOST_ELEMENTS
     )

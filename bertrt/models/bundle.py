@@ -25,11 +25,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bertrt.errors import MissingFileError, ModelFormatError
+from bertrt.host.beside import Beside
 from bertrt.host.files import open_plain, read_json
 from bertrt.host.paths import check_path
 from bertrt.host.progress import progress
@@ -109,21 +109,13 @@ class Bundle:
         *small, weights = sorted(files, key=lambda name: files[name]["size"])
         _check_digests(directory, {name: files[name] for name in small})
         # The block and the check read the same file, whatever is renamed to its place meanwhile.
-        file, process = File(directory / weights), os.getpid()
-        with ThreadPoolExecutor(1) as beside:
-            try:
-                check = beside.submit(_check_weights, file, files[weights])
-            except RuntimeError:  # the system gives no thread
-                check = None
-            try:
-                yield cls(directory, manifest, file)
-            finally:
-                # In a child that a signal handler has forked meanwhile nobody checks beside.
-                if check is None or os.getpid() != process:
-                    _check_weights(file, files[weights])
-                else:
-                    check.result()
-                _check_unchanged(directory, found)
+        file = File(directory / weights)
+        check = Beside(lambda: _check_weights(file, files[weights]))
+        try:
+            yield cls(directory, manifest, file)
+        finally:
+            check.wait()
+            _check_unchanged(directory, found)
 
     def file(self, name: str) -> Path | None:
         """The path of a file of the bundle, or None where the bundle does not have it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bertrt.serve.endpoint import Endpoint, State
-from bertrt.serve.protocols import openai, operation, plain, rerank, tei
+from bertrt.serve.protocols import inference_http, openai, operation, page, plain, rerank, tei
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.settings import Settings
 
@@ -26,11 +27,17 @@ ENDPOINTS: list[Endpoint] = [
     *openai.ENDPOINTS,
     *tei.ENDPOINTS,
     *rerank.ENDPOINTS,
+    *inference_http.ENDPOINTS,
     *operation.ENDPOINTS,
+    *page.ENDPOINTS,
 ]
 
 
-def make_app(settings: Settings, failed: Callable[[Refusal], None] | None = None) -> Starlette:
+def make_app(
+    settings: Settings,
+    failed: Callable[[Refusal], None] | None = None,
+    beside: Callable[[State], AbstractAsyncContextManager[None]] | None = None,
+) -> Starlette:
     """The ASGI application.
 
     Its models are loaded beside it once it runs, one after the other; until they are there,
@@ -40,19 +47,21 @@ def make_app(settings: Settings, failed: Callable[[Refusal], None] | None = None
         settings: how it is set up.
         failed: called with the reason when a model of `settings` cannot be loaded; None: it is then
             a model that is not there.
+        beside: what serves the same models beside HTTP, for as long; None: nothing.
     """
     state = State(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        loading = asyncio.ensure_future(_load_all(state, failed))
-        try:
-            yield
-        finally:
-            loading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await loading
-            await state.models.close()
+        async with beside(state) if beside is not None else contextlib.nullcontext():
+            loading = asyncio.ensure_future(_load_all(state, failed))
+            try:
+                yield
+            finally:
+                loading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await loading
+        await state.models.close()
 
     app = Starlette(
         routes=_routes(ENDPOINTS),
@@ -60,6 +69,7 @@ def make_app(settings: Settings, failed: Callable[[Refusal], None] | None = None
         exception_handlers={HTTPException: _nowhere},
     )
     app.state.bertrt = state
+    app.state.endpoints = ENDPOINTS
     return app
 
 

@@ -32,8 +32,9 @@ from bertrt.serve.models import Models
 from bertrt.serve.refusals import Refusal, refusal_of
 from bertrt.serve.served import Answered, Served
 from bertrt.serve.settings import Settings
+from bertrt.serve.statistics import Recent
 
-__all__ = ["Call", "Endpoint", "State", "json_response"]
+__all__ = ["Call", "Endpoint", "State", "json_response", "let_in", "request_id", "tell"]
 
 # What nginx logs for a client that did not wait; nobody gets it.
 _GONE = 499
@@ -51,6 +52,7 @@ class State:
         self.settings = settings
         self.metrics = Metrics(lambda: self.models.served())
         self.models = Models(settings, self.metrics)
+        self.recent = Recent()
         self.draining = False
         # Whether the event loop does not get round to what has come.
         self.late = False
@@ -62,6 +64,11 @@ class State:
     def ready(self) -> bool:
         """Whether requests may be sent here: every model is warm, and the server is to stay."""
         return self.models.ready and not self.draining
+
+    def check_room(self) -> None:
+        """Refuse a body where too much of others' is in memory."""
+        if self.body_bytes > _BODIES * self.settings.max_body:
+            raise Refusal(429, "too many bodies are being read", retry_after=1)
 
     def lets_in(self, key: bytes) -> bool:
         """Whether a key is one of those that were set; every one is compared, in constant time."""
@@ -221,8 +228,9 @@ class Endpoint:
             field that tells which of them a body is of.
         answers: the type of the answer's body, for the API's description; None: not JSON.
         summary: a sentence for the API's description.
-        tag: the protocol's name there.
+        tag: the protocol's name there; "": it is left out there.
         open: whether it is answered without a key, while models load and while the server drains.
+        quiet: whether its requests are left out of the log; those of an open one are.
     """
 
     path: str
@@ -234,11 +242,12 @@ class Endpoint:
     summary: str = ""
     tag: str = ""
     open: bool = False
+    quiet: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: State = scope["app"].state.bertrt
         call = Call(state, Request(scope))
-        call.id = _id(call.header("x-request-id"))
+        call.id = request_id(call.header("x-request-id"))
         state.under_way += 1
         status = _GONE
         try:
@@ -260,30 +269,15 @@ class Endpoint:
                         await send({"type": "http.response.body"})
         finally:
             state.under_way -= 1
-            self._tell(call, status)
-
-    def _tell(self, call: Call, status: int) -> None:
-        seconds = time.perf_counter() - call.started
-        call.state.metrics.answered(self.path, status, seconds)
-        if not self.open:
-            head = call.request
-            log(
-                "request",
-                id=call.id,
-                method=head.method,
-                route=self.path,
-                status=status,
-                ms=round(seconds * 1e3, 3),
-                client=head.client.host if head.client else None,
-                **call.fields,
-            )
+            tell(call, self.path, status, quiet=self.open or self.quiet)
 
     async def _answer(self, call: Call, receive: Receive) -> Response | None:
         """The response; None where nobody is left to get it."""
         state, held = call.state, 0
         try:
             call.unread = self.method != "GET"
-            self._let_in(call)
+            if not self.open:
+                let_in(call)
             if self.method != "GET":
                 raw = await _read(call, receive)
                 held = len(raw)
@@ -310,20 +304,38 @@ class Endpoint:
             response.headers[name] = value
         return response
 
-    def _let_in(self, call: Call) -> None:
-        state = call.state
-        if self.open:
-            return
-        # TEI's clients and OpenAI's send it so; some proxies leave a header of its own alone.
-        scheme, _, key = (call.header("authorization") or "").partition(" ")
-        if scheme.lower() != "bearer":
-            key = call.header("x-api-key") or call.header("api-key") or ""
-        if not state.lets_in(key.strip().encode()):
-            raise Refusal(
-                401, "the API key is missing or wrong; expected 'Authorization: Bearer KEY'"
-            )
-        if state.draining:
-            raise Refusal(503, "the server is about to stop", retry_after=1)
+
+def let_in(call: Call) -> None:
+    """Refuse a request without a key, or (503) that comes while the server drains."""
+    # TEI's clients and OpenAI's send it so; some proxies leave a header of its own alone.
+    scheme, _, key = (call.header("authorization") or "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = call.header("x-api-key") or call.header("api-key") or ""
+    if not call.state.lets_in(key.strip().encode()):
+        raise Refusal(401, "the API key is missing or wrong; expected 'Authorization: Bearer KEY'")
+    if call.state.draining:
+        raise Refusal(503, "the server is about to stop", retry_after=1)
+
+
+def tell(call: Call, route: str, status: int | str, *, quiet: bool = False) -> None:
+    """Count a request and, unless it is a quiet one, log it."""
+    seconds = time.perf_counter() - call.started
+    call.state.metrics.answered(route, status, seconds)
+    # Where inputs were answered, or could not be.
+    if (model := call.fields.get("model")) is not None:
+        call.state.recent.add(model, seconds, status in (200, "OK"), call.fields)
+    if not quiet:
+        head = call.request
+        log(
+            "request",
+            id=call.id,
+            method=head.method,
+            route=route,
+            status=status,
+            ms=round(seconds * 1e3, 3),
+            client=head.client.host if head.client else None,
+            **call.fields,
+        )
 
 
 class _GoneError(Exception):
@@ -337,8 +349,7 @@ async def _read(call: Call, receive: Receive) -> bytes:
     said = call.header("content-length")
     if said is not None and said.isdecimal() and int(said) > most:
         raise refusal
-    if state.body_bytes > _BODIES * most:
-        raise Refusal(429, "too many bodies are being read", retry_after=1)
+    state.check_room()
 
     async def parts() -> bytes:
         found: list[bytes] = []
@@ -447,7 +458,8 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _id(said: str | None) -> str:
+def request_id(said: str | None) -> str:
+    """The id that a client gave its request, where it can stand in a log; else a new one."""
     return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else uuid.uuid4().hex
 
 

@@ -47,6 +47,7 @@ class Models:
         self._reasons: dict[str, str] = {}
         # One load or unload of a name at a time.
         self._locks: dict[str, asyncio.Lock] = {}
+        self._loading: set[asyncio.Future[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
     # --- what there is ------------------------------------------------------------------------
@@ -147,6 +148,14 @@ class Models:
         place = self._places().get(name)
         if place is None:
             raise Refusal(404, self._unknown(name))
+        # Whoever asked may not wait for it; what a thread loads has to find its place all the same.
+        loading = asyncio.ensure_future(self._replace(name, place))
+        self._loading.add(loading)
+        loading.add_done_callback(self._loading.discard)
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(loading)
+
+    async def _replace(self, name: str, place: Path) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
             log("loading", model=name)
             try:
@@ -208,7 +217,9 @@ class Models:
         await asyncio.to_thread(served.engine.close)
 
     async def close(self) -> None:
-        """Let go of all of them."""
+        """Let go of all of them, once what is being loaded is there."""
+        if self._loading:
+            await asyncio.wait(self._loading)
         while self._served:
             self._retire(self._served.popitem()[1])
         if self._retiring:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -26,6 +26,9 @@ __all__ = ["Answered", "Served"]
 # So many requests for all vectors of their texts wait, and so many vectors one of them gets: BERT
 # large's take 64 MiB.
 _ASIDE, _ROWS = 32, 16384
+# What statistics are made of
+_COUNTS = ("waiting", "batches", "sequences", "tokens")
+_TABLES = ("by_sequences", "by_tokens")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class _Run:
         done: the same, for the event loop.
         keys: what it answers.
         place: where it stands in line.
+        has_deadline: whether it was handed over with one; then it is of one request alone.
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
 
@@ -71,6 +75,7 @@ class _Run:
     done: asyncio.Future[Any]
     keys: list[Hashable]
     place: Place
+    has_deadline: bool = False
     users: int = 0
 
 
@@ -88,6 +93,13 @@ class Served:
     """An engine under a name, with what it answered already.
 
     Of one event loop: its methods are called there.
+
+    Attributes:
+        name: its name.
+        engine: the engine.
+        settings: those of the engine.
+        users: the requests that have it, which keep it from being closed.
+        loaded: when that was, in seconds since 1970.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class Served:
     ) -> None:
         self.name = name
         self.engine = engine
+        self.settings: Mapping[str, Any] = engine.settings
         self.users = 0
         self.loaded = int(time.time())
         self._metrics, self._backlog = metrics, backlog
@@ -103,7 +116,7 @@ class Served:
         # Runs that are over, and whether the event loop has been told.
         self._ended: deque[_Run] = deque()
         self._telling = False
-        self._settings: Hashable = None
+        self._variant: Hashable = None
         self._others: dict[Hashable, Served] = {}
         self._aside = asyncio.Semaphore(1)
         self._asiders = 0
@@ -111,7 +124,7 @@ class Served:
     def with_settings(self, settings: Mapping[str, Any]) -> Served:
         """The same model with other settings of its task, `Engine.with_settings`; what is kept of
         its answers is kept apart."""
-        now = self.engine.settings
+        now = self.settings
         settings = {name: value for name, value in settings.items() if now.get(name) != value}
         if not settings:
             return self
@@ -120,7 +133,7 @@ class Served:
             made = Served(
                 self.name, self.engine.with_settings(settings), 0, self._metrics, self._backlog
             )
-            made._cache, made._settings = self._cache, key
+            made._cache, made._variant = self._cache, key
             self._others[key] = made
         return self._others[key]
 
@@ -135,8 +148,12 @@ class Served:
         return self._cache.bytes
 
     def statistics(self) -> Statistics:
-        """See `Engine.statistics`."""
-        return self.engine.statistics()
+        """See `Engine.statistics`; with those of other settings."""
+        found = [own.engine.statistics() for own in (self, *self._others.values())]
+        return Statistics(
+            *(sum(getattr(one, name) for one in found) for name in _COUNTS),
+            *(sum((Counter(getattr(one, name)) for one in found), Counter()) for name in _TABLES),
+        )
 
     async def answer(
         self,
@@ -163,7 +180,9 @@ class Served:
         wanted = self._find(inputs, prompt, priority, deadline)
         try:
             for run in wanted.runs:
-                await asyncio.wait_for(asyncio.shield(run.done), deadline)
+                # The engine itself sees to the deadline of what it was given with one.
+                late = None if run.has_deadline else deadline
+                await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
                 raise
@@ -258,7 +277,7 @@ class Served:
         # Texts and pairs do not go into one batch of the engine's.
         new: dict[type, dict[Hashable, tuple[Any, list[int]]]] = {}
         for i, item in enumerate(inputs):
-            key = self._settings, _key(item, prompt)
+            key = self._variant, _key(item, prompt)
             if (kept := self._cache.get(key)) is not None:
                 wanted.results[i], wanted.tokens[i] = kept
             elif (found := self._flying.get(key)) is not None:
@@ -296,7 +315,7 @@ class Served:
         )
         loop = asyncio.get_running_loop()
         place = self._backlog.enter((item for item, _ in own.values()), self.engine.max_length)
-        run = _Run(submission, loop.create_future(), list(own), place)
+        run = _Run(submission, loop.create_future(), list(own), place, deadline is not None)
 
         def told(_: Future[Any]) -> None:
             self._ended.append(run)
@@ -361,7 +380,9 @@ class Served:
 def _key(item: Any, prompt: str | None) -> Hashable:
     """All of an input. The type keeps a pair and a list of two words apart."""
     if isinstance(item, Encoding):
-        return Encoding, item.ids.tobytes(), item.types.tobytes(), prompt
+        # The bytes of int64 are those of other int32.
+        parts = [(array.dtype.str, array.tobytes()) for array in (item.ids, item.types)]
+        return Encoding, *parts, item.truncated, item.prompt, prompt
     return type(item), tuple(item) if isinstance(item, list) else item, prompt
 
 

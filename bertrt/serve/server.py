@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import resource
 import signal
@@ -30,7 +31,14 @@ _QUIET = 0.3
 _TICK, _LATE, _CALM = 0.1, 0.1, 0.3
 
 
-def serve(settings: Settings, host: str, port: int, *, tls: dict[str, Any] | None = None) -> int:
+def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    *,
+    grpc_port: int | None = None,
+    tls: dict[str, Any] | None = None,
+) -> int:
     """Serve until the process is asked to stop (SIGTERM, SIGINT).
 
     Then new requests are refused with 503, /health/ready says so, and those under way have
@@ -39,7 +47,9 @@ def serve(settings: Settings, host: str, port: int, *, tls: dict[str, Any] | Non
     Args:
         settings: how it is set up.
         host, port: where it listens; port 0: any, which the log tells.
-        tls: uvicorn's options of that, ``ssl_certfile`` and so on.
+        grpc_port: where it listens for gRPC; None: nowhere.
+        tls: uvicorn's options of that, ``ssl_certfile`` and so on; they are gRPC's too, which takes
+            no password of a key.
 
     Returns:
         The exit status: 0, or 1 where a model cannot be loaded or the port not be had.
@@ -57,7 +67,12 @@ def serve(settings: Settings, host: str, port: int, *, tls: dict[str, Any] | Non
         status = 1
         server.should_exit = True
 
-    app = make_app(settings, failed)
+    beside = None
+    if grpc_port is not None:
+        from bertrt.serve.protocols.inference_grpc import serving
+
+        beside = functools.partial(serving, host=host, port=grpc_port, tls=tls or {})
+    app = make_app(settings, failed, beside)
     config = uvicorn.Config(
         app,
         host=host,
@@ -80,7 +95,7 @@ def serve(settings: Settings, host: str, port: int, *, tls: dict[str, Any] | Non
         return 1
     except KeyboardInterrupt:
         pass
-    return status
+    return 1 if server.lifespan.should_exit else status
 
 
 class _Server(uvicorn.Server):

@@ -8,7 +8,7 @@ Unicode tables.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from bertrt.errors import MissingDependencyError, ModelFormatError
 from bertrt.host.files import read_bytes
 from bertrt.text.basic import basic_spans, basic_tokenize
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
+from bertrt.text.prefix import long_ones, shorten
 from bertrt.text.threads import with_or_without_threads
 from bertrt.text.vocabulary import BYTES, Vocabulary
 
@@ -32,6 +33,8 @@ class GluonTokenizer(ABC):
     """GluonNLP's ``BERTSentenceTransform``, without the padding, over one of its tokenizers."""
 
     lower = False
+    # Whether white space ends a word, see `bertrt.text.prefix`: the basic tokenizer says so.
+    parts_at_blanks = True
     # GluonNLP counts every token of a text.
     padding_id: int | None = None
     truncation_side = "right"
@@ -54,12 +57,25 @@ class GluonTokenizer(ABC):
         """See `Tokenizer.encode`. A second text without tokens counts as none, as in GluonNLP."""
         pieces = self._masked if masks else self.tokenize
         if batch and isinstance(batch[0], tuple):
-            firsts = pieces([pair[0] for pair in batch])
-            seconds = pieces([pair[1] for pair in batch])
+            firsts = self._first_pieces([pair[0] for pair in batch], pieces)
+            seconds = self._first_pieces([pair[1] for pair in batch], pieces)
         else:
-            firsts = pieces([text for text in batch if isinstance(text, str)])
+            firsts = self._first_pieces([text for text in batch if isinstance(text, str)], pieces)
             seconds = [[]] * len(batch)
         return [self._join(*pair) for pair in zip(firsts, seconds, strict=True)]
+
+    def _first_pieces(
+        self, texts: list[str], pieces: Callable[[Sequence[str]], list[list[int]]]
+    ) -> list[list[int]]:
+        """The pieces of each text; of a long one the first, more than are kept of it."""
+        most = self.max_length
+        long = {i: texts[i] for i in long_ones(texts, most)} if self.parts_at_blanks else {}
+        if long and not (self.mask and any(map(str.isspace, self.mask))):
+            for i, part in shorten(
+                long, most, lambda parts: [len(own) > most for own in pieces(parts)]
+            ).items():
+                texts[i] = part
+        return pieces(texts)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.tokenize`."""
@@ -188,6 +204,8 @@ class WordPieceTokenizer(GluonTokenizer):
 
 class BytePairTokenizer(GluonTokenizer):
     """GluonNLP's ``GPT2BPETokenizer``."""
+
+    parts_at_blanks = False
 
     def __init__(
         self, vocabulary: Vocabulary, merges: Sequence[tuple[str, str]], *, max_length: int

@@ -28,6 +28,7 @@ from bertrt.host.files import (
 )
 from bertrt.text.charsmap import check_charsmaps, has_charsmap
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
+from bertrt.text.prefix import long_ones, shorten
 from bertrt.text.threads import with_or_without_threads
 
 __all__ = [
@@ -226,6 +227,9 @@ class HuggingFaceTokenizer:
         self._tokenizer.enable_truncation(
             max_length, strategy="longest_first", direction=self.rules.truncation_side
         )
+        self._parts_at_blanks = self.rules.truncation_side == "right" and _parts_at_blanks(
+            tokenizer
+        )
         self.mask = self.rules.mask
         self.padding_id = self.rules.padding_id
         self.truncation_side = self.rules.truncation_side
@@ -254,8 +258,7 @@ class HuggingFaceTokenizer:
             # The library keeps apart which tokens are special, and what the last one to add a token
             # said of it: it writes the latter, and goes by the former.
             for token in content["added_tokens"]:
-                plain = self._tokenizer.encode(token["content"], add_special_tokens=False)
-                token["special"] |= plain.ids != [token["id"]]
+                token["special"] |= self._plain_ids(token["content"]) != [token["id"]]
         return json.dumps(content, ensure_ascii=False)
 
     def limit(self, max_length: int) -> None:
@@ -266,6 +269,8 @@ class HuggingFaceTokenizer:
 
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""
+        if self._parts_at_blanks:
+            batch = self._shortened(batch)
         if self._frames[1] and not all(isinstance(text, str) for text in batch):
             return self._encode_with_pairs(batch)
         return [
@@ -273,6 +278,27 @@ class HuggingFaceTokenizer:
             for some in some_at_once(batch)
             for encoding in self._run(self._tokenizer.encode_batch_fast, some)
         ]
+
+    def _shortened(self, batch: Sequence[Text]) -> Sequence[Text]:
+        """The batch, its long texts shortened as far as that changes nothing."""
+        pairs = bool(batch) and isinstance(batch[0], tuple)
+        flat = [text for item in batch for text in (item if isinstance(item, tuple) else (item,))]
+        texts = {i: flat[i] for i in long_ones(flat, self.max_length)}
+        if pairs and texts:
+            # Which of two long texts loses one token more depends on which of them is longer.
+            texts = {i: text for i, text in texts.items() if i ^ 1 not in texts}
+            others = self._exceed([flat[i ^ 1] for i in texts])
+            texts = {i: texts[i] for i, much in zip(texts, others, strict=True) if not much}
+        if not texts:
+            return batch
+        for i, part in shorten(texts, self.max_length, self._exceed).items():
+            flat[i] = part
+        return list(zip(flat[::2], flat[1::2], strict=True)) if pairs else flat
+
+    def _exceed(self, texts: list[str]) -> list[bool]:
+        """Whether each text alone gives more than `max_length` tokens, special ones not counted."""
+        plain = functools.partial(self._tokenizer.encode_batch_fast, add_special_tokens=False)
+        return [bool(encoding.overflowing) for encoding in self._run(plain, texts)]
 
     def _encode_with_pairs(self, batch: Sequence[Text]) -> list[Encoding]:
         """What `encode` gives. Of a pair that it cuts, the library makes what was cut away as
@@ -344,6 +370,12 @@ class HuggingFaceTokenizer:
                 parts = [encoding, *encoding.overflowing]
                 yield parts if self.rules.truncation_side == "right" else parts[::-1]
 
+    def _plain_ids(self, text: str) -> list[int]:
+        """The ids of a text that is not cut, without special tokens before and behind it."""
+        plain = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
+        (encoding,) = self._run(plain, [text])
+        return list(encoding.ids)
+
     @staticmethod
     def _run(encode: Callable[[Any], list[Any]], texts: Any) -> list[Any]:
         with refusing("the tokenizer cannot encode a text"):
@@ -398,16 +430,14 @@ class HuggingFaceTokenizer:
                 (encoding,) = self._run(
                     self._tokenizer.encode_batch, [(probe, probe) if pair else probe]
                 )
+                plain = self._plain_ids(probe)
             except ModelFormatError:  # no word of a vocabulary without an unknown token
                 continue
-            plain = self._tokenizer.encode(probe, add_special_tokens=False).ids
-            owners = encoding.sequence_ids
-            shown = [
-                [i for i, own in zip(encoding.ids, owners, strict=True) if own == text]
-                for text in range(1 + pair)
-            ]
             # A post-processor need not take up every text.
-            if plain and all(own == plain for own in shown):
+            owned = list(zip(encoding.ids, encoding.sequence_ids, strict=True))
+            if plain and all(
+                [i for i, own in owned if own == text] == plain for text in range(1 + pair)
+            ):
                 break
         else:
             return []
@@ -428,6 +458,24 @@ class HuggingFaceTokenizer:
         """Texts of which one should give a token."""
         yield "a"
         yield from itertools.islice(self._tokenizer.get_vocab(), 30)
+
+
+def _parts_at_blanks(tokenizer: _RustTokenizer) -> bool:
+    """Whether white space ends a word, whatever stands around it, and the tokens of a word are its
+    own: see `bertrt.text.prefix`. Known of BERT's rules, unless a token spells white space out."""
+
+    def kind(part: Any) -> str | None:
+        return None if part is None else str(json.loads(part.__getstate__())["type"])
+
+    return (
+        isinstance(tokenizer.model, models.WordPiece)
+        and kind(tokenizer.pre_tokenizer) == "BertPreTokenizer"
+        and kind(tokenizer.normalizer) in (None, "BertNormalizer")
+        and not any(
+            any(map(str.isspace, token.content))
+            for token in tokenizer.get_added_tokens_decoder().values()
+        )
+    )
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

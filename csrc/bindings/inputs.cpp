@@ -81,12 +81,16 @@ class Returns {
  private:
   static constexpr size_t kBytes = size_t{16} << 20;
 
+  // Throws nothing: it is a deleter's.
   void add(PyObject* array, size_t bytes) {
-    {
+    try {
       const std::lock_guard<std::mutex> lock(mutex_);
       arrays_.push_back(array);
       bytes_ += bytes;
       if (bytes_ < kBytes && !PyGILState_Check()) return;
+    } catch (const std::bad_alloc&) {  // no room to remember it in
+      const WithGil here;
+      or_stay([&] { Py_DECREF(array); });
     }
     give_back();
   }

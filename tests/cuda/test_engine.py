@@ -7,8 +7,9 @@ import gc
 import importlib.util
 import itertools
 import threading
+import weakref
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,40 @@ def test_layers_that_share_weights_and_a_bias_by_distance(cuda, handmade, rng, p
         ids[rows], types[rows], one, masked[2:3], OUTPUTS
     )
     np.testing.assert_array_equal(alone["sequence_output"], found["sequence_output"][rows])
+
+
+def test_tables_of_distances_that_come_to_the_same_memory(cuda, handmade, rng):
+    """One after the other, as where they are read from a file: each layer has its own."""
+    plan, weights = handmade.make_plan(rng)
+    tables = [f"distances{number}" for number in range(2)]
+    for step, name in zip(
+        (s for s in plan["steps"] if s["op"] == "attention"), tables, strict=True
+    ):
+        step["weights"] = {"bias": [name]}
+        weights[name] = rng.normal(size=(3, 127)).astype(np.float32)
+    room = np.empty((3, 127), np.float32)
+    shown = []
+
+    def fetch(wanted):
+        arrays = []
+        for one in wanted:
+            assert all(reference() is None for reference in shown)
+            room[...] = one.array
+            arrays.append(room[...])
+            shown.append(weakref.ref(arrays[-1]))
+        return arrays
+
+    stored = weights | {
+        name: SimpleNamespace(dtype=array.dtype, shape=array.shape, array=array)
+        for name, array in weights.items()
+        if name in tables
+    }
+    batch = handmade.batch_of(rng, [1, 5, 64, 17, 2])
+    want = new_engine(cuda, (plan, weights)).run(*batch, OUTPUTS)
+    found = cuda.Engine(cuda.Model(plan, stored, "fp32", 0, fetch)).run(*batch, OUTPUTS)
+    assert len(shown) == 2
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(found[name], want[name])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -145,14 +145,19 @@ def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progr
 
 
 def size_of(content: Any) -> int:
-    """The bytes of an input: of a file, or of all arguments."""
-    if isinstance(content, dict):
-        return sum(map(size_of, content.values()))
-    if isinstance(content, list | tuple):
-        return sum(map(size_of, content))
-    if isinstance(content, str | bytes):
-        return len(content)
-    return int(getattr(content, "nbytes", 8))
+    """The bytes of an input: of a file, or of all arguments, of which one may hold itself."""
+    size, left, seen = 0, [content], set()
+    while left:
+        part = left.pop()
+        if isinstance(part, dict | list | tuple):
+            if id(part) not in seen:
+                seen.add(id(part))
+                left += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, str | bytes):
+            size += len(part)
+        else:
+            size += int(getattr(part, "nbytes", 8))
+    return size
 
 
 def keep(name: str, number: int, place: Path) -> None:

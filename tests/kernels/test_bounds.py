@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import test_native_engine as handmade
 
 from bertrt import ModelFormatError, _native
 
-path = Path(__file__).with_name("test_native_engine.py")
-spec = importlib.util.spec_from_file_location(path.stem, path)
-assert spec is not None and spec.loader is not None
-handmade = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(handmade)
 MOST_INPUTS = 65536
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
+import test_native_engine as handmade
 
-path = Path(__file__).with_name("test_native_engine.py")
-spec = importlib.util.spec_from_file_location(path.stem, path)
-assert spec is not None and spec.loader is not None
-handmade = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(handmade)
 HIDDEN = handmade.HIDDEN
 
 

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import test_kernels as plain
+import test_native_engine as handmade
 
 from bertrt import ModelFormatError, _native
 
 kernels = _native.kernels
 PRECISIONS = ["fp32", "bf16", "int8"]
 OUTPUTS = ["sequence_output", "pooled_output"]
-
-
-def load(name: str) -> ModuleType:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-handmade = load("test_native_engine")
-plain = load("test_kernels")
 
 
 def ends_of(lengths: list[int]) -> np.ndarray:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import test_native_engine as handmade
 
 from bertrt import InvalidInputError, _native
-
-path = Path(__file__).with_name("test_native_engine.py")
-spec = importlib.util.spec_from_file_location("handmade", path)
-handmade = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(handmade)
 
 kernels = _native.kernels
 OUTPUTS = handmade.OUTPUTS

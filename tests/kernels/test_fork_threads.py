@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-path = Path(__file__).with_name("test_native_engine.py")
-spec = importlib.util.spec_from_file_location(path.stem, path)
-assert spec is not None and spec.loader is not None
-handmade = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(handmade)
-
+import test_native_engine as handmade
 
 pytestmark = [
     pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads in /proc"),

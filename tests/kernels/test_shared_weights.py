@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import test_native_engine as handmade
 
 from bertrt.plan.quantized import quantize_outputs, to_bfloat16
 
-path = Path(__file__).with_name("test_native_engine.py")
-spec = importlib.util.spec_from_file_location("handmade", path)
-handmade = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(handmade)
 PRECISIONS = ["fp32", "bf16", "int8"]
 
 

@@ -265,17 +265,20 @@ def test_an_interrupt_ends_a_run(hugging) -> None:
 def test_a_process_ends_while_daemon_threads_are_inside(hugging, calls: str) -> None:
     path = hugging.write()
     script = f"""
-    import sys, threading, time
+    import sys, threading
     import numpy as np
     from bertrt import Engine
     engine = Engine.load(sys.argv[1], threads=2)
     ids = np.arange(160).reshape(10, 16) % 30
+    inside = threading.Semaphore(0)
     def work():
         while True:
             {calls}
+            inside.release()
     for _ in range(6):
         threading.Thread(target=work, daemon=True).start()
-    time.sleep(0.3)
+    for _ in range(12):  # nearly all their time is inside
+        inside.acquire()
     """
     for _ in range(4):
         assert run_python(script, path) == ""
@@ -288,7 +291,9 @@ def test_a_process_ends_while_daemon_threads_load(hugging) -> None:
     from bertrt import Engine
     from bertrt.host.stored import Fetcher
     fetch = Fetcher.__call__
+    inside = threading.Semaphore(0)
     def slow(self, wanted):
+        inside.release()
         time.sleep(0.001)
         return fetch(self, wanted)
     Fetcher.__call__ = slow
@@ -297,7 +302,8 @@ def test_a_process_ends_while_daemon_threads_load(hugging) -> None:
             Engine.load(sys.argv[1], threads=1).close()
     for _ in range(6):
         threading.Thread(target=work, daemon=True).start()
-    time.sleep(0.3)
+    for _ in range(12):
+        inside.acquire()
     """
     path = hugging.write()
     for _ in range(4):

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-for name in ("msgspec", "orjson", "prometheus_client", "starlette", "uvicorn", "uvloop"):
+_NEEDED = "google.protobuf grpc msgspec orjson prometheus_client starlette uvicorn uvloop"
+for name in _NEEDED.split():
     pytest.importorskip(name)
 
 # The tiny models' vocabulary has these.
@@ -80,6 +81,7 @@ class Server:
     Attributes:
         url: "http://127.0.0.1:PORT".
         port: the port.
+        grpc: gRPC's; 0: there is none.
         log: the lines that it has logged, decoded.
     """
 
@@ -93,7 +95,7 @@ class Server:
         )
         self.log: list[dict[str, Any]] = []
         self.noise: list[str] = []
-        self.port = 0
+        self.port = self.grpc = 0
         self._told = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -110,7 +112,9 @@ class Server:
                 self.noise.append(line)
                 continue
             self.log.append(said)
-            if said["event"] == "listening":
+            if said["event"] == "listening" and "grpc" in said:
+                self.grpc = said["grpc"]
+            elif said["event"] == "listening":
                 self.port = said["port"]
                 self._told.set()
         self._told.set()
@@ -144,7 +148,7 @@ class Server:
             method=method,
         )
         try:
-            answer = urllib.request.urlopen(request, timeout=60)
+            answer = urllib.request.urlopen(request, timeout=600)
         except urllib.error.HTTPError as error:
             answer = error
         with answer:
@@ -171,7 +175,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(models: dict[str, Path]) -> Iterator[Server]:
     """One with all of `models`, for tests that leave it as it is."""
-    made = Server(*(f"{name}={path}" for name, path in models.items()))
+    made = Server(*(f"{name}={path}" for name, path in models.items()), "--grpc-port", "0")
     made.wait_until_ready()
     yield made
     assert made.stop() == 0
@@ -203,3 +207,57 @@ def engines(models: dict[str, Path]) -> Iterator[dict[str, Any]]:
     yield made
     for engine in made.values():
         engine.close()
+
+
+class Stub:
+    """A client of a server's gRPC.
+
+    Attributes:
+        messages: the classes of its messages by name.
+    """
+
+    def __init__(self, server: Server, channel: Any = None) -> None:
+        import grpc
+
+        from bertrt.serve.protocols import messages
+
+        here = Path(messages.__file__).parent
+        self._protocols = [messages.read_protocol(here / f"{n}.proto") for n in _PROTOCOLS]
+        self.messages = {name: m for own in self._protocols for name, m in own.messages.items()}
+        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{server.grpc}")
+
+    def method(self, name: str) -> Any:
+        """What calls a method with a message, or with bytes."""
+        protocol = next(own for own in self._protocols if name in own.calls)
+        return self.channel.unary_unary(
+            f"/{protocol.service}/{name}",
+            request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
+            response_deserializer=protocol.calls[name][1].FromString,
+        )
+
+    def __call__(self, method: str, message: bytes | None = None, **fields: Any) -> Any:
+        """Call a method with a message of these fields, or with bytes."""
+        if message is None:
+            protocol = next(own for own in self._protocols if method in own.calls)
+            message = protocol.calls[method][0](**fields)
+        return self.method(method)(message, timeout=60)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+_PROTOCOLS = ("inference", "health")
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., Stub]]:
+    """A function that gives a client of a server's gRPC."""
+    made: list[Stub] = []
+
+    def stub(server: Server, channel: Any = None) -> Stub:
+        made.append(Stub(server, channel))
+        return made[-1]
+
+    yield stub
+    for one in made:
+        one.close()

@@ -52,6 +52,17 @@ def test_every_task_answers_as_predict(server, engines, name: str, batch: list) 
             assert (found["text"], found["score"]) == (expected.text, expected.score)
 
 
+def test_what_is_too_long_is_cut_or_refused(server) -> None:
+    body = {"batch": ["a", "word " * 300]}
+    _, found, _ = server.post("/models/embedder/predict", body)
+    assert [one["truncated"] for one in found["results"]] == [False, True]
+    body["truncate"] = False
+    status, found, _ = server.post("/models/embedder/predict", body)
+    assert status == 422 and "input[1] has more tokens than the 256" in found["error"]
+    _, found, _ = server.post("/models/embedder/predict", {**body, "on_error": "return"})
+    assert "vector" in found["results"][0] and "256" in found["results"][1]["error"]
+
+
 def test_what_cannot_be_answered_is_told_with_its_place(server) -> None:
     status, body, _ = predict(server, ["a", "b\0", "c"])
     assert (status, body["status"]) == (422, 422)
@@ -223,8 +234,10 @@ def test_metrics(start, models) -> None:
 
 def test_draining(start, models) -> None:
     """What is under way is answered, what comes is told, and the process ends."""
-    server = start(f"m={models['embedder']}", "--threads", "1", "--cache-mb", "0")
-    texts = [f"{i} " + "word " * 200 for i in range(600)]
+    server = start(
+        f"m={models['embedder']}", "--threads", "1", "--cache-mb", "0", "--drain-seconds", "600"
+    )
+    texts = [f"{i} " + "word " * 200 for i in range(100)]
     found = {}
     long = threading.Thread(target=lambda: found.update(long=predict(server, texts, model="m")))
     long.start()
@@ -237,8 +250,8 @@ def test_draining(start, models) -> None:
     status, body, headers = predict(server, ["late"], model="m")
     assert (status, headers["retry-after"]) == (503, "1"), body
     long.join()
-    assert found["long"][0] == 200 and len(found["long"][1]["results"]) == 600
-    assert server.process.wait(30) == 0
+    assert found["long"][0] == 200 and len(found["long"][1]["results"]) == 100
+    assert server.process.wait(600) == 0
 
 
 def test_draining_has_an_end(start, models) -> None:

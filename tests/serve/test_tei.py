@@ -235,6 +235,57 @@ def test_tokenize_and_decode(server, engines) -> None:
     assert server.post("/decode", body)[1] == ["[CLS] the boats, at sea [SEP]", "the"]
 
 
+def test_all_vectors_of_a_text_wait_in_a_bounded_line(monkeypatch) -> None:
+    import asyncio
+    import threading
+    from types import SimpleNamespace
+
+    from bertrt.engine import Encoding
+    from bertrt.errors import QueueFull
+    from bertrt.serve import served as module
+    from bertrt.serve.metrics import Metrics
+
+    free = threading.Event()
+    ids = np.array([1, 2], np.int32)
+
+    def tokenize(texts: list[str], prompt: str | None) -> list[Encoding]:
+        assert free.wait(60)
+        return [Encoding(ids, ids * 0, False)] * len(texts)
+
+    def run(ids: list, types: list) -> dict:
+        return {"sequence_output": [np.zeros((2, 3), np.float32)] * len(ids)}
+
+    monkeypatch.setattr(module, "_ASIDE", 2)
+    engine = SimpleNamespace(tokenize=tokenize, run=run, settings={})
+    served = module.Served("m", engine, 0, Metrics(lambda: []))
+
+    async def ask() -> None:
+        under_way = [
+            asyncio.ensure_future(served.token_vectors(["a"], prompt=None, reason=None))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="2 requests"):
+            await served.token_vectors(["a"], prompt=None, reason=None)
+        free.set()
+        for answered in await asyncio.gather(*under_way):
+            assert answered.tokens == [2] and answered.results[0].shape == (2, 3)
+        assert (await served.token_vectors(["a"], prompt=None, reason=None)).tokens == [2]
+
+    asyncio.run(ask())
+
+
+def test_what_others_settings_run_is_counted(start, models) -> None:
+    server = start(f"m={models['classifier']}", "--cache-mb", "0")
+    body = {"inputs": "the boat"}
+    tokens = int(server.post("/predict", body)[2]["x-compute-tokens"])
+    server.post("/predict", {**body, "raw_scores": True})
+    text = server.get("/metrics")[1].decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    assert float(values['bertrt_batch_tokens_sum{model="m"}']) == 2 * tokens
+    assert float(values['bertrt_batch_sequences_count{model="m"}']) == 2
+
+
 def test_info(server, engines) -> None:
     info = server.get("/info")[1]
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}

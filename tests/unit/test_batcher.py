@@ -168,9 +168,11 @@ def test_limits_that_mean_nothing(batching, error) -> None:
 def test_batching_is_checked_and_pickled(tiny, hugging) -> None:
     with pytest.raises(InvalidTypeError, match="batching is a int"):
         Engine.load("/models/tiny", backend="tiny", batching=4096)
-    engine = tiny.load()
-    assert pickle.loads(pickle.dumps(Batching(7, 8))) == Batching(7, 8)
-    assert engine._arguments["batching"] == Batching()
+    path = hugging.write(pooling=hugging.pooling, modules=hugging.modules("Transformer", "Pooling"))
+    engine = pickle.loads(pickle.dumps(Engine.load(path, batching=Batching(queue=1))))
+    with pytest.raises(QueueFull):
+        engine.submit(["a", "the"])
+    assert engine.submit("the").result(LONG).vector.size
 
 
 # --- order ------------------------------------------------------------------------------------
@@ -263,6 +265,7 @@ def test_cancelled_before_it_runs(tiny) -> None:
     assert others[0].cancel() and others[0].cancelled()
     held.settle(1)
     third = held.engine.submit("hello")  # there is room again
+    held.settle(2)
     held.free()
     wait([first, *others, third], LONG)
     assert held.ran() == [[[MARK]], [[B], [HELLO]]]
@@ -444,6 +447,18 @@ def test_ids_of_any_integers(tiny) -> None:
         assert found.vector.tolist() == engine.predict("a").vector.tolist() and found.truncated
     with pytest.raises(InvalidInputError, match="prompt"):
         engine.predict(made, prompt="a: ")
+
+
+def test_ids_remember_their_prompt(hugging) -> None:
+    """Where its tokens are left out of the pooling."""
+    pooling = {**hugging.pooling, "include_prompt": False}
+    path = hugging.write(pooling=pooling, modules=hugging.modules("Transformer", "Pooling"))
+    engine = Engine.load(path, threads=1)
+    texts = ["the boat", "the sea"]
+    ids = engine.tokenize(texts, prompt="the cafe: ")
+    assert {one.prompt for one in ids} == {len(engine.tokenize("the cafe: ").ids) - 1}
+    expected = vectors(engine.predict(texts, prompt="the cafe: "))
+    assert vectors(engine.predict(ids)) == expected != vectors(engine.predict(texts))
 
 
 @pytest.mark.parametrize("task", ["question-answering", "tagging"])

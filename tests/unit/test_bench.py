@@ -330,6 +330,14 @@ def test_bad_texts(tmp_path, content, problem) -> None:
         read_texts(str(path))
     with pytest.raises(MissingFileError):
         read_texts(str(tmp_path / "none"))
+    with path.open("wb") as hole:
+        hole.truncate((64 << 20) + 1)
+    with pytest.raises(InvalidInputError, match="67108865 bytes"):
+        read_texts(str(path))
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(InvalidInputError, match="should be a plain file"):
+        read_texts(str(path))
 
 
 # Runs

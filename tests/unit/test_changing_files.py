@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import shutil
@@ -299,6 +300,38 @@ def test_a_fork_while_a_bundle_is_checked(models, monkeypatch):
     if child == 0:
         os._exit(0)
     assert status == 0
+
+
+def test_a_bundle_is_checked_without_the_thread_that_should(models, monkeypatch):
+    """One that dies before it begins, as where there is no memory for it, or that is not given;
+    and a signal handler that opens a bundle while one is made."""
+    path, checked = models["bundle"][0], []
+    check, start = bertrt.models.bundle._check_weights, _thread.start_new_thread
+
+    def count(*arguments):
+        checked.append(threading.get_ident())
+        check(*arguments)
+
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    def interrupted(*arguments):
+        monkeypatch.setattr("_thread.start_new_thread", start)
+        Bundle.open(path)
+        return start(*arguments)
+
+    monkeypatch.setattr("bertrt.models.bundle._check_weights", count)
+    for instead, times in ((lambda *_: 0, 1), (refused, 1), (interrupted, 2)):
+        monkeypatch.setattr("_thread.start_new_thread", instead)
+        # What waits for ever ends here.
+        monkeypatch.setattr("threading._start_new_thread", instead, raising=False)
+        signal.alarm(60)
+        try:
+            Bundle.open(path)
+        finally:
+            signal.alarm(0)
+        assert len(checked) == times
+        checked.clear()
 
 
 def test_threads_that_load_at_once_share_what_is_packed(models):

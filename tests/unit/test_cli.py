@@ -257,7 +257,7 @@ def test_error_of_the_engine(tmp_path, capsys) -> None:
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["serve"], "invalid choice"),
+        (["fly"], "invalid choice"),
         (["predict"], "required: BUNDLE"),
         (["predict", "b", "--backend", "torch"], "--backend: invalid choice"),
         (["predict", "b", "--device", "gpu"], "'gpu' is not 'cpu', 'cuda' or 'cuda:N'"),
@@ -512,6 +512,29 @@ def test_streams_that_are_closed(closed: str, status: int, out: str, err: str) -
     )
     assert (done.returncode, done.stdout) == (status, out)
     assert done.stderr.startswith(err) and done.stderr.count("\n") == bool(err)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_command_that_fails_says_why_whatever_becomes_of_what_it_printed() -> None:
+    program = """
+import sys
+from bertrt.commands.main import main
+from bertrt.errors import InvalidInputError
+def fail(*_):
+    print("what waits to be printed")
+    raise InvalidInputError("the command's own")
+sys.modules["bertrt.commands.main"]._run = fail
+sys.exit(main([]))
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        )
+    assert (done.returncode, done.stderr) == (1, "bertrt: error: the command's own\n")
 
 
 def test_module() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 from bertrt.export.huggingface import import_huggingface
+from tokenizers import models
 
+import bertrt.host.files
+import bertrt.models.huggingface.tokenizer.vocabulary
 from bertrt import BertrtWarning, Classification, Embedding, Engine, Regression
 from bertrt.commands.main import main
 from bertrt.errors import (
@@ -24,6 +28,7 @@ from bertrt.errors import (
     UnsupportedModelError,
 )
 from bertrt.models.huggingface.model import HuggingFaceModel
+from bertrt.models.huggingface.tokenizer.settings import read_config, read_settings
 from bertrt.models.model import Model
 from bertrt.tasks.base import Request
 from bertrt.tasks.settings import complete_settings
@@ -383,6 +388,61 @@ def test_what_is_no_plain_file_is_not_read(hugging, name, kind) -> None:
         (path / name).symlink_to("/dev/zero")
     with pytest.raises(ModelFormatError, match=f"{name} should be a plain file"):
         Engine.load(path)
+
+
+@pytest.mark.parametrize("swapped", ["vocab.txt", "vocab.json", "merges.txt"])
+def test_a_pipe_that_comes_when_a_vocabulary_has_been_looked_at(
+    hugging, monkeypatch, swapped
+) -> None:
+    path = hugging.write()
+    vocabulary = bertrt.models.huggingface.tokenizer.vocabulary
+    model, files = ("bytes", ("vocab.json", "merges.txt"))
+    if swapped == "vocab.txt":
+        model, files = ("words", ("vocab.txt",))
+    (path / "vocab.json").write_text('{"t": 0, "h": 1, "th": 2}')
+    (path / "merges.txt").write_text("#version: 0.2\nt h\n")
+    settings = read_settings(path, read_config(path), {})
+    read_vocabulary = vocabulary.read_vocabulary
+    assert read_vocabulary("X", model, files, settings, {}).pieces
+    # The last look at the file: after it there is a pipe.
+    check = bertrt.host.files.check_size
+
+    def check_and_swap(file: Path, limit: int) -> int:
+        size = check(file, limit)
+        if file.name == swapped:
+            file.unlink()
+            os.mkfifo(file)
+        return size
+
+    monkeypatch.setattr(bertrt.host.files, "check_size", check_and_swap)
+    monkeypatch.setattr(vocabulary, "check_size", check_and_swap)
+    signal.alarm(60)
+    try:
+        with pytest.raises(ModelFormatError, match=swapped):
+            read_vocabulary("X", model, files, settings, {})
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["a\nb\n", "a\r\nb \u3000\x85\r\n\nb\x1c\n a", "\ufeffa\r\rb\n\x1e\n", "\u200b\n\u200a\n"],
+)
+def test_lines_are_those_of_the_library(tmp_path, lines) -> None:
+    vocabulary = bertrt.models.huggingface.tokenizer.vocabulary
+    (tmp_path / "vocab.txt").write_bytes(lines.encode())
+    found = vocabulary._read_words(tmp_path / "vocab.txt")
+    assert found == models.WordPiece.read_file(str(tmp_path / "vocab.txt"))
+    for name, content in (
+        ("vocab.json", '{"a": 3, "b": 1, "a": 0}'),
+        ("merges.txt", "#version: 1\na b\r\n\u3000 a\n#version\nb\t a\x85"),
+    ):
+        (tmp_path / name).write_text(content, newline="")
+    pieces, merges = models.BPE.read_file(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
+    assert vocabulary._read_ids(tmp_path / "vocab.json") == pieces
+    assert vocabulary._read_merges(tmp_path / "merges.txt") == merges
 
 
 def test_lists_without_end_are_not_read(hugging) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from bertrt import Engine
-from bertrt.errors import InvalidInputError
+from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.models.model import Model
 from bertrt.models.settings import shown_settings
 from bertrt.tasks.settings import SETTINGS
@@ -129,3 +130,33 @@ def test_a_model_without_a_tokenizer(load) -> None:
 def test_nothing_to_set(load) -> None:
     with load("next-sentence", {}) as engine:
         assert isinstance(engine._model, Model)
+
+
+def test_other_settings_of_an_engine(load) -> None:
+    """The same weights and life; each answers by its own settings, also through the scheduler."""
+    engine = load("embedding", {"normalize": True})
+    other = engine.with_settings({"normalize": False, "truncate_dim": 2})
+    (unit, plain) = (one.predict("a").vector for one in (engine, other))
+    assert len(plain) == 2 and abs(float((unit * unit).sum()) - 1) < 1e-6
+    assert float((plain * plain).sum()) > 2
+    assert other.submit("a").result().vector.tolist() == plain.tolist()
+    assert engine.submit("a").result().vector.tolist() == unit.tolist()
+    assert (engine.settings["normalize"], other.settings["normalize"]) == (True, False)
+    assert other.settings["max_length"] == engine.settings["max_length"] == 12
+    assert other.tokenizer is engine.tokenizer
+    with pickle.loads(pickle.dumps(other)) as again:
+        assert again.settings == other.settings
+    with pytest.raises(InvalidInputError, match="no 'top_k'"):
+        engine.with_settings({"top_k": 3})
+    with pytest.raises(InvalidInputError, match="max_length belongs to the tokenizer"):
+        engine.with_settings({"max_length": 5})
+    other.close()
+    with pytest.raises(BertrtError, match="closed"):
+        engine.predict("a")
+
+
+def test_what_is_set_is_a_copy(load) -> None:
+    with load("classification", None) as engine:
+        engine.settings["labels"].clear()
+        assert engine.labels == ["no", "yes"]
+        assert engine.settings["activation"] == "softmax"

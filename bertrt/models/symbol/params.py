@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
-from bertrt.host.files import fits
+from bertrt.host.files import MOST_AXES, fits
 from bertrt.host.stored import File, Stored
 from bertrt.host.writing import writing_file
 from bertrt.plan.weights import Constant
@@ -43,7 +43,6 @@ _DTYPES = {
     7: "bool",
     8: "int16",
 }
-_MAX_RANK = 32
 
 
 def read_params(path: str | Path) -> dict[str, Constant]:
@@ -128,7 +127,7 @@ def _read_array(cursor: _Cursor, index: int) -> Stored:
             raise cursor.error(f"{what} has the unknown storage type {storage}")
     (rank,) = cursor.unpack("<i", what)
     lowest = 0 if version == 3 else 1
-    if not lowest <= rank <= _MAX_RANK:
+    if not lowest <= rank <= MOST_AXES:
         raise cursor.error(f"{what} has rank {rank}: no array, or a damaged one")
     shape = cursor.unpack(f"<{rank}q", f"the shape of {what}")
     if not fits(shape):

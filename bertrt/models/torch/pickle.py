@@ -18,6 +18,7 @@ from math import prod
 from typing import Any, NoReturn
 
 from bertrt.errors import ModelFormatError, UnsupportedModelError
+from bertrt.host.files import MOST_ELEMENTS, fits
 
 __all__ = ["Storage", "Tensor", "read_pickle", "short"]
 
@@ -41,8 +42,6 @@ _NAMES = {
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 }
-_MOST = 1 << 48
-_MAX_RANK = 32
 _LONGEST_NAME = 1000
 # Python's pickler empties the stack after a thousand entries of a dictionary, two objects each.
 _DEEPEST = 10_000
@@ -271,13 +270,12 @@ class _Machine:
         if (
             not isinstance(storage, Storage)
             or not _is_count(offset)
-            or not all(isinstance(v, tuple) and len(v) <= _MAX_RANK for v in (shape, strides))
+            or not all(isinstance(v, tuple) for v in (shape, strides))
             or not all(map(_is_count, (*shape, *strides)))
             or len(shape) != len(strides)
         ):
             self._fail("holds a tensor that is described by no storage, extents and strides")
-        # Extents beside a 0 count too: numpy has no array of 0 x 2^40 x 2^40.
-        if prod(extent or 1 for extent in shape) > _MOST:
+        if not fits(shape):
             self._fail(f"holds a tensor of shape {_extents(shape)}")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if prod(shape) and last >= storage.count:
@@ -320,7 +318,7 @@ class _Machine:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MOST
+    return type(value) is int and 0 <= value < MOST_ELEMENTS
 
 
 def _extents(shape: tuple[int, ...]) -> str:
@@ -333,7 +331,9 @@ def _constant(value: Any) -> Callable[[_Machine], None]:
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.PROTO: lambda m: None if m._number("<B") <= 5 else m._fail("has an unknown protocol"),
-    pickle.FRAME: lambda m: None if m._number("<Q") < _MOST else m._fail("has an endless frame"),
+    pickle.FRAME: lambda m: (
+        None if m._number("<Q") < MOST_ELEMENTS else m._fail("has an endless frame")
+    ),
     pickle.MARK: lambda m: m._marks.append(len(m._stack)),
     pickle.NONE: _constant(None),
     pickle.NEWTRUE: _constant(True),

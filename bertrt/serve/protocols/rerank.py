@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from bertrt.serve.endpoint import Call, Endpoint, decode, json_response
-from bertrt.serve.protocols import plain, tei
+from bertrt.serve.protocols import plain, tei, tei_bodies
 from bertrt.serve.protocols.vectors import check_finite
 from bertrt.serve.refusals import Refusal
 
@@ -61,15 +61,7 @@ class RerankResponse(msgspec.Struct):
 
 def refuse(refusal: Refusal) -> Response:
     """A refusal with the fields that clients of each kind look for."""
-    return json_response(
-        {**_told(refusal), "message": str(refusal)},
-        refusal.status,
-    )
-
-
-def _told(refusal: Refusal) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(tei.refuse(refusal).body)
-    return found
+    return json_response({**tei.told(refusal), "message": str(refusal)}, refusal.status)
 
 
 def _check(body: RerankRequest, max_length: int) -> None:
@@ -142,7 +134,7 @@ async def _rank(call: Call, body: RerankRequest, version: str, *, returned: bool
 
 
 async def _shared(call: Call) -> Response:
-    if isinstance(call.body, tei.RerankRequest):
+    if isinstance(call.body, tei_bodies.RerankRequest):
         return await tei.rerank(call, call.body)
     return await _rank(call, call.body, "1", returned=True)
 
@@ -162,7 +154,7 @@ async def _own_task(call: Call) -> Response:
         kinds = {
             "inputs": None,
             "batch": plain.PredictRequest,
-            "texts": tei.RerankRequest,
+            "texts": tei_bodies.RerankRequest,
             "documents": RerankRequest,
         }
         told = decode(call.body, dict[str, msgspec.Raw], call.request)
@@ -172,7 +164,7 @@ async def _own_task(call: Call) -> Response:
         call.body = body
         if isinstance(body, plain.PredictRequest):
             return await plain.predict(call, body, None)
-        if isinstance(body, tei.RerankRequest | RerankRequest):
+        if isinstance(body, tei_bodies.RerankRequest | RerankRequest):
             return await _shared(call)
         return await tei.own_task(call, body)
 
@@ -185,8 +177,8 @@ ENDPOINTS = [
     _post(
         "/rerank",
         _shared,
-        {"texts": tei.RerankRequest, "documents": RerankRequest},
-        list[tei.Rank] | RerankResponse,
+        {"texts": tei_bodies.RerankRequest, "documents": RerankRequest},
+        list[tei_bodies.Rank] | RerankResponse,
         "Documents in order: TEI's body has texts, that of Jina and vLLM documents.",
     ),
     _post("/v1/rerank", _first, RerankRequest, RerankResponse, "As Cohere v1, Jina and vLLM."),

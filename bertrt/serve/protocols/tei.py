@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,6 +15,21 @@ from bertrt.engine import Engine
 from bertrt.results import plain as plain_result
 from bertrt.serve.endpoint import Call, Endpoint, decode, json_response
 from bertrt.serve.protocols import plain
+from bertrt.serve.protocols.tei_bodies import (
+    Cut,
+    DecodeRequest,
+    EmbedAllRequest,
+    EmbedRequest,
+    EmbedSparseRequest,
+    Info,
+    Prediction,
+    PredictRequest,
+    Question,
+    RerankRequest,
+    SimilarityRequest,
+    SimpleToken,
+    TokenizeRequest,
+)
 from bertrt.serve.protocols.vectors import (
     check_dimensions,
     check_finite,
@@ -27,141 +42,11 @@ from bertrt.serve.served import Answered, Served
 from bertrt.text.shown import shown_tokens
 from bertrt.version import __version__
 
-__all__ = ["ENDPOINTS", "RerankRequest", "inputs_kind", "refuse", "rerank"]
+__all__ = ["ENDPOINTS", "inputs_kind", "own_task", "refuse", "rerank", "told"]
 
 _TAG = "text-embeddings-inference"
 # Characters that /tokenize takes: their tokens' JSON has some 60 times as many.
 _CHARACTERS = 1 << 20
-
-Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
-Side = Literal["left", "right", "Left", "Right"]
-
-
-class _Cut(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What every request about texts may say: whether a text that is longer than the model is cut,
-    or else refused, and at which side. `parameters` holds more of the request's fields, as Hugging
-    Face's clients send them."""
-
-    truncate: bool | None = None
-    truncation_direction: Side | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class EmbedAllRequest(_Cut, kw_only=True, forbid_unknown_fields=True):
-    """A text or a list of texts; `prompt_name` is one of the model's prompts."""
-
-    inputs: str | list[str]
-    prompt_name: str | None = None
-
-
-class EmbedRequest(EmbedAllRequest, kw_only=True, forbid_unknown_fields=True):
-    """Likewise; `normalize` asks for vectors of length 1, `dimensions` for the first of their
-    numbers."""
-
-    normalize: bool | None = None
-    dimensions: int | None = None
-    encoding_format: Literal["float"] | None = None
-
-
-class EmbedSparseRequest(EmbedAllRequest, kw_only=True, forbid_unknown_fields=True):
-    """Likewise."""
-
-
-class Question(msgspec.Struct, forbid_unknown_fields=True):
-    """What a model for question answering takes."""
-
-    question: str
-    context: str
-
-
-class PredictRequest(_Cut, kw_only=True, forbid_unknown_fields=True):
-    """A text; a pair of texts in a list; or a batch, a list of lists of one or two texts. For
-    question answering a question with its context, too. `raw_scores` asks for logits."""
-
-    inputs: str | list[str | list[str]] | Question
-    raw_scores: bool | None = None
-
-
-class RerankRequest(_Cut, kw_only=True, forbid_unknown_fields=True):
-    """Texts to be ordered by what a model of pairs gives for each with the query."""
-
-    query: str
-    texts: list[str]
-    raw_scores: bool | None = None
-    return_text: bool | None = None
-
-
-class Sentences(msgspec.Struct, forbid_unknown_fields=True):
-    """A sentence, and those that it is compared with."""
-
-    source_sentence: str
-    sentences: list[str]
-
-
-class SimilarityRequest(_Cut, kw_only=True, forbid_unknown_fields=True):
-    """Sentences to be compared."""
-
-    inputs: Sentences
-    prompt_name: str | None = None
-
-
-class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Texts to be tokenized."""
-
-    inputs: str | list[str]
-    add_special_tokens: bool | None = None
-    prompt_name: str | None = None
-
-
-class DecodeRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Ids, a list or several, to be spelled out."""
-
-    ids: list[Id | list[Id]]
-    skip_special_tokens: bool | None = None
-
-
-class Prediction(msgspec.Struct):
-    """A label's score."""
-
-    score: float
-    label: str
-
-
-class Rank(msgspec.Struct, omit_defaults=True):
-    """A text's place."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class SimpleToken(msgspec.Struct):
-    """A token, and where it stands, in characters."""
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
-
-
-class Info(msgspec.Struct):
-    """What is served, and how."""
-
-    model_id: str
-    model_sha: str | None
-    model_dtype: str
-    model_type: dict[str, Any]
-    max_concurrent_requests: int
-    max_input_length: int
-    max_batch_tokens: int
-    tokenization_workers: int
-    max_batch_requests: int | None
-    max_client_batch_size: int
-    auto_truncate: bool
-    version: str
-    sha: str | None
-    docker_label: str | None
 
 
 class _EmptyError(Refusal):
@@ -172,16 +57,21 @@ _KINDS = {424: "Backend", 429: "Overloaded", 500: "Backend", 503: "Unhealthy", 5
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def refuse(refusal: Refusal) -> Response:
+def told(refusal: Refusal) -> dict[str, Any]:
     """A refusal in TEI's words."""
     empty = isinstance(refusal, _EmptyError)
     kind = "Empty" if empty else _KINDS.get(refusal.status, "Validation")
-    return json_response({"error": str(refusal), "error_type": kind}, refusal.status)
+    return {"error": str(refusal), "error_type": kind}
+
+
+def refuse(refusal: Refusal) -> Response:
+    """Likewise, as a response."""
+    return json_response(told(refusal), refusal.status)
 
 
 # --- what requests have in common ---------------------------------------------------------------
 
-_Body = TypeVar("_Body", bound=_Cut)
+_Body = TypeVar("_Body", bound=Cut)
 
 
 def _whole(body: _Body) -> _Body:
@@ -204,7 +94,7 @@ def _texts(inputs: str | Sequence[str], name: str = "inputs") -> list[str]:
     return texts
 
 
-def _cut(body: _Cut) -> dict[str, Any]:
+def _cut(body: Cut) -> dict[str, Any]:
     side = body.truncation_direction
     return {
         "truncate": body.truncate,
@@ -212,9 +102,9 @@ def _cut(body: _Cut) -> dict[str, Any]:
     }
 
 
-def _prompt(engine: Engine, name: str | None) -> str | None:
+def _prompt(served: Served, name: str | None) -> str | None:
     """What to call a prompt for the engine, which would take an unknown name for a text."""
-    prompts = engine.settings.get("prompts", {})
+    prompts = served.settings.get("prompts", {})
     if name is not None and name not in prompts:
         there = f"its prompts are {', '.join(prompts)}" if prompts else "it has none"
         raise Refusal(422, f"the model has no prompt {name[:50]!r}; {there}")
@@ -260,12 +150,12 @@ async def _vectors(
 ) -> tuple[list[np.ndarray], Answered]:
     """Vectors with length 1, or as the model has them before it makes them so."""
     with call.use(None, ["embedding"]) as served:
-        normal = served.engine.settings.get("normalize", False)
+        normal = served.settings.get("normalize", False)
         answered = await call.answer(
             texts,
             model=served.name,
             tasks=["embedding"],
-            prompt=_prompt(served.engine, body.prompt_name),
+            prompt=_prompt(served, body.prompt_name),
             settings=None if unit else {"normalize": False},
             **_cut(body),
         )
@@ -282,7 +172,7 @@ async def _embed_all(call: Call) -> Response:
         call.fields |= {"model": served.name, "inputs": len(texts)}
         answered = await served.token_vectors(
             texts,
-            prompt=_prompt(served.engine, body.prompt_name),
+            prompt=_prompt(served, body.prompt_name),
             reason=call.uncut(served, **_cut(body)),
         )
     for rows in answered.results:
@@ -454,9 +344,9 @@ async def _tokenize(call: Call) -> Response:
     call.check_count(texts)
     with call.use(None) as served:
         tokenizer = _tokenizer(served)
-        name = _prompt(served.engine, body.prompt_name)
+        name = _prompt(served, body.prompt_name)
         if name is not None:
-            texts = [served.engine.settings["prompts"][name] + text for text in texts]
+            texts = [served.settings["prompts"][name] + text for text in texts]
         if (size := sum(map(len, texts))) > _CHARACTERS:
             raise Refusal(413, f"inputs has {size} characters; at most {_CHARACTERS} are tokenized")
         special = body.add_special_tokens is not False
@@ -567,7 +457,7 @@ ENDPOINTS = [
         "/predict",
         _predict,
         {"inputs": PredictRequest, "batch": plain.PredictRequest},
-        list[Prediction] | list[list[Prediction]] | Any,
+        list[Prediction | list[Prediction]],
         "Labels with their scores, or what else the model's task answers.",
     ),
     _post(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer
 
 from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelError
-from bertrt.host.files import LARGEST_VOCABULARY, check_size
+from bertrt.host.files import LARGEST_VOCABULARY, check_size, read_object, read_text
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from bertrt.models.huggingface.tokenizer.settings import Settings
 from bertrt.text.charsmap import check_charsmaps
@@ -96,15 +96,59 @@ def read_vocabulary(
             + "".join(f" and no {file}" for file in missing)
             + f", which {name} is made of{hint}"
         )
-    for path in paths:
-        check_size(path, LARGEST_VOCABULARY)
     if model == "unigram":
+        check_size(paths[0], LARGEST_VOCABULARY)
         return _of_sentencepiece(name, paths[0], settings, values)
-    with refusing(f"{' and '.join(map(str, paths))} cannot be read"):
-        if model == "words":
-            return Vocabulary(paths[0], models.WordPiece.read_file(str(paths[0])))
-        pieces, merges = models.BPE.read_file(*map(str, paths))
-        return Vocabulary(paths[0], pieces, merges)
+    if model == "words":
+        return Vocabulary(paths[0], _read_words(paths[0]))
+    return Vocabulary(paths[0], _read_ids(paths[0]), _read_merges(paths[1]))
+
+
+# Rust's white space; Python's has four more, U+001C to U+001F.
+_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+    + ("\u2028\u2029\u202f\u205f\u3000")
+)
+
+
+# These three are read as the library does, which would open the files itself, and wait for a pipe
+# that has come to their place meanwhile.
+
+
+def _read_lines(path: Path) -> list[str]:
+    lines = read_text(path, LARGEST_VOCABULARY).replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _read_words(path: Path) -> dict[str, int]:
+    return {line.rstrip(_SPACE): index for index, line in enumerate(_read_lines(path))}
+
+
+def _read_ids(path: Path) -> dict[str, int]:
+    pieces = read_object(path, limit=LARGEST_VOCABULARY)
+    for piece, index in pieces.items():
+        if type(index) is not int or not 0 <= index < 1 << 32:
+            raise ModelFormatError(
+                f"{path} cannot be read: the id of {piece[:80]!r} is {str(index)[:80]}, expected "
+                "a whole number from 0"
+            )
+    return pieces
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(_read_lines(path), 1):
+        if line.startswith("#version"):
+            continue
+        first, space, second = line.partition(" ")
+        if not space or " " in second:
+            raise ModelFormatError(
+                f"{path} cannot be read: line {number} is {line[:80]!r}, expected two pieces with "
+                "a space between them"
+            )
+        merges.append((first, second))
+    return merges
 
 
 def _of_tokenizer_file(
