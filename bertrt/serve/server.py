@@ -7,7 +7,6 @@ import functools
 import logging
 import resource
 import signal
-import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -30,9 +29,6 @@ _QUIET = 0.3
 # uvicorn's time between ticks, by how much one may be late, and how long none has to be before the
 # server takes new requests again, in seconds.
 _TICK, _LATE, _CALM = 0.1, 0.1, 0.3
-# A thread that wants the interpreter waits so long for one that computes, such as the event loop
-# under load: a batch begins and ends with that.
-_SWITCH_SECONDS = 0.0005
 
 
 def serve(
@@ -59,7 +55,6 @@ def serve(
         The exit status: 0, or 1 where a model cannot be loaded or the port not be had.
     """
     configure()
-    sys.setswitchinterval(_SWITCH_SECONDS)
     # A connection is a file, and the usual limit of 1,024 is a shell's.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
