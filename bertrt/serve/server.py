@@ -29,6 +29,8 @@ _QUIET = 0.3
 # uvicorn's time between ticks, by how much one may be late, and how long none has to be before the
 # server takes new requests again, in seconds.
 _TICK, _LATE, _CALM = 0.1, 0.1, 0.3
+# So many requests under way are more than callers who wait for their answers usually are.
+_CROWD = 256
 
 
 def serve(
@@ -121,10 +123,11 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, where the event loop is not late."""
         now = asyncio.get_running_loop().time()
-        if now - self._ticked > _TICK + _LATE:
+        state = self._state
+        # Late without a crowd, it was kept from its core, or a model was being loaded.
+        if now - self._ticked > _TICK + _LATE and state.under_way > _CROWD:
             self._late_until = now + _CALM
         self._ticked = now
-        state = self._state
         state.late = now < self._late_until or (state.late and state.models.full)
         if self._state.draining and self._draining is None:
             self._draining = asyncio.ensure_future(self._drain())
