@@ -57,7 +57,8 @@ def _label(point: str) -> str:
 
 def _table(found: dict[str, Any]) -> list[str]:
     lines = [
-        "| | server | requests/s | p50 ms | p95 ms | p99 ms | CPU us a request: server | generator |",
+        "| | server | requests/s | p50 ms | p95 ms | p99 ms | CPU us a request: server "
+        "| generator |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for point in found["bertrt"]:

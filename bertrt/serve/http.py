@@ -67,9 +67,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head = None
         self._within(_REQUEST_SECONDS)
         app = self.app
+        served: Any = self.config.app
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded
-        elif (state := self.config.app.state.bertrt).late and self.parser.get_method() != b"GET":
+        elif (state := served.state.bertrt).late and self.parser.get_method() != b"GET":
             state.metrics.turned_away.inc()
             self.app = _late
         try:

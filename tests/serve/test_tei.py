@@ -243,6 +243,7 @@ def test_all_vectors_of_a_text_wait_in_a_bounded_line(monkeypatch) -> None:
     from bertrt.engine import Encoding
     from bertrt.errors import QueueFull
     from bertrt.serve import served as module
+    from bertrt.serve.backlog import Backlog
     from bertrt.serve.metrics import Metrics
 
     free = threading.Event()
@@ -257,7 +258,7 @@ def test_all_vectors_of_a_text_wait_in_a_bounded_line(monkeypatch) -> None:
 
     monkeypatch.setattr(module, "_ASIDE", 2)
     engine = SimpleNamespace(tokenize=tokenize, run=run, settings={})
-    served = module.Served("m", engine, 0, Metrics(lambda: []))
+    served = module.Served("m", engine, 0, Metrics(lambda: []), Backlog(1.0))
 
     async def ask() -> None:
         under_way = [
