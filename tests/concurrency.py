@@ -51,7 +51,7 @@ class Stress:
         self.failures: list[BaseException] = []
         self.actions: list[Callable[[random.Random], Any]] = [
             *(self.run_alone, self.run_shared, self.run_shared, self.replace, self.copy),
-            self.look,
+            *(self.look, self.submit),
         ]
 
     def answers(self, engine: Any) -> list[bytes]:
@@ -78,6 +78,22 @@ class Stress:
 
         try:
             self.check(draw.choice(self.shared))
+        except BertrtError as error:
+            assert "closed" in str(error), error
+
+    def submit(self, draw: random.Random) -> None:
+        """To the scheduler of one that others use and close meanwhile, and cancel some of it."""
+        from bertrt import BertrtError
+
+        engine = draw.choice(self.shared)
+        try:
+            expected = self.expected[engine.precision][len(self.ids) :]
+            sent = [engine.submit(self.texts, priority=draw.randint(-9, 9)) for _ in range(4)]
+            late = engine.submit(self.texts, deadline=0)
+            cancelled = sent.pop().cancel()
+            for one in sent:
+                assert [result.vector.tobytes() for result in one.result(300)] == expected
+            assert isinstance(late.exception(300), BertrtError) and cancelled in (True, False)
         except BertrtError as error:
             assert "closed" in str(error), error
 
