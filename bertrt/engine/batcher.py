@@ -23,7 +23,7 @@ from typing import Any
 
 from bertrt.backends.base import Backend
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.life import Stay
+from bertrt.engine.life import Stay, this_thread
 from bertrt.engine.line import Job, Line, Room
 from bertrt.engine.memory import named
 from bertrt.engine.predictor import Predictor, Sequenced, sequences_of
@@ -99,6 +99,11 @@ class Batcher:
     def check_room(self, inputs: int) -> None:
         """Raise QueueFull where so many inputs may not wait."""
         waiting, most = self.waiting, self._batching.queue
+        if inputs > most:
+            raise QueueFull(
+                f"{inputs} inputs are above the limit of {most} that may wait: submit them in "
+                "parts of so many at most, or load the engine with a larger Batching(queue=...)"
+            )
         if waiting + inputs > most:
             raise QueueFull(
                 f"{waiting} inputs wait, and {inputs} more would be above the limit of {most}: "
@@ -159,8 +164,11 @@ class Batcher:
 
     def _put(self, job: Job) -> Submission:
         job.submission.cancels(lambda: self._drop(job))
-        self._jobs.add(job)
+        # In this order: what an interrupt leaves behind here will end.
         self._inbox.append(job)
+        self._jobs.add(job)
+        if job.over:
+            self._jobs.discard(job)
         self._wake.put(self)
         return job.submission
 
@@ -171,11 +179,12 @@ class Batcher:
     def refuse(self, why: Callable[[], BertrtError]) -> None:
         """Fail what waits, and what comes; what runs ends."""
         self._refusal = why
-        self._wake.put(self)
+        self.nudge()
 
     def nudge(self) -> None:
         """Look whether there is something to do: an interrupt may have kept a caller from it."""
-        self._wake.put(self)
+        if self._workers:  # or nobody would take it, and it refers to this
+            self._wake.put(self)
 
     # --- what the threads do ----------------------------------------------------------------------
 
@@ -244,8 +253,7 @@ class Batcher:
                         job,
                         DeadlineExceeded(
                             f"it had not begun to run {late:.3f} seconds after it was submitted; "
-                            "its deadline was "
-                            f"{(job.deadline or now) - job.came:.3f}"
+                            f"its deadline was {(job.deadline or now) - job.came:.3f}"
                         ),
                     )
                 )
@@ -257,7 +265,8 @@ class Batcher:
 
     def _begin(self, job: Job) -> bool:
         """Note that a batch has a part of a job; whether anybody waits for it."""
-        if job.over or job.submission.cancelled():
+        # A program that gives it a result of its own waits for none.
+        if job.over or job.submission.done():
             return False
         if job.left:
             return True
@@ -322,8 +331,9 @@ class Batcher:
         with self._lock:
             self._tokenizing = False
             for job in ready:
-                job.stand(job.came)
-                self._ready.add(job)
+                if not job.over:
+                    job.stand(job.came)
+                    self._ready.add(job)
 
     def _make_requests(
         self,
@@ -433,6 +443,17 @@ class Batcher:
         self._by_sequences[1 << (sequences - 1).bit_length()] += 1
         self._by_tokens[1 << (tokens - 1).bit_length()] += 1
 
+    def _give_up(self, error: BaseException) -> None:
+        """Where the scheduler itself fails, as for want of memory, all that it has ends with the
+        error, and it goes on with what comes."""
+        with self._lock:
+            while self._inbox:
+                self._waiting += self._inbox.popleft().size
+            self._texts, self._ready = Line(), Line()
+            self._tokenizing = self._executing = False
+        for job in list(self._jobs):
+            self._end(job, error=error)
+
     def after_fork(self) -> None:
         """In a forked child, where no thread of the parent lives on: what it had waiting fails."""
         jobs = list(self._jobs)
@@ -451,13 +472,17 @@ def _work(wake: SimpleQueue[Batcher | None], owner: weakref.ref[Batcher]) -> Non
     batcher = owner()
     if batcher is None or not batcher._join(wake):
         return
+    this_thread.serves = True
     with usual_errors():
         # Between its tasks a thread holds nothing of the engine.
         while batcher is not None:
             del batcher
             batcher = wake.get()
             if batcher is not None:
-                batcher._serve()
+                try:
+                    batcher._serve()
+                except BaseException as error:
+                    batcher._give_up(error)
 
 
 # Those of this process, for the fork hook.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError
@@ -79,6 +79,35 @@ class Statistics:
     by_tokens: Mapping[int, int] = field(default_factory=dict)
 
 
+class _Condition(threading.Condition):
+    """One whose lock no interrupt leaves behind: a ``with`` block calls what is written in C, and
+    no exception comes between that and the block. Threading's own methods are Python's."""
+
+    _lock: Any
+    _waiters: Any
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See `threading.Condition.wait`: who leaves it has the lock, even by an interrupt."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        saved: Any = None
+        self._waiters.append(waiter)
+        try:
+            saved = self._lock._release_save()
+            if timeout is None:
+                return waiter.acquire()
+            return waiter.acquire(timeout > 0, timeout if timeout > 0 else -1)
+        finally:
+            if saved is not None:
+                self._lock._acquire_restore(saved)
+            elif not self._lock._is_owned():
+                self._lock.acquire()
+            with suppress(ValueError):
+                self._waiters.remove(waiter)
+
+
 class Submission(Future[Any]):
     """A `concurrent.futures.Future` of what `Engine.predict` returns for a batch, which asyncio may
     await, too: who is cancelled there cancels it.
@@ -93,6 +122,11 @@ class Submission(Future[Any]):
     report: Report | None = None
     told = False
     _cancels: Callable[[], None] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A thread that is interrupted as it waits must not keep the scheduler's from going on.
+        self._condition = _Condition()
 
     def cancels(self, call: Callable[[], None] | None) -> None:
         """Have a function called when it is cancelled."""
@@ -143,20 +177,28 @@ class _Caller:
 
     def call(self, function: Callable[[Future[Any]], object], submission: Submission) -> None:
         """Have it called."""
+        self._calls.put((function, submission))
         if self._thread is None:
             # Two at once start two, which share the calls.
-            self._thread = threading.Thread(target=self._work, name="bertrt-callbacks", daemon=True)
-            self._thread.start()
-        self._calls.put((function, submission))
+            thread = threading.Thread(target=self._work, name="bertrt-callbacks", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives none: late is better than never
+                with suppress(Empty):
+                    while True:
+                        self._do(*self._calls.get_nowait())
+            else:
+                self._thread = thread
 
     def _work(self) -> None:
         while True:
-            function, submission = self._calls.get()
-            try:
-                function(submission)
-            except Exception:
-                logging.getLogger(__name__).exception("exception calling callback for a submission")
-            del function, submission
+            self._do(*self._calls.get())
+
+    def _do(self, function: Callable[[Future[Any]], object], submission: Submission) -> None:
+        try:
+            function(submission)
+        except BaseException:  # a SystemExit, too, is the callback's own
+            logging.getLogger(__name__).exception("exception calling callback for a submission")
 
 
 _caller = _Caller()

@@ -60,7 +60,8 @@ class Engine:
         self._model, self._arguments = model, arguments
         batching = arguments.get("batching") or Batching()
         self._predictor = Predictor(model, batching.tokens)
-        self._routes = Routes(self._life, self._predictor, batching)
+        beside = getattr(self, "_routes", None)
+        self._routes = Routes(self._life, self._predictor, batching, beside)
 
     @classmethod
     @naming_memory

@@ -27,11 +27,18 @@ from bertrt.errors import (
     InvalidTypeError,
 )
 
-__all__ = ["Call", "Life", "Stay"]
+__all__ = ["Call", "Life", "Stay", "this_thread"]
 
 # How often a call that nobody is seen to be inside of is looked for again. A thread's stack may
 # change while it is read.
 _LOOKS = 3
+
+
+class _ThisThread(threading.local):
+    serves = False  # it is a scheduler's
+
+
+this_thread = _ThisThread()
 
 
 class _Lease:

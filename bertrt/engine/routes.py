@@ -8,13 +8,14 @@ traceback that somebody keeps) only makes the next ones take the longer way.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from bertrt.engine.batcher import Batcher, ForkedError
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.life import Call, Life
+from bertrt.engine.life import Call, Life, this_thread
 from bertrt.engine.predictor import Predictor, Sequenced
 from bertrt.errors import BertrtError, BusyError
 
@@ -30,10 +31,21 @@ _LONGEST = 1e9
 class Routes:
     """What `Engine.predict` and `Engine.submit` do with arguments that were checked."""
 
-    def __init__(self, life: Life, predictor: Predictor, batching: Batching) -> None:
+    def __init__(
+        self,
+        life: Life,
+        predictor: Predictor,
+        batching: Batching,
+        beside: Routes | None = None,
+    ) -> None:
+        """`beside`: another engine's with the same life."""
         self._life = life
         self._predictor = predictor
         self._batcher = Batcher(predictor, batching)
+        self._batchers: weakref.WeakSet[Batcher] = (
+            weakref.WeakSet() if beside is None else beside._batchers
+        )
+        self._batchers.add(self._batcher)
 
     def predict(self, batch: Any, prompt: str | None, on_error: str) -> Any:
         """See `Engine.predict`."""
@@ -52,7 +64,8 @@ class Routes:
 
     def _is_busy(self) -> bool:
         """Whether others than the caller are inside, and the scheduler has a thread."""
-        return self._life.crowd > 1 and self._batcher.start()
+        # A destructor runs in any thread: one of the scheduler's would wait for itself.
+        return self._life.crowd > 1 and not this_thread.serves and self._batcher.start()
 
     def _run(self, sequences: Sequence[Sequenced], call: Call) -> Sequence[Any]:
         """What is read of each of a batch's sequences."""
@@ -95,11 +108,13 @@ class Routes:
 
     def close(self, timeout: float | None) -> None:
         """See `Engine.close`."""
-        self._batcher.nudge()
+        for batcher in list(self._batchers):
+            batcher.nudge()
         try:
             self._life.close(timeout)
         except BusyError:
-            self._batcher.refuse(self._life.is_closed)
+            for batcher in list(self._batchers):
+                batcher.refuse(self._life.is_closed)
             raise
 
 

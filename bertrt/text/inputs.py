@@ -140,6 +140,8 @@ def check_words(batch: Any) -> tuple[list[Any], bool]:
     )
 
     def check(index: int, item: Any) -> Any:
+        if isinstance(item, list):
+            item = [*item]  # the caller may write to it meanwhile
         if isinstance(item, str):
             check_text(f"batch[{index}]", item)
         elif isinstance(item, list) and all(isinstance(word, str) for word in item):

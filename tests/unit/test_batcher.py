@@ -304,7 +304,7 @@ def test_a_full_queue(tiny) -> None:
     held.free()
     wait([first, *others], LONG)
     assert held.engine.submit("b").result(LONG).vector[1] == 3
-    with pytest.raises(QueueFull, match="4 more"):
+    with pytest.raises(QueueFull, match="4 inputs are above the limit of 3"):
         held.engine.submit(["a"] * 4)
     # predict waits, and does not fail.
     assert len(held.engine.predict(["a"] * 4)) == 4
