@@ -166,6 +166,7 @@ class Batcher:
         job.submission.cancels(lambda: self._drop(job))
         # In this order: what an interrupt leaves behind here will end.
         self._inbox.append(job)
+        job.stay.left = True
         self._jobs.add(job)
         if job.over:
             self._jobs.discard(job)

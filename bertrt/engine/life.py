@@ -103,17 +103,19 @@ class Call:
 
 class Stay(Call):
     """What a thread has left for others to do: over when they say so, or when nothing refers to it
-    any more. No thread's frame has it."""
+    any more. No thread's frame has it; but until it is left to others, the thread's own call is
+    under way, and behind an interrupt of that nobody waits for this."""
 
-    __slots__ = ()
+    __slots__ = ("left",)
 
     def __init__(self, method: str) -> None:
         super().__init__(method)
         self.thread = 0
+        self.left = False
 
     def is_under_way(self) -> bool:
-        """Whether it is not over."""
-        return not self.over
+        """Whether others have it, and it is not over."""
+        return self.left and not self.over
 
 
 class Life:

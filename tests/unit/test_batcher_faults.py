@@ -12,6 +12,7 @@ import pytest
 
 import bertrt.engine.batching as batching
 from bertrt import Batching, BertrtError, BusyError, QueueFull
+from bertrt.engine.batcher import Batcher
 from bertrt.engine.line import Line
 
 LONG = 60
@@ -65,6 +66,20 @@ def test_an_interrupt_leaves_no_lock(waits: bool) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(condition._waiters) <= 500
+
+
+def test_an_interrupt_whose_traceback_is_kept(tiny, monkeypatch) -> None:
+    """What was not left to the scheduler yet is nothing that close() waits for."""
+    engine = tiny.load()
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Batcher, "submit", interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        engine.submit("a")
+    engine.close(1)
+    assert kept.value.__traceback__ is not None
 
 
 def test_words_that_change_meanwhile(tiny) -> None:
