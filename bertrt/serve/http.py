@@ -71,6 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.app = _crowded
         elif (state := self.config.app.state.bertrt).late and self.parser.get_method() != b"GET":
             state.metrics.turned_away.inc()
+            self._within(_HEAD_SECONDS)
             self.app = _late
         try:
             super().on_headers_complete()

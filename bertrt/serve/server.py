@@ -29,6 +29,8 @@ _QUIET = 0.3
 # uvicorn's time between ticks, by how much one may be late, and how long none has to be before the
 # server takes new requests again, in seconds.
 _TICK, _LATE, _CALM = 0.1, 0.1, 0.3
+# With fewer connections it is others who make the event loop late.
+_CROWD = 256
 
 
 def serve(
@@ -121,7 +123,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, where the event loop is not late."""
         now = asyncio.get_running_loop().time()
-        if now - self._ticked > _TICK + _LATE:
+        crowd = len(self.server_state.connections) > _CROWD
+        if crowd and now - self._ticked > _TICK + _LATE:
             self._late_until = now + _CALM
         self._ticked = now
         state = self._state
