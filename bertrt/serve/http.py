@@ -91,6 +91,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if seconds is not None:
             self._timer = self.loop.call_later(seconds, self._due)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's word for a connection without a request; see `_due`."""
+        self.timeout_keep_alive_task = self.loop.call_later(
+            _READ_SECONDS, super().timeout_keep_alive_handler
+        )
+
     def _due(self) -> None:
         # Where the event loop itself is late, what has come may not have been read yet.
         self._timer = self.loop.call_later(_READ_SECONDS, self._late)

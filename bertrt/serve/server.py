@@ -23,6 +23,9 @@ from bertrt.serve.settings import Settings
 
 __all__ = ["serve"]
 
+# A connection without a request is kept so long: longer than by balancers, whose usual minute would
+# else end with a request on a connection that is closed under it.
+_IDLE_SECONDS = 75
 # So long no request is under way before the socket is closed, at the end: what a client has sent
 # and nobody has read yet, is read and told by then.
 _QUIET = 0.3
@@ -85,6 +88,7 @@ def serve(
         lifespan="on",
         log_config=None,
         access_log=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         **(tls or {}),
