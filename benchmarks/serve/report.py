@@ -59,7 +59,8 @@ def _label(point: str) -> str:
 
 def _table(found: dict[str, Any]) -> list[str]:
     lines = [
-        "| | server | requests/s | p50 ms | p95 ms | p99 ms | CPU us a request: server | generator |",
+        "| | server | requests/s | p50 ms | p95 ms | p99 ms "
+        "| CPU us a request: server | generator |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for point in found["bertrt"]:
@@ -111,7 +112,8 @@ def _overload(found: dict[str, Any]) -> list[str]:
         "",
         f"    {found['command']}",
         "",
-        f"{found['sent_per_second']:.0f} requests a second for {found['seconds']:g} s at random times, "
+        f"{found['sent_per_second']:.0f} requests a second for {found['seconds']:g} s at random "
+        "times, "
         f"where 64 callers get {found['carried_per_second']:.0f}; `--wait-seconds "
         f"{found['wait_seconds']}`.",
         "",
@@ -122,13 +124,13 @@ def _overload(found: dict[str, Any]) -> list[str]:
         f"| refused with 429 or 503 | {refused}, {found['retry_after']} of them with Retry-After, "
         f"{times('refused_ms')} |",
         f"| neither | {lost} |",
-        f"| resident memory | {memory[0]:.0f} MB after 1 s, {max(memory):.0f} MB at most; the second "
-        f"half's most is {found['memory_grows_mb']:+.1f} MB from the first half's |",
+        f"| resident memory | {memory[0]:.0f} MB after 1 s, {max(memory):.0f} MB at most; the "
+        f"second half's most is {found['memory_grows_mb']:+.1f} MB from the first half's |",
         f"| open files at most | {found['most_files']} |",
         f"| last answer | {found['last_answer_after']:.2f} s after the last request |",
         f"| a lone caller before | {times('alone_ms')} |",
         f"| a lone caller in the second after the last answer | {times('after_ms')} |",
-        f"| SIGTERM while 64 callers ask | answers by status: {found['sigterm_statuses']}; no answer: "
+        f"| SIGTERM while 64 callers ask | by status: {found['sigterm_statuses']}; no answer: "
         f"{found['sigterm_statuses'].get('-2', 0)}; exit status {found['sigterm_exit']} |",
         "",
     ]

@@ -55,7 +55,8 @@ class Backlog:
         """Raise QueueFull where a request would wait too long."""
         if self.full:
             raise QueueFull(
-                f"a request would wait {self.seconds:.1f} s; at most {self._most:g} s are waited: ask later"
+                f"a request would wait {self.seconds:.1f} s; at most {self._most:g} s are waited: "
+                "ask later"
             )
 
     def enter(self, inputs: Iterable[Any], longest: int) -> Place:

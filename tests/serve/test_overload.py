@@ -1,4 +1,4 @@
-"""More than the server can do, and its end while it is at work. Counts only: no time is measured."""
+"""More than the server can do, and its end at work. Counts only: no time is measured."""
 
 from __future__ import annotations
 
