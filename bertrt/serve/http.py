@@ -7,6 +7,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bertrt.serve.endpoint import State
+
 __all__ = ["BoundedProtocol"]
 
 # Bytes and seconds of a request's line and headers.
@@ -32,6 +34,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        app: Any = self.config.app
+        self._state: State = app.state.bertrt
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began; None: the head is there.
         self._head: int | None = 0
@@ -69,8 +73,8 @@ class BoundedProtocol(HttpToolsProtocol):
         app = self.app
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded
-        elif (state := self.config.app.state.bertrt).late and self.parser.get_method() != b"GET":
-            state.metrics.turned_away.inc()
+        elif self._state.late and self.parser.get_method() != b"GET":
+            self._state.metrics.turned_away.inc()
             self._within(_HEAD_SECONDS)
             self.app = _late
         try:
