@@ -74,7 +74,7 @@ def main() -> None:
                 server.name: _versions(pythons.get(server.name) or sys.executable)
                 for server in started
             },
-            "command": "python " + " ".join(sys.argv),
+            "command": servers.command(),
             "rounds": given.rounds,
             "seconds": given.seconds,
             "compared": bench.compared,

@@ -95,6 +95,8 @@ def _measure(
     accepted, refused = overload.times(200), overload.times(429) + overload.times(503)
     half = len(memory) // 2
     return {
+        "command": servers.command(),
+        "wait_seconds": given.wait_seconds,
         "carried_per_second": rate,
         "sent_per_second": sum(overload.statuses.values()) / given.seconds,
         "seconds": given.seconds,

@@ -1,7 +1,4 @@
-"""sentence-transformers behind FastAPI, as its users write it:
-
-python peer_fastapi.py MODEL PORT
-"""
+"""sentence-transformers behind FastAPI: `python peer_fastapi.py MODEL PORT`."""
 
 from __future__ import annotations
 

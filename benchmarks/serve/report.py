@@ -40,6 +40,8 @@ def write(record: dict[str, Any], out: Path) -> None:
     ]
     for name, found in record["workloads"].items():
         lines += [f"## {name}", "", *_table(found), "", *_verdicts(found), ""]
+    if (out / "overload.json").exists():
+        lines += _overload(json.loads((out / "overload.json").read_text()))
     lines += ["## Versions", ""]
     for name, versions in record["versions"].items():
         lines.append(f"- {name}: {', '.join(f'{key} {own}' for key, own in versions.items())}")
@@ -57,8 +59,8 @@ def _label(point: str) -> str:
 
 def _table(found: dict[str, Any]) -> list[str]:
     lines = [
-        "| | server | requests/s | p50 ms | p95 ms | p99 ms | CPU us a request: server "
-        "| generator |",
+        "| | server | requests/s | p50 ms | p95 ms | p99 ms "
+        "| CPU us a request: server | generator |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for point in found["bertrt"]:
@@ -94,6 +96,44 @@ def _verdicts(found: dict[str, Any]) -> list[str]:
         f"{half / one['p99']:.2f} times its p99 (wanted: below 3)."
     )
     return lines
+
+
+def _overload(found: dict[str, Any]) -> list[str]:
+    def times(name: str) -> str:
+        own = found[name]
+        return f"p50 {own['p50']:.1f}, p99 {own['p99']:.1f}, most {own['p100']:.1f} ms"
+
+    statuses = found["statuses"]
+    refused = sum(statuses.get(status, 0) for status in ("429", "503"))
+    lost = sum(statuses.values()) - statuses.get("200", 0) - refused
+    memory = found["memory_mb"]
+    return [
+        "## Overload",
+        "",
+        f"    {found['command']}",
+        "",
+        f"{found['sent_per_second']:.0f} requests a second for {found['seconds']:g} s at random "
+        "times, "
+        f"where 64 callers get {found['carried_per_second']:.0f}; `--wait-seconds "
+        f"{found['wait_seconds']}`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| answered | {statuses.get('200', 0)} ({found['answered_per_second']:.0f} a second), "
+        f"{times('answered_ms')} |",
+        f"| refused with 429 or 503 | {refused}, {found['retry_after']} of them with Retry-After, "
+        f"{times('refused_ms')} |",
+        f"| neither | {lost} |",
+        f"| resident memory | {memory[0]:.0f} MB after 1 s, {max(memory):.0f} MB at most; the "
+        f"second half's most is {found['memory_grows_mb']:+.1f} MB from the first half's |",
+        f"| open files at most | {found['most_files']} |",
+        f"| last answer | {found['last_answer_after']:.2f} s after the last request |",
+        f"| a lone caller before | {times('alone_ms')} |",
+        f"| a lone caller in the second after the last answer | {times('after_ms')} |",
+        f"| SIGTERM while 64 callers ask | by status: {found['sigterm_statuses']}; no answer: "
+        f"{found['sigterm_statuses'].get('-2', 0)}; exit status {found['sigterm_exit']} |",
+        "",
+    ]
 
 
 def _plot(record: dict[str, Any], out: Path) -> list[str]:

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Server", "bertrt", "environment", "fastapi", "infinity"]
+__all__ = ["Server", "bertrt", "command", "environment", "fastapi", "infinity"]
 
 HERE = Path(__file__).parent
 
@@ -89,6 +89,13 @@ class Server:
 
     def __exit__(self, *error: Any) -> None:
         self.end()
+
+
+def command() -> str:
+    """What was called, without the places that things have on this machine."""
+    script, *given = sys.argv
+    shown = [Path(one).name if os.path.isabs(one) else one for one in given]
+    return f"python benchmarks/serve/{Path(script).name} {' '.join(shown)}"
 
 
 def environment(python: str) -> dict[str, str]:

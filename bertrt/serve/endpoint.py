@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import logging
 import re
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -342,6 +343,17 @@ class _GoneError(Exception):
     """The client closed the connection."""
 
 
+if sys.version_info >= (3, 11):
+
+    async def _within(answer: Awaitable[bytes], seconds: float) -> bytes:
+        """`asyncio.wait_for`, which makes a task before Python 3.12."""
+        async with asyncio.timeout(seconds):
+            return await answer
+
+else:
+    _within = asyncio.wait_for
+
+
 async def _read(call: Call, receive: Receive) -> bytes:
     settings, state = call.state.settings, call.state
     most = settings.max_body
@@ -365,7 +377,7 @@ async def _read(call: Call, receive: Receive) -> bytes:
         return b"".join(found)
 
     try:
-        body = await asyncio.wait_for(parts(), settings.body_seconds)
+        body = await _within(parts(), settings.body_seconds)
         call.unread = False
         return body
     except asyncio.TimeoutError:

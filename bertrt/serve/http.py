@@ -7,6 +7,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bertrt.serve.endpoint import State
+
 __all__ = ["BoundedProtocol"]
 
 # Bytes and seconds of a request's line and headers.
@@ -32,6 +34,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        app: Any = self.config.app
+        self._state: State = app.state.bertrt
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began; None: the head is there.
         self._head: int | None = 0
@@ -67,11 +71,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head = None
         self._within(_REQUEST_SECONDS)
         app = self.app
-        served: Any = self.config.app
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded
-        elif (state := served.state.bertrt).late and self.parser.get_method() != b"GET":
-            state.metrics.turned_away.inc()
+        elif self._state.late and self.parser.get_method() != b"GET":
+            self._state.metrics.turned_away.inc()
+            self._within(_HEAD_SECONDS)
             self.app = _late
         try:
             super().on_headers_complete()
@@ -90,6 +94,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
         if seconds is not None:
             self._timer = self.loop.call_later(seconds, self._due)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's word for a connection without a request; see `_due`."""
+        self.timeout_keep_alive_task = self.loop.call_later(
+            _READ_SECONDS, super().timeout_keep_alive_handler
+        )
 
     def _due(self) -> None:
         # Where the event loop itself is late, what has come may not have been read yet.

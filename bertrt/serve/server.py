@@ -23,13 +23,16 @@ from bertrt.serve.settings import Settings
 
 __all__ = ["serve"]
 
+# A connection without a request is kept so long: longer than by balancers, whose usual minute would
+# else end with a request on a connection that is closed under it.
+_IDLE_SECONDS = 75
 # So long no request is under way before the socket is closed, at the end: what a client has sent
 # and nobody has read yet, is read and told by then.
 _QUIET = 0.3
 # uvicorn's time between ticks, by how much one may be late, and how long none has to be before the
 # server takes new requests again, in seconds.
 _TICK, _LATE, _CALM = 0.1, 0.1, 0.3
-# So many requests under way are more than callers who wait for their answers usually are.
+# With fewer connections it is others who make the event loop late.
 _CROWD = 256
 
 
@@ -85,6 +88,7 @@ def serve(
         lifespan="on",
         log_config=None,
         access_log=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         **(tls or {}),
@@ -123,13 +127,13 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, where the event loop is not late."""
         now = asyncio.get_running_loop().time()
-        state = self._state
-        # Late without a crowd, it was kept from its core, or a model was being loaded.
-        if now - self._ticked > _TICK + _LATE and state.under_way > _CROWD:
+        crowd = len(self.server_state.connections) > _CROWD
+        if crowd and now - self._ticked > _TICK + _LATE:
             self._late_until = now + _CALM
         self._ticked = now
+        state = self._state
         state.late = now < self._late_until or (state.late and state.models.full)
-        if self._state.draining and self._draining is None:
+        if state.draining and self._draining is None:
             self._draining = asyncio.ensure_future(self._drain())
         return bool(await super().on_tick(counter))
 

@@ -1,20 +1,24 @@
-"""More than the server can do, and its end while it is at work. Counts only: no time is
-measured."""
+"""More than the server can do, and its end at work. Counts only: no time is measured."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 from bertrt.errors import QueueFull
+from bertrt.serve.app import make_app
 from bertrt.serve.backlog import Backlog
+from bertrt.serve.http import BoundedProtocol
+from bertrt.serve.settings import Settings
 
 
 class Callers:
@@ -122,3 +126,38 @@ def test_what_would_wait_too_long_is_refused() -> None:
     backlog.leave(places[49], ran=False)
     backlog.leave(places[50], ran=False)
     backlog.check()
+
+
+def test_who_comes_while_the_loop_is_late_is_refused_unread() -> None:
+    app = make_app(Settings(models={}))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, http=BoundedProtocol, lifespan="on", log_config=None)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def ask(method: str, path: str, body: bytes | None = None) -> http.client.HTTPResponse:
+        connection.request(method, path, body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer
+
+    # The connection is kept.
+    app.state.bertrt.late = True
+    for body in (b"{", b" " * (1 << 20)):
+        answer = ask("POST", "/models/m/predict", body)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert answer.headers["connection"] is None
+    assert ask("GET", "/health/live").status == 200
+    app.state.bertrt.late = False
+    assert ask("POST", "/models/m/predict", b"{").status == 400
+    assert b"bertrt_turned_away_total 2.0" in app.state.bertrt.metrics.text()
+    connection.close()
+    server.should_exit = True
+    thread.join(60)
+    assert not thread.is_alive()
