@@ -16,6 +16,8 @@ _HEAD_SECONDS = 10.0
 _CONNECTIONS = 8192
 # In this time the event loop reads at least once.
 _READ_SECONDS = 0.1
+# So long a client may take nothing of what is sent to it.
+_SEND_SECONDS = 30.0
 # Seconds of a whole request: the endpoint refuses a body that is slow long before.
 _REQUEST_SECONDS = 120.0
 
@@ -24,7 +26,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """A connection.
 
     It is closed where a client sends no request within 10 s of connecting, takes longer for a
-    request's head than that or longer than 120 s for its body; a head of more than 64 KiB is
+    request's head than that or longer than 120 s for its body, or takes nothing of an answer for
+    30 s; a head of more than 64 KiB is
     answered with 431. A request of one connection too many is answered with 503, and one that comes
     while the event loop is late with 429, before anything else is done for it: what would cost
     those who wait more than it helps who comes.
@@ -35,6 +38,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began; None: the head is there.
         self._head: int | None = 0
+        self._sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -44,7 +48,33 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._within(None)
+        if self._sending is not None:
+            self._sending.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        super().resume_writing()
+
+    def _watch(self, left: int) -> None:
+        """Give up a client who takes nothing: what waits for it is memory."""
+
+        def look() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now >= left:
+                self.transport.abort()
+            else:
+                self._watch(now)
+
+        self._sending = self.loop.call_later(_SEND_SECONDS, look)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

@@ -17,7 +17,7 @@ from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.served import Served
-from bertrt.serve.settings import Settings
+from bertrt.serve.settings import NAME, Settings
 
 __all__ = ["Entry", "Models"]
 
@@ -133,7 +133,15 @@ class Models:
         """Where each model that may be loaded lies, by its name."""
         places: dict[str, Path] = {}
         if (repository := self._settings.repository) is not None:
-            places = {path.name: path for path in sorted(repository.iterdir()) if path.is_dir()}
+            try:
+                found = sorted(repository.iterdir())
+            except OSError:  # it was taken away; what is loaded answers on
+                found = []
+            places = {
+                path.name: path
+                for path in found
+                if NAME.fullmatch(path.name) and path.name[0] != "." and path.is_dir()
+            }
         return {**places, **self._settings.models}
 
     # --- loading ------------------------------------------------------------------------------

@@ -179,9 +179,12 @@ class Served:
         """
         wanted = self._find(inputs, prompt, priority, deadline)
         try:
+            begun = time.monotonic()
             for run in wanted.runs:
                 # The engine itself sees to the deadline of what it was given with one.
-                late = None if run.has_deadline else deadline
+                late = None
+                if deadline is not None and not run.has_deadline:
+                    late = max(0.0, begun + deadline - time.monotonic())
                 await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
