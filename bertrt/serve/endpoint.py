@@ -263,6 +263,7 @@ class Endpoint:
                     for name, value in call.headers.items():
                         response.headers[name] = value
                     status = response.status_code
+                    tracing.answered(status)
                     if not call.unread:
                         await response(scope, receive, send)
                     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["BoundedProtocol"]
@@ -22,6 +24,28 @@ _SEND_SECONDS = 30.0
 _REQUEST_SECONDS = 120.0
 
 
+class _Parser(httptools.HttpRequestParser):  # type: ignore[misc]
+    """A parser for which an upgrade is not the end of a request, since none is taken.
+
+    Clients that offer HTTP/2 so (Java's HttpClient, unless told otherwise) send a body with it,
+    which llhttp would leave unread: the client would be answered as if it had sent none, and its
+    body taken for the next request. What follows the head is read by a parser that knows of none.
+    """
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        with contextlib.suppress(AttributeError):  # as uvicorn; httptools before 0.6.3 has none
+            self.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def feed_data(self, data: bytes) -> None:
+        """See httptools."""
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as told:
+            self._protocol.go_on(data[told.args[0] :])
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """A connection.
 
@@ -35,6 +59,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        self.parser = _Parser(self)
+        # Whether it is told of a head for the second time.
+        self._again = False
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began; None: the head is there.
         self._head: int | None = 0
@@ -86,14 +113,36 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
         super().data_received(data)
 
+    def go_on(self, data: bytes) -> None:
+        """Read what follows a head that asked for an upgrade."""
+        body = (b"content-length", b"transfer-encoding")
+        lines = [b"%s: %s\r\n" % own for own in self.headers if own[0] in body]
+        self.parser, self._again = _Parser(self), True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n" + data)
+
+    def on_url(self, url: bytes) -> None:
+        """httptools' word for what is asked for."""
+        if not self._again:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools' word for a header."""
+        if not self._again:
+            super().on_header(name, value)
+
     def on_message_begin(self) -> None:
         """httptools' word for a request's first byte."""
+        if self._again:
+            return
         self._head = self._head or 0
         self._within(_HEAD_SECONDS)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """httptools' word for the head's end."""
+        if self._again:
+            self._again = False
+            return
         self._head = None
         self._within(_REQUEST_SECONDS)
         app = self.app
@@ -110,6 +159,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """httptools' word for the body's end."""
+        if self.parser.should_upgrade():
+            return  # the body is to come; see go_on
         self._head = 0
         self._within(None)
         super().on_message_complete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -161,3 +162,21 @@ def test_over_grpc(start, repository, stub, engines) -> None:
     assert score == engines["ranker"].predict("the boat").score
     call("RepositoryModelUnload", model_name="ranker")
     assert not call("ModelReady", name="ranker").ready
+
+
+def test_a_repository_with_odd_names(start, repository) -> None:
+    for name in (b".git", b"bad\xff", b"a b"):
+        (repository / os.fsdecode(name)).mkdir()
+    server = start("--repository", str(repository))
+    known = server.post("/v2/repository/index", b"")[1]
+    assert [own["name"] for own in known] == sorted(
+        path.name for path in repository.iterdir() if path.name.isalpha()
+    )
+    assert server.get("/models")[0] == 200
+    for name in (".git", "..", "%2e%2e", "a%20b", "%00", "bad%ff"):
+        assert server.post(f"/v2/repository/models/{name}/load", {})[0] == 404
+    # What is loaded answers on where the directory is gone.
+    assert server.post("/v2/repository/models/classifier/load", {})[0] == 200
+    shutil.rmtree(repository)
+    assert server.post("/models/classifier/predict", {"batch": "the boat"})[0] == 200
+    assert server.post("/models/other/predict", {"batch": "the boat"})[0] == 404
