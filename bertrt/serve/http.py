@@ -24,7 +24,7 @@ _SEND_SECONDS = 30.0
 _REQUEST_SECONDS = 120.0
 
 
-class _Parser(httptools.HttpRequestParser):  # type: ignore[misc]
+class _Parser(httptools.HttpRequestParser):
     """A parser for which an upgrade is not the end of a request, since none is taken.
 
     Clients that offer HTTP/2 so (Java's HttpClient, unless told otherwise) send a body with it,
@@ -38,7 +38,7 @@ class _Parser(httptools.HttpRequestParser):  # type: ignore[misc]
         with contextlib.suppress(AttributeError):  # as uvicorn; httptools before 0.6.3 has none
             self.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: Any) -> None:
         """See httptools."""
         try:
             super().feed_data(data)

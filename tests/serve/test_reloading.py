@@ -180,3 +180,18 @@ def test_a_repository_with_odd_names(start, repository) -> None:
     shutil.rmtree(repository)
     assert server.post("/models/classifier/predict", {"batch": "the boat"})[0] == 200
     assert server.post("/models/other/predict", {"batch": "the boat"})[0] == 404
+
+
+def test_many_loads_at_once_are_few(start, repository) -> None:
+    server = start("--repository", str(repository))
+    request = (
+        b"POST /v2/repository/models/classifier/load HTTP/1.1\r\nhost: x\r\n"
+        b"content-length: 0\r\nconnection: close\r\n\r\n"
+    )
+    connections = [server.socket() for _ in range(50)]
+    for connection in connections:
+        connection.sendall(request)
+    for connection in connections:
+        with connection, connection.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 200")
+    assert sum(line["event"] == "loading" for line in server.log) < 25

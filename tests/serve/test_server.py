@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -450,10 +452,8 @@ def test_bodies_in_memory_are_bounded_while_they_come(start, models) -> None:
     while not answered and time.monotonic() < end:
         for connection in connections:
             connection.settimeout(0.05)
-            try:
+            with contextlib.suppress(TimeoutError):
                 answered += connection.recv(12) == b"HTTP/1.1 429"
-            except TimeoutError:
-                pass
     for connection in connections:
         connection.close()
     assert answered
@@ -492,10 +492,22 @@ def test_a_client_that_takes_no_answer_is_let_go(monkeypatch) -> None:
 
 
 def test_a_path_and_a_body_that_name_two_models(server) -> None:
-    status, body, _ = server.post(
-        "/models/embedder/predict", {"batch": "a", "model": "classifier"}
-    )
+    status, body, _ = server.post("/models/embedder/predict", {"batch": "a", "model": "classifier"})
     assert (status, body["error"]) == (
         422,
         "the path names the model 'embedder', and the body 'classifier'",
     )
+
+
+def test_draining_and_closing_share_the_time() -> None:
+    # A body whose end does not come is not waited for twice.
+    import uvicorn
+
+    from bertrt.serve.server import _Server
+
+    config = uvicorn.Config(lambda: None, log_config=None, timeout_graceful_shutdown=30)
+    state = SimpleNamespace(under_way=1, settings=SimpleNamespace(drain_seconds=0.01))
+    server = _Server(config, state)
+    asyncio.run(server._drain())
+    assert server.should_exit
+    assert config.timeout_graceful_shutdown == 1

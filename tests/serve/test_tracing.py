@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_request_is_a_span_below_the_clients(client, exporter) -> None:
     }
     stages = [found[name] for name in ("tokenize", "queue", "execute")]
     assert all(stage.parent.span_id == own.context.span_id for stage in stages)
-    for stage, after in zip(stages, stages[1:], strict=False):
+    for stage, after in pairwise(stages):
         assert stage.start_time <= stage.end_time == after.start_time
 
 
