@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +198,26 @@ def test_many_loads_at_once_are_few(start, repository) -> None:
         with connection, connection.makefile("rb") as answer:
             assert answer.read().startswith(b"HTTP/1.1 200")
     assert sum(line["event"] == "loading" for line in server.log) < 25
+
+
+def test_a_model_that_is_gone_leaves_nothing_to_the_garbage_collector(engines) -> None:
+    from bertrt.serve.backlog import Backlog
+    from bertrt.serve.metrics import Metrics
+    from bertrt.serve.served import Served
+
+    async def answer() -> weakref.ref[Served]:
+        served = Served("m", engines["classifier"], 1 << 20, Metrics(list), Backlog(60))
+        for own in (served, served.with_settings({"activation": "identity"})):
+            assert (await own.answer(["the boat"])).whole()
+        return weakref.ref(served)
+
+    gc.collect()
+    gc.disable()
+    try:
+        gone = asyncio.run(answer())
+        end = time.monotonic() + 60  # the engine's threads let go of it a little later
+        while gone() is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()
