@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,6 @@ def run(arguments: argparse.Namespace) -> int:
         ) from error
     from bertrt.serve.settings import Settings
 
-    keys = arguments.api_key or os.environ.get("BERTRT_API_KEYS", "").split(",")
     settings = Settings(
         models=_named(arguments.models, arguments.repository),
         engine={
@@ -134,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         body_seconds=arguments.body_seconds,
         drain_seconds=arguments.drain_seconds,
         cache_bytes=round(arguments.cache_mb * (1 << 20)),
-        api_keys=tuple(key for key in keys if key),
+        api_keys=_keys(arguments.api_key, os.environ.get("BERTRT_API_KEYS")),
         auto_truncate=not arguments.no_truncate,
     )
     tls = {
@@ -151,14 +149,34 @@ def run(arguments: argparse.Namespace) -> int:
     return serve(settings, arguments.host, arguments.port, grpc_port=arguments.grpc_port, tls=tls)
 
 
+def _keys(given: list[str] | None, environment: str | None) -> tuple[str, ...]:
+    """The keys; none only where nobody has said any."""
+    if given is None and environment is None:
+        return ()
+    if given is None:
+        where, found = "BERTRT_API_KEYS", (environment or "").split(",")
+    else:
+        where, found = "--api-key", given
+    keys = tuple(key.strip() for key in found if key.strip())
+    # A door would be left open where somebody thinks that it is locked.
+    if not keys:
+        raise InvalidInputError(f"{where} holds no key; leave it out where none is to be asked for")
+    # Clients write headers in ASCII, each its own way beyond.
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise InvalidInputError(f"{where} holds a key with other characters than printable ASCII")
+    return keys
+
+
 def _named(models: list[str], repository: str | None) -> dict[str, Path]:
     """Each model's place by its name."""
+    from bertrt.serve.settings import NAME
+
     found: dict[str, Path] = {}
     for given in models:
         name, equals, path = given.partition("=")
         if not equals or os.path.exists(given):
             name, path = os.path.basename(os.path.abspath(given)), given
-        if not re.fullmatch(r"[\w.+-]{1,200}", name):
+        if not NAME.fullmatch(name):
             raise InvalidInputError(
                 f"{name!r} cannot be a model's name, which has letters, digits and . + - _ only; "
                 "give it one: NAME=PATH"

@@ -89,6 +89,7 @@ class Call:
         headers: what goes with the answer; a function may add to it.
         fields: what the log says of it beside status and time; never texts.
         unread: whether the client may still be sending the body.
+        held: bytes of the body that are in memory.
         started: when it came, by `time.perf_counter`.
     """
 
@@ -99,6 +100,7 @@ class Call:
     headers: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     unread: bool = False
+    held: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     async def answer(
@@ -262,6 +264,7 @@ class Endpoint:
                     for name, value in call.headers.items():
                         response.headers[name] = value
                     status = response.status_code
+                    tracing.answered(status)
                     if not call.unread:
                         await response(scope, receive, send)
                     else:
@@ -274,15 +277,13 @@ class Endpoint:
 
     async def _answer(self, call: Call, receive: Receive) -> Response | None:
         """The response; None where nobody is left to get it."""
-        state, held = call.state, 0
+        state = call.state
         try:
             call.unread = self.method != "GET"
             if not self.open:
                 let_in(call)
             if self.method != "GET":
                 raw = await _read(call, receive)
-                held = len(raw)
-                state.body_bytes += held
                 call.body = raw if self.body is None else decode(raw, self.body, call.request)
                 del raw
             return await _unless_gone(self.handle(call), receive)
@@ -297,7 +298,8 @@ class Endpoint:
             log("fault", logging.ERROR, id=call.id, route=self.path, error=error)
             return self._refuse(Refusal(500, f"a fault of the server; request {call.id}"))
         finally:
-            state.body_bytes -= held
+            state.body_bytes -= call.held
+            call.held = 0
 
     def _refuse(self, refusal: Refusal) -> Response:
         response = self.refuse(refusal)
@@ -322,8 +324,8 @@ def tell(call: Call, route: str, status: int | str, *, quiet: bool = False) -> N
     """Count a request and, unless it is a quiet one, log it."""
     seconds = time.perf_counter() - call.started
     call.state.metrics.answered(route, status, seconds)
-    # Where inputs were answered, or could not be.
-    if (model := call.fields.get("model")) is not None:
+    # Where inputs were answered, or could not be: then the model is one that there is.
+    if "inputs" in call.fields and (model := call.fields.get("model")) is not None:
         call.state.recent.add(model, seconds, status in (200, "OK"), call.fields)
     if not quiet:
         head = call.request
@@ -372,6 +374,9 @@ async def _read(call: Call, receive: Receive) -> bytes:
                 raise _GoneError
             found.append(part := message.get("body", b""))
             more = message.get("more_body", False)
+            call.held += len(part)
+            state.body_bytes += len(part)
+            state.check_room()
             if (size := size + len(part)) > most:
                 raise refusal
         return b"".join(found)

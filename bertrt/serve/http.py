@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bertrt.serve.endpoint import State
@@ -18,15 +20,40 @@ _HEAD_SECONDS = 10.0
 _CONNECTIONS = 8192
 # In this time the event loop reads at least once.
 _READ_SECONDS = 0.1
+# So long a client may take nothing of what is sent to it.
+_SEND_SECONDS = 30.0
 # Seconds of a whole request: the endpoint refuses a body that is slow long before.
 _REQUEST_SECONDS = 120.0
+
+
+class _Parser(httptools.HttpRequestParser):
+    """A parser for which an upgrade is not the end of a request, since none is taken.
+
+    Clients that offer HTTP/2 so (Java's HttpClient, unless told otherwise) send a body with it,
+    which llhttp would leave unread: the client would be answered as if it had sent none, and its
+    body taken for the next request. What follows the head is read by a parser that knows of none.
+    """
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        with contextlib.suppress(AttributeError):  # as uvicorn; httptools before 0.6.3 has none
+            self.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def feed_data(self, data: Any) -> None:
+        """See httptools."""
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as told:
+            self._protocol.go_on(data[told.args[0] :])
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """A connection.
 
     It is closed where a client sends no request within 10 s of connecting, takes longer for a
-    request's head than that or longer than 120 s for its body; a head of more than 64 KiB is
+    request's head than that or longer than 120 s for its body, or takes nothing of an answer for
+    30 s; a head of more than 64 KiB is
     answered with 431. A request of one connection too many is answered with 503, and one that comes
     while the event loop is late with 429, before anything else is done for it: what would cost
     those who wait more than it helps who comes.
@@ -36,9 +63,13 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **more)
         app: Any = self.config.app
         self._state: State = app.state.bertrt
+        self.parser = _Parser(self)
+        # Whether it is told of a head for the second time.
+        self._again = False
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began; None: the head is there.
         self._head: int | None = 0
+        self._sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -48,7 +79,33 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._within(None)
+        if self._sending is not None:
+            self._sending.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        super().resume_writing()
+
+    def _watch(self, left: int) -> None:
+        """Give up a client who takes nothing: what waits for it is memory."""
+
+        def look() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now >= left:
+                self.transport.abort()
+            else:
+                self._watch(now)
+
+        self._sending = self.loop.call_later(_SEND_SECONDS, look)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -60,14 +117,36 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
         super().data_received(data)
 
+    def go_on(self, data: bytes) -> None:
+        """Read what follows a head that asked for an upgrade."""
+        body = (b"content-length", b"transfer-encoding")
+        lines = [b"%s: %s\r\n" % own for own in self.headers if own[0] in body]
+        self.parser, self._again = _Parser(self), True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n" + data)
+
+    def on_url(self, url: bytes) -> None:
+        """httptools' word for what is asked for."""
+        if not self._again:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools' word for a header."""
+        if not self._again:
+            super().on_header(name, value)
+
     def on_message_begin(self) -> None:
         """httptools' word for a request's first byte."""
+        if self._again:
+            return
         self._head = self._head or 0
         self._within(_HEAD_SECONDS)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """httptools' word for the head's end."""
+        if self._again:
+            self._again = False
+            return
         self._head = None
         self._within(_REQUEST_SECONDS)
         app = self.app
@@ -84,6 +163,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """httptools' word for the body's end."""
+        if self.parser.should_upgrade():
+            return  # the body is to come; see go_on
         self._head = 0
         self._within(None)
         super().on_message_complete()

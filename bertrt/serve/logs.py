@@ -92,7 +92,12 @@ def _line(when: float, level: int, event: str, fields: dict[str, Any]) -> bytes:
             line["trace"] = "".join(traceback.format_tb(value.__traceback__))
         elif value is not None:
             line[name] = value
-    return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    try:
+        return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # JSON of orjson's has no lone surrogates (of a path that is not UTF-8) and no wide numbers.
+        line = {name: ascii(value) for name, value in line.items()}
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class _Handler(logging.Handler):

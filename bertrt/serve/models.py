@@ -17,7 +17,7 @@ from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.served import Served
-from bertrt.serve.settings import Settings
+from bertrt.serve.settings import NAME, Settings
 
 __all__ = ["Entry", "Models"]
 
@@ -48,6 +48,9 @@ class Models:
         # One load or unload of a name at a time.
         self._locks: dict[str, asyncio.Lock] = {}
         self._loading: set[asyncio.Future[None]] = set()
+        # Of each name a load that has not begun yet: who asks for another is answered with it.
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._closing = False
         self._retiring: set[asyncio.Task[None]] = set()
 
     # --- what there is ------------------------------------------------------------------------
@@ -133,7 +136,15 @@ class Models:
         """Where each model that may be loaded lies, by its name."""
         places: dict[str, Path] = {}
         if (repository := self._settings.repository) is not None:
-            places = {path.name: path for path in sorted(repository.iterdir()) if path.is_dir()}
+            try:
+                found = sorted(repository.iterdir())
+            except OSError:  # it was taken away; what is loaded answers on
+                found = []
+            places = {
+                path.name: path
+                for path in found
+                if NAME.fullmatch(path.name) and path.name[0] != "." and path.is_dir()
+            }
         return {**places, **self._settings.models}
 
     # --- loading ------------------------------------------------------------------------------
@@ -149,7 +160,9 @@ class Models:
         if place is None:
             raise Refusal(404, self._unknown(name))
         # Whoever asked may not wait for it; what a thread loads has to find its place all the same.
-        loading = asyncio.ensure_future(self._replace(name, place))
+        loading = self._waiting.get(name)
+        if loading is None:
+            loading = self._waiting[name] = asyncio.ensure_future(self._replace(name, place))
         self._loading.add(loading)
         loading.add_done_callback(self._loading.discard)
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -157,6 +170,10 @@ class Models:
 
     async def _replace(self, name: str, place: Path) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
+            if self._waiting.get(name) is asyncio.current_task():
+                del self._waiting[name]
+            if self._closing:
+                raise Refusal(503, "the server is about to stop", retry_after=1)
             log("loading", model=name)
             try:
                 engine = await asyncio.to_thread(self._load, place)
@@ -199,6 +216,7 @@ class Models:
             Refusal: 404 the name is not known.
         """
         self.entry(name)
+        self._waiting.pop(name, None)
         async with self._locks.setdefault(name, asyncio.Lock()):
             served = self._served.pop(name, None)
             self._reasons[name] = "it was unloaded"
@@ -218,6 +236,7 @@ class Models:
 
     async def close(self) -> None:
         """Let go of all of them, once what is being loaded is there."""
+        self._closing = True
         if self._loading:
             await asyncio.wait(self._loading)
         while self._served:

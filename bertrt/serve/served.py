@@ -179,9 +179,12 @@ class Served:
         """
         wanted = self._find(inputs, prompt, priority, deadline)
         try:
+            begun = time.monotonic()
             for run in wanted.runs:
                 # The engine itself sees to the deadline of what it was given with one.
-                late = None if run.has_deadline else deadline
+                late = None
+                if deadline is not None and not run.has_deadline:
+                    late = max(0.0, begun + deadline - time.monotonic())
                 await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
@@ -317,8 +320,12 @@ class Served:
         place = self._backlog.enter((item for item, _ in own.values()), self.engine.max_length)
         run = _Run(submission, loop.create_future(), list(own), place, deadline is not None)
 
+        # A submission keeps its callbacks: one that kept the run, which has the submission, would
+        # leave both, this model and its engine to the garbage collector.
+        untold = [run]
+
         def told(_: Future[Any]) -> None:
-            self._ended.append(run)
+            self._ended.append(untold.pop())
             if not self._telling:
                 self._telling = True
                 with suppress(RuntimeError):  # the loop is closed

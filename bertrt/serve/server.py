@@ -13,6 +13,7 @@ from typing import Any
 
 import prometheus_client
 import uvicorn
+import uvloop  # noqa: F401  # uvicorn's, which imports it late
 
 from bertrt.serve.app import make_app
 from bertrt.serve.endpoint import State
@@ -150,4 +151,6 @@ class _Server(uvicorn.Server):
             log("drained", level=logging.WARNING, left=self._state.under_way)
         else:
             log("drained")
+        # What uvicorn itself gives connections to end is of the same time.
+        self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
         self.should_exit = True

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Settings"]
+__all__ = ["NAME", "Settings"]
+
+# What a model may be called.
+NAME = re.compile(r"[\w.+-]{1,200}")
 
 
 @dataclass(frozen=True)

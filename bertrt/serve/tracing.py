@@ -18,7 +18,7 @@ try:
 except ImportError:
     trace = None
 
-__all__ = ["request", "span", "stages"]
+__all__ = ["answered", "request", "span", "stages"]
 
 
 def request(head: Request, route: str) -> AbstractContextManager[Any]:
@@ -30,7 +30,20 @@ def request(head: Request, route: str) -> AbstractContextManager[Any]:
         context=propagate.extract(dict(head.headers)),
         kind=trace.SpanKind.SERVER,
         attributes={"http.request.method": head.method, "http.route": route},
+        # An error's message may hold what was sent.
+        record_exception=False,
+        set_status_on_exception=False,
     )
+
+
+def answered(status: int) -> None:
+    """Tell the request's span how it was answered."""
+    if trace is None:
+        return
+    made = trace.get_current_span()
+    made.set_attribute("http.response.status_code", status)
+    if status >= 500:
+        made.set_status(trace.StatusCode.ERROR)
 
 
 @contextmanager
@@ -40,7 +53,10 @@ def span(name: str, **attributes: Any) -> Iterator[Any]:
         yield None
         return
     with trace.get_tracer("bertrt.serve").start_as_current_span(
-        name, attributes={f"bertrt.{key}": value for key, value in attributes.items()}
+        name,
+        attributes={f"bertrt.{key}": value for key, value in attributes.items()},
+        record_exception=False,
+        set_status_on_exception=False,
     ) as made:
         yield made
 

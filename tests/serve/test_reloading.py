@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +165,59 @@ def test_over_grpc(start, repository, stub, engines) -> None:
     assert score == engines["ranker"].predict("the boat").score
     call("RepositoryModelUnload", model_name="ranker")
     assert not call("ModelReady", name="ranker").ready
+
+
+def test_a_repository_with_odd_names(start, repository) -> None:
+    for name in (b".git", b"bad\xff", b"a b"):
+        (repository / os.fsdecode(name)).mkdir()
+    server = start("--repository", str(repository))
+    known = server.post("/v2/repository/index", b"")[1]
+    assert [own["name"] for own in known] == sorted(
+        path.name for path in repository.iterdir() if path.name.isalpha()
+    )
+    assert server.get("/models")[0] == 200
+    for name in (".git", "..", "%2e%2e", "a%20b", "%00", "bad%ff"):
+        assert server.post(f"/v2/repository/models/{name}/load", {})[0] == 404
+    # What is loaded answers on where the directory is gone.
+    assert server.post("/v2/repository/models/classifier/load", {})[0] == 200
+    shutil.rmtree(repository)
+    assert server.post("/models/classifier/predict", {"batch": "the boat"})[0] == 200
+    assert server.post("/models/other/predict", {"batch": "the boat"})[0] == 404
+
+
+def test_many_loads_at_once_are_few(start, repository) -> None:
+    server = start("--repository", str(repository))
+    request = (
+        b"POST /v2/repository/models/classifier/load HTTP/1.1\r\nhost: x\r\n"
+        b"content-length: 0\r\nconnection: close\r\n\r\n"
+    )
+    connections = [server.socket() for _ in range(50)]
+    for connection in connections:
+        connection.sendall(request)
+    for connection in connections:
+        with connection, connection.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 200")
+    assert sum(line["event"] == "loading" for line in server.log) < 25
+
+
+def test_a_model_that_is_gone_leaves_nothing_to_the_garbage_collector(engines) -> None:
+    from bertrt.serve.backlog import Backlog
+    from bertrt.serve.metrics import Metrics
+    from bertrt.serve.served import Served
+
+    async def answer() -> weakref.ref[Served]:
+        served = Served("m", engines["classifier"], 1 << 20, Metrics(list), Backlog(60))
+        for own in (served, served.with_settings({"activation": "identity"})):
+            assert (await own.answer(["the boat"])).whole()
+        return weakref.ref(served)
+
+    gc.collect()
+    gc.disable()
+    try:
+        gone = asyncio.run(answer())
+        end = time.monotonic() + 60  # the engine's threads let go of it a little later
+        while gone() is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import shutil
 import socket
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +174,7 @@ def test_a_large_body_is_refused_before_it_is_there(server) -> None:
 
 
 def test_keys(start, models) -> None:
-    server = start(f"m={models['classifier']}", environment={"BERTRT_API_KEYS": "one,two"})
+    server = start(f"m={models['classifier']}", environment={"BERTRT_API_KEYS": "one, two,"})
     for headers, expected in (
         ({}, 401),
         ({"authorization": "Bearer three"}, 401),
@@ -361,11 +364,20 @@ def test_a_port_that_is_taken(models) -> None:
         (["a b=/x"], "cannot be a model's name"),
         (["/x/m", "/y/m"], "two models have the name 'm'"),
         (["--repository", "/nowhere/at/all"], "there is no such directory"),
+        (["m=/x", "--api-key", ""], "--api-key holds no key"),
+        (["m=/x", "--api-key", "sch\u00f6n"], "printable ASCII"),
     ],
 )
 def test_wrong_use(arguments, told, capsys) -> None:
     assert main(["serve", *arguments]) == 1
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", ["", " ", ",", " , "])
+def test_no_key_where_keys_are_set_is_refused(said: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("BERTRT_API_KEYS", said)
+    assert main(["serve", "m=/x"]) == 1
+    assert "BERTRT_API_KEYS holds no key" in capsys.readouterr().err
 
 
 def test_tls(start, models, tmp_path: Path) -> None:
@@ -408,3 +420,94 @@ def test_tls(start, models, tmp_path: Path) -> None:
     url = f"https://127.0.0.1:{server.port}/health/live"
     with urllib.request.urlopen(url, context=context, timeout=60) as answer:
         assert answer.status == 200
+
+
+def test_an_upgrade_that_is_not_taken_keeps_the_body(server) -> None:
+    # As Java's HttpClient asks for HTTP/2. Byte by byte, too, and followed by another request.
+    body = json.dumps({"batch": ["the boat"]}).encode()
+    head = (
+        b"POST /models/classifier/predict HTTP/1.1\r\nhost: x\r\nconnection: %supgrade, "
+        b"http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n%s\r\n\r\n"
+    )
+    length = head % (b"", b"content-length: %d" % len(body)) + body
+    chunked = head % (b"close, ", b"transfer-encoding: chunked")
+    chunked += b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    for parts in ([length + length + chunked], [bytes([own]) for own in length + chunked]):
+        with server.socket() as connection:
+            for part in parts:
+                connection.sendall(part)
+            found = b"".join(iter(lambda: connection.recv(65536), b""))
+        expected = 3 if len(parts) == 1 else 2
+        assert found.count(b"HTTP/1.1 200 OK") == found.count(b'"label"') == expected
+
+
+def test_bodies_in_memory_are_bounded_while_they_come(start, models) -> None:
+    server = start(f"m={models['classifier']}", "--max-body", "64K", "--body-seconds", "60")
+    head = b"POST /models/m/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n"
+    connections = [server.socket() for _ in range(24)]
+    for connection in connections:
+        connection.sendall(head + b" " * 59_999)
+    answered = 0
+    end = time.monotonic() + 30
+    while not answered and time.monotonic() < end:
+        for connection in connections:
+            connection.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                answered += connection.recv(12) == b"HTTP/1.1 429"
+    for connection in connections:
+        connection.close()
+    assert answered
+    end = time.monotonic() + 30
+    while (status := predict(server, ["the boat"], model="m")[0]) != 200 and time.monotonic() < end:
+        pass
+    assert status == 200
+
+
+def test_a_client_that_takes_no_answer_is_let_go(monkeypatch) -> None:
+    from unittest.mock import Mock
+
+    import uvicorn
+    from uvicorn.server import ServerState
+
+    from bertrt.serve import http
+
+    monkeypatch.setattr(http, "_SEND_SECONDS", 0.001)
+
+    async def watch(left: list[int]) -> list[str]:
+        config = uvicorn.Config(lambda: None, log_config=None)
+        protocol = http.BoundedProtocol(config, ServerState(), {})
+        transport, gone = Mock(), asyncio.Event()
+        transport.get_write_buffer_size.side_effect = left
+        transport.abort.side_effect = gone.set
+        transport.get_extra_info.return_value = None
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        await asyncio.wait_for(gone.wait(), 60)
+        protocol.connection_lost(None)
+        return [name for name, *_ in transport.method_calls]
+
+    calls = asyncio.run(watch([300, 200, 100, 100]))
+    assert calls.count("get_write_buffer_size") == 4
+    assert calls.count("abort") == 1
+
+
+def test_a_path_and_a_body_that_name_two_models(server) -> None:
+    status, body, _ = server.post("/models/embedder/predict", {"batch": "a", "model": "classifier"})
+    assert (status, body["error"]) == (
+        422,
+        "the path names the model 'embedder', and the body 'classifier'",
+    )
+
+
+def test_draining_and_closing_share_the_time() -> None:
+    # A body whose end does not come is not waited for twice.
+    import uvicorn
+
+    from bertrt.serve.server import _Server
+
+    config = uvicorn.Config(lambda: None, log_config=None, timeout_graceful_shutdown=30)
+    state = SimpleNamespace(under_way=1, settings=SimpleNamespace(drain_seconds=0.01))
+    server = _Server(config, state)
+    asyncio.run(server._drain())
+    assert server.should_exit
+    assert config.timeout_graceful_shutdown == 1
