@@ -470,11 +470,14 @@ def test_a_client_that_takes_no_answer_is_let_go(monkeypatch) -> None:
     from uvicorn.server import ServerState
 
     from bertrt.serve import http
+    from bertrt.serve.app import make_app
+    from bertrt.serve.settings import Settings
 
     monkeypatch.setattr(http, "_SEND_SECONDS", 0.001)
 
     async def watch(left: list[int]) -> list[str]:
-        config = uvicorn.Config(lambda: None, log_config=None)
+        app = make_app(Settings({}))
+        config = uvicorn.Config(app, log_config=None)
         protocol = http.BoundedProtocol(config, ServerState(), {})
         transport, gone = Mock(), asyncio.Event()
         transport.get_write_buffer_size.side_effect = left

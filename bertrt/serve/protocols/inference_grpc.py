@@ -34,7 +34,7 @@ __all__ = ["serving"]
 # Calls that may be open at a time; beyond them RESOURCE_EXHAUSTED at once.
 _CALLS = 8192
 # Seconds for answers that are on their way when the server stops.
-_GRACE = 5.0
+_GRACE = 30.0
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
