@@ -95,9 +95,12 @@ def test_openai_errors(openai, client, start, models) -> None:
 # --- huggingface_hub -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def inference():
-    return pytest.importorskip("huggingface_hub").InferenceClient
+@pytest.fixture
+def inference(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    # Tests of other libraries keep it from the network, once for all that is imported.
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    return hub.InferenceClient
 
 
 def test_huggingface_embeddings(inference, server, engines) -> None:
