@@ -99,7 +99,8 @@ def test_openai_errors(openai, client, start, models) -> None:
 def inference(monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     # Tests of other libraries keep it from the network, once for all that is imported.
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
     return hub.InferenceClient
 
 
