@@ -21,11 +21,11 @@ class Refusal(BertrtError):  # noqa: N818
     """A request is not answered.
 
     Attributes:
-        status: HTTP's number for it: 400 no such body or argument, 401 no key, 404 no such model or
-            place, 405, 408 a body that did not come, 413 a body or list that is too long, 415 a
-            wrong content type, 422 an input that cannot be answered, 424 a model of another kind,
-            429 too much waits, 500 a fault of the server's, 503 not ready, draining, or out of
-            memory, 504 the deadline was over before it ran.
+        status: HTTP's number for it: 400 no such body or argument, 401 no key, 403 from a page of
+            another site, 404 no such model or place, 405, 408 a body that did not come, 413 a body
+            or list that is too long, 415 a wrong content type, 422 an input that cannot be
+            answered, 424 a model of another kind, 429 too much waits, 500 a fault of the server's,
+            503 not ready, draining, or out of memory, 504 the deadline was over before it ran.
         retry_after: seconds after which to ask again; None: asking again does not help.
     """
 

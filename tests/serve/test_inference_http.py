@@ -439,3 +439,12 @@ def test_keys_and_what_is_open(start, models) -> None:
         status, body, _ = server.get(path)
         assert (status, list(body)) == (401, ["error"])
         assert server.get(path, {"authorization": "Bearer secret"})[0] == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_unloads_nothing(server, site: str) -> None:
+    for what in ("load", "unload"):
+        path = f"/v2/repository/models/ranker/{what}"
+        status, body, _ = server.post(path, b"{}", {"sec-fetch-site": site})
+        assert (status, "another site" in body["error"]) == (403, True)
+    assert server.get("/v2/models/ranker/ready")[0] == 200

@@ -248,13 +248,22 @@ async def _index(call: Call) -> Response:
     return json_response(models.index(call, request.ready))
 
 
+def _check_site(call: Call) -> None:
+    """Refuse what a page of another site has a browser send: it needs no key where none is set, and
+    gets no answer to read, and the model would be gone. Nothing but a browser sends this header."""
+    if call.header("sec-fetch-site") in ("cross-site", "same-site"):
+        raise Refusal(403, "a page of another site loads and unloads no models")
+
+
 async def _load(call: Call) -> Response:
+    _check_site(call)
     request = _decode(call.body or b"{}", LoadRequest)
     await models.load(call, _model(call), request.parameters)
     return Response()
 
 
 async def _unload(call: Call) -> Response:
+    _check_site(call)
     request = _decode(call.body or b"{}", LoadRequest)
     await models.unload(call, _model(call), request.parameters)
     return Response()
