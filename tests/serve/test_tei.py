@@ -312,3 +312,10 @@ def test_the_models_own_task(server, engines) -> None:
     assert "results" in server.post("/", {"batch": "a"})[1]
     assert server.post("/", {"input": "a"})[0] == 422
     assert server.post("/", b"[]")[0] in (400, 422)
+
+
+@pytest.mark.parametrize("name", ["inputs", "parameters"])
+def test_parameters_are_no_inputs(server, name: str) -> None:
+    body = {"inputs": "a", "parameters": {name: "b"}}
+    status, answer, _ = server.post("/embed", body)
+    assert (status, f"hold `{name}`" in answer["error"]) == (422, True)

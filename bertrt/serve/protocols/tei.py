@@ -78,6 +78,10 @@ def _whole(body: _Body) -> _Body:
     """The request with what its `parameters` say."""
     if not body.parameters:
         return body
+    # What is asked about stands in the body itself.
+    for name in ("inputs", "query", "texts", "parameters"):
+        if name in body.parameters:
+            raise Refusal(422, f"the body's parameters hold `{name}`, which is no parameter")
     given = msgspec.structs.asdict(body) | {"parameters": None} | body.parameters
     try:
         return msgspec.convert(msgspec.to_builtins(given), type(body))
