@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -347,6 +348,10 @@ def _numbers(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
     # Whole numbers that no machine integer holds stay Python's; they are out of range, and no type
     # error.
     huge = array.dtype.kind == "O" and all(type(number) is int for number in array.flat)
+    if huge:
+        # Others are like those of an array of integers.
+        with suppress(OverflowError):
+            array = array.astype(np.int64)
     if array.dtype.kind not in "iuf" and not huge:
         raise InvalidTypeError(
             f"{name} has the dtype {array.dtype}; expected integers (or floats that hold whole "
@@ -382,13 +387,17 @@ def _whole(name: str, values: np.ndarray, limit: int, at: Any) -> np.ndarray:
         good = int(np.maximum.reduce(values.view(unsigned))) < limit
     else:
         # NaN makes both comparisons false.
-        good = bool(values.min() >= 0 and values.max() < limit)
+        with np.errstate(invalid="ignore"):
+            good = bool(values.min() >= 0 and values.max() < limit)
         if good and values.dtype.kind == "f":
             good = bool((values == np.floor(values)).all())
     if not good:
-        with np.errstate(invalid="ignore"):
-            fits = (values >= 0) & (values < limit) & (values == np.floor(values))
-        row = int(np.flatnonzero(~fits)[0])
+        # As Python's numbers, which some of them may be; no number is beyond or below NaN.
+        row = next(
+            row
+            for row, value in enumerate(values.tolist())
+            if not (0 <= value < limit and value == int(value))
+        )
         raise InvalidInputError(
             f"{name}{at(row)} is {values[row]}; expected a whole number from 0 to {limit - 1}"
         )

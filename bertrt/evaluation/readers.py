@@ -279,7 +279,8 @@ class Rows(Reader):
         if isinstance(label, bool) or not isinstance(label, str | int | float):
             self.file.refuse(place, f"the label is {_json_kind(label)}, expected a number")
         try:
-            number = float(label)
+            # float() strips less white space than str does.
+            number = float(label.strip() if isinstance(label, str) else label)
         except OverflowError:  # a long integer of JSON
             number = math.inf
         if not math.isfinite(number):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -14,12 +14,26 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from bertrt.serve.served import Served
+from bertrt.engine import Statistics
 
 __all__ = ["Metrics"]
 
 _SECONDS = tuple(step * 10.0**power for power in range(-4, 2) for step in (1, 2, 5))
+
+
+class Counted(Protocol):
+    """What is counted by those who do it: see `bertrt.serve.served.Served`."""
+
+    name: str
+
+    @property
+    def cache_bytes(self) -> int:
+        """The memory of the answers that are kept."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """The engine's."""
+        ...
 
 
 class Metrics:
@@ -27,7 +41,7 @@ class Metrics:
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, served: Callable[[], Iterable[Served]]) -> None:
+    def __init__(self, served: Callable[[], Iterable[Counted]]) -> None:
         """`served` gives the models that answer."""
         self.registry = registry = CollectorRegistry()
 
@@ -80,7 +94,7 @@ class Metrics:
 class _Engines(Collector):
     """What engines count themselves, read when it is asked for."""
 
-    def __init__(self, served: Callable[[], Iterable[Served]]) -> None:
+    def __init__(self, served: Callable[[], Iterable[Counted]]) -> None:
         self._served = served
 
     def collect(self) -> Iterator[Metric]:

@@ -26,6 +26,7 @@ from bertrt.host.files import (
     read_bytes,
     without_escapes,
 )
+from bertrt.text.charsmap import check_charsmaps, has_charsmap
 from bertrt.text.encoding import Encoding, Pieces, Text, some_at_once, text_pieces
 from bertrt.text.threads import with_or_without_threads
 
@@ -61,12 +62,16 @@ def read_tokenizer(path: Path, *, exact_scores: bool = False) -> _RustTokenizer:
         data = read_bytes(path, LARGEST_VOCABULARY)
         if not exact_scores:
             check_json(data)
-            if (data.count(b"[") > _FEW and len(data) > _SMALL) or _has_long_text(data):
-                check_pieces(parse_json(data, distinct=True)["model"].get("vocab"), path)
+            pieces = (data.count(b"[") > _FEW and len(data) > _SMALL) or _has_long_text(data)
+            if pieces or has_charsmap(data):
+                content = parse_json(data, distinct=True)
+                check_pieces(content["model"].get("vocab"), path)
+                check_charsmaps(content, path)
             return _RustTokenizer.from_str(data.decode("utf-8"))
         content = parse_json(data)
         model = content["model"]
         check_pieces(model["vocab"], path)
+        check_charsmaps(content, path)
         tokenizer = without_vocabulary(content)
         tokenizer.model = models.Unigram(
             [(piece, score) for piece, score in model["vocab"]],
@@ -244,6 +249,12 @@ class HuggingFaceTokenizer:
         """The content of a ``tokenizer.json``; the truncation and `rules` are not part of it."""
         content = json.loads(self._tokenizer.to_str())
         content["truncation"] = None
+        if self.rules.split_special_tokens:
+            # The library keeps apart which tokens are special, and what the last one to add a token
+            # said of it: it writes the latter, and goes by the former.
+            for token in content["added_tokens"]:
+                plain = self._tokenizer.encode(token["content"], add_special_tokens=False)
+                token["special"] |= plain.ids != [token["id"]]
         return json.dumps(content, ensure_ascii=False)
 
     def limit(self, max_length: int) -> None:
@@ -254,15 +265,45 @@ class HuggingFaceTokenizer:
 
     def encode(self, batch: Sequence[Text], *, masks: bool = False) -> list[Encoding]:
         """See `Tokenizer.encode`."""
+        if self._frames[1] and not all(isinstance(text, str) for text in batch):
+            return self._encode_with_pairs(batch)
         return [
             self._encoding(encoding.ids, encoding.type_ids, truncated=bool(encoding.overflowing))
             for some in some_at_once(batch)
             for encoding in self._run(self._tokenizer.encode_batch_fast, some)
         ]
 
+    def _encode_with_pairs(self, batch: Sequence[Text]) -> list[Encoding]:
+        """What `encode` gives. Of a pair that it cuts, the library makes what was cut away as
+        well, every piece of one text with every piece of the other: gigabytes for two long ones.
+        """
+        texts = [side for text in batch for side in ((text,) if isinstance(text, str) else text)]
+        ids = iter(self.tokenize(texts))
+        found = []
+        for text in batch:
+            first = next(ids)
+            second = None if isinstance(text, str) else next(ids)
+            room = self.room(pair=second is not None)
+            lengths = _longest_first(len(first), 0 if second is None else len(second), room)
+            cut, other = self._cut(first, lengths[0]), None
+            if second is not None:
+                other = self._cut(second, lengths[1])
+            joined = self.join(cut, other)
+            truncated = len(first) + len(second or ()) > room
+            found.append(dataclasses.replace(joined, truncated=truncated))
+        return found
+
+    def _cut(self, ids: list[int], length: int) -> list[int]:
+        if self.rules.truncation_side == "right":
+            return ids[:length]
+        return ids[len(ids) - length :]
+
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.tokenize`."""
-        return [[piece for part in parts for piece in part.ids] for parts in self._whole(texts)]
+        fast = self._tokenizer.encode_batch_fast
+        return [
+            [piece for part in parts for piece in part.ids] for parts in self._whole(texts, fast)
+        ]
 
     def tokenize_words(self, batch: Sequence[Sequence[str]]) -> list[Pieces]:
         """See `Tokenizer.tokenize_words`. The words are one text, so that a tokenizer that keeps
@@ -288,10 +329,14 @@ class HuggingFaceTokenizer:
             for text, parts in zip(texts, self._whole(texts), strict=True)
         ]
 
-    def _whole(self, texts: Sequence[str]) -> Iterator[list[Any]]:
-        """The library's encodings of each text, which together are all of it."""
+    def _whole(
+        self, texts: Sequence[str], encode: Callable[..., list[Any]] | None = None
+    ) -> Iterator[list[Any]]:
+        """The library's encodings of each text, which together are all of it; `encode` is what
+        makes them, unless they need their places in the text."""
+        encode = encode or self._tokenizer.encode_batch
         for some in some_at_once(texts):
-            plain = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
+            plain = functools.partial(encode, add_special_tokens=False)
             for encoding in self._run(plain, some):
                 # What is beyond the maximum length comes in further encodings, from the side that
                 # is kept to the other one.
@@ -312,7 +357,12 @@ class HuggingFaceTokenizer:
         texts = [first] if second is None else [first, second]
         ids: list[int] = []
         types: list[int] = []
-        for special, text, text_type in self._frames[len(texts) - 1]:
+        frame = self._frames[len(texts) - 1]
+        if not frame:
+            raise ModelFormatError(
+                "the tokenizer's post-processor leaves the text out, or its vocabulary has no word"
+            )
+        for special, text, text_type in frame:
             ids += [token_id for token_id, _ in special]
             types += [token_type for _, token_type in special]
             if text is not None:
@@ -345,7 +395,14 @@ class HuggingFaceTokenizer:
                 )
             except ModelFormatError:  # no word of a vocabulary without an unknown token
                 continue
-            if {0, int(pair)} <= set(encoding.sequence_ids):
+            plain = self._tokenizer.encode(probe, add_special_tokens=False).ids
+            owners = encoding.sequence_ids
+            shown = [
+                [i for i, own in zip(encoding.ids, owners, strict=True) if own == text]
+                for text in range(1 + pair)
+            ]
+            # A post-processor need not take up every text.
+            if plain and all(own == plain for own in shown):
                 break
         else:
             return []
@@ -366,6 +423,20 @@ class HuggingFaceTokenizer:
         """Texts of which one should give a token."""
         yield "a"
         yield from itertools.islice(self._tokenizer.get_vocab(), 30)
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How much of two texts of these lengths goes into so many tokens, by transformers' rule
+    "longest_first": the longer one loses tokens until they are equal, then both do; of an odd
+    number the one that was longer, or else the second, has one more."""
+    if first + second <= room:
+        return first, second
+    short, long = min(first, second), max(first, second)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = room - short
+    return (short, long) if first <= second else (long, short)
 
 
 def _lowers(normalizer: dict[str, Any]) -> bool:

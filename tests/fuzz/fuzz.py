@@ -113,7 +113,7 @@ def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progr
                 continue
             place[:] = number.to_bytes(8, "little")
             case = target.case(number)
-            size = len(case.content) if isinstance(case.content, bytes) else 0
+            size = size_of(case.content)
             memory.begin()
             signal.setitimer(signal.ITIMER_PROF, BUSY)
             signal.setitimer(signal.ITIMER_REAL, ASLEEP)
@@ -144,6 +144,17 @@ def work(name: str, begin: int, end: int, skip: list[int], seconds: float, progr
     os._exit(0)
 
 
+def size_of(content: Any) -> int:
+    """The bytes of an input: of a file, or of all arguments."""
+    if isinstance(content, dict):
+        return sum(map(size_of, content.values()))
+    if isinstance(content, list | tuple):
+        return sum(map(size_of, content))
+    if isinstance(content, str | bytes):
+        return len(content)
+    return int(getattr(content, "nbytes", 8))
+
+
 def keep(name: str, number: int, place: Path) -> None:
     """Write down an input: the file, named as in the corpus, or what the arguments look like."""
     from targets import TARGETS
@@ -153,7 +164,7 @@ def keep(name: str, number: int, place: Path) -> None:
         place.mkdir(exist_ok=True)
         (place / corpus_name(case, str(number))).write_bytes(case.content)
     else:
-        with open(place.with_suffix(".txt"), "a") as file:
+        with open(f"{place}.txt", "a") as file:
             file.write(f"\n{case.seed} {reprlib.Repr().repr(case.content)}\n")
 
 
@@ -265,7 +276,7 @@ class Campaign:
         if kind not in found:
             found[kind] = {"first": number, "count": 0}
             place = self.out / "findings" / f"{name.replace(' ', '_')}-{number}"
-            place.with_suffix(".txt").write_text(text, errors="replace")
+            Path(f"{place}.txt").write_text(text, errors="replace")
             # In another process: what ended one may have been the making of it.
             subprocess.run([sys.executable, __file__, "--keep", name, str(number), str(place)])
             print(f"{name} {number}: {kind}", file=sys.stderr, flush=True)

@@ -235,6 +235,14 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes] | bytes, str]] = {
     "tokenizer, deep": ("tokenizer", DEEP, "not a tokenizer"),
     "tokenizer, shallow enough": (
         "tokenizer", b'{"model":' + b"[" * 90 + b"]" * 90 + b"}", "not a tokenizer"),
+    "tokenizer, a table that says it is long": (
+        "tokenizer",
+        b'{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}, "model": {}}',
+        "its table of normalisation is broken: it is said to have a trie of 4294967295 bytes"),
+    "sentencepiece, a table that says it is long": (
+        "sentencepiece",
+        lambda: field(1, field(1, b"a")) + field(3, field(2, b"\xff\xff\xff\xff")),
+        "its table of normalisation is broken: it is said to have a trie of 4294967295 bytes"),
     "tokenizer, a long piece": (
         "tokenizer", lambda: unigram(["a", "b" * 300_000]), "has 300000 characters; at most 1000"),
     "tokenizer, a long piece in quotes": (
@@ -336,6 +344,31 @@ def test_a_bomb_is_an_error_in_bounded_memory(tmp_path, name) -> None:
     assert path.name in error or path.parent.name in error
     assert len(error) < 2000
     assert size <= factor * path.stat().st_size + beside * MEGABYTE
+
+
+PAIRS = """
+import re, sys
+from pathlib import Path
+from tokenizers import Tokenizer, models, pre_tokenizers
+from bertrt.text.huggingface import HuggingFaceTokenizer, Rules
+words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+words.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer = HuggingFaceTokenizer(words, max_length=10, rules=Rules(None))
+def highest():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+before = highest()
+(found,) = tokenizer.encode([("a " * 20_000, "b " * 20_000)])
+print(highest() - before, found.ids.tolist(), found.truncated)
+"""
+
+
+def test_a_pair_of_long_texts_takes_no_more_than_both() -> None:
+    """Four thousand pieces of each; with each other they would be 16 million encodings."""
+    done = subprocess.run([sys.executable, "-c", PAIRS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, rest = done.stdout.split(" ", 1)
+    assert rest == "[0, 0, 0, 0, 0, 1, 1, 1, 1, 1] True\n"
+    assert int(size) < 128 * MEGABYTE
 
 
 def test_a_stream_without_lines_is_not_kept(tiny) -> None:

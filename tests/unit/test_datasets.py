@@ -179,6 +179,7 @@ REFUSED = [
     ("STS-B", "g\tf\ty\ti\tnan\ta\tb\n", r"line 1: the label 'nan' is not a number"),
     ("STS-B", "g\tf\ty\ti\t1e999\ta\tb\n", r"line 1: the label 1e999 is not a finite number"),
     ("STS-B", "g\tf\ty\ti\t1_0\ta\tb\n", r"line 1: the label '1_0' is not a number"),
+    ("STS-B", "g\tf\ty\ti\t\x1c1_0\ta\tb\n", r"line 1: the label '.*1_0' is not a number"),
     ("STS-B", "g\tf\ty\ti\tfive\ta\tb\n", r"line 1: the label 'five' is not a number"),
     ("STS-B", "g\tf\ty\ti\t1\ta\tb\ng\tf\ty\n", r"line 2: has 3 columns, expected 7 to 9"),
 ]
@@ -190,6 +191,12 @@ def test_refused_rows(write, task, content, message) -> None:
     with pytest.raises(InvalidInputError, match=message) as error:
         read_examples(path, task)
     assert str(error.value).startswith(str(path))
+
+
+def test_white_space_around_a_number(write) -> None:
+    """That which float() does not strip, too."""
+    path = write("a.tsv", "g\tf\ty\ti\t\x1c2.5\u2003\ta\tb\n")
+    assert read_examples(path, "STS-B").labels == [2.5]
 
 
 GOOD = '{"premise": "a", "hypothesis": "b", "label": "neutral"}\n'

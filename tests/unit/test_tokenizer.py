@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from bertrt.errors import BertrtError, MissingFileError, ModelFormatError
 from bertrt.text.basic import basic_spans, basic_tokenize
+from bertrt.text.huggingface import HuggingFaceTokenizer, Rules
 from bertrt.text.load import load_tokenizer
 from bertrt.text.vocabulary import Vocabulary
 
@@ -227,6 +228,55 @@ def test_huggingface_truncation(huggingface) -> None:
     assert (beyond.ids.tolist(), beyond.truncated) == ([2, 9, 9, 9, 9, 3], True)
     (pair,) = tokenizer.encode([("a a a a a", "b")])
     assert (pair.ids.tolist(), pair.truncated) == ([2, 9, 9, 3, 10, 3], True)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("max_length", [3, 4, 5, 6, 7, 12])
+def test_pairs_are_cut_as_the_library_cuts_them(side: str, max_length: int) -> None:
+    """Which makes them of the whole, and all that is cut away beside."""
+    random = np.random.default_rng(max_length)
+    made = []
+    for _ in range(2):
+        words = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "b": 4}
+        library = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        library.pre_tokenizer = pre_tokenizers.Whitespace()
+        library.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+        made.append(library)
+    ours = HuggingFaceTokenizer(
+        made[0], max_length=max_length, rules=Rules(None, truncation_side=side)
+    )
+    made[1].enable_truncation(max_length, strategy="longest_first", direction=side)
+    batch = []
+    for _ in range(60):
+        first, second = (
+            " ".join(random.choice(["a", "b", "c"], int(random.integers(0, 12)))) for _ in "ab"
+        )
+        batch.append((first, second) if random.random() < 0.8 else first)
+    for own, theirs in zip(ours.encode(batch), made[1].encode_batch(batch), strict=True):
+        assert own.ids.tolist() == theirs.ids
+        assert own.types.tolist() == theirs.type_ids
+        assert own.truncated == bool(theirs.overflowing)
+
+
+def test_a_text_that_has_no_place_is_refused() -> None:
+    library = Tokenizer(models.WordLevel({"[CLS]": 0, "a": 1}))
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS]", pair="[CLS] $A $B", special_tokens=[("[CLS]", 0)]
+    )
+    tokenizer = HuggingFaceTokenizer(library, max_length=8, rules=Rules(None))
+    with pytest.raises(ModelFormatError, match="leaves the text out"):
+        tokenizer.join([1])
+
+
+def test_a_token_that_was_added_twice_is_written_as_it_is_read() -> None:
+    """As special, and then as one that is not: the library goes on taking it for special."""
+    rules = Rules(None, split_special_tokens=True)
+    library = Tokenizer(models.WordPiece({"[UNK]": 0, "m": 1, "##y": 2}, unk_token="[UNK]"))
+    library.add_special_tokens(["my"])
+    library.add_tokens([AddedToken("my", special=False)])
+    own = HuggingFaceTokenizer(library, max_length=8, rules=rules)
+    again = HuggingFaceTokenizer(Tokenizer.from_str(own.to_json()), max_length=8, rules=rules)
+    assert own.tokenize(["my"]) == again.tokenize(["my"]) == [[1, 2]]
 
 
 def test_huggingface_nothing_to_encode(huggingface) -> None:

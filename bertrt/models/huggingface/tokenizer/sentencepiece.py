@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bertrt.errors import ModelFormatError
 from bertrt.host.files import LARGEST_VOCABULARY, read_bytes
+from bertrt.text.charsmap import check_charsmap
 
 __all__ = ["SentencePieceModel", "read_sentencepiece"]
 
@@ -67,6 +68,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         raise ModelFormatError(f"{path} is not a SentencePiece model: {error}") from None
     if not pieces:
         raise ModelFormatError(f"{path} is not a SentencePiece model: it holds no pieces")
+    if charsmap:
+        check_charsmap(charsmap, path)
     return SentencePieceModel(pieces, special, charsmap or None, model_type == _UNIGRAM)
 
 

@@ -19,6 +19,7 @@ from bertrt.errors import MissingFileError, ModelFormatError, UnsupportedModelEr
 from bertrt.host.files import LARGEST_VOCABULARY, check_size
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from bertrt.models.huggingface.tokenizer.settings import Settings
+from bertrt.text.charsmap import check_charsmaps
 from bertrt.text.huggingface import check_pieces, refusing, without_vocabulary
 
 __all__ = ["Values", "Vocabulary", "read_vocabulary"]
@@ -113,6 +114,7 @@ def _of_tokenizer_file(
     if said.get("type") not in _MODEL_TYPES:
         raise ModelFormatError(f"{path}: the model's type {said['type']!r} is not known")
     with refusing(f"{path} is not a readable tokenizer"):
+        check_charsmaps(content, path)
         if model is None:
             check_pieces(said.get("vocab"), path)
             return Vocabulary(path, None, file=Tokenizer.from_str(json.dumps(content)))
