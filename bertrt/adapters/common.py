@@ -64,12 +64,7 @@ def check_embeds(engine: Engine) -> Engine:
         InvalidTypeError: it is no engine.
         InvalidInputError: its model is none of these.
     """
-    _check_engine(engine)
-    if engine.task != "embedding":
-        raise InvalidInputError(
-            f"a model of vectors is needed (embedding); the task of {engine!r} is "
-            f"{engine.task or 'none'}"
-        )
+    _check_task(engine, "embedding", "a model of vectors")
     if (pooling := engine.settings["pooling"]) in ("tokens", "words"):
         raise InvalidInputError(
             f"a model that gives a text one vector is needed; the pooling of {engine!r} is "
@@ -85,19 +80,18 @@ def check_ranks(engine: Engine) -> Engine:
         InvalidTypeError: it is no engine.
         InvalidInputError: its model is none of these.
     """
-    _check_engine(engine)
-    if engine.task != "regression":
-        raise InvalidInputError(
-            f"a model that gives a pair one score is needed (regression); the task of {engine!r} "
-            f"is {engine.task or 'none'}"
-        )
+    _check_task(engine, "regression", "a model that gives a pair one score")
     return engine
 
 
-def _check_engine(engine: Engine) -> None:
+def _check_task(engine: Engine, task: str, what: str) -> None:
     if not isinstance(engine, Engine):
         raise InvalidTypeError(
             f"engine is a {type(engine).__name__}; expected what bertrt.Engine.load gives"
+        )
+    if engine.task != task:
+        raise InvalidInputError(
+            f"{what} is needed ({task}); the task of {engine!r} is {engine.task or 'none'}"
         )
 
 

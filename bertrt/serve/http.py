@@ -53,10 +53,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     It is closed where a client sends no request within 10 s of connecting, takes longer for a
     request's head than that or longer than 120 s for its body, or takes nothing of an answer for
-    30 s; a head of more than 64 KiB is
-    answered with 431. A request of one connection too many is answered with 503, and one that comes
-    while the event loop is late with 429, before anything else is done for it: what would cost
-    those who wait more than it helps who comes.
+    30 s; a head of more than 64 KiB is answered with 431. A request of one connection too many is
+    answered with 503, and one that comes while the event loop is late with 429, before anything
+    else is done for it: what would cost those who wait more than it helps who comes.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:

@@ -41,7 +41,7 @@ class Settings:
     engine: Mapping[str, Any] = field(default_factory=dict)
     repository: Path | None = None
     tokens: int = 4096
-    queue: int = 16384
+    queue: int = 8192
     wait_seconds: float = 10.0
     max_body: int = 16 << 20
     max_inputs: int = 2048
