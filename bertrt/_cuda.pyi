@@ -42,9 +42,13 @@ class Model:
 class Engine:
     """Runs a Model on its GPU. Engines of one Model share its weights.
 
-    `part_tokens`: a batch runs in parts of whole sequences of at most so many tokens, or of one."""
+    `graphs`: whether small parts run by CUDA graphs. `part_tokens`: a batch runs in parts of whole
+    sequences of at most so many tokens, or of one; 0: what suits the GPU and the memory that is
+    free on it."""
 
-    def __init__(self, model: Model, trace: bool = False, part_tokens: int = 16384) -> None: ...
+    def __init__(
+        self, model: Model, trace: bool = False, graphs: bool = True, part_tokens: int = 0
+    ) -> None: ...
     def run(
         self,
         token_ids: IntArray,
@@ -58,6 +62,12 @@ class Engine:
 
     @property
     def device(self) -> Device: ...
+    @property
+    def part_tokens(self) -> int: ...
+    def launches(self) -> dict[str, Any]:
+        """How parts of batches were launched since loading: "parts", in all; "by_graph", of them by
+        a CUDA graph; "captured", the graphs that were made; "overlap", whether a kernel starts
+        while the one before it ends; "no_graphs", why no graphs are made, or no more, or ""."""
     def steps(self) -> list[tuple[str, str, float, int, int]]:
         """See `bertrt._native.Engine.steps`; the seconds are the GPU's."""
 

@@ -45,6 +45,9 @@ class Backend(ABC):
         provider: what executes the kernels: an instruction set, an execution provider, a library.
         pads: whether it pads inside. The engine then bounds the padded size of what it passes in,
             not the number of tokens.
+        batch_tokens: the tokens of a batch, at most, that suit it: what `Batching` takes by itself.
+        at_once: how many batches it runs at once with profit: more than one where a device computes
+            while the CPU packs the next batch and reads the one before.
         survives_fork: whether a forked child can go on with it; else the child loads it again.
     """
 
@@ -54,6 +57,8 @@ class Backend(ABC):
     threads: int
     provider: str
     pads: bool = False
+    batch_tokens: int = 4096
+    at_once: int = 1
     survives_fork: bool = False
 
     @abstractmethod

@@ -258,6 +258,7 @@ class CudaBackend(NativeBackend):
     """The same plan on a GPU, or on several."""
 
     survives_fork = False
+    at_once = 2
 
     def __init__(self, engines: Sequence[Any], plan: Plan, precision: str) -> None:
         gpus = [engine.device for engine in engines]
@@ -268,6 +269,7 @@ class CudaBackend(NativeBackend):
             threads=len(engines),
             provider="; ".join(f"{gpu.name}, {gpu.arch}" for gpu in gpus),
         )
+        self.batch_tokens = sum(engine.part_tokens for engine in engines)
         self.device = f"cuda:{','.join(str(gpu.number) for gpu in gpus)}"
 
     @property
@@ -276,8 +278,23 @@ class CudaBackend(NativeBackend):
         return self._wanted
 
     def explain(self) -> str:
-        """As on the CPU; times are the GPUs', and stand beside rates, not beside peaks."""
-        return f"{UNPROVEN}\n\n{super().explain()}"
+        """As on the CPU; times are the GPUs', and stand beside rates, not beside peaks. Before them,
+        how batches were launched."""
+        return f"{UNPROVEN}\n{self._explain_launches()}\n\n{super().explain()}"
+
+    def _explain_launches(self) -> str:
+        done = self._engine.launches()
+        graphs = (
+            f"no CUDA graphs ({done['no_graphs']})"
+            if done["no_graphs"]
+            else f"{done['captured']} CUDA graphs made"
+        )
+        overlap = "overlap" if done["overlap"] else "come one after the other"
+        return (
+            f"Batches of up to {self.batch_tokens:,} tokens, {self.at_once} at once. Of "
+            f"{done['parts']:,} parts {done['by_graph']:,} ran by a graph, {graphs}; kernels "
+            f"{overlap}."
+        )
 
     def _peaks(self) -> None:
         return None
@@ -291,7 +308,9 @@ class _SeveralGpus:
 
     def __init__(self, engines: Sequence[Any]) -> None:
         self._engines = engines
-        self._threads = ThreadPoolExecutor(len(engines), thread_name_prefix="bertrt-gpu")
+        self._threads = ThreadPoolExecutor(
+            CudaBackend.at_once * len(engines), thread_name_prefix="bertrt-gpu"
+        )
         # A batch of one sequence has one share: callers take turns to begin with a GPU.
         self._turn = itertools.count()
 
@@ -326,6 +345,16 @@ class _SeveralGpus:
             shares.append(share)
         found = [share.result() for share in shares]
         return {name: np.concatenate([part[name] for part in found]) for name in outputs}
+
+    def launches(self) -> dict[str, Any]:
+        """The engines' own, together."""
+        done = [engine.launches() for engine in self._engines]
+        together: dict[str, Any] = {
+            name: sum(one[name] for one in done) for name in ("parts", "captured", "by_graph")
+        }
+        together["overlap"] = all(one["overlap"] for one in done)
+        together["no_graphs"] = next((one["no_graphs"] for one in done if one["no_graphs"]), "")
+        return together
 
     def steps(self) -> list[tuple[str, str, float, int, int]]:
         """The engines' own, together."""

@@ -1,8 +1,8 @@
 """The scheduler: what callers submit, tokenized and run by two threads in batches from all of them.
 
-Each thread takes what is to be done: the next batch, if none runs; else texts to tokenize, if
-nobody does. So one tokenizes, or reads what a batch gave and hands out results, while the other
-runs the next one; and what a lone caller submits stays with the thread that took it.
+Each thread takes what is to be done: the next batch, if none runs (or fewer than the backend runs at
+once); else texts to tokenize, if nobody does. So one tokenizes, or reads what a batch gave, while the
+other runs the next one; and what a lone caller submits stays with the thread that took it.
 
 Callers hold no lock here, as in `bertrt.engine.life`: they append to a deque and wake a thread,
 each a step of the interpreter's own.
@@ -67,7 +67,7 @@ class Batcher:
         self._workers = 0
         self._texts, self._ready = Line(), Line()
         self._waiting = 0
-        self._tokenizing = self._executing = False
+        self._tokenizing, self._executing = False, 0
         self._batches = self._sequences = self._tokens = 0
         self._by_sequences: Counter[int] = Counter()
         self._by_tokens: Counter[int] = Counter()
@@ -198,14 +198,14 @@ class Batcher:
             with self._lock:
                 now = time.monotonic()
                 gone = self._take_in(now)
-                if self._ready and not self._executing:
+                if self._may_execute():
                     pads = self._ready.first.stay.backend.pads
-                    for job, own in self._ready.batch(now, Room(self._batching.tokens, pads=pads)):
+                    for job, own in self._ready.batch(now, Room(self._predictor.tokens, pads=pads)):
                         if self._begin(job):
                             batch.append((job, own))
                         else:
                             gone.append((job, None))
-                    self._executing = bool(batch)
+                    self._executing += bool(batch)
                 if not batch and self._texts and not self._tokenizing:
                     texts = self._texts.texts(now, _CHARACTERS_AT_ONCE)
                     self._tokenizing = True
@@ -224,8 +224,10 @@ class Batcher:
                 self._tokenize(texts)
 
     def _has_work(self) -> bool:
-        ready = bool(self._ready) and not self._executing
-        return ready or (bool(self._texts) and not self._tokenizing)
+        return self._may_execute() or (bool(self._texts) and not self._tokenizing)
+
+    def _may_execute(self) -> bool:
+        return self._executing < (self._ready.first.stay.backend.at_once if self._ready else 0)
 
     def _take_in(self, now: float) -> list[tuple[Job, BaseException | None]]:
         """Put what has come in line, and take out what nobody waits for, with what becomes of
@@ -385,13 +387,12 @@ class Batcher:
         took = time.monotonic() - begun
         tokens = sum(len(encoding.ids) for _, encoding in sequences)
         with self._lock:
-            self._executing = False
+            self._executing = max(0, self._executing - 1)
             for job, _ in batch:
                 job.execute += took
             self._count(len(sequences), tokens)
-            others = self._has_work() or bool(self._inbox)
-        if others:
-            self._wake.put(self)
+            if self._has_work() or self._inbox:
+                self._wake.put(self)
         try:
             if lease is not None and error is None:
                 found = self._predictor.read(values, packed, sequences)
@@ -451,7 +452,7 @@ class Batcher:
             while self._inbox:
                 self._waiting += self._inbox.popleft().size
             self._texts, self._ready = Line(), Line()
-            self._tokenizing = self._executing = False
+            self._tokenizing, self._executing = False, 0
         for job in list(self._jobs):
             self._end(job, error=error)
 

@@ -24,17 +24,20 @@ class Batching:
 
     Attributes:
         tokens: the tokens of a batch, at most; a longer sequence runs alone. Where the backend
-            pads, padding counts. Activations take memory by them, BERT large's 64 MiB at 4,096,
-            where a matrix product has long reached its full speed.
+            pads, padding counts. None: what suits the backend. On a CPU that is 4,096, where a
+            matrix product has long reached its full speed, and BERT large's activations take 64
+            MiB; on a GPU 16,384 for each, or fewer where its memory is small.
         queue: how many inputs may wait in `Engine.submit`, those that run not counted.
     """
 
-    tokens: int = 4096
+    tokens: int | None = None
     queue: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("tokens", "queue"):
             value = getattr(self, name)
+            if name == "tokens" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected an int")
             if value < 1:

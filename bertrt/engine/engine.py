@@ -53,13 +53,14 @@ class Engine:
         self._layered = any(output_kind(name) != name for name in self._outputs)
         path, backend = arguments["path"], arguments["backend"]
         self._life = Life(load, f"Engine({path!r}, task={model.task!r}, backend={backend!r}")
+        self._suits = self._life.use("load").backend.batch_tokens
         self._set(model, arguments)
         model.plan().let_go()
 
     def _set(self, model: Model, arguments: dict[str, Any]) -> None:
         self._model, self._arguments = model, arguments
         batching = arguments.get("batching") or Batching()
-        self._predictor = Predictor(model, batching.tokens)
+        self._predictor = Predictor(model, batching.tokens or self._suits)
         beside = getattr(self, "_routes", None)
         self._routes = Routes(self._life, self._predictor, batching, beside)
 
@@ -237,9 +238,8 @@ class Engine:
                 classifiers: the name of one of the model's prompts, or a text, which is taken for
                 one by what no name has, such as a blank or a colon ("query: "); "": nothing. None:
                 the prompt of the setting ``default_prompt_name``, if there is one.
-            on_error: what becomes of an input that cannot be answered. "raise": nothing runs, and
-                one error names them all. "return": its error stands in its place among the
-                results, and is the result of a single input.
+            on_error: what becomes of an input that cannot be answered. "raise": one error names
+                them all. "return": its error stands in its place among the results, or is the one.
 
         Returns:
             A list of results as long as the batch and in its order; for a single input, the one

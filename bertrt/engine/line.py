@@ -18,7 +18,7 @@ from bertrt.engine.batching import Report, Submission
 from bertrt.engine.life import Stay
 from bertrt.engine.predictor import Sequenced, masks_of
 
-__all__ = ["PRIORITIES", "Job", "Line", "Room"]
+__all__ = ["PRIORITIES", "Job", "Line", "Room", "characters"]
 
 # The seconds by which a step of priority stands before its time, and the steps that there are.
 STEP = 1.0
@@ -218,7 +218,7 @@ class Line:
             while job.items and most > 0:
                 place = next(iter(job.items))
                 own[place] = job.items.pop(place)
-                most -= 1 + _characters(own[place])
+                most -= 1 + characters(own[place])
             taken.append((job, own))
             self.remove(job)
             if job.items:
@@ -229,7 +229,8 @@ class Line:
         return taken
 
 
-def _characters(item: Any) -> int:
+def characters(item: Any) -> int:
+    """How much an input gives the tokenizer to do."""
     if isinstance(item, str):
         return len(item)
     return sum(map(len, item)) if isinstance(item, tuple | list) else 64

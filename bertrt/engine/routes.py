@@ -15,7 +15,8 @@ from typing import Any
 
 from bertrt.engine.batcher import Batcher, ForkedError
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.life import Call, Life, this_thread
+from bertrt.engine.life import Call, Lease, Life, this_thread
+from bertrt.engine.overlap import predict_overlapping
 from bertrt.engine.predictor import Predictor, Sequenced
 from bertrt.errors import BertrtError, BusyError
 
@@ -56,25 +57,47 @@ class Routes:
                     stay = self._life.stay("predict")
                     with suppress(ForkedError):
                         return _result(self._batcher.submit(items, single, before, on_error, stay))
-            requests, single = self._predictor.encode(batch, prompt, on_error)
-            results = self._predictor.predict(
-                requests, lambda sequences: self._run(sequences, call), pads=call.backend.pads
-            )
+            results, single = self._predict(batch, prompt, on_error, call)
         return results[0] if single else results
+
+    def _predict(
+        self, batch: Any, prompt: str | None, on_error: str, call: Call
+    ) -> tuple[list[Any], bool]:
+        """The results by the caller's own way, and whether it was one input alone."""
+
+        def run(sequences: Sequence[Sequenced]) -> Sequence[Any]:
+            return self._run(sequences, lease)
+
+        # Threads beside this one hold it, too: what they run on is open until they have.
+        lease = call.lease
+        assert lease is not None
+        backend = lease.backend
+        if backend.at_once > 1 and isinstance(batch, list) and len(batch) > _FEW:
+            items, single, before = self._predictor.inputs(batch, prompt)
+            return (
+                predict_overlapping(
+                    *(self._predictor, items, before, on_error, run),
+                    tokens=self._predictor.tokens,
+                    at_once=backend.at_once,
+                ),
+                single,
+            )
+        requests, single = self._predictor.encode(batch, prompt, on_error)
+        return self._predictor.predict(requests, run, pads=backend.pads), single
 
     def _is_busy(self) -> bool:
         """Whether others than the caller are inside, and the scheduler has a thread."""
         # A destructor runs in any thread: one of the scheduler's would wait for itself.
         return self._life.crowd > 1 and not this_thread.serves and self._batcher.start()
 
-    def _run(self, sequences: Sequence[Sequenced], call: Call) -> Sequence[Any]:
+    def _run(self, sequences: Sequence[Sequenced], lease: Lease) -> Sequence[Any]:
         """What is read of each of a batch's sequences."""
         if self._is_busy():
             stay = self._life.stay("predict")
             with suppress(ForkedError):
                 found: Sequence[Any] = _result(self._batcher.run(sequences, stay))
                 return found
-        return self._predictor.run_and_read(call.backend, sequences)
+        return self._predictor.run_and_read(lease.backend, sequences)
 
     def submit(
         self,

@@ -18,8 +18,8 @@ struct PyModel {
 
 class PyEngine {
  public:
-  PyEngine(const PyModel& model, bool trace, int64_t part_tokens)
-      : engine_(model.model, trace, part_tokens) {}
+  PyEngine(const PyModel& model, bool trace, bool graphs, int64_t part_tokens)
+      : engine_(model.model, trace, graphs, part_tokens) {}
 
   py::dict run(const IntArray& token_ids, const IntArray& token_types, const IntArray& cu_seqlens,
                const std::optional<IntArray>& masked_positions,
@@ -31,7 +31,18 @@ class PyEngine {
   }
 
   const cuda::Device& device() const { return engine_.device(); }
+  int64_t part_tokens() const { return engine_.part_tokens(); }
   std::vector<py::tuple> steps() const { return step_tuples(engine_.steps()); }
+  py::dict launches() const {
+    const cuda::Engine::Launches launches = engine_.launches();
+    py::dict found;
+    found["parts"] = launches.parts;
+    found["captured"] = launches.captured;
+    found["by_graph"] = launches.by_graph;
+    found["overlap"] = launches.overlap;
+    found["no_graphs"] = launches.no_graphs;
+    return found;
+  }
 
  private:
   cuda::Engine engine_;
@@ -70,10 +81,12 @@ used or has too little memory.)")
            py::arg("device") = 0, py::arg("fetch") = py::none());
   py::class_<PyEngine>(module, "Engine", R"(Runs a Model on its GPU.
 
-Engines of one Model share its weights. part_tokens: a batch runs in parts of whole sequences of at
-most so many tokens, or of one.)")
-      .def(py::init<const PyModel&, bool, int64_t>(), py::arg("model"), py::arg("trace") = false,
-           py::arg("part_tokens") = cuda::Engine::kPartTokens, py::keep_alive<1, 2>())
+Engines of one Model share its weights. graphs: whether small parts run by CUDA graphs. part_tokens:
+a batch runs in parts of whole sequences of at most so many tokens, or of one; 0: what suits the GPU
+and the memory that is free on it.)")
+      .def(py::init<const PyModel&, bool, bool, int64_t>(), py::arg("model"),
+           py::arg("trace") = false, py::arg("graphs") = true, py::arg("part_tokens") = 0,
+           py::keep_alive<1, 2>())
       .def("run", &PyEngine::run, py::arg("token_ids").noconvert(),
            py::arg("token_types").noconvert(), py::arg("cu_seqlens").noconvert(),
            py::arg("masked_positions").none(true), py::arg("outputs"),
@@ -81,6 +94,11 @@ most so many tokens, or of one.)")
            R"(As bertrt._native.Engine.run; bertrt.DeviceError where memory does not suffice, after
 which the engine runs what does fit.)")
       .def_property_readonly("device", &PyEngine::device)
+      .def_property_readonly("part_tokens", &PyEngine::part_tokens)
+      .def("launches", &PyEngine::launches,
+           R"(How parts of batches were launched since loading: "parts", in all; "by_graph", of them by a
+CUDA graph; "captured", the graphs that were made; "overlap", whether a kernel starts while the one
+before it ends; "no_graphs", why no graphs are made, or no more, or "".)")
       .def("steps", &PyEngine::steps, "As bertrt._native.Engine.steps; the seconds are the GPU's.");
 }
 

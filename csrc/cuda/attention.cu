@@ -33,6 +33,7 @@ __device__ __forceinline__ void read_tile(float* tile, const T* rows, int64_t st
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) attention_kernel_fma(AttentionTask<T> task) {
+  wait_for_kernels_before();
   const auto block = attention_block<kSide>(task);
   if (block.queries == 0) return;
   if (block.keys == 0) {
@@ -224,6 +225,7 @@ template <class T>
 __global__ void __launch_bounds__(kWeightsWarps* kWarp)
     attention_weights_kernel(AttentionTask<T> task, const int64_t* cu_pairs, int heads, float* out,
                              int64_t out_stride) {
+  wait_for_kernels_before();
   const int seq = static_cast<int>(blockIdx.x) / task.query_blocks;
   const int query_index = static_cast<int>(blockIdx.x) % task.query_blocks;
   const int64_t begin = task.cu_seqlens[seq];

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
     attention_kernel_mma(AttentionTask<T> task) {
   constexpr int kChunks = kHeadDim / 8;
   constexpr int kTileBytes = kKeys * kHeadDim * 2;
+  wait_for_kernels_before();
   const auto block = attention_block<kQueries>(task);
   if (block.queries == 0) return;
   if (block.keys == 0) return write_zeros(task, block);

@@ -7,23 +7,29 @@
 #include "cuda/kernels.h"
 #include "cuda/places.h"
 #include "cuda/runtime.h"
+#include "cuda/shape.h"
 
 namespace bertrt::cuda {
 
 // What a batch, or a part of one, brings to the device besides weights, in one block that is copied
-// at once.
+// at once. Where its places lie depends on the shape alone.
 class BatchInputs {
  public:
-  // Of a batch that outlives them.
-  explicit BatchInputs(const PackedBatch& batch);
+  explicit BatchInputs(const Shape& shape);
 
   int64_t bytes() const { return places_.bytes(); }
 
-  void write(const PinnedMemory& memory) const;
+  // Writes those of a batch that fits the shape. Sequences that it lacks are empty.
+  void write(const PackedBatch& batch, const PinnedMemory& memory) const;
 
   // From here on the arrays lie on the device, from its memory's beginning.
   void on_device(const DeviceMemory& memory) { memory_ = &memory; }
 
+  // How many rows of a kind there really are.
+  RowCount count(plan::RowKind kind) const {
+    return {shape_.rows(kind),
+            static_cast<const int64_t*>(memory_->at(counts_)) + static_cast<int64_t>(kind)};
+  }
   const int32_t* ids() const { return ints(ids_); }
   const int32_t* types() const { return ints(types_); }
   const int32_t* positions() const { return ints(positions_); }
@@ -33,18 +39,20 @@ class BatchInputs {
   const int32_t* first_rows() const { return ints(first_rows_); }
   const int32_t* masked() const { return ints(masked_); }
   const int64_t* cu_pairs() const { return static_cast<const int64_t*>(memory_->at(cu_pairs_)); }
-  Sequences sequences() const;
+  Sequences sequences() const {
+    return {ints(cu_seqlens_), ints(attended_), shape_.seqs, shape_.longest};
+  }
 
  private:
   const int32_t* ints(int64_t place) const {
     return static_cast<const int32_t*>(memory_->at(place));
   }
 
-  const PackedBatch& batch_;
+  Shape shape_;
   const DeviceMemory* memory_ = nullptr;
   Places places_;
-  int64_t cu_pairs_, ids_, types_, positions_, cu_seqlens_, attended_, first_tokens_, first_rows_,
-      masked_;
+  int64_t counts_, cu_pairs_, ids_, types_, positions_, cu_seqlens_, attended_, first_tokens_,
+      first_rows_, masked_;
 };
 
 }  // namespace bertrt::cuda

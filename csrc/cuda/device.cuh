@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/element.h"
+#include "cuda/kernels.h"
 
 #ifdef BERTRT_CUDA_EMULATOR
 #include "emulator/device.h"
@@ -30,8 +31,8 @@ struct Site {
 // Runs kernel(args...) in `grid` blocks of `threads` threads (a multiple of 32) with so many bytes
 // of shared memory each. Raises DeviceError if it cannot be started.
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            cudaStream_t stream, Args... args) {
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
+            Args... args) {
   constexpr size_t kWithoutAsking = 48 << 10;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kWithoutAsking) {
@@ -39,12 +40,46 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, threads, shared_bytes, stream>>>(args...);
-    error = cudaGetLastError();
+    cudaLaunchAttribute overlap;
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = stream.overlaps ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, kernel, args...);
   }
   if (error != cudaSuccess) {
+    (void)cudaGetLastError();
     throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
+}
+
+// Whether a kernel, as it runs on the calling thread's device, has what wait_for_kernels_before()
+// is made of: PTX of an older architecture, compiled for a newer one by the driver, has not.
+template <class... Params>
+bool compiled_to_wait(void (*kernel)(Params...)) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();
+    throw DeviceError(std::string("a kernel cannot be loaded: ") + cudaGetErrorString(error));
+  }
+  return attributes.ptxVersion >= 90;
+}
+
+// Waits until the kernels before this one in its stream have ended and what they wrote is there;
+// then the next one may start, and wait. Each thread of each kernel calls it, also one that then has
+// nothing to do: who ends means that all before has ended. Until then it reads nothing but weights
+// and its arguments, and writes to shared memory alone.
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
 }
 
 // The block's shared memory, at a multiple of 16 bytes.
@@ -164,6 +199,11 @@ __device__ __forceinline__ void require_alignment(const void*, int) {}
 namespace bertrt::cuda {
 
 constexpr int kWarp = 32;
+
+// How many rows there really are; behind wait_for_kernels_before().
+__device__ __forceinline__ int64_t count_of(const RowCount& rows) {
+  return rows.count ? *rows.count : rows.most;
+}
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(Bf16 value) {

@@ -58,7 +58,7 @@ __device__ __forceinline__ void write(T* out, const float (&values)[Vector<T>::k
 // in the program, not once for each of a thread's many values.
 template <class Tile, class T>
 __device__ __forceinline__ void finish(const Product<T>& p, const Corner& corner,
-                                       const float* sums) {
+                                       int64_t rows, const float* sums) {
   constexpr int kCount = Vector<T>::kSize;
   constexpr unsigned kAcross = Tile::kColumns / kCount;
   static_assert(Tile::kThreads % kAcross == 0);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void finish(const Product<T>& p, const Corner& corner
   for (unsigned tile_row = threadIdx.x / kAcross; tile_row < Tile::kRows;
        tile_row += Tile::kThreads / kAcross) {
     const int64_t row = corner.row + tile_row;
-    if (row >= p.rows || left <= 0) break;
+    if (row >= rows || left <= 0) break;
     float values[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {

@@ -16,7 +16,31 @@ struct CUstream_st;
 
 namespace bertrt::cuda {
 
-using Stream = CUstream_st*;  // cudaStream_t
+// A queue of work on a device, and how kernels follow each other in it.
+struct Stream {
+  CUstream_st* queue = nullptr;  // a cudaStream_t
+  // Programmatic dependent launch: a kernel may start as soon as all blocks of the one before it
+  // have, reads its weights meanwhile, and waits by itself for what that one writes. Only where
+  // kernels_wait().
+  bool overlaps = false;
+
+  Stream(CUstream_st* q, bool o = false) : queue(q), overlaps(o) {}
+  operator CUstream_st*() const { return queue; }
+};
+
+// Whether the kernels that run on the calling thread's device wait for those before them, as those
+// compiled for sm_90 and later do.
+bool kernels_wait();
+
+// How many rows there are. A launch is made for `most`. Where `count` is given, the kernel reads on
+// the device how many there really are, and what is beyond does nothing: so one launch serves every
+// batch of at most so many rows, and none of its rows' bits depends on `most`.
+struct RowCount {
+  int64_t most;
+  const int64_t* count = nullptr;
+
+  RowCount(int64_t rows, const int64_t* on_device = nullptr) : most(rows), count(on_device) {}
+};
 
 // What rows are made of.
 enum class Element { kFp32, kFp16, kBf16 };
@@ -57,16 +81,16 @@ struct EmbeddingTables {
 // out[t] = norm(word[ids[t]] + type[types[t]] + position[positions[t]]), added in this order.
 // Tables and out have one element; norm's arrays are fp32.
 void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, const int32_t* ids,
-                      const int32_t* types, const int32_t* positions, int64_t tokens,
+                      const int32_t* types, const int32_t* positions, RowCount tokens,
                       DeviceRows out, Stream stream);
 
 // out = norm(x + residual); residual may be without data, x and out the same rows. One element.
-void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
                 DeviceRows out, Stream stream);
 
 // Row i of out is row index[i] of x, or zeros where index[i] is negative; without an index, row i.
 // out has x's element, or fp32 whatever x has, and any stride.
-void gather_rows(ConstDeviceRows x, const int32_t* index, int64_t rows, int64_t cols,
+void gather_rows(ConstDeviceRows x, const int32_t* index, RowCount rows, int64_t cols,
                  DeviceRows out, Stream stream);
 
 // A matrix product and what follows it.
@@ -80,10 +104,11 @@ struct Linear {
 
 // out = activation(x * weight^T + bias) + residual; residual may be without data, or be out. One
 // element. out and residual may begin anywhere, so that they can be columns of wider rows.
-void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream);
 
-// A batch's sequences, as PackedBatch has them.
+// A batch's sequences, as PackedBatch has them. Those that are launched for and not there are empty,
+// and stand behind the others.
 struct Sequences {
   const int32_t* cu_seqlens = nullptr;  // seqs + 1 values
   const int32_t* attended = nullptr;    // keys of each sequence, from its first; null: all

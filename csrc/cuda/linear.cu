@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
   unsigned char* shared = shared_memory<unsigned char>();
 
   float sums[kDown][kAcross][4] = {};
-  walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+  const int64_t rows = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
       p, corner, shared, [&](const unsigned char* x, const unsigned char* weight) {
 #pragma unroll
         for (unsigned chunk = 0; chunk < kChunks; chunk += 2) {
@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
           }
         }
       });
+  if (corner.row >= rows) return;
   syncthreads();  // the tiles of inputs have been read
 
   float* laid_out = reinterpret_cast<float*>(shared);
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
     }
   }
   syncthreads();
-  finish<Tile>(p, corner, laid_out);
+  finish<Tile>(p, corner, rows, laid_out);
 }
 
 // A block's tile of kThreadsDown x kThreadsAcross threads, with kDown x kAcross values each. A
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   unsigned char* shared = shared_memory<unsigned char>();
 
   float sums[kDown][kAcross] = {};
-  walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+  const int64_t rows = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
       p, corner, shared, [&](const unsigned char* x, const unsigned char* weight) {
         const auto four = [](const unsigned char* tile, unsigned row, unsigned chunk) {
           return load_vector(
@@ -149,6 +150,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
         }
       });
 
+  if (corner.row >= rows) return;
   syncthreads();  // the tiles of inputs have been read
 
   float* laid_out = reinterpret_cast<float*>(shared);
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
     }
   }
   syncthreads();
-  finish<Tile>(p, corner, laid_out);
+  finish<Tile>(p, corner, rows, laid_out);
 }
 
 // 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 68 KiB
@@ -178,7 +180,7 @@ using SmallFma = FmaTile<8, 8, 4, 4>;
 
 template <class Tile, class T>
 void run(void (*kernel)(Product<T>), Product<T> p, Stream stream) {
-  const int64_t down = (p.rows + Tile::kRows - 1) / Tile::kRows;
+  const int64_t down = (p.rows.most + Tile::kRows - 1) / Tile::kRows;
   p.tiles_across = (p.outputs + Tile::kColumns - 1) / Tile::kColumns;
   launch(kernel, dim3(static_cast<unsigned>(down * p.tiles_across)), Tile::kThreads,
          Tile::kSharedBytes, stream, p);
@@ -210,7 +212,7 @@ void run<float>(Tiles tiles, const Product<float>& p, Stream stream) {
 
 template <class T>
 void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
-                int64_t rows, DeviceRows out, Stream stream) {
+                RowCount rows, DeviceRows out, Stream stream) {
   const auto at_16_bytes = [](const ConstDeviceRows& r) {
     return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.stride * sizeof(T) % 16 == 0;
   };
@@ -254,8 +256,8 @@ Tiles choose_tiles(Element element, int64_t rows, int64_t outputs) {
 }
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
-                     int64_t rows, DeviceRows out, Stream stream) {
-  if (rows == 0) return;
+                     RowCount rows, DeviceRows out, Stream stream) {
+  if (rows.most == 0) return;
   switch (out.element) {
     case Element::kFp32:
       return run_linear<float>(tiles, linear, x, residual, rows, out, stream);
@@ -266,9 +268,9 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, Const
   }
 }
 
-void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream) {
-  linear_in_tiles(choose_tiles(out.element, rows, linear.outputs), linear, x, residual, rows, out,
+  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows, out,
                   stream);
 }
 

@@ -21,7 +21,7 @@ struct Product {
   int64_t residual_stride;
   T* out;
   int64_t out_stride;
-  int64_t rows;
+  RowCount rows = 0;
   int inputs;
   int outputs;
   int tiles_across;  // of a row of the result
@@ -87,35 +87,49 @@ class RowCopies {
 
 // Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
 // kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
-// barrier is needed.
+// barrier is needed. Returns how many rows there are; if none is the block's, nothing was computed.
 template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
-__device__ __forceinline__ void walk_depth(const Product<T>& p, const Corner& corner,
-                                           unsigned char* shared, Compute compute) {
+__device__ __forceinline__ int64_t walk_depth(const Product<T>& p, const Corner& corner,
+                                              unsigned char* shared, Compute compute) {
   using XCopies = RowCopies<kRows, kThreads, T>;
   using WeightCopies = RowCopies<kColumns, kThreads, T>;
   constexpr int kStageBytes = XCopies::kTileBytes + WeightCopies::kTileBytes;
-  const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, p.rows - corner.row);
   const WeightCopies weight(p.weight + corner.column * p.weight_stride, p.weight_stride,
                             p.outputs - corner.column);
-  const auto load = [&](int step) {
+  const auto load_weight = [&](int step) {
     const int k = step * kDepth;
     if (k < p.inputs) {
-      unsigned char* stage = shared + step % kStages * kStageBytes;
-      x.start(stage, k, p.inputs - k);
-      weight.start(stage + XCopies::kTileBytes, k, p.inputs - k);
+      weight.start(shared + step % kStages * kStageBytes + XCopies::kTileBytes, k, p.inputs - k);
     }
+  };
+  // Weights come while the kernel before this one ends; they belong to the first group.
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) load_weight(step);
+  wait_for_kernels_before();
+  const int64_t rows = count_of(p.rows);
+  if (corner.row >= rows) {
+    cp_async_commit();
+    cp_async_wait<0>();
+    return rows;
+  }
+  const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, rows - corner.row);
+  const auto load_x = [&](int step) {
+    const int k = step * kDepth;
+    if (k < p.inputs) x.start(shared + step % kStages * kStageBytes, k, p.inputs - k);
     cp_async_commit();  // an empty group keeps the count of those under way
   };
 #pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) load(step);
+  for (int step = 0; step < kStages - 1; ++step) load_x(step);
   const int steps = (p.inputs + kDepth - 1) / kDepth;
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     syncthreads();  // everybody's copies are here, and everybody has read the stage before
-    load(step + kStages - 1);
+    load_weight(step + kStages - 1);
+    load_x(step + kStages - 1);
     const unsigned char* stage = shared + step % kStages * kStageBytes;
     compute(stage, stage + XCopies::kTileBytes);
   }
+  return rows;
 }
 
 }  // namespace bertrt::cuda

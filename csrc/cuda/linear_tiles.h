@@ -12,6 +12,6 @@ enum class Tiles { kSmall, kMedium, kLarge };
 Tiles choose_tiles(Element element, int64_t rows, int64_t outputs);
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
-                     int64_t rows, DeviceRows out, Stream stream);
+                     RowCount rows, DeviceRows out, Stream stream);
 
 }  // namespace bertrt::cuda

@@ -135,9 +135,10 @@ __device__ __forceinline__ int64_t row_of_warp() {
 template <int kHeld, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     layer_norm_kernel(LayerNorm norm, const T* x, int64_t x_stride, const T* residual,
-                      int64_t residual_stride, int64_t rows, T* out, int64_t out_stride) {
+                      int64_t residual_stride, RowCount rows, T* out, int64_t out_stride) {
   const int64_t row = row_of_warp();
-  if (row >= rows) return;
+  wait_for_kernels_before();
+  if (row >= count_of(rows)) return;
   const T* const rows_of_sum[] = {x + row * x_stride,
                                   residual ? residual + row * residual_stride : nullptr};
   layer_norm_row<kHeld>(norm, rows_of_sum, out + row * out_stride);
@@ -146,10 +147,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <int kHeld, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     embed_layer_norm_kernel(LayerNorm norm, EmbeddingTables tables, const int32_t* ids,
-                            const int32_t* types, const int32_t* positions, int64_t rows, T* out,
+                            const int32_t* types, const int32_t* positions, RowCount rows, T* out,
                             int64_t out_stride) {
   const int64_t row = row_of_warp();
-  if (row >= rows) return;
+  wait_for_kernels_before();
+  if (row >= count_of(rows)) return;
   const auto look_up = [row](const ConstDeviceRows& table, const int32_t* index) {
     const T* data = static_cast<const T*>(table.data);
     return data ? data + index[row] * table.stride : nullptr;
@@ -161,9 +163,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 template <class To, class T>
 __global__ void __launch_bounds__(kThreads)
-    gather_rows_kernel(const T* x, int64_t x_stride, const int32_t* index, int64_t cols, To* out,
-                       int64_t out_stride) {
+    gather_rows_kernel(const T* x, int64_t x_stride, const int32_t* index, RowCount rows,
+                       int64_t cols, To* out, int64_t out_stride) {
   const int64_t row = blockIdx.x;
+  wait_for_kernels_before();
+  if (row >= count_of(rows)) return;
   const int64_t from = index ? index[row] : row;
   for (int64_t col = threadIdx.x; col < cols; col += kThreads) {
     To value{};
@@ -208,13 +212,16 @@ dim3 blocks_of(int64_t rows) {
 
 }  // namespace
 
-void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residual, int64_t rows,
+// All kernels are compiled for the same architectures: one tells of all.
+bool kernels_wait() { return compiled_to_wait(gather_rows_kernel<float, float>); }
+
+void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
                 DeviceRows out, Stream stream) {
-  if (rows == 0) return;
+  if (rows.most == 0) return;
   with_type(x.element, [&](auto type) {
     using T = decltype(type);
     with_held<T>(norm.hidden, [&](auto held) {
-      launch(layer_norm_kernel<held, T>, blocks_of(rows), kThreads, 0, stream, norm,
+      launch(layer_norm_kernel<held, T>, blocks_of(rows.most), kThreads, 0, stream, norm,
              static_cast<const T*>(x.data), x.stride, static_cast<const T*>(residual.data),
              residual.stride, rows, static_cast<T*>(out.data), out.stride);
     });
@@ -222,27 +229,27 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
 }
 
 void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, const int32_t* ids,
-                      const int32_t* types, const int32_t* positions, int64_t tokens,
+                      const int32_t* types, const int32_t* positions, RowCount tokens,
                       DeviceRows out, Stream stream) {
-  if (tokens == 0) return;
+  if (tokens.most == 0) return;
   with_type(out.element, [&](auto type) {
     using T = decltype(type);
     with_held<T>(norm.hidden, [&](auto held) {
-      launch(embed_layer_norm_kernel<held, T>, blocks_of(tokens), kThreads, 0, stream, norm, tables,
+      launch(embed_layer_norm_kernel<held, T>, blocks_of(tokens.most), kThreads, 0, stream, norm, tables,
              ids, types, positions, tokens, static_cast<T*>(out.data), out.stride);
     });
   });
 }
 
-void gather_rows(ConstDeviceRows x, const int32_t* index, int64_t rows, int64_t cols,
+void gather_rows(ConstDeviceRows x, const int32_t* index, RowCount rows, int64_t cols,
                  DeviceRows out, Stream stream) {
-  if (rows == 0) return;
+  if (rows.most == 0) return;
   with_type(x.element, [&](auto type) {
     using T = decltype(type);
     const auto start = [&](auto* to) {
       using To = std::remove_pointer_t<decltype(to)>;
-      launch(gather_rows_kernel<To, T>, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream,
-             static_cast<const T*>(x.data), x.stride, index, cols, to, out.stride);
+      launch(gather_rows_kernel<To, T>, dim3(static_cast<unsigned>(rows.most)), kThreads, 0, stream,
+             static_cast<const T*>(x.data), x.stride, index, rows, cols, to, out.stride);
     };
     if (out.element == x.element) {
       start(static_cast<T*>(out.data));

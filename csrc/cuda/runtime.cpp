@@ -115,6 +115,20 @@ DeviceMemory::DeviceMemory(size_t bytes) {
   bytes_ = bytes;
 }
 
+void CapturedGraph::end(cudaStream_t stream) {
+  cudaGraph_t graph = nullptr;
+  (void)cudaStreamEndCapture(stream, &graph);
+  if (graph) (void)cudaGraphDestroy(graph);
+}
+
+void CapturedGraph::make(cudaStream_t stream) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream, &graph), "a graph's end");
+  const cudaError_t error = cudaGraphInstantiate(&graph_, graph, 0);
+  (void)cudaGraphDestroy(graph);
+  check(error, "a graph's making");
+}
+
 PinnedMemory::PinnedMemory(size_t bytes) {
   check_allocation(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault), "pinned host", bytes);
   bytes_ = bytes;

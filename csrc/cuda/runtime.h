@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/kernels.h"
+
 namespace bertrt::cuda {
 
 struct Device {
@@ -99,10 +101,52 @@ class OwnedStream {
   ~OwnedStream() { (void)cudaStreamDestroy(stream_); }
 
   operator cudaStream_t() const { return stream_; }
+  operator Stream() const { return {stream_}; }
   void wait() const { check(cudaStreamSynchronize(stream_), "a run"); }
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+// What was put into a stream, to be run again as one: a graph. Arguments are those of the capture,
+// pointers among them: what they point to stays where it is for as long as this lives.
+class CapturedGraph {
+ public:
+  CapturedGraph() = default;
+  // Captures what `enqueue` puts into a stream, which runs nothing of it. Throws DeviceError; the
+  // stream is as it was before.
+  template <class Enqueue>
+  CapturedGraph(cudaStream_t stream, const Enqueue& enqueue) {
+    // Other threads may allocate meanwhile.
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "a graph's beginning");
+    try {
+      enqueue();
+    } catch (...) {
+      end(stream);
+      (void)cudaGetLastError();
+      throw;
+    }
+    make(stream);
+  }
+  CapturedGraph(CapturedGraph&& other) noexcept { std::swap(graph_, other.graph_); }
+  CapturedGraph& operator=(CapturedGraph&& other) noexcept {
+    std::swap(graph_, other.graph_);
+    return *this;
+  }
+  ~CapturedGraph() {
+    if (graph_) (void)cudaGraphExecDestroy(graph_);
+  }
+
+  explicit operator bool() const { return graph_; }
+  void launch(cudaStream_t stream) const {
+    check(cudaGraphLaunch(graph_, stream), "a graph's launch");
+  }
+
+ private:
+  static void end(cudaStream_t stream);
+  void make(cudaStream_t stream);
+
+  cudaGraphExec_t graph_ = nullptr;
 };
 
 // A point in a stream whose time is taken.

@@ -1,4 +1,4 @@
-"""Fixtures for the CUDA kernels: the modules that have them, and elements as arrays.
+"""Fixtures for the CUDA kernels: the modules that have them, elements as arrays, a plan by hand.
 
 They run on the emulator, which is built here; and where bertrt._cuda finds a GPU, on that too."""
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +143,19 @@ def element_by_name() -> type[Element]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(1234)
+
+
+@pytest.fixture(scope="session")
+def handmade() -> ModuleType:
+    """The plan of the CPU engine's tests, and its oracle in double precision."""
+    path = Path(__file__).parents[1] / "kernels" / "test_native_engine.py"
+    spec = importlib.util.spec_from_file_location("handmade", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def made(handmade, rng) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    return handmade.make_plan(rng)

@@ -22,6 +22,17 @@ FloatArray probe(const std::string& name, const FloatArray& x) {
   return out.download().attr("ravel")();
 }
 
+// A probe that overlaps the kernel before it, or has weights to read.
+FloatArray overlapping_probe(const std::string& name, const FloatArray& x, bool weights) {
+  const DeviceArray in(x);
+  const DeviceMatrix between(1, x.size(), cuda::Element::kFp32);
+  const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
+  cuda::probes::run_overlapping(name, in.as<float>(),
+                                weights ? nullptr : static_cast<float*>(between.rows().data),
+                                static_cast<float*>(out.rows().data));
+  return out.download().attr("ravel")();
+}
+
 // A probe that reads what it must not: "host" memory, "freed" memory, or that of "another" device.
 void misplaced_probe(const std::string& name, const FloatArray& x, const std::string& memory) {
   std::optional<DeviceArray> in(x);
@@ -100,17 +111,20 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto emulator = module.def_submodule("emulator");
   emulator.def(
       "reset",
-      [](int devices, size_t memory_bytes, bool backwards) {
-        cuda::emulator::reset({devices, memory_bytes, backwards});
+      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails) {
+        cuda::emulator::reset({devices, memory_bytes, backwards, fails});
       },
       py::arg("devices") = cuda::emulator::Settings().devices,
       py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
-      py::arg("backwards") = false);
+      py::arg("backwards") = false, py::arg("fails") = "");
+  emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
 
   auto probes = module.def_submodule("probes");
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
+  probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
+             py::arg("weights") = false);
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),
              py::arg("memory"));
   probes.def("copy_too_much", &bindings::overlong_copy, py::arg("x"));

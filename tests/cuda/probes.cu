@@ -223,6 +223,51 @@ __global__ void reads_unaligned(const float* x, float* out) {
 
 __global__ void empty() {}
 
+__global__ void waits(const float* x, float* out) {
+  wait_for_kernels_before();
+  out[threadIdx.x] = x[threadIdx.x];
+}
+
+__global__ void some_wait(const float* x, float* out) {
+  if (threadIdx.x == 40) return;
+  wait_for_kernels_before();
+  out[threadIdx.x] = x[threadIdx.x];
+}
+
+__global__ void writes_and_waits(const float* x, float* out) {
+  out[threadIdx.x] = 1.0f;
+  wait_for_kernels_before();
+  out[threadIdx.x] = x[threadIdx.x];
+}
+
+// Of what only the host writes, weights, it may.
+__global__ void reads_and_waits(const float* x, float* out) {
+  const float value = x[threadIdx.x];
+  wait_for_kernels_before();
+  out[threadIdx.x] = value;
+}
+
+__global__ void copies_and_waits(const float* x, float* out) {
+  const int first = static_cast<int>(threadIdx.x) * 4;
+  if (first < kThreads) cp_async16(shared_memory<float>() + first, x + first);
+  cp_async_commit();
+  wait_for_kernels_before();
+  cp_async_wait<0>();
+  syncthreads();
+  out[threadIdx.x] = shared_memory<float>()[threadIdx.x];
+}
+
+const std::map<std::string, Probe>& overlapping_probes() {
+  static const std::map<std::string, Probe> probes = {
+      {"waits", waits},
+      {"some_wait", some_wait},
+      {"writes_and_waits", writes_and_waits},
+      {"reads_and_waits", reads_and_waits},
+      {"copies_and_waits", copies_and_waits},
+  };
+  return probes;
+}
+
 const std::map<std::string, Probe>& probes() {
   static const std::map<std::string, Probe> probes = {
       {"neighbour", neighbour},
@@ -300,6 +345,15 @@ __global__ void widen_kernel(const uint16_t* x, int64_t count, float* out) {
 unsigned blocks(int64_t count) { return static_cast<unsigned>((count + 255) / 256); }
 
 }  // namespace
+
+void run_overlapping(const std::string& name, const float* x, float* between, float* out) {
+  const Stream stream(nullptr, true);
+  if (between) {
+    launch(waits, 1, kThreads, kThreads * sizeof(float), stream, x, between);
+    x = between;
+  }
+  launch(overlapping_probes().at(name), 1, kThreads, kThreads * sizeof(float), stream, x, out);
+}
 
 void run(const std::string& name, const float* x, float* out, Stream stream) {
   launch(probes().at(name), 1, kThreads, kThreads * sizeof(float), stream, x, out);

@@ -84,6 +84,26 @@ def test_wrong(emulated, probes, name):
     assert emulated.emulator.bytes_in_use() == 0
 
 
+@pytest.mark.parametrize("name", ["waits", "reads_and_waits", "copies_and_waits"])
+def test_a_kernel_that_overlaps_the_one_before_reads_weights_at_once(probes, name):
+    np.testing.assert_array_equal(probes.run_overlapping(name, X, weights=True), X)
+    np.testing.assert_array_equal(probes.run_overlapping("waits", X), X)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("some_wait", "thread 40 ends and has not waited for the kernels before"),
+        ("writes_and_waits", "writes at .* has not waited for the kernels before"),
+        ("reads_and_waits", "reads at .* has not waited for the kernels before"),
+        ("copies_and_waits", "reads at .* has not waited for the kernels before"),
+    ],
+)
+def test_a_kernel_that_does_not_wait_for_the_one_before(probes, name, reason):
+    with pytest.raises(DeviceError, match=reason):
+        probes.run_overlapping(name, X)
+
+
 @pytest.mark.parametrize(
     ("memory", "reason"),
     [

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
 import itertools
 import threading
 import weakref
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,22 +19,6 @@ OUTPUTS = ["sequence_output", "pooled_output", "masked_lm_outputs"]
 PRECISIONS = ["fp32", "fp16", "bf16"]
 # The largest relative error of rounding to an element.
 ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-
-
-@pytest.fixture(scope="module")
-def handmade() -> ModuleType:
-    """The plan of the CPU engine's tests, and its oracle in double precision."""
-    path = Path(__file__).parents[1] / "kernels" / "test_native_engine.py"
-    spec = importlib.util.spec_from_file_location("handmade", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def made(handmade, rng) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    return handmade.make_plan(rng)
 
 
 @pytest.fixture

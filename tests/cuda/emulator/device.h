@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "cuda/element.h"
+#include "cuda/kernels.h"
 #include "emulator/emulator.h"
 
 #define __global__
@@ -48,6 +49,7 @@ void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site);
 void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
                   Site site);
 void require_alignment(const void* p, int bytes);
+void wait_for_kernels_before();
 void* shared_memory();
 
 float fp16_to_float(uint16_t bits);
@@ -64,17 +66,25 @@ float (*widening())(uint16_t) {
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            cudaStream_t stream, Args... args) {
+            Stream stream, Args... args) {
   const auto call = [=] { kernel(args...); };
   using Call = decltype(call);
   const cudaError_t error = emulator::enqueue(
       {std::make_shared<Call>(call), sizeof(Call),
-       [](const void* call) { (*static_cast<const Call*>(call))(); }, grid, threads, shared_bytes},
+       [](const void* call) { (*static_cast<const Call*>(call))(); }, grid, threads, shared_bytes,
+       stream.overlaps},
       stream);
   if (error != cudaSuccess) {
     throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
 }
+
+// All are, for any device.
+template <class... Params>
+bool compiled_to_wait(void (*)(Params...)) {
+  return true;
+}
+inline void wait_for_kernels_before() { emulator::wait_for_kernels_before(); }
 
 template <class T>
 T* shared_memory() {

@@ -66,6 +66,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   const Lock lock;
   Runtime& r = runtime();
   *memory = nullptr;
+  if (breaks_capture()) return report(cudaErrorStreamCaptureUnsupported);
   if (bytes == 0) return cudaSuccess;
   const auto device = static_cast<size_t>(current_device);
   if (r.in_use.size() <= device) r.in_use.resize(device + 1);
@@ -87,6 +88,7 @@ cudaError_t cudaFree(void* memory) {
   const Lock lock;
   Runtime& r = runtime();
   if (!memory) return cudaSuccess;
+  if (breaks_capture()) return report(cudaErrorStreamCaptureUnsupported);
   const auto found = r.device_memory.find(reinterpret_cast<uintptr_t>(memory));
   if (found == r.device_memory.end()) return report(cudaErrorInvalidValue);
   const cudaError_t error = run_all();
@@ -103,6 +105,7 @@ cudaError_t cudaFree(void* memory) {
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
   const Lock lock;
   *memory = nullptr;
+  if (breaks_capture()) return report(cudaErrorStreamCaptureUnsupported);
   if (bytes == 0) return cudaSuccess;
   *memory = std::malloc(bytes);
   if (!*memory) return report(cudaErrorMemoryAllocation);
@@ -115,6 +118,7 @@ cudaError_t cudaMallocHost(void** memory, size_t bytes) { return cudaHostAlloc(m
 cudaError_t cudaFreeHost(void* memory) {
   const Lock lock;
   if (!memory) return cudaSuccess;
+  if (breaks_capture()) return report(cudaErrorStreamCaptureUnsupported);
   const cudaError_t error = run_all();
   if (!runtime().pinned_memory.erase(reinterpret_cast<uintptr_t>(memory))) {
     return report(cudaErrorInvalidValue);
@@ -140,7 +144,18 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   const auto paged = [](const void* p) {
     return !find_allocation(reinterpret_cast<uintptr_t>(p)) && !pinned(p);
   };
+  // A graph may do it later, and again.
+  const auto is_there = [](const void* p, size_t bytes, bool was_pinned) {
+    return in_device_memory(p, bytes) || !was_pinned || pinned(p);
+  };
+  const bool from_device = in_device_memory(from, 1), to_device = in_device_memory(to, 1);
+  const bool from_kept = from_device || pinned(from), to_kept = to_device || pinned(to);
   const cudaError_t error = put(stream, [=] {
+    if (!is_there(from, (height - 1) * from_pitch + width, from_kept) ||
+        !is_there(to, (height - 1) * to_pitch + width, to_kept)) {
+      runtime().fault = "a copy of memory that has been freed";
+      return cudaErrorLaunchFailure;
+    }
     for (size_t row = 0; row < height; ++row) {
       std::memmove(static_cast<char*>(to) + row * to_pitch,
                    static_cast<const char*>(from) + row * from_pitch, width);

@@ -14,9 +14,13 @@
 //   - shared memory that two threads touch, one of them writing, with no barrier between;
 //   - shared memory touched while a cp.async is on its way there: its data land in the wait, and
 //     not before; a cp.async that nobody has waited for at the kernel's end;
-//   - what the hardware would refuse: too many threads, too much shared memory, too large a grid.
+//   - what the hardware would refuse: too many threads, too much shared memory, too large a grid;
+//   - in a launch that overlaps the one before it: a thread that ends and has not waited for the
+//     kernels before, or that before its wait writes, or reads memory that kernels write;
+//   - a copy, in a graph that is launched again, of memory that has been freed meanwhile.
 //
-// What is not found: races in global memory, which show as results that differ between the two
+// A capture takes the launches with copies of their arguments, and breaks at a call that CUDA does
+// not allow in one (cudaStreamCaptureModeThreadLocal). What is not found: races in global memory, which show as results that differ between the two
 // orders; what is never written there, which begins as NaN; accesses inside a call of memcpy that
 // the compiler does not expand. Kernels have no atomics: they would not link.
 #pragma once
@@ -49,6 +53,7 @@ struct Launch {
   dim3 grid;
   int threads;
   size_t shared_bytes;
+  bool overlaps = false;  // with the kernel before it
   int device = 0;
 };
 
@@ -63,6 +68,7 @@ struct Allocation {
   uintptr_t begin = 0;
   uintptr_t end = 0;
   int device = 0;
+  mutable bool kernels_write = false;  // some kernel has
 };
 // The allocation that holds an address, or null.
 const Allocation* find_allocation(uintptr_t address);
@@ -74,11 +80,16 @@ struct Settings {
   int devices = 2;
   size_t memory_bytes = size_t{1} << 30;  // of each
   bool backwards = false;
+  // A call that fails: "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
+  // "cudaGraphLaunch", or "launch in a capture", of the third kernel.
+  std::string fails;
 };
 void reset(const Settings& settings);
 const Settings& settings();
 
 // Bytes that are allocated on a device.
 size_t bytes_in_use(int device);
+// Graphs that could be launched.
+size_t graphs_alive();
 
 }  // namespace bertrt::cuda::emulator

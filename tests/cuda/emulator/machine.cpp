@@ -90,6 +90,7 @@ void Machine::run_block() {
   for (Thread& thread : threads_) {
     thread.state = State::kReady;
     thread.group = 0;
+    thread.has_waited = !launch_->overlaps;
   }
   for (size_t done = 0; done < count;) {
     bool moved = false;
@@ -156,6 +157,10 @@ void Machine::fiber() {
   for (;;) {
     m.launch_->run_thread(m.launch_->call.get());
     if (!m.here().copies.empty()) m.fail("a cp.async that nobody has waited for");
+    if (!m.here().has_waited) {
+      m.fail("thread " + std::to_string(m.current_) +
+             " ends and has not waited for the kernels before");
+    }
     m.here().state = State::kDone;
     m.leave();
   }
@@ -263,6 +268,10 @@ void Machine::touch_global(const void* p, size_t bytes, bool write) {
   if (allocation->device != launch_->device) {
     fail_access(write, p, "the memory of device " + std::to_string(allocation->device));
   }
+  if (!here().has_waited && (write || allocation->kernels_write)) {
+    fail_access(write, p, "and has not waited for the kernels before, which may write there");
+  }
+  if (write) allocation->kernels_write = true;
 }
 
 void Machine::touch_shared(const void* p, size_t bytes, bool write, int thread) {

@@ -58,6 +58,7 @@ class Machine {
   // What ldmatrix reads for one of a warp's lanes.
   void load_matrix_row(const void* row, int thread);
   void require_alignment(const void* p, size_t bytes);
+  void wait_for_kernels_before() { here().has_waited = true; }
 
   unsigned char* shared() const { return shared_.data(); }
   int current() const { return current_; }
@@ -80,6 +81,7 @@ class Machine {
     bool started = false;
     State state = State::kDone;
     Site site{};  // of the barrier or collective
+    bool has_waited = false;  // for the kernels before
     std::vector<Copy> copies;
     int group = 0;  // that cp.async goes to
   };

@@ -22,6 +22,7 @@ void cp_async_wait(int groups) { machine().wait_for_copies(groups); }
 void require_alignment(const void* p, int bytes) {
   machine().require_alignment(p, static_cast<size_t>(bytes));
 }
+void wait_for_kernels_before() { machine().wait_for_kernels_before(); }
 void* shared_memory() { return machine().shared(); }
 
 // PTX ISA 9.7.14.5.15, "Warp-level matrix load instruction: ldmatrix".

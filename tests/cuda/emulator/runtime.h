@@ -23,8 +23,17 @@ struct CUstream_st {
   int device = 0;
   bool blocking = true;  // for the default stream
   std::deque<std::function<cudaError_t()>> work;
+  CUgraph_st* capture = nullptr;  // where work goes instead
+  bool broken = false;            // the capture is
   uint64_t done = 0;
   uint64_t end() const { return done + work.size(); }
+};
+
+struct CUgraph_st {
+  std::vector<std::function<cudaError_t()>> work;
+};
+struct CUgraphExec_st {
+  std::vector<std::function<cudaError_t()>> work;
 };
 
 struct CUevent_st {
@@ -46,6 +55,8 @@ struct Runtime {
   std::map<uintptr_t, size_t> pinned_memory;
   std::set<cudaStream_t> streams;
   std::set<cudaEvent_t> events;
+  std::set<cudaGraph_t> graphs;
+  std::set<cudaGraphExec_t> execs;
   std::vector<size_t> in_use;
   std::string fault;  // of a kernel: nothing works from there on
 
@@ -66,11 +77,21 @@ struct Lock : std::lock_guard<std::recursive_mutex> {
 
 inline thread_local int current_device = 0;
 inline thread_local cudaError_t last_error = cudaSuccess;
+inline thread_local cudaStream_t capturing = nullptr;  // by this thread
 
 inline cudaError_t report(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
+
+// Whether this thread captures, where that does not allow what it calls; it breaks the capture.
+inline bool breaks_capture() {
+  if (capturing) capturing->broken = true;
+  return capturing != nullptr;
+}
+
+// Whether a test wants a call to fail.
+inline bool fails(const char* call) { return runtime().settings.fails == call; }
 
 // Does a stream's work up to a position; all streams' work.
 cudaError_t run_until(cudaStream_t stream, uint64_t position);

@@ -41,13 +41,25 @@ cudaError_t run_blocking() {
 cudaError_t put(cudaStream_t stream, std::function<cudaError_t()> work) {
   Runtime& r = runtime();
   if (!stream) {
+    if (breaks_capture()) return cudaErrorStreamCaptureUnsupported;
     const cudaError_t error = run_blocking();
     return error == cudaSuccess ? work() : error;
   }
   if (!r.streams.count(stream)) return cudaErrorInvalidResourceHandle;
   if (!r.fault.empty()) return cudaErrorLaunchFailure;
+  if (stream->capture) {
+    if (stream != capturing) return cudaErrorStreamCaptureUnsupported;  // another thread's
+    if (stream->broken) return cudaErrorStreamCaptureInvalidated;
+    stream->capture->work.push_back(std::move(work));
+    return cudaSuccess;
+  }
   stream->work.push_back(std::move(work));
   return cudaSuccess;
+}
+
+size_t graphs_alive() {
+  const Lock lock;
+  return runtime().execs.size();
 }
 
 cudaError_t enqueue(Launch launch, cudaStream_t stream) {
@@ -58,6 +70,9 @@ cudaError_t enqueue(Launch launch, cudaStream_t stream) {
       launch.grid.z < 1 || launch.grid.x > 0x7fffffff || launch.grid.y > 0xffff ||
       launch.grid.z > 0xffff) {
     return report(cudaErrorInvalidConfiguration);
+  }
+  if (capturing && fails("launch in a capture") && capturing->capture->work.size() == 3) {
+    return report(cudaErrorStreamCaptureUnsupported);
   }
   launch.device = current_device;
   if (stream && r.streams.count(stream) && stream->device != current_device) {
@@ -80,6 +95,7 @@ using namespace bertrt::cuda::emulator;
 
 cudaError_t cudaDeviceSynchronize() {
   const Lock lock;
+  if (breaks_capture()) return report(cudaErrorStreamCaptureUnsupported);
   return report(run_all());
 }
 
@@ -110,7 +126,80 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Lock lock;
   if (!stream) return report(run_blocking());
   if (!runtime().streams.count(stream)) return report(cudaErrorInvalidResourceHandle);
+  if (stream->capture) {
+    stream->broken = true;
+    return report(cudaErrorStreamCaptureUnsupported);
+  }
   return report(run_until(stream, stream->end()));
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  const Lock lock;
+  Runtime& r = runtime();
+  if (fails("cudaStreamBeginCapture")) return report(cudaErrorStreamCaptureUnsupported);
+  // The one mode that is emulated.
+  if (mode != cudaStreamCaptureModeThreadLocal) return report(cudaErrorInvalidValue);
+  if (!stream || !r.streams.count(stream) || stream->capture || capturing) {
+    return report(cudaErrorInvalidValue);
+  }
+  stream->capture = new CUgraph_st;
+  stream->broken = false;
+  r.graphs.insert(stream->capture);
+  capturing = stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const Lock lock;
+  Runtime& r = runtime();
+  *graph = nullptr;
+  if (!r.streams.count(stream) || capturing != stream) return report(cudaErrorInvalidValue);
+  capturing = nullptr;
+  CUgraph_st* const captured = std::exchange(stream->capture, nullptr);
+  if (stream->broken || fails("cudaStreamEndCapture")) {
+    r.graphs.erase(captured);
+    delete captured;
+    return report(cudaErrorStreamCaptureInvalidated);
+  }
+  *graph = captured;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  const Lock lock;
+  if (!runtime().graphs.erase(graph)) return report(cudaErrorInvalidResourceHandle);
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  const Lock lock;
+  Runtime& r = runtime();
+  *exec = nullptr;
+  if (!r.graphs.count(graph)) return report(cudaErrorInvalidResourceHandle);
+  if (fails("cudaGraphInstantiate")) return report(cudaErrorMemoryAllocation);
+  *exec = new CUgraphExec_st{graph->work};
+  r.execs.insert(*exec);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  const Lock lock;
+  if (!runtime().execs.count(exec)) return report(cudaErrorInvalidResourceHandle);
+  if (fails("cudaGraphLaunch")) return report(cudaErrorMemoryAllocation);
+  return report(put(stream, [work = exec->work] {
+    for (const auto& one : work) {
+      if (runtime().fault.empty()) one();
+    }
+    return cudaSuccess;
+  }));
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  const Lock lock;
+  if (!runtime().execs.erase(exec)) return report(cudaErrorInvalidResourceHandle);
+  delete exec;
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
