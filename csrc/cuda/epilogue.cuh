@@ -37,8 +37,13 @@ __device__ __forceinline__ void activate(Activation activation, float (&values)[
   }
 }
 
+// Behind all else: how many of a tile's rows there are.
+constexpr int kRowsThereBytes = 16;
+
 // What a kernel needs that lays its sums out where its tiles of inputs were.
-constexpr int shared_bytes(int inputs, int sums) { return inputs > sums ? inputs : sums; }
+constexpr int shared_bytes(int inputs, int sums) {
+  return (inputs > sums ? inputs : sums) + kRowsThereBytes;
+}
 
 // 16 bytes of a row of the result.
 template <class T>
@@ -58,7 +63,7 @@ __device__ __forceinline__ void write(T* out, const float (&values)[Vector<T>::k
 // in the program, not once for each of a thread's many values.
 template <class Tile, class T>
 __device__ __forceinline__ void finish(const Product<T>& p, const Corner& corner,
-                                       int64_t rows, const float* sums) {
+                                       int rows, const float* sums) {
   constexpr int kCount = Vector<T>::kSize;
   constexpr unsigned kAcross = Tile::kColumns / kCount;
   static_assert(Tile::kThreads % kAcross == 0);
@@ -72,7 +77,7 @@ __device__ __forceinline__ void finish(const Product<T>& p, const Corner& corner
   for (unsigned tile_row = threadIdx.x / kAcross; tile_row < Tile::kRows;
        tile_row += Tile::kThreads / kAcross) {
     const int64_t row = corner.row + tile_row;
-    if (row >= rows || left <= 0) break;
+    if (static_cast<int>(tile_row) >= rows || left <= 0) break;
     float values[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {

@@ -42,8 +42,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
   unsigned char* shared = shared_memory<unsigned char>();
 
   float sums[kDown][kAcross][4] = {};
-  const int64_t rows = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
-      p, corner, shared, [&](const unsigned char* x, const unsigned char* weight) {
+  auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
+  const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+      p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
 #pragma unroll
         for (unsigned chunk = 0; chunk < kChunks; chunk += 2) {
           uint32_t a[kDown][4];
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
           }
         }
       });
-  if (corner.row >= rows) return;
+  if (!any) return;
   syncthreads();  // the tiles of inputs have been read
 
   float* laid_out = reinterpret_cast<float*>(shared);
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
     }
   }
   syncthreads();
-  finish<Tile>(p, corner, rows, laid_out);
+  finish<Tile>(p, corner, *rows_there, laid_out);
 }
 
 // A block's tile of kThreadsDown x kThreadsAcross threads, with kDown x kAcross values each. A
@@ -117,8 +118,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   unsigned char* shared = shared_memory<unsigned char>();
 
   float sums[kDown][kAcross] = {};
-  const int64_t rows = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
-      p, corner, shared, [&](const unsigned char* x, const unsigned char* weight) {
+  auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
+  const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+      p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
         const auto four = [](const unsigned char* tile, unsigned row, unsigned chunk) {
           return load_vector(
               reinterpret_cast<const float*>(tile + chunk_offset<kChunks>(row, chunk)));
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
         }
       });
 
-  if (corner.row >= rows) return;
+  if (!any) return;
   syncthreads();  // the tiles of inputs have been read
 
   float* laid_out = reinterpret_cast<float*>(shared);
@@ -163,7 +165,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
     }
   }
   syncthreads();
-  finish<Tile>(p, corner, rows, laid_out);
+  finish<Tile>(p, corner, *rows_there, laid_out);
 }
 
 // 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 68 KiB

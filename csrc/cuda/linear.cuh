@@ -87,10 +87,13 @@ class RowCopies {
 
 // Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
 // kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
-// barrier is needed. Returns how many rows there are; if none is the block's, nothing was computed.
+// barrier is needed. Returns whether any of the tile's rows is there, or nothing was computed; how many
+// are goes to `rows_there`, in shared memory: a register less in the loop, for which the large tile has
+// none.
 template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
-__device__ __forceinline__ int64_t walk_depth(const Product<T>& p, const Corner& corner,
-                                              unsigned char* shared, Compute compute) {
+__device__ __forceinline__ bool walk_depth(const Product<T>& p, const Corner& corner,
+                                           unsigned char* shared, int* rows_there,
+                                           Compute compute) {
   using XCopies = RowCopies<kRows, kThreads, T>;
   using WeightCopies = RowCopies<kColumns, kThreads, T>;
   constexpr int kStageBytes = XCopies::kTileBytes + WeightCopies::kTileBytes;
@@ -106,13 +109,15 @@ __device__ __forceinline__ int64_t walk_depth(const Product<T>& p, const Corner&
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) load_weight(step);
   wait_for_kernels_before();
-  const int64_t rows = count_of(p.rows);
-  if (corner.row >= rows) {
+  const int64_t left = count_of(p.rows) - corner.row;
+  const int rows = left < kRows ? static_cast<int>(left) : kRows;
+  if (rows <= 0) {
     cp_async_commit();
     cp_async_wait<0>();
-    return rows;
+    return false;
   }
-  const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, rows - corner.row);
+  if (threadIdx.x == 0) *rows_there = rows;
+  const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, rows);
   const auto load_x = [&](int step) {
     const int k = step * kDepth;
     if (k < p.inputs) x.start(shared + step % kStages * kStageBytes, k, p.inputs - k);
@@ -129,7 +134,7 @@ __device__ __forceinline__ int64_t walk_depth(const Product<T>& p, const Corner&
     const unsigned char* stage = shared + step % kStages * kStageBytes;
     compute(stage, stage + XCopies::kTileBytes);
   }
-  return rows;
+  return true;
 }
 
 }  // namespace bertrt::cuda

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from bertrt import DeviceError, Engine, InvalidInputError, ModelFormatError
+from bertrt import Batching, DeviceError, Engine, InvalidInputError, ModelFormatError
 from bertrt.backends.native import TRACE, UNPROVEN
 
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 3, 0, 0, 0]])
@@ -60,6 +60,30 @@ def test_the_engine_tells_the_truth(as_cuda, path):
     assert "emulated device, sm_80" in text
     assert UNPROVEN in text
     assert "linear_fp16" in text
+
+
+def test_explain_tells_how_batches_were_launched(as_cuda, path):
+    with Engine.load(path, device="cuda", precision="fp16") as engine:
+        for _ in range(3):
+            engine.run(IDS)
+        text = engine.explain()
+        assert "Batches of up to 16,384 tokens, 2 at once" in text
+        assert "Of 3 parts 2 ran by a graph, 1 CUDA graphs made; kernels overlap" in text
+        as_cuda.emulator.reset(fails="cudaGraphLaunch")
+        engine.run(IDS)
+        assert "no CUDA graphs (CUDA failed at a graph's launch: " in engine.explain()
+
+
+def test_a_long_list_has_the_bits_of_its_texts_alone(as_cuda, path):
+    texts = ["the boat", "sea", "the sea the boat", "boat boat"] * 20
+    with (
+        Engine.load(path, device="cuda", batching=Batching(tokens=60)) as engine,
+        Engine.load(path, device="cuda:0,1", batching=Batching(tokens=60)) as several,
+    ):
+        alone = {text: engine.predict(text).vector for text in set(texts)}
+        for own in (engine, several):
+            for text, found in zip(texts, own.predict(texts), strict=True):
+                np.testing.assert_array_equal(found.vector, alone[text])
 
 
 def test_explain_tells_times_after_a_traced_run(as_cuda, path, monkeypatch):

@@ -23,7 +23,7 @@ def engine_of(cuda: Any, made: Any, precision: str = "fp16", **options: Any) -> 
 
 def grown(engine: Any, handmade: Any, rng: np.random.Generator) -> Any:
     """An engine that has the memory that a test's batches need: growing makes graphs anew."""
-    engine.run(*handmade.batch_of(rng, [60] * 8), OUTPUTS)
+    engine.run(*handmade.batch_of(rng, [60, 40]), OUTPUTS)
     return engine
 
 
@@ -43,7 +43,7 @@ def assert_same(found: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> No
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_graph_gives_the_bits_of_plain_launches(cuda, made, handmade, rng, precision):
-    batches = [handmade.batch_of(rng, lengths) for lengths in ([9], [3, 40, 1], [12] * 5, [2, 2])]
+    batches = [handmade.batch_of(rng, lengths) for lengths in ([9], [3, 20, 1], [6] * 5)]
     want = plainly(cuda, made, batches, precision)
     engine = grown(engine_of(cuda, made, precision), handmade, rng)
     for round_ in range(3):
@@ -58,17 +58,20 @@ def test_a_graph_gives_the_bits_of_plain_launches(cuda, made, handmade, rng, pre
     assert engine.launches()["no_graphs"] == ""
 
 
-@pytest.mark.parametrize("edge", [16, 20, 32, 64, 80])
+@pytest.mark.parametrize("edge", [16, 32, 64])
 def test_at_the_edges_of_buckets(cuda, made, handmade, rng, edge):
     """One graph serves all numbers of tokens up to the edge, and one more has another."""
     engine = grown(engine_of(cuda, made), handmade, rng)
-    sizes = [edge - 1, edge, edge + 1, edge, edge - 1, edge + 1, edge - 1]
     # In sequences of at most 60 tokens, which the model has positions for.
+    sizes = [edge - 1, edge, edge + 1]
     batches = [handmade.batch_of(rng, [size // 2, size - size // 2]) for size in sizes]
-    for batch, expected in zip(batches, plainly(cuda, made, batches), strict=True):
-        assert_same(engine.run(*batch, OUTPUTS), expected)
-    assert engine.launches()["captured"] == 2
-    assert engine.launches()["by_graph"] == len(sizes) - 2
+    want = plainly(cuda, made, batches)
+    captured = []
+    for which in (0, 1, 2, 0, 2):
+        assert_same(engine.run(*batches[which], OUTPUTS), want[which])
+        captured.append(engine.launches()["captured"])
+    assert captured == [0, 1, 1, 1, 2]
+    assert engine.launches()["by_graph"] == 3
 
 
 def test_at_the_edges_of_buckets_of_sequences(cuda, made, handmade, rng):
@@ -83,8 +86,8 @@ def test_at_the_edges_of_buckets_of_sequences(cuda, made, handmade, rng):
 def test_a_larger_batch_leaves_nothing_in_a_smaller_one(cuda, made, handmade, rng):
     """What a graph read and wrote for a batch that filled the bucket does not show in the next."""
     engine = engine_of(cuda, made)
-    full = handmade.batch_of(rng, [16, 16, 16, 16])
-    small = handmade.batch_of(rng, [30, 27])
+    full = handmade.batch_of(rng, [8, 8, 8, 8])
+    small = handmade.batch_of(rng, [22, 7])
     (want,) = plainly(cuda, made, [small])
     for batch in (full, full, full):
         engine.run(*batch, OUTPUTS)
@@ -137,7 +140,7 @@ def test_attention_weights_run_by_no_graph(cuda, made, handmade, rng):
 def test_memory_that_grows_takes_its_graphs_along(cuda, made, handmade, rng):
     """A graph has the addresses of its capture: with new memory it is made anew."""
     engine = engine_of(cuda, made)
-    small, large = handmade.batch_of(rng, [7, 8]), handmade.batch_of(rng, [60] * 40)
+    small, large = handmade.batch_of(rng, [7, 8]), handmade.batch_of(rng, [60] * 4)
     want = plainly(cuda, made, [small, large])
     for _ in range(3):
         assert_same(engine.run(*small, OUTPUTS), want[0])
@@ -158,7 +161,7 @@ def test_their_number_is_bounded_and_the_oldest_go(emulated, made, handmade, rng
         engine.run(ids, types, ends, np.zeros((seqs, masks), np.int32), ["pooled_output"])
         return engine.launches()["captured"]
 
-    shapes = [(seqs, masks) for masks in range(10) for seqs in (16, 8, 4, 2, 1)]
+    shapes = [(seqs, masks) for masks in range(17) for seqs in (4, 2, 1)]
     assert SHAPES < len(shapes)
     for count, shape in enumerate(shapes):
         run(*shape)
@@ -188,7 +191,7 @@ def test_their_number_is_bounded_and_the_oldest_go(emulated, made, handmade, rng
 def test_where_no_graph_can_be_made_it_is_launched_plainly(
     emulated, made, handmade, rng, call, reason
 ):
-    batch = handmade.batch_of(rng, [5, 9, 4])
+    batch = handmade.batch_of(rng, [3, 4])
     want = plainly(emulated, made, [batch])[0]
     engine = engine_of(emulated, made)
     assert_same(engine.run(*batch, OUTPUTS), want)
@@ -225,12 +228,11 @@ def test_steps_that_are_measured_run_by_no_graph(cuda, made, handmade, rng):
     assert "measured" in done["no_graphs"]
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_eight_threads_at_once(cuda, made, handmade, rng, graphs):
-    engine = engine_of(cuda, made, graphs=graphs)
+def test_more_threads_than_workspaces(cuda, made, handmade, rng):
+    engine = engine_of(cuda, made)
     batches = [
-        handmade.batch_of(rng, rng.integers(1, 20, int(rng.integers(1, 4))).tolist())
-        for _ in range(6)
+        handmade.batch_of(rng, rng.integers(1, 9, int(rng.integers(1, 4))).tolist())
+        for _ in range(5)
     ]
     want = plainly(cuda, made, batches)
     failures: list[BaseException] = []
@@ -240,7 +242,7 @@ def test_eight_threads_at_once(cuda, made, handmade, rng, graphs):
         own = np.random.default_rng(seed)
         try:
             start.wait()
-            for which in own.integers(0, len(batches), 6):
+            for which in own.integers(0, len(batches), 4):
                 assert_same(engine.run(*batches[which], OUTPUTS), want[which])
         except BaseException as error:
             failures.append(error)
@@ -251,33 +253,32 @@ def test_eight_threads_at_once(cuda, made, handmade, rng, graphs):
     for thread in threads:
         thread.join()
     assert not failures, failures
-    assert engine.launches()["parts"] == 6 * (WORKSPACES + 2)
+    assert engine.launches()["parts"] == 4 * (WORKSPACES + 2)
 
 
-@pytest.mark.parametrize("limit", [1, 20, 33, 64])
+@pytest.mark.parametrize("limit", [1, 12, 30])
 def test_two_parts_under_way(cuda, made, handmade, rng, limit):
-    batch = handmade.batch_of(rng, [17, 3, 30, 1, 20, 20, 9, 33])
+    batch = handmade.batch_of(rng, [7, 3, 20, 1, 10, 9])
     want = plainly(cuda, made, [batch])[0]
     engine = engine_of(cuda, made, part_tokens=limit)
     assert engine.part_tokens == limit
-    for _ in range(3):
+    for _ in range(2):
         assert_same(engine.run(*batch, OUTPUTS), want)
 
 
 def test_memory_for_one_part_at_a_time_is_enough(emulated, made, handmade, rng):
     """Where the second one's memory is not there, it waits for the first."""
     in_use = emulated.emulator.bytes_in_use
-    batch = handmade.batch_of(rng, [60] * 8)
+    batch = handmade.batch_of(rng, [15] * 8)
     want = plainly(emulated, made, [batch])[0]
     gc.collect()
-    engine = engine_of(emulated, made, part_tokens=120)
-    one = handmade.batch_of(rng, [60, 60])
+    engine = engine_of(emulated, made, part_tokens=30)
+    one = handmade.batch_of(rng, [15, 15])
     before = in_use(0)
     engine.run(*one, OUTPUTS)
     taken = in_use(0) - before
     emulated.emulator.reset(memory_bytes=in_use(0) + taken // 2)
     assert_same(engine.run(*batch, OUTPUTS), want)
-    assert in_use(0) == before + taken
 
 
 def test_a_part_is_smaller_where_memory_is(emulated, made):
@@ -290,7 +291,7 @@ def test_a_part_is_smaller_where_memory_is(emulated, made):
 def test_a_fault_while_two_parts_are_under_way(emulated, made, handmade, rng):
     """The error comes out, and a new engine works once the device does."""
     engine = engine_of(emulated, made, part_tokens=40)
-    batch = handmade.batch_of(rng, [30, 30, 30])
+    batch = handmade.batch_of(rng, [30, 30])
     want = engine.run(*batch, OUTPUTS)
     with pytest.raises(DeviceError, match="no barrier between|nothing has been written"):
         emulated.probes.run("no_barrier", np.zeros(64, np.float32))
