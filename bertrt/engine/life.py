@@ -27,7 +27,7 @@ from bertrt.errors import (
     InvalidTypeError,
 )
 
-__all__ = ["Call", "Lease", "Life", "Stay", "this_thread"]
+__all__ = ["Call", "Life", "Stay", "this_thread"]
 
 # How often a call that nobody is seen to be inside of is looked for again. A thread's stack may
 # change while it is read.
@@ -41,7 +41,7 @@ class _ThisThread(threading.local):
 this_thread = _ThisThread()
 
 
-class Lease:
+class _Lease:
     """A backend, which is closed when the last reference to this goes."""
 
     closes = True
@@ -64,7 +64,7 @@ class Call:
         self.method = method
         self.thread = threading.get_ident()
         self.since = time.monotonic()
-        self.lease: Lease | None = None
+        self.lease: _Lease | None = None
         self.over = False
         self.among: set[weakref.ref[Call]] = set()
 
@@ -126,7 +126,7 @@ class Life:
         is what errors call it, up to a parenthesis that is open."""
         self._load = load
         self._name = name
-        self._lease: Lease | None = Lease(load())
+        self._lease: _Lease | None = _Lease(load())
         self._begun: set[weakref.ref[Call]] = set()
         self._loading = threading.RLock()
         self.closed = False
@@ -178,11 +178,11 @@ class Life:
         found = [ref() for ref in self._begun.copy()]
         return [call for call in found if call is not None and not call.over]
 
-    def _load_again(self) -> Lease:
+    def _load_again(self) -> _Lease:
         # The parent's backend did not survive the fork.
         with self._loading:
             if self._lease is None and not self.closed:
-                lease = Lease(self._load())
+                lease = _Lease(self._load())
                 self._lease = lease
                 # A signal handler, or another thread, may have closed it meanwhile.
                 if not self.closed:
@@ -253,7 +253,7 @@ class Life:
         if before is not None:
             before.closes = False
             if before.backend.survives_fork:
-                self._lease = Lease(before.backend)
+                self._lease = _Lease(before.backend)
             else:
                 # Never destroyed, even at the child's end: that would wait for threads that do not
                 # exist there.

@@ -15,7 +15,7 @@ from typing import Any
 
 from bertrt.engine.batcher import Batcher, ForkedError
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.life import Call, Lease, Life, this_thread
+from bertrt.engine.life import Call, Life, this_thread
 from bertrt.engine.overlap import predict_overlapping
 from bertrt.engine.predictor import Predictor, Sequenced
 from bertrt.errors import BertrtError, BusyError
@@ -66,12 +66,9 @@ class Routes:
         """The results by the caller's own way, and whether it was one input alone."""
 
         def run(sequences: Sequence[Sequenced]) -> Sequence[Any]:
-            return self._run(sequences, lease)
+            return self._run(sequences, call)
 
-        # Threads beside this one hold it, too: what they run on is open until they have.
-        lease = call.lease
-        assert lease is not None
-        backend = lease.backend
+        backend = call.backend
         if backend.at_once > 1 and isinstance(batch, list) and len(batch) > _FEW:
             items, single, before = self._predictor.inputs(batch, prompt)
             return (
@@ -90,14 +87,20 @@ class Routes:
         # A destructor runs in any thread: one of the scheduler's would wait for itself.
         return self._life.crowd > 1 and not this_thread.serves and self._batcher.start()
 
-    def _run(self, sequences: Sequence[Sequenced], lease: Lease) -> Sequence[Any]:
+    def _run(self, sequences: Sequence[Sequenced], call: Call) -> Sequence[Any]:
         """What is read of each of a batch's sequences."""
         if self._is_busy():
             stay = self._life.stay("predict")
             with suppress(ForkedError):
                 found: Sequence[Any] = _result(self._batcher.run(sequences, stay))
                 return found
-        return self._predictor.run_and_read(lease.backend, sequences)
+        # A thread beside the caller's holds it while it runs, and an error that it leaves does not.
+        lease = call.lease
+        try:
+            assert lease is not None
+            return self._predictor.run_and_read(lease.backend, sequences)
+        finally:
+            del lease
 
     def submit(
         self,
