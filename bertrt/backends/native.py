@@ -278,8 +278,8 @@ class CudaBackend(NativeBackend):
         return self._wanted
 
     def explain(self) -> str:
-        """As on the CPU; times are the GPUs', and stand beside rates, not beside peaks. Before them,
-        how batches were launched."""
+        """How batches were launched; then as on the CPU: times are the GPUs', and stand beside
+        rates, not beside peaks."""
         return f"{UNPROVEN}\n{self._explain_launches()}\n\n{super().explain()}"
 
     def _explain_launches(self) -> str:

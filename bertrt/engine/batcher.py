@@ -1,8 +1,8 @@
 """The scheduler: what callers submit, tokenized and run by two threads in batches from all of them.
 
-Each thread takes what is to be done: the next batch, if none runs (or fewer than the backend runs at
-once); else texts to tokenize, if nobody does. So one tokenizes, or reads what a batch gave, while the
-other runs the next one; and what a lone caller submits stays with the thread that took it.
+Each thread takes what is to be done: the next batch, if none runs, or fewer than the backend runs
+at once; else texts to tokenize, if nobody does. So one tokenizes, or reads what a batch gave, while
+the other runs the next one; and what a lone caller submits stays with the thread that took it.
 
 Callers hold no lock here, as in `bertrt.engine.life`: they append to a deque and wake a thread,
 each a step of the interpreter's own.

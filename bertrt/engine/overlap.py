@@ -1,5 +1,5 @@
-"""A long list of inputs on a device that computes while the CPU does other things: while it runs one
-batch, the next texts are tokenized, and what the batch before gave is read.
+"""A long list of inputs on a device that computes while the CPU does other things: while it runs
+one batch, the next texts are tokenized, and what the batch before gave is read.
 
 Batches run in threads of their own, as many as the backend runs at once; the caller's thread
 tokenizes, and waits where all of them are busy.

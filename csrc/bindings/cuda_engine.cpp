@@ -95,8 +95,9 @@ and the memory that is free on it.)")
 which the engine runs what does fit.)")
       .def_property_readonly("device", &PyEngine::device)
       .def_property_readonly("part_tokens", &PyEngine::part_tokens)
-      .def("launches", &PyEngine::launches,
-           R"(How parts of batches were launched since loading: "parts", in all; "by_graph", of them by a
+      .def(
+          "launches", &PyEngine::launches,
+          R"(How parts of batches were launched since loading: "parts", in all; "by_graph", of them by a
 CUDA graph; "captured", the graphs that were made; "overlap", whether a kernel starts while the one
 before it ends; "no_graphs", why no graphs are made, or no more, or "".)")
       .def("steps", &PyEngine::steps, "As bertrt._native.Engine.steps; the seconds are the GPU's.");

@@ -72,9 +72,9 @@ bool compiled_to_wait(void (*kernel)(Params...)) {
 }
 
 // Waits until the kernels before this one in its stream have ended and what they wrote is there;
-// then the next one may start, and wait. Each thread of each kernel calls it, also one that then has
-// nothing to do: who ends means that all before has ended. Until then it reads nothing but weights
-// and its arguments, and writes to shared memory alone.
+// then the next one may start, and wait. Each thread of each kernel calls it, also one that then
+// has nothing to do: who ends means that all before has ended. Until then it reads nothing but
+// weights and its arguments, and writes to shared memory alone.
 __device__ __forceinline__ void wait_for_kernels_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");

@@ -60,8 +60,8 @@ class Engine::Run {
     const Shape shape(batch);
     const bool by_graph = engine.suits_graph(shape, wanted);
     if (!by_graph) own_ = std::make_unique<Prepared>(*engine.model_, wanted, shape);
-    prepared_ = by_graph ? &workspace_->parts().get(*engine.model_, wanted, shape.rounded())
-                         : own_.get();
+    prepared_ =
+        by_graph ? &workspace_->parts().get(*engine.model_, wanted, shape.rounded()) : own_.get();
     workspace_.reserve(prepared_->part);
     prepared_->part.write(batch, workspace_->memory());
     engine_.launch(*prepared_, *workspace_, by_graph);
@@ -72,7 +72,8 @@ class Engine::Run {
     workspace_->stream().wait();
     for (size_t i = 0; i < destinations_.size(); ++i) {
       const int value = prepared_->wanted[i];
-      const int64_t cells = engine_.model_->rows(value, batch_) * engine_.model_->values[value].cols;
+      const int64_t cells =
+          engine_.model_->rows(value, batch_) * engine_.model_->values[value].cols;
       if (cells == 0) continue;
       std::memcpy(destinations_[i], prepared_->part.output(i, workspace_->memory()),
                   static_cast<size_t>(cells) * sizeof(float));
@@ -145,8 +146,8 @@ bool Engine::suits_graph(const Shape& shape, const std::vector<int>& wanted) con
          });
 }
 
-// The first part of a bucket is launched step by step, so that no kernel is loaded in a capture, and
-// nothing is captured for a shape that is not seen again.
+// The first part of a bucket is launched step by step, so that no kernel is loaded in a capture,
+// and nothing is captured for a shape that is not seen again.
 void Engine::launch(Prepared& prepared, Workspace& workspace, bool by_graph) {
   ++parts_;
   const Stream stream(workspace.stream(), overlaps_);

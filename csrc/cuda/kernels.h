@@ -107,8 +107,8 @@ struct Linear {
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream);
 
-// A batch's sequences, as PackedBatch has them. Those that are launched for and not there are empty,
-// and stand behind the others.
+// A batch's sequences, as PackedBatch has them. Those that are launched for and not there are
+// empty, and stand behind the others.
 struct Sequences {
   const int32_t* cu_seqlens = nullptr;  // seqs + 1 values
   const int32_t* attended = nullptr;    // keys of each sequence, from its first; null: all

@@ -272,8 +272,8 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, Const
 
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream) {
-  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows, out,
-                  stream);
+  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows,
+                  out, stream);
 }
 
 const char* linear_kernel(Element element) {

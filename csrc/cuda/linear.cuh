@@ -87,9 +87,9 @@ class RowCopies {
 
 // Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
 // kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
-// barrier is needed. Returns whether any of the tile's rows is there, or nothing was computed; how many
-// are goes to `rows_there`, in shared memory: a register less in the loop, for which the large tile has
-// none.
+// barrier is needed. Returns whether any of the tile's rows is there, or nothing was computed; how
+// many are goes to `rows_there`, in shared memory: a register less in the loop, for which the large
+// tile has none.
 template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
 __device__ __forceinline__ bool walk_depth(const Product<T>& p, const Corner& corner,
                                            unsigned char* shared, int* rows_there,

@@ -86,8 +86,9 @@ void Part::place(const std::vector<int>& wanted) {
     const Node& node = model_.nodes[i];
     const int64_t count = rows(node.output);
     if (!values_[node.output]) {
-      values_[node.output] = new_rows(count, model_.values[node.output].cols,
-                                      element_of(node.output), i, std::max(i, last_use[node.output]));
+      values_[node.output] =
+          new_rows(count, model_.values[node.output].cols, element_of(node.output), i,
+                   std::max(i, last_use[node.output]));
     }
     for (int which = 0; which < static_cast<int>(node.inputs.size()); ++which) {
       const int value = node.inputs[which];
@@ -130,10 +131,9 @@ void Part::enqueue(const PartMemory& memory, Stream stream, const std::vector<Ev
 }
 
 DeviceRows Part::at(const Place& place) const {
-  void* const data =
-      place.lifetime >= 0
-          ? memory_->device.at(inputs_.bytes() + lifetimes_[place.lifetime].offset)
-          : memory_->results.at(place.returned);
+  void* const data = place.lifetime >= 0
+                         ? memory_->device.at(inputs_.bytes() + lifetimes_[place.lifetime].offset)
+                         : memory_->results.at(place.returned);
   return {data, place.stride, place.element};
 }
 

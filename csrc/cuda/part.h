@@ -56,7 +56,7 @@ class Part {
 
   // Rows on the device.
   struct Place {
-    int lifetime = -1;     // in the arena
+    int lifetime = -1;      // in the arena
     int64_t returned = -1;  // or among what is returned
     int64_t stride = 0;
     Element element = Element::kFp32;

@@ -48,9 +48,9 @@ class PreparedParts {
   }
 
   size_t graphs() const {
-    return static_cast<size_t>(std::count_if(parts_.begin(), parts_.end(), [](const Prepared& part) {
-      return static_cast<bool>(part.graph);
-    }));
+    return static_cast<size_t>(
+        std::count_if(parts_.begin(), parts_.end(),
+                      [](const Prepared& part) { return static_cast<bool>(part.graph); }));
   }
 
  private:

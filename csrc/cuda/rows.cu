@@ -235,8 +235,8 @@ void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, cons
   with_type(out.element, [&](auto type) {
     using T = decltype(type);
     with_held<T>(norm.hidden, [&](auto held) {
-      launch(embed_layer_norm_kernel<held, T>, blocks_of(tokens.most), kThreads, 0, stream, norm, tables,
-             ids, types, positions, tokens, static_cast<T*>(out.data), out.stride);
+      launch(embed_layer_norm_kernel<held, T>, blocks_of(tokens.most), kThreads, 0, stream, norm,
+             tables, ids, types, positions, tokens, static_cast<T*>(out.data), out.stride);
     });
   });
 }

@@ -27,8 +27,8 @@ struct Shape {
   }
 
   // The shape of a bucket, which this one and its like fit into. Tokens in steps of a seventh to
-  // a quarter, so that little is launched or copied for nothing; sequences in powers of two, since an
-  // empty one costs a block or two that end at once; the longest one as attention's blocks of 64
+  // a quarter, so that little is launched or copied for nothing; sequences in powers of two, since
+  // an empty one costs a block or two that end at once; the longest one as attention's blocks of 64
   // queries are counted, in powers of two.
   Shape rounded() const {
     Shape bucket = *this;

@@ -24,7 +24,8 @@ class Workspace {
   void reserve(const Part& part) {
     grow(memory_.device, part.device_bytes());
     if (grow(memory_.results, part.output_bytes())) {
-      // Rows beyond those of a batch are copied to the host with the others. Nobody reads them there.
+      // Rows beyond those of a batch are copied to the host with the others. Nobody reads them
+      // there.
       check(cudaMemsetAsync(memory_.results.data(), 0, memory_.results.bytes(), stream_),
             "the memory of results");
     }

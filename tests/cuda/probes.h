@@ -14,8 +14,8 @@ namespace bertrt::cuda::probes {
 void run(const std::string& name, const float* x, float* out, Stream stream);
 std::vector<std::string> names();
 
-// Likewise, behind a kernel that copies x to `between`, which it overlaps; or, if `between` is null,
-// alone on x.
+// Likewise, behind a kernel that copies x to `between`, which it overlaps; or, if `between` is
+// null, alone on x.
 void run_overlapping(const std::string& name, const float* x, float* between, float* out);
 
 // A kernel that does nothing.

@@ -73,7 +73,9 @@ plan::Plan make_plan(const std::vector<float>& weights) {
 // Runs random batches, in several parts now and then, and counts the wrong answers.
 int work(Engine& engine, unsigned seed) {
   std::mt19937 random(seed);
-  const auto draw = [&](int most) { return 1 + static_cast<int>(random() % static_cast<unsigned>(most)); };
+  const auto draw = [&](int most) {
+    return 1 + static_cast<int>(random() % static_cast<unsigned>(most));
+  };
   int wrong = 0;
   for (int run = 0; run < kRuns; ++run) {
     std::vector<int32_t> ends = {0};

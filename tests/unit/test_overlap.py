@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -86,6 +87,36 @@ def test_a_batch_that_fails(tiny) -> None:
     assert len(engine.predict(texts(200))) == 200
     engine.close(timeout=LONG)
     assert backend.closed == 1
+
+
+def test_an_interrupt_ends_it_and_keeps_nothing_open(tiny) -> None:
+    engine = load(tiny)
+    (*_, backend) = tiny.backends
+    once = iter([signal.SIGINT])
+
+    def interrupt() -> None:
+        for number in once:
+            signal.raise_signal(number)
+
+    backend.before_run = interrupt
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.predict(texts(200))
+    engine.close(timeout=LONG)
+    assert backend.closed == 1 and caught.value.__traceback__ is not None
+
+
+def test_a_kept_error_keeps_nothing_open(tiny) -> None:
+    engine = load(tiny)
+    (*_, backend) = tiny.backends
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    backend.before_run = fail
+    with pytest.raises(ZeroDivisionError) as caught:
+        engine.predict(texts(200))
+    engine.close(timeout=LONG)
+    assert backend.closed == 1 and caught.value.__traceback__ is not None
 
 
 def test_two_batches_run_at_once(tiny) -> None:

@@ -65,15 +65,15 @@ float (*widening())(uint16_t) {
 }  // namespace emulator
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            Stream stream, Args... args) {
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
+            Args... args) {
   const auto call = [=] { kernel(args...); };
   using Call = decltype(call);
-  const cudaError_t error = emulator::enqueue(
-      {std::make_shared<Call>(call), sizeof(Call),
-       [](const void* call) { (*static_cast<const Call*>(call))(); }, grid, threads, shared_bytes,
-       stream.overlaps},
-      stream);
+  const cudaError_t error =
+      emulator::enqueue({std::make_shared<Call>(call), sizeof(Call),
+                         [](const void* call) { (*static_cast<const Call*>(call))(); }, grid,
+                         threads, shared_bytes, stream.overlaps},
+                        stream);
   if (error != cudaSuccess) {
     throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }

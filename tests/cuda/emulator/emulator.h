@@ -20,9 +20,10 @@
 //   - a copy, in a graph that is launched again, of memory that has been freed meanwhile.
 //
 // A capture takes the launches with copies of their arguments, and breaks at a call that CUDA does
-// not allow in one (cudaStreamCaptureModeThreadLocal). What is not found: races in global memory, which show as results that differ between the two
-// orders; what is never written there, which begins as NaN; accesses inside a call of memcpy that
-// the compiler does not expand. Kernels have no atomics: they would not link.
+// not allow in one (cudaStreamCaptureModeThreadLocal). What is not found: races in global memory,
+// which show as results that differ between the two orders; what is never written there, which
+// begins as NaN; accesses inside a call of memcpy that the compiler does not expand. Kernels have
+// no atomics: they would not link.
 #pragma once
 
 #include <cstddef>

@@ -80,7 +80,7 @@ class Machine {
     jmp_buf context;
     bool started = false;
     State state = State::kDone;
-    Site site{};  // of the barrier or collective
+    Site site{};              // of the barrier or collective
     bool has_waited = false;  // for the kernels before
     std::vector<Copy> copies;
     int group = 0;  // that cp.async goes to
