@@ -58,17 +58,14 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
   }
 }
 
-// Whether a kernel, as it runs on the calling thread's device, has what wait_for_kernels_before()
-// is made of: PTX of an older architecture, compiled for a newer one by the driver, has not.
-template <class... Params>
-bool compiled_to_wait(void (*kernel)(Params...)) {
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) {
-    (void)cudaGetLastError();
-    throw DeviceError(std::string("a kernel cannot be loaded: ") + cudaGetErrorString(error));
-  }
-  return attributes.ptxVersion >= 90;
+// Whether this code, as it runs, has what wait_for_kernels_before() is made of: PTX of an older
+// architecture, compiled for a newer one by the driver, has not.
+__device__ __forceinline__ bool compiled_to_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
 }
 
 // Waits until the kernels before this one in its stream have ended and what they wrote is there;

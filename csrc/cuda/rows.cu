@@ -3,6 +3,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
+#include "cuda/runtime.h"
 
 namespace bertrt::cuda {
 namespace {
@@ -183,6 +184,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void compiled_to_wait_kernel(int32_t* answer) {
+  if (threadIdx.x == 0) *answer = compiled_to_wait();
+}
+
 // Calls body with a value of an element's type.
 template <class Body>
 void with_type(Element element, const Body& body) {
@@ -212,8 +217,17 @@ dim3 blocks_of(int64_t rows) {
 
 }  // namespace
 
-// All kernels are compiled for the same architectures: one tells of all.
-bool kernels_wait() { return compiled_to_wait(gather_rows_kernel<float, float>); }
+// All kernels are compiled for the same architectures: one tells of all, by running.
+bool kernels_wait() {
+  const DeviceMemory answer(sizeof(int32_t));
+  const OwnedStream stream;
+  launch(compiled_to_wait_kernel, dim3(1), kWarp, 0, stream, static_cast<int32_t*>(answer.data()));
+  int32_t found = 0;
+  check(cudaMemcpyAsync(&found, answer.data(), sizeof(found), cudaMemcpyDeviceToHost, stream),
+        "a kernel's answer");
+  stream.wait();
+  return found != 0;
+}
 
 void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
                 DeviceRows out, Stream stream) {

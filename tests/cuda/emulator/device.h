@@ -79,11 +79,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
   }
 }
 
-// All are, for any device.
-template <class... Params>
-bool compiled_to_wait(void (*)(Params...)) {
-  return true;
-}
+inline bool compiled_to_wait() { return true; }
 inline void wait_for_kernels_before() { emulator::wait_for_kernels_before(); }
 
 template <class T>
