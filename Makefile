@@ -11,7 +11,7 @@
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
 #              FUZZ_SECONDS. FUZZ_RUNS=10000000 FUZZ_OUT=build/fuzz: so many inputs, going on where it
 #              was ended. docs/security.md has what came of it.
-# make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
+# make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu/check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
 # The first three set up what they need first and are quick when run again. PYTHON names the interpreter
 # of .venv: the demo and the tests run MXNet 1.9.1, whose last Python is 3.11. NEWEST names that of
@@ -85,7 +85,7 @@ newest-python:
 	@echo $(NEWEST)
 
 gpu-check:
-	$(GPU_PYTHON) benchmarks/gpu_check.py $(BUNDLES)
+	$(GPU_PYTHON) benchmarks/gpu/check.py $(BUNDLES)
 
 # The sanitizers' libraries come before Python's own. Memory of Python's and of other libraries that is
 # never given back is no fault of bertrt's, so that leaks are not looked for here: the fuzzer's bound on
