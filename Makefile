@@ -5,7 +5,8 @@
 #              each one's output comes whole. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
 # make test-adapters  the tests of bertrt.adapters beside the libraries that they are for, PyTorch among
-#              them: in an environment of its own, .venv-adapters, which takes some GB.
+#              them, and of PyTorch as gpu-check times it: in an environment of its own, .venv-adapters,
+#              which takes some GB.
 # make sanitize  the tests of kernels and engine on an extension built with the address and the undefined
 #              behaviour sanitizer, then those with several threads on one with the thread sanitizer.
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
@@ -79,7 +80,7 @@ test-newest: ready-newest
 	$(PY_NEWEST) -m pytest
 
 test-adapters: $(VENV_ADAPTERS)/tools
-	$(PY_ADAPTERS) -m pytest tests/adapters
+	$(PY_ADAPTERS) -m pytest tests/adapters tests/unit/test_gpu_peers.py
 
 newest-python:
 	@echo $(NEWEST)

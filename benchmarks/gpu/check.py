@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import datetime
 import glob
+import importlib.util
 import json
 import os
 import platform
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu"
 RESULTS = ROOT / "benchmarks" / "results"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 # Seconds for each part that runs beside others; and how much slower the machine of a trial is.
 TOGETHER = 220
 SLOWER = 10
@@ -81,7 +83,9 @@ class Report:
             "host": platform.node(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
-            "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": first_line(
+                "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+            ),
             "parts": self.parts,
         }
 
@@ -132,6 +136,11 @@ def first_line(*words: object) -> str:
 running: set[subprocess.Popen[Any]] = set()
 
 
+def ended(*_: object) -> None:
+    """SIGTERM is an exception, as SIGINT is: what runs is ended with this process."""
+    sys.exit("bertrt: ended by SIGTERM")
+
+
 def kill(process: subprocess.Popen[Any]) -> None:
     """End a process and all that it has started."""
     with contextlib.suppress(ProcessLookupError):
@@ -172,6 +181,20 @@ def run(part: Part, scratch: Path) -> tuple[dict[str, Any], str]:
         found = {"status": "failed", "reason": str(error)}
     found["seconds"] = round(time.perf_counter() - start, 1)
     return found, out.read_text(errors="replace") if out.exists() else ""
+
+
+def together(parts: list[Part], report: Report, scratch: Path, at_once: int) -> None:
+    """Several parts side by side, each written down as it ends; with this process they end."""
+    with ThreadPoolExecutor(at_once) as pool:
+        names = {pool.submit(run, part, scratch): part.name for part in parts}
+        try:
+            for future in as_completed(names):
+                report.add(names[future], *future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                kill(process)
+            raise
 
 
 # --- the parts -----------------------------------------------------------------------------------
@@ -232,20 +255,18 @@ def clean(output: str) -> dict[str, Any]:
 
 def sanitizer() -> str | None:
     """Where compute-sanitizer is."""
-    import importlib.util
-
     spec = importlib.util.find_spec("nvidia")
     wheels = list(spec.submodule_search_locations or []) if spec else []
-    places = [f"{os.environ['CUDA_HOME']}/bin"] if "CUDA_HOME" in os.environ else []
-    places += [*os.environ.get("PATH", "").split(os.pathsep), "/usr/local/cuda/bin"]
-    places += ["/usr/local/cuda/compute-sanitizer"]
-    places += [found for w in wheels for found in glob.glob(f"{w}/**/compute-sanitizer", recursive=True)]
+    toolkits = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else []
+    places = [f"{toolkit}/bin" for toolkit in toolkits]
+    places += [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    places += [found for wheel in wheels for found in glob.glob(f"{wheel}/cu*/bin")]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(places))
 
 
 def side_by_side(bundles: list[Path], trial: bool) -> list[Part]:
     """What does not mind others on the GPU."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     # A trial has no GPU: a few tests on the emulator stand for those on it.
     gpu = ["-m", "not gpu", "-k", "gelu_is or conversions"] if trial else ["-m", "gpu"]
     quick = gpu if trial else ["-m", "gpu", "-k", "not sizes_of_models"]
@@ -279,7 +300,7 @@ def alone(bundles: list[Path], trial: bool, soak: float) -> list[Part]:
         part_of("latency large", 40, trial),
         part_of("threads", 20, trial),
         part_of("steps", 20, trial),
-        part_of("offline", 50, trial),
+        part_of("offline", 60, trial),
     ]
     for bundle in bundles:
         found += [part_of("texts", 60, trial, bundle), part_of("onnxruntime", 60, trial, bundle)]
@@ -301,7 +322,7 @@ def part_of(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundles", nargs="*", type=Path, help="bundles to verify and to time")
-    parser.add_argument("--soak", type=float, default=40, help="seconds of mixed shapes")
+    parser.add_argument("--soak", type=float, default=30, help="seconds of mixed shapes")
     parser.add_argument(
         "--trial",
         type=Path,
@@ -311,7 +332,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     trial = arguments.trial is not None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bertrt: ended by SIGTERM"))
+    signal.signal(signal.SIGTERM, ended)
     if not trial:
         try:
             ctypes.CDLL("libcuda.so.1")
@@ -346,16 +367,7 @@ def main() -> int:
     if result["status"] != "passed":
         return report.end(time.perf_counter() - start)
     parts = side_by_side(bundles, trial)
-    with ThreadPoolExecutor(2 if trial else len(parts)) as pool:
-        names = {pool.submit(run, part, scratch): part.name for part in parts}
-        try:
-            for future in as_completed(names):
-                report.add(names[future], *future.result())
-        except BaseException:  # ended from outside
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running):
-                kill(process)
-            raise
+    together(parts, report, scratch, at_once=2 if trial else len(parts))
     for part in alone(bundles, trial, arguments.soak):
         done(part)
     return report.end(time.perf_counter() - start)

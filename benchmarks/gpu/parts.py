@@ -84,18 +84,26 @@ class Place:
         """So many tokens of a text; in a trial as many as the models take."""
         return min(tokens, Sizes.length)
 
+    def median_ms(self, run: Callable[[], Any], seconds: float = 0.5) -> float:
+        """Of runs from host to host, for so long, and at least five; in a trial of one."""
+        least, most = (1, 1) if self.trial else (5, 500)
+        for _ in range(least // 2):
+            run()
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < least or (time.perf_counter() < end and len(times) < most):
+            start = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - start) * 1e3)
+        return float(np.median(times))
 
-def median_ms(run: Callable[[], Any], seconds: float = 0.5) -> float:
-    """Of runs from host to host, for so long, and at least five."""
-    for _ in range(2):
-        run()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 5 or (time.perf_counter() < end and len(times) < 500):
-        start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times))
+    def timed(self, peer: Callable[[], np.ndarray], exact: np.ndarray, limit: float) -> float | str:
+        """A peer's median in milliseconds, or why there is none: its fault is not ours."""
+        try:
+            differing(peer(), exact, limit)
+            return self.median_ms(peer)
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def answer(engine: Any, ids: Any, types: Any, ends: Any, output: str) -> np.ndarray:
@@ -150,22 +158,26 @@ def parity(place: Place, name: str) -> dict[str, Any]:
                         f"{precision} {key}: a text of {lengths[i]} has other bits alone"
                     )
         print(f"   {precision}  {found[precision]}", flush=True)
-    for precision in PRECISIONS:
-        for key in outputs:
-            differing(got_of(found, precision, key), np.zeros(1), bound(name, precision, key))
+    for precision, differences in found.items():
+        for key, difference in differences.items():
+            limit = bound(name, precision, key)
+            if not difference <= limit:
+                raise AssertionError(
+                    f"{precision} {key} differs by {difference}, at most {limit} is right"
+                )
     return {"differences": found}
-
-
-def got_of(found: dict[str, Any], precision: str, key: str) -> np.ndarray:
-    return np.array([found[precision][key]])
 
 
 def verify(place: Place) -> dict[str, Any]:
     """A bundle against its golden outputs."""
+    from bertrt import InvalidInputError
     from bertrt.evaluation.verify import verify
 
     assert place.bundle is not None
-    report = verify(place.bundle, device="cuda")
+    try:
+        report = verify(place.bundle, device="cuda")
+    except InvalidInputError as error:  # it has none
+        raise Skipped(str(error)) from error
     print(report, flush=True)
     if not report.ok:
         raise AssertionError("its answers are not those that were recorded")
@@ -213,6 +225,8 @@ def cases(place: Place, name: str) -> dict[str, list[int]]:
         longest = place.length(128)
         lengths = random.integers(longest // 16, longest + 1, place.most(texts)).tolist()
         found[f"{texts} ragged to 128"] = [*lengths[:-1], longest]
+    if place.trial:  # of which most are the same
+        return {name: found[name] for name in list(found)[-1:]}
     return found
 
 
@@ -233,23 +247,14 @@ def latency(place: Place, name: str) -> dict[str, Any]:
         for key, (engine, precision) in engines.items():
             run = partial(answer, engine, *batch, output)
             differing(run(), exact, bound(name, precision, output))
-            row[key] = median_ms(run, 0.2 if precision == "fp32" else 0.5)
+            row[key] = place.median_ms(run, 0.2 if precision == "fp32" else 0.5)
         for key, (peer, precision) in others.items():
-            row[key] = timed_peer(
+            row[key] = place.timed(
                 partial(peer, *batch, output), exact, 2 * bound(name, precision, output)
             )
         table[case] = row
         print(f"   {name} {case:18}", shown(row), flush=True)
     return {"milliseconds": table}
-
-
-def timed_peer(run: Callable[[], np.ndarray], exact: np.ndarray, limit: float) -> float | str:
-    """Its median in milliseconds, or why there is none: a peer's fault is not ours."""
-    try:
-        differing(run(), exact, limit)
-        return median_ms(run)
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -363,19 +368,25 @@ def in_parts(ids: Any, types: Any, ends: Any, most: int) -> list[tuple[Any, Any,
 def texts(place: Place) -> dict[str, Any]:
     """A bundle's texts a second by predict(), beside its encoder alone on their tokens."""
     from bertrt import Engine
+    from bertrt.batch import PackedBatch
 
     assert place.bundle is not None
     random = np.random.default_rng(4)
-    words = np.array("a boat on the sea was seen by all who came to the shore that day".split())
+    words = np.array(["a", "boat", "on", "the", "sea", "was", "seen", "by", "all", "that", "day"])
     given = [" ".join(random.choice(words, n)) for n in random.integers(4, 100, place.most(8192))]
     found = {}
     with Engine.load(place.bundle, device="cuda", precision="fp16") as engine:
         if engine.tokenizer is None:
             raise Skipped("the bundle has no tokenizer")
-        tokens = engine.tokenizer.encode_batch(given)
+        encoded = engine.tokenizer.encode(given)
+        ids, types = (np.concatenate([getattr(e, k) for e in encoded]) for k in ("ids", "types"))
+        ends = np.concatenate([[0], np.cumsum([len(e.ids) for e in encoded])]).astype(np.int32)
+        parts = [PackedBatch(*part) for part in in_parts(ids, types, ends, 16384)]
+        with engine._life.use("texts") as call:
+            backend = call.backend
         for key, run in {
             "predict": lambda: engine.predict(given),
-            "encoder alone": lambda: engine.run(tokens),
+            "encoder alone": lambda: [backend.run(part, ["sequence_output"]) for part in parts],
         }.items():
             run()
             start = time.perf_counter()
@@ -399,7 +410,7 @@ def onnxruntime(place: Place) -> dict[str, Any]:
             raise Skipped(str(error)) from error
         with engine:
             results[backend] = engine.run(ids)
-            found[backend] = median_ms(lambda e=engine: e.run(ids))
+            found[backend] = place.median_ms(lambda e=engine: e.run(ids))
     for name, value in results["native"].items():
         np.testing.assert_allclose(value, results["onnxruntime"][name], atol=1e-3)
     return {"milliseconds of 8 x 128": found}
@@ -424,7 +435,7 @@ def main() -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("result", type=Path)
     parser.add_argument("--trial", action="store_true")
-    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--bundle", type=Path)
     arguments = parser.parse_args()
     place = Place(arguments.trial, arguments.seconds, arguments.bundle)
