@@ -23,7 +23,7 @@ def test_many_threads_on_one_engine_race_nowhere(tmp_path) -> None:
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     program = tmp_path / "threads"
-    options = "-std=c++17 -O1 -g1 -pthread -fsanitize=thread -DBERTRT_CUDA_EMULATOR".split()
+    options = ["-std=c++17", "-O1", "-g1", "-pthread", "-fsanitize=thread"]
     folders = [f"-I{ROOT / name}" for name in ("tests/cuda/emulator", "csrc", "tests/cuda")]
     sources = [ROOT / name for name in SOURCES]
     trial = subprocess.run(
@@ -34,6 +34,9 @@ def test_many_threads_on_one_engine_race_nowhere(tmp_path) -> None:
     )
     if trial.returncode or subprocess.run([program], capture_output=True).returncode:
         pytest.skip("no program of the thread sanitizer can be made, or run, here")
-    subprocess.run([compiler, *options, *folders, *sources, "-o", program], check=True)
+    subprocess.run(
+        [compiler, *options, "-DBERTRT_CUDA_EMULATOR", *folders, *sources, "-o", program],
+        check=True,
+    )
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,7 @@
 // Many threads on one engine, under the thread sanitizer: the executor itself on the emulator's
 // runtime, with a kernel that is a copy. (The emulator's kernels are compiled with the sanitizer's
 // calls for its own use.) Exits with 0 if every thread had the answers to its own batches.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -70,30 +71,49 @@ plan::Plan make_plan(const std::vector<float>& weights) {
   return plan;
 }
 
-// Runs random batches, in several parts now and then, and counts the wrong answers.
-int work(Engine& engine, unsigned seed) {
-  std::mt19937 random(seed);
-  const auto draw = [&](int most) {
-    return 1 + static_cast<int>(random() % static_cast<unsigned>(most));
-  };
+// Runs a batch of sequences that end at `ends`, of random ids, and counts the wrong answers.
+int run(Engine& engine, const std::vector<int32_t>& ends, std::mt19937& random) {
+  std::vector<int32_t> ids, types(static_cast<size_t>(ends.back()));
+  while (ids.size() < types.size()) ids.push_back(static_cast<int32_t>(random() % kVocabulary));
+  std::vector<float> out(ids.size() * kHidden);
+  PackedBatch batch;
+  batch.token_ids = ids.data();
+  batch.token_types = types.data();
+  batch.cu_seqlens = ends.data();
+  batch.seqs = static_cast<int64_t>(ends.size()) - 1;
+  engine.run(batch, {{"sequence_output", out.data()}});
   int wrong = 0;
-  for (int run = 0; run < kRuns; ++run) {
-    std::vector<int32_t> ends = {0};
-    for (int s = draw(run % 10 ? 4 : 12); s > 0; --s) ends.push_back(ends.back() + draw(kLongest));
-    std::vector<int32_t> ids, types(static_cast<size_t>(ends.back()));
-    while (ids.size() < types.size()) ids.push_back(static_cast<int32_t>(random() % kVocabulary));
-    std::vector<float> out(ids.size() * kHidden);
-    PackedBatch batch;
-    batch.token_ids = ids.data();
-    batch.token_types = types.data();
-    batch.cu_seqlens = ends.data();
-    batch.seqs = static_cast<int64_t>(ends.size()) - 1;
-    engine.run(batch, {{"sequence_output", out.data()}});
-    for (size_t t = 0; t < ids.size(); ++t) {
-      wrong += std::memcmp(&out[t * kHidden], &ids[t], sizeof(int32_t)) != 0;
-    }
+  for (size_t t = 0; t < ids.size(); ++t) {
+    wrong += std::memcmp(&out[t * kHidden], &ids[t], sizeof(int32_t)) != 0;
   }
   return wrong;
+}
+
+// Random batches, in several parts now and then.
+int work(Engine& engine, unsigned seed) {
+  std::mt19937 random(seed);
+  const auto draw = [&](unsigned most) { return 1 + static_cast<int32_t>(random() % most); };
+  int wrong = 0;
+  for (int i = 0; i < kRuns; ++i) {
+    std::vector<int32_t> ends = {0};
+    for (int s = draw(i % 10 ? 4 : 12); s > 0; --s) ends.push_back(ends.back() + draw(kLongest));
+    wrong += run(engine, ends, random);
+  }
+  return wrong;
+}
+
+// How many of three batches of so many tokens run by a graph.
+int64_t graphs_of(const std::shared_ptr<const Model>& model, int64_t tokens) {
+  Engine engine(model);
+  std::mt19937 random(1);
+  std::vector<int32_t> ends = {0};
+  while (ends.back() < tokens) {
+    ends.push_back(std::min<int32_t>(ends.back() + kLongest, static_cast<int32_t>(tokens)));
+  }
+  for (int i = 0; i < 3; ++i) {
+    if (run(engine, ends, random) != 0) return -1;
+  }
+  return engine.launches().by_graph;
 }
 
 }  // namespace
@@ -116,5 +136,10 @@ int main() {
   std::printf("%d wrong; %ld parts, %ld by graphs, of %ld\n", wrong.load(),
               static_cast<long>(launches.parts), static_cast<long>(launches.by_graph),
               static_cast<long>(launches.captured));
-  return wrong != 0 || launches.by_graph == 0 || !launches.no_graphs.empty();
+  if (wrong != 0 || launches.by_graph == 0 || !launches.no_graphs.empty()) return 1;
+  const int64_t small = graphs_of(model, Engine::kGraphTokens);
+  const int64_t large = graphs_of(model, Engine::kGraphTokens + 1);
+  std::printf("%ld and %ld of three by graphs, below and above the limit\n",
+              static_cast<long>(small), static_cast<long>(large));
+  return small != 2 || large != 0;
 }
