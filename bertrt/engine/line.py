@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import InvalidStateError
 from typing import Any
 
 from bertrt.engine.batching import Report, Submission
 from bertrt.engine.life import Stay
+from bertrt.engine.memory import named
 from bertrt.engine.predictor import Sequenced, masks_of
 
 __all__ = ["PRIORITIES", "Job", "Line", "Room"]
@@ -108,6 +111,24 @@ class Job:
         began = done if self.began is None else self.began
         queue = max(0.0, began - self.came - self.tokenize)
         return Report(tuple(tokens), self.tokenize, queue, self.execute)
+
+    def tell(self, result: Any, error: BaseException | None) -> None:
+        """Tell its submission how it ended: by its result or its error, or, where it was cancelled,
+        by neither."""
+        submission = self.submission
+        submission.cancels(None)
+        # It may be cancelled up to the last moment.
+        try:
+            if error is not None:
+                submission.set_exception(named(error, self.stay.method))
+                return
+            submission.report = self.report(time.monotonic())
+            submission.set_result(result)
+        except InvalidStateError:
+            if submission.cancelled() and not submission.told:
+                # Who waits for one of several futures learns of it here.
+                submission.told = True
+                submission.set_running_or_notify_cancel()
 
 
 class Room:
