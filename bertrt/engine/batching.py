@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -84,28 +84,8 @@ class _Condition(threading.Condition):
     no exception comes between that and the block. Threading's own methods are Python's."""
 
     _lock: Any
-    _waiters: Any
     __enter__ = property(lambda self: self._lock.__enter__)
     __exit__ = property(lambda self: self._lock.__exit__)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """See `threading.Condition.wait`: who leaves it has the lock, even by an interrupt."""
-        waiter = threading.Lock()
-        waiter.acquire()
-        saved: Any = None
-        self._waiters.append(waiter)
-        try:
-            saved = self._lock._release_save()
-            if timeout is None:
-                return waiter.acquire()
-            return waiter.acquire(timeout > 0, timeout if timeout > 0 else -1)
-        finally:
-            if saved is not None:
-                self._lock._acquire_restore(saved)
-            elif not self._lock._is_owned():
-                self._lock.acquire()
-            with suppress(ValueError):
-                self._waiters.remove(waiter)
 
 
 class Submission(Future[Any]):
@@ -139,6 +119,27 @@ class Submission(Future[Any]):
         if cancelled and call is not None:
             call()
         return cancelled
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `concurrent.futures.Future.result`."""
+        self._wait(timeout)
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See `concurrent.futures.Future.exception`."""
+        self._wait(timeout)
+        return super().exception()
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until it is done: by a lock of one's own, which is let go of last of all. Who waits
+        for the condition is woken while the other thread still has much to do."""
+        if self.done():
+            return
+        ends = threading.Lock()
+        ends.acquire()
+        super().add_done_callback(lambda _: ends.release())
+        if not (ends.acquire() if timeout is None else ends.acquire(timeout=max(0.0, timeout))):
+            raise TimeoutError()
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """See `concurrent.futures.Future.add_done_callback`."""
