@@ -405,9 +405,9 @@ class Engine:
         Args:
             token_ids: integers, shape (batch, sequence); or a list of 1-D arrays.
             token_types: integers of the same shape, or a list likewise; None: all 0.
-            valid_length: integers, shape (batch,), each from 0 to sequence; or a mask of ones and
-                zeros, shape (batch, sequence), with the zeros on the right; None: no padding.
-                What lies beyond a sequence's length is ignored. Not for lists.
+            valid_length: integers, shape (batch,), each from 0 to sequence; or a mask, shape
+                (batch, sequence), of ones, at least one a row, and zeros behind them; None: no
+                padding. What lies beyond a sequence's length is ignored. Not for lists.
             masked_positions: integers, shape (batch, num_masked), for a model with a masked
                 language model decoder; None leaves `masked_lm_outputs` out.
 
