@@ -16,7 +16,6 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -27,7 +26,7 @@ from bertrt.engine.life import Stay, this_thread
 from bertrt.engine.line import Job, Line, Room
 from bertrt.engine.memory import named
 from bertrt.engine.predictor import Predictor, Sequenced, sequences_of
-from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
+from bertrt.errors import BertrtError, DeadlineExceeded
 from bertrt.host.floats import usual_errors
 from bertrt.text.encoding import Encoding
 from bertrt.text.inputs import raise_errors
@@ -62,6 +61,9 @@ class Batcher:
         self._jobs: set[Job] = set()
         self._wake: SimpleQueue[Batcher | None] = SimpleQueue()
         self._refusal: Callable[[], BertrtError] | None = None
+        # For steps that have to be one. A ``with`` block of it is left unlocked by an interrupt,
+        # as in `bertrt.engine.batching`, and a destructor within it may begin another one.
+        self._entrance = threading.RLock()
         # What follows belongs to the threads, which hold the lock.
         self._lock = threading.Lock()
         self._workers = 0
@@ -96,21 +98,6 @@ class Batcher:
             self._workers += 1
             return True
 
-    def check_room(self, inputs: int) -> None:
-        """Raise QueueFull where so many inputs may not wait."""
-        waiting, most = self.waiting, self._batching.queue
-        if inputs > most:
-            raise QueueFull(
-                f"{inputs} inputs are above the limit of {most} that may wait: submit them in "
-                "parts of so many at most, or load the engine with a larger Batching(queue=...)"
-            )
-        if waiting + inputs > most:
-            raise QueueFull(
-                f"{waiting} inputs wait, and {inputs} more would be above the limit of {most}: "
-                "submit them later, or in smaller parts, or load the engine with a larger "
-                "Batching(queue=...)"
-            )
-
     @property
     def waiting(self) -> int:
         """The inputs that wait."""
@@ -137,8 +124,12 @@ class Batcher:
         *,
         priority: int = 0,
         deadline: float | None = None,
+        bounded: bool = False,
     ) -> Submission:
-        """Have inputs answered, of which each is one that `Predictor.inputs` gives."""
+        """Have inputs answered, of which each is one that `Predictor.inputs` gives.
+
+        Raises QueueFull where they may not wait, if they are `bounded`.
+        """
 
         def finish(job: Job) -> Any:
             requests = [job.requests[i] for i in range(job.size)]
@@ -153,7 +144,7 @@ class Batcher:
         job.all_or_none = on_error == "raise"
         for i, item in enumerate(items):
             (job.requests if isinstance(item, BertrtError) else job.items)[i] = item
-        return self._put(job)
+        return self._put(job, bounded=bounded)
 
     def run(self, sequences: Sequence[Sequenced], stay: Stay) -> Submission:
         """Have sequences run: what is read of each."""
@@ -162,10 +153,13 @@ class Batcher:
         job.run(list(sequences), pads=stay.backend.pads)
         return self._put(job)
 
-    def _put(self, job: Job) -> Submission:
+    def _put(self, job: Job, *, bounded: bool = False) -> Submission:
         job.submission.cancels(lambda: self._drop(job))
         # In this order: what an interrupt leaves behind here will end.
-        self._inbox.append(job)
+        with self._entrance:
+            if bounded:
+                self._batching.check_room(self.waiting, job.size)
+            self._inbox.append(job)
         job.stay.left = True
         self._jobs.add(job)
         if job.over:
@@ -236,10 +230,11 @@ class Batcher:
                 while True:
                     self._wake.get_nowait()
         gone: list[tuple[Job, BaseException | None]] = []
-        while self._inbox:
-            job = self._inbox.popleft()
-            (self._texts if job.items or not job.sequences else self._ready).add(job)
-            self._waiting += job.size
+        with self._entrance:
+            while self._inbox:
+                job = self._inbox.popleft()
+                (self._texts if job.items or not job.sequences else self._ready).add(job)
+                self._waiting += job.size
         while self._cancelled:
             job = self._cancelled.popleft()
             if self._texts.remove(job) or self._ready.remove(job):
@@ -273,7 +268,7 @@ class Batcher:
             return True
         self._leave(job)
         # The last part: from here on it cannot be cancelled.
-        return job.submission.set_running_or_notify_cancel()
+        return job.submission.begin()
 
     def _leave(self, job: Job) -> None:
         if job.waits:
@@ -289,20 +284,13 @@ class Batcher:
             self._leave(job)
             self._ready.remove(job)
         self._jobs.discard(job)
-        submission = job.submission
-        submission.cancels(None)
+        job.submission.cancels(None)
         job.stay.__exit__(None, None, None)
-        # It may be cancelled up to the last moment.
-        with suppress(InvalidStateError):
-            if error is not None:
-                submission.set_exception(named(error, job.stay.method))
-            elif not submission.cancelled():
-                submission.report = job.report(time.monotonic())
-                submission.set_result(result)
-        if submission.cancelled() and not submission.told:
-            # Who waits for one of several futures learns of it here.
-            submission.told = True
-            submission.set_running_or_notify_cancel()
+        if error is not None:
+            error = named(error, job.stay.method)
+        told = error is None and not job.submission.unwanted
+        report = job.report(time.monotonic()) if told else None
+        job.submission.end(result, error, report)
 
     def _tokenize(self, texts: list[tuple[Job, dict[int, Any]]]) -> None:
         groups: dict[Any, dict[int, tuple[Job, Any]]] = {}

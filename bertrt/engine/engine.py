@@ -277,7 +277,7 @@ class Engine:
             priority: -10 to 10; the higher goes first. Each step counts as one second of waiting,
                 so that nobody waits for ever.
             deadline: the seconds from now by which it has to begin to run; else it is dropped.
-                None: none.
+                0 is over when it comes: it is dropped always. None: none.
 
         Returns:
             A `concurrent.futures.Future` of what `predict` returns or raises, which can be
@@ -291,7 +291,7 @@ class Engine:
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
         check_on_error(on_error)
-        check_turn(priority, deadline)
+        priority = check_turn(priority, deadline)
         return self._routes.submit(batch, prompt, on_error, priority, deadline)
 
     async def apredict(
