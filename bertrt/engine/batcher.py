@@ -24,7 +24,7 @@ from bertrt.engine.life import Stay
 from bertrt.engine.line import Job, Line, Room
 from bertrt.engine.predictor import Predictor, Sequenced, sequences_of
 from bertrt.engine.workers import Workers
-from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
+from bertrt.errors import BertrtError, DeadlineExceeded
 from bertrt.text.encoding import Encoding
 from bertrt.text.inputs import raise_errors
 
@@ -59,6 +59,9 @@ class Batcher:
         self._jobs: set[Job] = set()
         self._workers = Workers(self)
         self._refusal: Callable[[], BertrtError] | None = None
+        # For steps that have to be one. A ``with`` block of it is left unlocked by an interrupt,
+        # as in `bertrt.engine.batching`, and a destructor within it may begin another one.
+        self._entrance = threading.RLock()
         # What follows belongs to the threads, which hold the lock.
         self._lock = threading.Lock()
         self._texts, self._ready = Line(), Line()
@@ -76,21 +79,6 @@ class Batcher:
     def start(self) -> bool:
         """Have threads; whether there is any."""
         return self._workers.start()
-
-    def check_room(self, inputs: int) -> None:
-        """Raise QueueFull where so many inputs may not wait."""
-        waiting, most = self.waiting, self._batching.queue
-        if inputs > most:
-            raise QueueFull(
-                f"{inputs} inputs are above the limit of {most} that may wait: submit them in "
-                "parts of so many at most, or load the engine with a larger Batching(queue=...)"
-            )
-        if waiting + inputs > most:
-            raise QueueFull(
-                f"{waiting} inputs wait, and {inputs} more would be above the limit of {most}: "
-                "submit them later, or in smaller parts, or load the engine with a larger "
-                "Batching(queue=...)"
-            )
 
     @property
     def waiting(self) -> int:
@@ -118,8 +106,12 @@ class Batcher:
         *,
         priority: int = 0,
         deadline: float | None = None,
+        bounded: bool = False,
     ) -> Submission:
-        """Have inputs answered, of which each is one that `Predictor.inputs` gives."""
+        """Have inputs answered, of which each is one that `Predictor.inputs` gives.
+
+        Raises QueueFull where they may not wait, if they are `bounded`.
+        """
 
         def finish(job: Job) -> Any:
             requests = [job.requests[i] for i in range(job.size)]
@@ -134,7 +126,7 @@ class Batcher:
         job.all_or_none = on_error == "raise"
         for i, item in enumerate(items):
             (job.requests if isinstance(item, BertrtError) else job.items)[i] = item
-        return self._put(job)
+        return self._put(job, bounded=bounded)
 
     def run(self, sequences: Sequence[Sequenced], stay: Stay) -> Submission:
         """Have sequences run: what is read of each."""
@@ -143,10 +135,13 @@ class Batcher:
         job.run(list(sequences), pads=stay.backend.pads)
         return self._put(job)
 
-    def _put(self, job: Job) -> Submission:
+    def _put(self, job: Job, *, bounded: bool = False) -> Submission:
         job.submission.cancels(lambda: self._drop(job))
         # In this order: what an interrupt leaves behind here will end.
-        self._inbox.append(job)
+        with self._entrance:
+            if bounded:
+                self._batching.check_room(self.waiting, job.size)
+            self._inbox.append(job)
         job.stay.left = True
         self._jobs.add(job)
         if job.over:
@@ -219,10 +214,11 @@ class Batcher:
         """Put what has come in line, and take out what nobody waits for, with what becomes of
         it."""
         gone: list[tuple[Job, BaseException | None]] = []
-        while self._inbox:
-            job = self._inbox.popleft()
-            (self._texts if job.items or not job.sequences else self._ready).add(job)
-            self._waiting += job.size
+        with self._entrance:
+            while self._inbox:
+                job = self._inbox.popleft()
+                (self._texts if job.items or not job.sequences else self._ready).add(job)
+                self._waiting += job.size
         while self._cancelled:
             job = self._cancelled.popleft()
             if self._texts.remove(job) or self._ready.remove(job):
@@ -256,7 +252,7 @@ class Batcher:
             return True
         self._leave(job)
         # The last part: from here on it cannot be cancelled.
-        return job.submission.set_running_or_notify_cancel()
+        return job.submission.begin()
 
     def _leave(self, job: Job) -> None:
         if job.waits:

@@ -13,7 +13,6 @@ import bisect
 import heapq
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import InvalidStateError
 from typing import Any
 
 from bertrt.engine.batching import Report, Submission
@@ -117,18 +116,10 @@ class Job:
         by neither."""
         submission = self.submission
         submission.cancels(None)
-        # It may be cancelled up to the last moment.
-        try:
-            if error is not None:
-                submission.set_exception(named(error, self.stay.method))
-                return
-            submission.report = self.report(time.monotonic())
-            submission.set_result(result)
-        except InvalidStateError:
-            if submission.cancelled() and not submission.told:
-                # Who waits for one of several futures learns of it here.
-                submission.told = True
-                submission.set_running_or_notify_cancel()
+        if error is not None:
+            error = named(error, self.stay.method)
+        told = error is None and not submission.unwanted
+        submission.end(result, error, self.report(time.monotonic()) if told else None)
 
 
 class Room:

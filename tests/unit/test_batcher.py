@@ -137,6 +137,9 @@ def test_errors_are_those_of_predict(tiny) -> None:
         ({"priority": 11}, InvalidInputError, "priority is 11; expected -10 to 10"),
         ({"priority": 1.0}, InvalidTypeError, "priority is a float"),
         ({"priority": True}, InvalidTypeError, "priority is a bool"),
+        ({"priority": np.int64(-11)}, InvalidInputError, "priority is -11"),
+        ({"priority": np.bool_(True)}, InvalidTypeError, "priority is a bool"),
+        ({"priority": np.float32(1)}, InvalidTypeError, "priority is a float32"),
         ({"deadline": -1}, InvalidInputError, "deadline is -1"),
         ({"deadline": float("nan")}, InvalidInputError, "deadline is nan"),
         ({"deadline": "1"}, InvalidTypeError, "deadline is a str"),
@@ -149,6 +152,7 @@ def test_arguments_that_mean_nothing(tiny, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         asyncio.run(engine.apredict(**{"batch": "a", **arguments}))
     assert engine.submit("a", deadline=10**400).result(LONG).vector[1] == 3
+    assert engine.submit("a", priority=np.int8(-10)).result(LONG).vector[1] == 3
 
 
 @pytest.mark.parametrize(

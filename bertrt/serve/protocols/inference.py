@@ -183,6 +183,12 @@ def _ids(inputs: Mapping[str, Tensor]) -> _Ids:
                 f"attention_mask[{row}, {column}] is {ones[row, column]}; expected ones and then "
                 "zeros in each row: pad on the right",
             )
+        if (empty := np.flatnonzero(lengths == 0)).size:
+            raise Refusal(
+                400,
+                f"attention_mask[{empty[0]}] has no 1; expected one or more in each row: leave out "
+                "a sequence without tokens",
+            )
     return _Ids(ids, np.zeros_like(ids) if types is None else _narrow(types), lengths)
 
 
