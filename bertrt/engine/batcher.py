@@ -183,7 +183,7 @@ class Batcher:
                 gone = self._take_in(now)
                 if self._ready and not self._executing:
                     pads = self._ready.first.stay.backend.pads
-                    for job, own in self._ready.batch(now, Room(self._batching.tokens, pads=pads)):
+                    for job, own in self._ready.batch(now, Room(self._predictor.tokens, pads=pads)):
                         if self._begin(job):
                             batch.append((job, own))
                         else:

@@ -1,9 +1,9 @@
 """The scheduler's two threads: started, woken, and gone with it.
 
-What wakes a thread is something in its queue, put there by one step of the interpreter's own, so that
-an interrupt leaves nothing half-done. The first thread is woken always; the second one, where the
-first is at work, since it may be at it for long. So a lone caller's work stays with one thread, which
-has what it needs in its core's caches.
+What wakes a thread is something in its queue, put there by one step of the interpreter's own, so
+that an interrupt leaves nothing half-done. The first thread is woken always; the second one, where
+the first is at work, since it may be at it for long. So a lone caller's work stays with one thread,
+which has what it needs in its core's caches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Workers"]
 _COUNT = 2
 
 
-class Served(Protocol):
+class Owner(Protocol):
     """Whom the threads work for."""
 
     def serve(self, number: int) -> None:
@@ -34,9 +34,9 @@ class Workers:
     """The threads of one scheduler, which they do not keep from going: only what is in a queue does
     that, until a thread has taken it."""
 
-    def __init__(self, owner: Served) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = weakref.ref(owner)
-        self._queues: tuple[SimpleQueue[Served | None], ...] = tuple(
+        self._queues: tuple[SimpleQueue[Owner | None], ...] = tuple(
             SimpleQueue() for _ in range(_COUNT)
         )
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class Workers:
         for queue in self._queues:
             queue.put(None)
 
-    def wake(self, owner: Served) -> None:
+    def wake(self, owner: Owner) -> None:
         """Have a thread look for something to do."""
         first, second = self._queues
         first.put(owner)
@@ -67,7 +67,7 @@ class Workers:
         if self._first_works and self.count > 1:
             second.put(owner)
 
-    def wake_other(self, owner: Served, number: int) -> None:
+    def wake_other(self, owner: Owner, number: int) -> None:
         """Have the other thread look for something to do; the caller is thread `number`."""
         if self.count > 1:
             self._queues[1 - number].put(owner)
@@ -101,7 +101,7 @@ class Workers:
                 self._first_works = False
 
 
-def _work(workers: Workers, owner: weakref.ref[Served]) -> None:
+def _work(workers: Workers, owner: weakref.ref[Owner]) -> None:
     if owner() is None or (number := workers._join()) is None:
         return
     this_thread.serves = True

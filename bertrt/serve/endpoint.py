@@ -12,7 +12,6 @@ import hmac
 import itertools
 import logging
 import re
-import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -45,8 +44,8 @@ _BODIES = 16
 # Of a body that is refused so many bytes are read and dropped, so that its client, which may not
 # listen before it has sent all, gets the answer: closing a socket with unread bytes resets it.
 _DROPPED = 1 << 30
-# Ids of requests: the process's part, and a number.
-_PROCESS, _NUMBERS = secrets.token_hex(8), itertools.count()
+# An id of a request: when the process began, and a number.
+_BEGAN, _NUMBERS = time.time_ns(), itertools.count()
 
 
 class State:
@@ -485,9 +484,8 @@ async def _disconnected(receive: Receive) -> None:
 
 def request_id(said: str | None) -> str:
     """The id that a client gave its request, where it can stand in a log; else a new one."""
-    if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII):
-        return said
-    return f"{_PROCESS}{next(_NUMBERS):016x}"
+    own = f"{_BEGAN:016x}{next(_NUMBERS):016x}"
+    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else own
 
 
 def json_response(

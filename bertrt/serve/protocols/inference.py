@@ -286,6 +286,9 @@ class _Turns:
         return self._turns.release
 
 
+# Ids of which raw outputs are given at once, where the server was told no budget of a batch.
+_IDS = 4096
+
 _turns: weakref.WeakKeyDictionary[State, _Turns] = weakref.WeakKeyDictionary()
 
 
@@ -293,7 +296,7 @@ async def _run(
     call: Call, engine: Engine, given: _Ids, deadline: float | None
 ) -> Mapping[str, np.ndarray]:
     """`Engine.run` in a thread."""
-    most = call.state.settings.tokens
+    most = call.state.settings.tokens or _IDS
     if given.ids.size > most:
         raise Refusal(
             413,
