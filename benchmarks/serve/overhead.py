@@ -80,7 +80,9 @@ def serve(token_us: float, arguments: list[str]) -> int:
 
     def wait(self: NativeBackend, batch: Any, outputs: Any) -> dict[str, np.ndarray]:
         if not all(name in widths for name in outputs):
-            widths.update({name: rows.shape[1:] for name, rows in run(self, batch, outputs).items()})
+            widths.update(
+                {name: rows.shape[1:] for name, rows in run(self, batch, outputs).items()}
+            )
         tokens = len(batch.token_ids)
         time.sleep(tokens * token_us / 1e6)
         return {name: np.ones((tokens, *widths[name]), np.float32) for name in outputs}
