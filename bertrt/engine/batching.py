@@ -260,7 +260,7 @@ class Submission(Future[Any]):
 
     def renew(self) -> None:
         """In a forked child: the parent's other threads may have held its lock."""
-        self._condition._lock._at_fork_reinit()  # type: ignore[attr-defined]
+        self._condition._lock._at_fork_reinit()
 
 
 class _Patience:
