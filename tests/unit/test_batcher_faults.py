@@ -85,7 +85,9 @@ def test_interrupts_in_the_librarys_own_wait(tiny, completed: bool) -> None:
         pass
 
     def leave(*_: Any) -> None:
+        nonlocal armed
         if armed:
+            armed = False
             raise LeftError
 
     def look() -> None:
@@ -97,14 +99,13 @@ def test_interrupts_in_the_librarys_own_wait(tiny, completed: bool) -> None:
 
     before = signal.signal(signal.SIGALRM, leave)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
         for _ in range(300):
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, 0.0005)
+            with suppress(LeftError):
                 while True:
+                    # Again each time: one that comes where a generator is closed is ignored.
+                    armed = True
                     look()
-            except LeftError:
-                armed = False
     finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
