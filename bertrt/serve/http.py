@@ -118,10 +118,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.abort()
             else:
                 untaken[self] = now
-                self._sending = self.loop.call_later(_SEND_SECONDS, look)
+                look_later()
+
+        def look_later() -> None:
+            seconds = min(_SEND_SECONDS, max(0.0, end - self.loop.time()))
+            self._sending = self.loop.call_later(seconds, look)
 
         untaken[self] = self.transport.get_write_buffer_size()
-        self._sending = self.loop.call_later(_SEND_SECONDS, look)
+        look_later()
         size = sum(untaken.values())
         for connection in list(untaken):
             if size <= _UNTAKEN:
