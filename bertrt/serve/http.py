@@ -20,7 +20,7 @@ _HEAD_SECONDS = 10.0
 _CONNECTIONS = 8192
 # In this time the event loop reads at least once.
 _READ_SECONDS = 0.1
-# So long a client may take nothing of what is sent to it, and so long all that it takes, in seconds.
+# Seconds in which a client may take nothing of an answer, and in which it has to take all of it.
 _SEND_SECONDS = 30.0
 _ANSWER_SECONDS = 120.0
 # Bytes of answers that their clients have not taken, of all connections.

@@ -334,7 +334,9 @@ class Served:
         )
         loop = asyncio.get_running_loop()
         place = self._backlog.enter((item for item, _ in own.values()), self.engine.max_length)
-        run = _Run(submission, loop.create_future(), list(own), place, priority, deadline is not None)
+        run = _Run(
+            submission, loop.create_future(), list(own), place, priority, deadline is not None
+        )
 
         # A submission keeps its callbacks: one that kept the run, which has the submission, would
         # leave both, this model and its engine to the garbage collector.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -12,7 +13,6 @@ import pytest
 
 # Loads of these servers never end, as one from a disk that does not answer.
 _NEVER = """
-import sys
 import time
 from bertrt.serve.models import Models
 def _load(self, place):
@@ -42,10 +42,8 @@ def until(server, event: str) -> None:
 
 def ask(server, path: str) -> threading.Thread:
     def ask() -> None:
-        try:
+        with contextlib.suppress(OSError):
             server.post(path, {})
-        except OSError:
-            pass
 
     thread = threading.Thread(target=ask)
     thread.start()

@@ -541,9 +541,13 @@ def test_the_slowest_of_those_who_take_no_answer_is_let_go(monkeypatch) -> None:
         assert not config.app.state.bertrt.untaken
         return aborted
 
-    assert asyncio.run(watch()) == [True, False, False, False, False] or asyncio.run(
-        watch()
-    ) == [True, True, False, False, False]
+    assert asyncio.run(watch()) == [True, False, False, False, False] or asyncio.run(watch()) == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_path_and_a_body_that_name_two_models(server) -> None:
