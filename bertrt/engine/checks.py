@@ -64,9 +64,7 @@ def check_turn(priority: Any, deadline: Any) -> int:
     """The priority; refuses what is none, and what is no deadline."""
     step = _index("priority", priority)
     if step not in PRIORITIES:
-        raise InvalidInputError(
-            f"priority is {step}; expected {PRIORITIES[0]} to {PRIORITIES[-1]}"
-        )
+        raise InvalidInputError(f"priority is {step}; expected {PRIORITIES[0]} to {PRIORITIES[-1]}")
     if deadline is None:
         return step
     seconds: Any = deadline

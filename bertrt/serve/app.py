@@ -70,6 +70,9 @@ def make_app(
         lifespan=lifespan,
         exception_handlers={HTTPException: _nowhere},
     )
+    # A path with a slash behind it is no other path's: a redirect would be built from what a client
+    # says that the host is called.
+    app.router.redirect_slashes = False
     app.state.bertrt = state
     app.state.endpoints = ENDPOINTS
     return app

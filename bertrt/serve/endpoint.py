@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bertrt.errors import BertrtError
 from bertrt.serve import tracing
+from bertrt.serve.bodies import check_coding, decode
 from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.models import Models
@@ -61,6 +61,8 @@ class State:
         self.late = False
         self.under_way = 0
         self.body_bytes = 0
+        # By connection, those that wait longest first: bytes of answers that nobody has taken yet.
+        self.untaken: dict[Any, int] = {}
         self._keys = [key.encode() for key in settings.api_keys]
 
     @property
@@ -164,13 +166,18 @@ class Call:
                         for i, result in enumerate(answered.results)
                     ],
                 )
-        self.fields |= {
-            "tokens": sum(answered.tokens),
-            "cached": answered.cached,
-            "queue_ms": round(answered.queue * 1e3, 3),
-            "execute_ms": round(answered.execute * 1e3, 3),
-        }
+        self.count(answered)
         return answered
+
+    def count(self, answered: Answered) -> None:
+        """Have the log and the page tell what it took; beside what was told before."""
+        for name, value in (
+            ("tokens", sum(answered.tokens)),
+            ("cached", answered.cached),
+            ("queue_ms", round(answered.queue * 1e3, 3)),
+            ("execute_ms", round(answered.execute * 1e3, 3)),
+        ):
+            self.fields[name] = self.fields.get(name, 0) + value
 
     def check_count(self, inputs: Sequence[Any]) -> None:
         """Refuse no input, and too many."""
@@ -184,7 +191,7 @@ class Call:
         self, model: str | None, tasks: Sequence[str] | None = None
     ) -> AbstractContextManager[Served]:
         """A model: `Models.use`, where the header X-Model says which unless `model` does."""
-        return self.state.models.use(model or self.header("x-model"), tasks)
+        return self.state.models.use(self.header("x-model") if model is None else model, tasks)
 
     def header(self, name: str) -> str | None:
         """The value of a header, named in small letters; None where it is not there."""
@@ -290,6 +297,7 @@ class Endpoint:
             if not self.open:
                 let_in(call)
             if self.method != "GET":
+                check_coding(call.request)
                 raw = await _read(call, receive)
                 call.body = raw if self.body is None else decode(raw, self.body, call.request)
                 del raw
@@ -421,38 +429,6 @@ async def _drop(receive: Receive, seconds: float) -> None:
 
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(parts(), seconds)
-
-
-def decode(raw: bytes, kind: Any, request: Request) -> Any:
-    """A JSON body as a type of msgspec's.
-
-    Raises:
-        Refusal: 415 it is said to be something else; 400 it is no JSON, or (422) none of this type.
-    """
-    content = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    if content.lower() != "application/json":
-        raise Refusal(415, f"the content type is {content[:50]!r}; expected application/json")
-    try:
-        if isinstance(kind, Mapping):
-            kind = _told(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), kind)
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        raise Refusal(422, f"the body: {error}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise Refusal(400, "the body is not UTF-8") from None
-
-
-def _told(fields: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
-    told = [name for name in kinds if name in fields]
-    if len(told) != 1:
-        raise Refusal(
-            422,
-            f"the body has {' and '.join(map(repr, told)) or 'none of the fields it is known by'}; "
-            f"expected one of {', '.join(map(repr, kinds))}",
-        )
-    return kinds[told[0]]
 
 
 async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:

@@ -22,8 +22,11 @@ _CONTINUE = b"HTTP/1.1 100 "
 _CONNECTIONS = 8192
 # In this time the event loop reads at least once.
 _READ_SECONDS = 0.1
-# So long a client may take nothing of what is sent to it.
+# Seconds in which a client may take nothing of an answer, and in which it has to take all of it.
 _SEND_SECONDS = 30.0
+_ANSWER_SECONDS = 120.0
+# Bytes of answers that their clients have not taken, of all connections.
+_UNTAKEN = 512 << 20
 # Seconds of a whole request: the endpoint refuses a body that is slow long before.
 _REQUEST_SECONDS = 120.0
 
@@ -82,8 +85,10 @@ class BoundedProtocol(HttpToolsProtocol):
     """A connection.
 
     It is closed where a client sends no request within 10 s of connecting, takes longer for a
-    request's head than that or longer than 120 s for its body, or takes nothing of an answer for
-    30 s; a head of more than 64 KiB is answered with 431. A request of one connection too many is
+    request's head than that or longer than 120 s for its body, takes nothing of an answer for 30 s
+    or longer than 120 s for all of it; and, of those whose answers have not been taken, the one
+    that has taken longest where together they have more than 512 MiB. A head of more than 64 KiB is
+    answered with 431. A request of one connection too many is
     answered with 503, and one that comes while the event loop is late with 429, before anything
     else is done for it: what would cost those who wait more than it helps who comes.
     """
@@ -108,33 +113,61 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._within(None)
-        if self._sending is not None:
-            self._sending.cancel()
+        self._taken()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         super().pause_writing()
-        self._watch(self.transport.get_write_buffer_size())
+        self._watch()
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
+        self._taken()
         super().resume_writing()
 
-    def _watch(self, left: int) -> None:
-        """Give up a client who takes nothing: what waits for it is memory."""
+    def on_response_complete(self) -> None:
+        """uvicorn's word for an answer's end."""
+        super().on_response_complete()
+        self._watch_end()
+
+    def _watch_end(self) -> None:
+        """A transport that is closed goes when all that it has is taken."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._watch()
+
+    def _watch(self) -> None:
+        """Give up a client who takes nothing, or too long: what waits for it is memory."""
+        if self._sending is not None:
+            return
+        untaken, end = self._state.untaken, self.loop.time() + _ANSWER_SECONDS
 
         def look() -> None:
             now = self.transport.get_write_buffer_size()
-            if now >= left:
+            if now >= untaken.get(self, 0) or self.loop.time() >= end:
                 self.transport.abort()
             else:
-                self._watch(now)
+                untaken[self] = now
+                look_later()
 
-        self._sending = self.loop.call_later(_SEND_SECONDS, look)
+        def look_later() -> None:
+            seconds = min(_SEND_SECONDS, max(0.0, end - self.loop.time()))
+            self._sending = self.loop.call_later(seconds, look)
+
+        untaken[self] = self.transport.get_write_buffer_size()
+        look_later()
+        size = sum(untaken.values())
+        for connection in list(untaken):
+            if size <= _UNTAKEN:
+                break
+            size -= untaken.pop(connection)
+            connection.transport.abort()
+
+    def _taken(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        self._state.untaken.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -210,9 +243,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn's word for a connection without a request; see `_due`."""
-        self.timeout_keep_alive_task = self.loop.call_later(
-            _READ_SECONDS, super().timeout_keep_alive_handler
-        )
+
+        def close() -> None:
+            super(BoundedProtocol, self).timeout_keep_alive_handler()
+            self._watch_end()
+
+        self.timeout_keep_alive_task = self.loop.call_later(_READ_SECONDS, close)
 
     def _due(self) -> None:
         # Where the event loop itself is late, what has come may not have been read yet.
@@ -226,12 +262,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(b"408 Request Timeout")
         else:
             self.transport.close()
+            self._watch_end()
 
     def _refuse(self, status: bytes) -> None:
         self.transport.write(
             b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         )
         self.transport.close()
+        self._watch_end()
 
 
 async def _crowded(scope: Any, receive: Any, send: Any) -> None:
