@@ -46,6 +46,9 @@ def test_who_is_urgent_does_not_wait_with_an_equal_input(models, monkeypatch) ->
         for text, priority in (("boats", 0), ("cafe", 0), ("cafe", 0), ("cafe", 9), ("cafe", 5)):
             asked.append(asyncio.ensure_future(served.answer([text], priority=priority)))
             await asyncio.sleep(0)
+        # All of them are in line, tokenized.
+        while sum(job.size for job in engine._routes._batcher._ready) < 3:
+            await asyncio.sleep(0.001)
         go_on.set()
         answers = [one.whole() for one in await asyncio.gather(*asked)]
         assert answers[2] == answers[3] == answers[4] == answers[5]
