@@ -146,6 +146,7 @@ def plan_of(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             "span_logits": "spans",
         },
     }
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     return plan, weights
 
 
