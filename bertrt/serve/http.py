@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bertrt.serve.endpoint import State
+from bertrt.serve.logs import log
 
 __all__ = ["BoundedProtocol"]
 
@@ -145,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
         def look() -> None:
             now = self.transport.get_write_buffer_size()
             if now >= untaken.get(self, 0) or self.loop.time() >= end:
-                self.transport.abort()
+                self._give_up()
             else:
                 untaken[self] = now
                 look_later()
@@ -161,7 +163,12 @@ class BoundedProtocol(HttpToolsProtocol):
             if size <= _UNTAKEN:
                 break
             size -= untaken.pop(connection)
-            connection.transport.abort()
+            connection._give_up()
+
+    def _give_up(self) -> None:
+        left, client = self.transport.get_write_buffer_size(), self.client
+        log("answer not taken", logging.WARNING, left=left, client=client[0] if client else None)
+        self.transport.abort()
 
     def _taken(self) -> None:
         if self._sending is not None:

@@ -46,6 +46,9 @@ def test_who_is_urgent_does_not_wait_with_an_equal_input(models, monkeypatch) ->
         for text, priority in (("boats", 0), ("cafe", 0), ("cafe", 0), ("cafe", 9), ("cafe", 5)):
             asked.append(asyncio.ensure_future(served.answer([text], priority=priority)))
             await asyncio.sleep(0)
+        # All of them are in line, tokenized.
+        while sum(job.size for job in engine._routes._batcher._ready) < 3:
+            await asyncio.sleep(0.001)
         go_on.set()
         answers = [one.whole() for one in await asyncio.gather(*asked)]
         assert answers[2] == answers[3] == answers[4] == answers[5]
@@ -145,3 +148,16 @@ def test_what_others_log_are_lines_of_json(start, models, tmp_path: Path) -> Non
     for said in ("never retrieved", "another library", "out of date"):
         assert said in told
     assert "a text" not in told
+
+
+def test_numbers_that_json_does_not_have_are_no_nulls() -> None:
+    from bertrt.serve.protocols.tensors import Tensor, to_bytes, to_list
+    from bertrt.serve.refusals import Refusal
+
+    good, bad = np.float32([1, 2]), np.float32([1, np.nan])
+    assert to_list(Tensor("x", "FP32", (2,), good)).tolist() == [1, 2]
+    assert to_list(Tensor("x", "BOOL", (1,), np.array([True]))).tolist() == [True]
+    with pytest.raises(Refusal, match="not finite") as told:
+        to_list(Tensor("x", "FP32", (2,), bad))
+    assert told.value.status == 500
+    assert to_bytes(Tensor("x", "FP32", (2,), bad)) == bad.tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -496,8 +497,8 @@ def test_a_client_that_takes_no_answer_is_let_go(monkeypatch) -> None:
         protocol.connection_lost(None)
         return [name for name, *_ in transport.method_calls]
 
-    calls = asyncio.run(watch([300, 200, 100, 100]))
-    assert calls.count("get_write_buffer_size") == 4
+    calls = asyncio.run(watch([300, 200, 100, 100, 100]))
+    assert calls.count("get_write_buffer_size") == 5  # once for the log
     assert calls.count("abort") == 1
     # One that takes a little each time is let go, too.
     monkeypatch.setattr(http, "_ANSWER_SECONDS", 0.05)
@@ -505,7 +506,35 @@ def test_a_client_that_takes_no_answer_is_let_go(monkeypatch) -> None:
     assert calls.count("abort") == 1
     # Where too much waits, the one that has waited longest.
     monkeypatch.setattr(http, "_UNTAKEN", 299)
-    assert asyncio.run(watch([300])).count("abort") == 1
+    assert asyncio.run(watch([300, 300])).count("abort") == 1
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+def test_an_answer_that_is_not_taken(start, models, tmp_path, trickle: bool) -> None:
+    """Nothing of it, or a little again and again."""
+    times = "_SEND_SECONDS, http._ANSWER_SECONDS = " + ("1000, 1" if trickle else "1, 1000")
+    patch = f"from bertrt.serve import http\nhttp.{times}\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    server = start(f"m={models['embedder']}", environment={"PYTHONPATH": path})
+    body = json.dumps({"batch": ["a"] * 2048}).encode()
+    head = b"POST /models/m/predict HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(head + body)
+        end = time.monotonic() + 60
+        while not (told := [line for line in server.log if line["event"] == "answer not taken"]):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+            if trickle:
+                connection.recv(100)
+        assert told[0]["left"] > 100_000 and told[0]["level"] == "warning"
+        connection.settimeout(60)
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(1 << 16):
+                pass
+    assert predict(server, ["a"], model="m")[0] == 200
 
 
 def test_the_slowest_of_those_who_take_no_answer_is_let_go(monkeypatch) -> None:
