@@ -148,3 +148,16 @@ def test_what_others_log_are_lines_of_json(start, models, tmp_path: Path) -> Non
     for said in ("never retrieved", "another library", "out of date"):
         assert said in told
     assert "a text" not in told
+
+
+def test_numbers_that_json_does_not_have_are_no_nulls() -> None:
+    from bertrt.serve.protocols.tensors import Tensor, to_bytes, to_list
+    from bertrt.serve.refusals import Refusal
+
+    good, bad = np.float32([1, 2]), np.float32([1, np.nan])
+    assert to_list(Tensor("x", "FP32", (2,), good)).tolist() == [1, 2]
+    assert to_list(Tensor("x", "BOOL", (1,), np.array([True]))).tolist() == [True]
+    with pytest.raises(Refusal, match="not finite") as told:
+        to_list(Tensor("x", "FP32", (2,), bad))
+    assert told.value.status == 500
+    assert to_bytes(Tensor("x", "FP32", (2,), bad)) == bad.tobytes()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bertrt.serve.protocols.vectors import check_finite
 from bertrt.serve.refusals import Refusal
 
 __all__ = ["DTYPES", "Tensor", "from_bytes", "from_list", "from_numbers", "to_bytes", "to_list"]
@@ -152,7 +153,12 @@ def to_bytes(tensor: Tensor) -> bytes:
 
 
 def to_list(tensor: Tensor) -> Any:
-    """A tensor as what `json_response` takes: its elements, row after row."""
+    """A tensor as what `json_response` takes: its elements, row after row.
+
+    Raises:
+        Refusal: 500 it has numbers that JSON does not have.
+    """
     if isinstance(tensor.values, np.ndarray):
+        check_finite(tensor.values)
         return np.ascontiguousarray(tensor.values).reshape(-1)
     return [value.decode() for value in tensor.values]
