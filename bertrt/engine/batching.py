@@ -9,15 +9,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, QueueFull
+from bertrt.host.cores import usable_cores
 
 __all__ = ["Batching", "Report", "Statistics", "Submission"]
+
+# The tokens of a batch, and of each thread's share of one on a CPU.
+_TOKENS, _THREAD_TOKENS = 4096, 512
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,33 @@ class Batching:
 
     Attributes:
         tokens: the tokens of a batch, at most; a longer sequence runs alone. Where the backend
-            pads, padding counts. Activations take memory by them, BERT large's 64 MiB at 4,096,
-            where a matrix product has long reached its full speed.
+            pads, padding counts. Activations take memory by them, BERT large's 64 MiB at 4,096.
+            None: 4,096, and fewer for the native engine on a CPU with less than eight threads: 512
+            for each, where a matrix product has long reached its full speed, so that whoever comes
+            while a batch runs waits for less.
         queue: how many inputs may wait in `Engine.submit`, those that run not counted.
     """
 
-    tokens: int = 4096
+    tokens: int | None = None
     queue: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("tokens", "queue"):
             value = getattr(self, name)
+            if value is None and name == "tokens":
+                continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected an int")
             if value < 1:
                 raise InvalidInputError(f"{name} is {value}; expected 1 or more")
+
+    def tokens_of(self, engine: Mapping[str, Any]) -> int:
+        """The tokens of a batch at most, of an engine that is loaded with these arguments."""
+        if self.tokens is not None:
+            return self.tokens
+        if (engine.get("backend", "native"), engine.get("device", "cpu")) != ("native", "cpu"):
+            return _TOKENS
+        return min(_TOKENS, _THREAD_TOKENS * (engine.get("threads") or usable_cores()))
 
     def check_room(self, waiting: int, inputs: int) -> None:
         """Raise QueueFull where so many inputs may not wait beside those that do."""
@@ -234,6 +250,27 @@ class Submission(Future[Any]):
         if cancelled and call is not None:
             call()
         return cancelled
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `concurrent.futures.Future.result`."""
+        self._wait(timeout)
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See `concurrent.futures.Future.exception`."""
+        self._wait(timeout)
+        return super().exception()
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until it is done: by a lock of one's own, which is let go of last of all. Who waits
+        for the condition is woken while the other thread still has much to do."""
+        if self.done():
+            return
+        ends = threading.Lock()
+        ends.acquire()
+        super().add_done_callback(lambda _: ends.release())
+        if not (ends.acquire() if timeout is None else ends.acquire(timeout=max(0.0, timeout))):
+            raise TimeoutError()
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """See `concurrent.futures.Future.add_done_callback`."""

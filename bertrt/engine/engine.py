@@ -59,7 +59,7 @@ class Engine:
     def _set(self, model: Model, arguments: dict[str, Any]) -> None:
         self._model, self._arguments = model, arguments
         batching = arguments.get("batching") or Batching()
-        self._predictor = Predictor(model, batching.tokens)
+        self._predictor = Predictor(model, batching.tokens_of(arguments))
         beside = getattr(self, "_routes", None)
         self._routes = Routes(self._life, self._predictor, batching, beside)
 

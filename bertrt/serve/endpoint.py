@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import itertools
 import logging
 import re
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -44,6 +44,8 @@ _BODIES = 16
 # Of a body that is refused so many bytes are read and dropped, so that its client, which may not
 # listen before it has sent all, gets the answer: closing a socket with unread bytes resets it.
 _DROPPED = 1 << 30
+# An id of a request: when the process began, and a number.
+_BEGAN, _NUMBERS = time.time_ns(), itertools.count()
 
 
 class State:
@@ -104,6 +106,10 @@ class Call:
     unread: bool = False
     held: int = 0
     started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        # Of several headers of a name the first one counts.
+        self._sent = dict(reversed(self.request.scope["headers"]))
 
     async def answer(
         self,
@@ -188,8 +194,9 @@ class Call:
         return self.state.models.use(self.header("x-model") if model is None else model, tasks)
 
     def header(self, name: str) -> str | None:
-        """A header's value; None where it is not there."""
-        return self.request.headers.get(name)
+        """The value of a header, named in small letters; None where it is not there."""
+        found = self._sent.get(name.encode())
+        return None if found is None else found.decode("latin-1")
 
     def uncut(
         self, served: Served, truncate: bool | None, truncation_side: str | None
@@ -264,7 +271,7 @@ class Endpoint:
             with tracing.request(call.request, self.path):
                 response = await self._answer(call, receive)
                 if response is not None:
-                    response.headers["x-request-id"] = call.id
+                    response.raw_headers.append((b"x-request-id", call.id.encode()))
                     if state.draining:
                         # Whoever asks again asks elsewhere, and finds no closed connection.
                         response.headers["connection"] = "close"
@@ -453,7 +460,8 @@ async def _disconnected(receive: Receive) -> None:
 
 def request_id(said: str | None) -> str:
     """The id that a client gave its request, where it can stand in a log; else a new one."""
-    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else uuid.uuid4().hex
+    own = f"{_BEGAN:016x}{next(_NUMBERS):016x}"
+    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else own
 
 
 def json_response(

@@ -18,6 +18,8 @@ __all__ = ["BoundedProtocol"]
 # Bytes and seconds of a request's line and headers.
 _HEAD = 64 << 10
 _HEAD_SECONDS = 10.0
+# What an answer to "Expect: 100-continue" begins with.
+_CONTINUE = b"HTTP/1.1 100 "
 # Connections that may be open at a time; requests of more are refused at once.
 _CONNECTIONS = 8192
 # In this time the event loop reads at least once.
@@ -51,6 +53,34 @@ class _Parser(httptools.HttpRequestParser):
             super().feed_data(data)
         except httptools.HttpParserUpgrade as told:
             self._protocol.go_on(data[told.args[0] :])
+
+
+class _Answer:
+    """A connection as one answer writes to it, which has a body: the head goes with what follows
+    it, in one call of the system's. By itself it would wake a client who can do nothing with it
+    yet."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._begun = False
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """See asyncio.Transport."""
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines([head, data])
+        elif self._begun or data.startswith(_CONTINUE):
+            self._transport.write(data)
+        else:
+            self._begun, self._head = True, data
+
+    def close(self) -> None:
+        """See asyncio.Transport."""
+        if self._head is not None:
+            self.write(b"")
+        self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -188,7 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head = None
         self._within(_REQUEST_SECONDS)
-        app = self.app
+        app, before = self.app, self.cycle
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded
         elif self._state.late and self.parser.get_method() != b"GET":
@@ -199,6 +229,9 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         finally:
             self.app = app
+        made: Any = self.cycle
+        if made is not before and self.parser.get_method() != b"HEAD":
+            made.transport = _Answer(self.transport)
 
     def on_message_complete(self) -> None:
         """httptools' word for the body's end."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertrt.engine import Batching, Engine
+from bertrt.engine import Engine
 from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.serve.backlog import Backlog
 from bertrt.serve.logs import log
@@ -203,13 +203,10 @@ class Models:
                 self._retire(before)
 
     def _load(self, place: Path) -> Engine:
-        engine = Engine.load(
-            place,
-            **self._settings.engine,
-            batching=Batching(tokens=self._settings.tokens, queue=self._settings.queue),
-        )
+        settings = self._settings
+        engine = Engine.load(place, **settings.engine, batching=settings.batching)
         try:
-            warm_up(engine, self._settings.tokens)
+            warm_up(engine, settings.batch_tokens)
         except BaseException:
             engine.close()
             raise

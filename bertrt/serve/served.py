@@ -186,10 +186,11 @@ class Served:
             begun = time.monotonic()
             for run in wanted.runs:
                 # The engine itself sees to the deadline of what it was given with one.
-                late = None
-                if deadline is not None and not run.has_deadline:
+                if deadline is None or run.has_deadline:
+                    await asyncio.shield(run.done)
+                else:
                     late = max(0.0, begun + deadline - time.monotonic())
-                await asyncio.wait_for(asyncio.shield(run.done), late)
+                    await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
                 raise
@@ -387,8 +388,9 @@ class Served:
             self._backlog.leave(run.place, ran=False)
             done.cancel()
             return
-        self._backlog.leave(run.place, ran=submission.exception() is None)
-        if (error := submission.exception()) is not None:
+        error = submission.exception()
+        self._backlog.leave(run.place, ran=error is None)
+        if error is not None:
             done.set_exception(error)
             # Asked for, so that asyncio does not log it where nobody is left to see it.
             done.exception()

@@ -270,6 +270,9 @@ def _tensor(name: str, datatype: str, values: np.ndarray) -> Tensor:
     return Tensor(name, datatype, values.shape, values)
 
 
+# Ids of which raw outputs are given at once, where the server was told no budget of a batch.
+_IDS = 4096
+
 _turns: weakref.WeakKeyDictionary[State, Turns] = weakref.WeakKeyDictionary()
 
 
@@ -277,7 +280,7 @@ async def _run(
     call: Call, served: Served, given: _Ids, deadline: float | None
 ) -> Mapping[str, np.ndarray]:
     """`Engine.run` in a thread, counted."""
-    most = call.state.settings.tokens
+    most = call.state.settings.tokens or _IDS
     if given.ids.size > most:
         raise Refusal(
             413,
