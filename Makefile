@@ -5,13 +5,14 @@
 #              each one's output comes whole. One whose Python is not there is left out.
 #              make test-mxnet and make test-newest run one of them.
 # make test-adapters  the tests of bertrt.adapters beside the libraries that they are for, PyTorch among
-#              them: in an environment of its own, .venv-adapters, which takes some GB.
+#              them, and of PyTorch as gpu-check times it: in an environment of its own, .venv-adapters,
+#              which takes some GB.
 # make sanitize  the tests of kernels and engine on an extension built with the address and the undefined
 #              behaviour sanitizer, and those with several threads on one with the thread sanitizer.
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
 #              FUZZ_SECONDS. FUZZ_RUNS=10000000 FUZZ_OUT=build/fuzz: so many inputs, going on where it
 #              was ended. docs/security.md has what came of it.
-# make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu_check.py says
+# make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu/check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
 # The first three set up what they need first and are quick when run again. PYTHON names the interpreter
 # of .venv: the demo and the tests run MXNet 1.9.1, whose last Python is 3.11. NEWEST names that of
@@ -79,13 +80,13 @@ test-newest: ready-newest
 	$(PY_NEWEST) -m pytest
 
 test-adapters: $(VENV_ADAPTERS)/tools
-	$(PY_ADAPTERS) -m pytest tests/adapters
+	$(PY_ADAPTERS) -m pytest tests/adapters tests/unit/test_gpu_peers.py
 
 newest-python:
 	@echo $(NEWEST)
 
 gpu-check:
-	$(GPU_PYTHON) benchmarks/gpu_check.py $(BUNDLES)
+	$(GPU_PYTHON) benchmarks/gpu/check.py $(BUNDLES)
 
 # The sanitizers' libraries come before Python's own. Memory of Python's and of other libraries that is
 # never given back is no fault of bertrt's, so that leaks are not looked for here: the fuzzer's bound on

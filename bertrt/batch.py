@@ -103,7 +103,8 @@ class PackedBatch:
             token_ids: shape (batch, sequence); integers, or floats that hold whole numbers.
             token_types: likewise; None for all 0.
             valid_length: shape (batch,), 0 to sequence; or a mask, shape (batch, sequence), 1 at
-                a sequence's tokens and 0 at the padding behind them; None where nothing is padding.
+                a sequence's tokens, of which it has one or more, and 0 at the padding behind them;
+                None where nothing is padding.
             masked_positions: shape (batch, num_masked), each below its sequence's valid length;
                 or None.
             limits: what the model can take.
@@ -423,6 +424,13 @@ def _lengths_of_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise InvalidInputError(
             f"valid_length, as a mask, is {ones[seq, position]} at [{seq}, {position}], of a row "
             f"with {lengths[seq]} ones; expected every 1 before every 0: pad on the right"
+        )
+    # Whoever means a sequence without tokens says its length; models attend to all of a row whose
+    # mask hides all of it.
+    if (empty := np.flatnonzero(lengths == 0)).size:
+        raise InvalidInputError(
+            f"valid_length, as a mask, has no 1 in row {empty[0]}; expected one or more: leave out "
+            "a sequence without tokens, or give lengths, of which 0 says that there are none"
         )
     return lengths
 

@@ -37,7 +37,10 @@ def add(commands: Any) -> None:
         "--grpc-port", type=port_number, metavar="N", help="default: no gRPC; 0: any"
     )
     parser.add_argument(
-        "--tokens", type=positive, default=4096, metavar="N", help="of a batch; default: 4096"
+        "--tokens",
+        type=positive,
+        metavar="N",
+        help="of a batch; default: 4096, on a CPU 512 for each thread if these are less",
     )
     parser.add_argument(
         "--queue",

@@ -16,28 +16,25 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import InvalidStateError
-from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from bertrt.backends.base import Backend
 from bertrt.engine.batching import Batching, Statistics, Submission
-from bertrt.engine.life import Stay, this_thread
+from bertrt.engine.life import Stay
 from bertrt.engine.line import Job, Line, Room
-from bertrt.engine.memory import named
 from bertrt.engine.predictor import Predictor, Sequenced, sequences_of
-from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
-from bertrt.host.floats import usual_errors
+from bertrt.engine.workers import Workers
+from bertrt.errors import BertrtError, DeadlineExceeded
 from bertrt.text.encoding import Encoding
 from bertrt.text.inputs import raise_errors
 
 __all__ = ["Batcher", "ForkedError"]
 
-_WORKERS = 2
-
 # So many characters are tokenized at a time: some milliseconds, after which others have their turn.
 _CHARACTERS_AT_ONCE = 1 << 16
+
+# A job that has ended, and what its submission is to be told: its result or its error.
+_Ended = tuple[Job, Any, BaseException | None]
 
 
 class _Place(int):
@@ -60,11 +57,13 @@ class Batcher:
         self._inbox: deque[Job] = deque()
         self._cancelled: deque[Job] = deque()
         self._jobs: set[Job] = set()
-        self._wake: SimpleQueue[Batcher | None] = SimpleQueue()
+        self._workers = Workers(self)
         self._refusal: Callable[[], BertrtError] | None = None
+        # For steps that have to be one. A ``with`` block of it is left unlocked by an interrupt,
+        # as in `bertrt.engine.batching`, and a destructor within it may begin another one.
+        self._entrance = threading.RLock()
         # What follows belongs to the threads, which hold the lock.
         self._lock = threading.Lock()
-        self._workers = 0
         self._texts, self._ready = Line(), Line()
         self._waiting = 0
         self._tokenizing = self._executing = False
@@ -73,43 +72,13 @@ class Batcher:
         self._by_tokens: Counter[int] = Counter()
 
     def __del__(self) -> None:
-        for _ in range(_WORKERS):
-            self._wake.put(None)
+        self._workers.end()
 
     # --- what callers call ------------------------------------------------------------------------
 
     def start(self) -> bool:
         """Have threads; whether there is any."""
-        for _ in range(_WORKERS - self._workers):  # one too many leaves by itself
-            try:
-                threading.Thread(
-                    target=_work, args=(self._wake, weakref.ref(self)), name="bertrt", daemon=True
-                ).start()
-            except RuntimeError:  # the system gives none
-                return self._workers > 0
-        return True
-
-    def _join(self, wake: SimpleQueue[Batcher | None]) -> bool:
-        with self._lock:
-            if self._workers == _WORKERS or self._wake is not wake:
-                return False
-            self._workers += 1
-            return True
-
-    def check_room(self, inputs: int) -> None:
-        """Raise QueueFull where so many inputs may not wait."""
-        waiting, most = self.waiting, self._batching.queue
-        if inputs > most:
-            raise QueueFull(
-                f"{inputs} inputs are above the limit of {most} that may wait: submit them in "
-                "parts of so many at most, or load the engine with a larger Batching(queue=...)"
-            )
-        if waiting + inputs > most:
-            raise QueueFull(
-                f"{waiting} inputs wait, and {inputs} more would be above the limit of {most}: "
-                "submit them later, or in smaller parts, or load the engine with a larger "
-                "Batching(queue=...)"
-            )
+        return self._workers.start()
 
     @property
     def waiting(self) -> int:
@@ -137,8 +106,12 @@ class Batcher:
         *,
         priority: int = 0,
         deadline: float | None = None,
+        bounded: bool = False,
     ) -> Submission:
-        """Have inputs answered, of which each is one that `Predictor.inputs` gives."""
+        """Have inputs answered, of which each is one that `Predictor.inputs` gives.
+
+        Raises QueueFull where they may not wait, if they are `bounded`.
+        """
 
         def finish(job: Job) -> Any:
             requests = [job.requests[i] for i in range(job.size)]
@@ -153,7 +126,7 @@ class Batcher:
         job.all_or_none = on_error == "raise"
         for i, item in enumerate(items):
             (job.requests if isinstance(item, BertrtError) else job.items)[i] = item
-        return self._put(job)
+        return self._put(job, bounded=bounded)
 
     def run(self, sequences: Sequence[Sequenced], stay: Stay) -> Submission:
         """Have sequences run: what is read of each."""
@@ -162,20 +135,23 @@ class Batcher:
         job.run(list(sequences), pads=stay.backend.pads)
         return self._put(job)
 
-    def _put(self, job: Job) -> Submission:
+    def _put(self, job: Job, *, bounded: bool = False) -> Submission:
         job.submission.cancels(lambda: self._drop(job))
         # In this order: what an interrupt leaves behind here will end.
-        self._inbox.append(job)
+        with self._entrance:
+            if bounded:
+                self._batching.check_room(self.waiting, job.size)
+            self._inbox.append(job)
         job.stay.left = True
         self._jobs.add(job)
         if job.over:
             self._jobs.discard(job)
-        self._wake.put(self)
+        self._workers.wake(self)
         return job.submission
 
     def _drop(self, job: Job) -> None:
         self._cancelled.append(job)
-        self._wake.put(self)
+        self._workers.wake(self)
 
     def refuse(self, why: Callable[[], BertrtError]) -> None:
         """Fail what waits, and what comes; what runs ends."""
@@ -184,23 +160,30 @@ class Batcher:
 
     def nudge(self) -> None:
         """Look whether there is something to do: an interrupt may have kept a caller from it."""
-        if self._workers:  # or nobody would take it, and it refers to this
-            self._wake.put(self)
+        if self._workers.count:  # or nobody would take it, and it refers to this
+            self._workers.wake(self)
 
     # --- what the threads do ----------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        """Do what there is to do."""
+    def serve(self, number: int) -> None:
+        """Do what there is to do; the caller is thread `number`."""
+        try:
+            self._serve(number)
+        except BaseException as error:
+            self._give_up(error)
+
+    def _serve(self, number: int) -> None:
         # Of what comes after this look, the call that wakes comes, too.
         while self._inbox or self._cancelled or self._texts or self._ready:
             batch: list[tuple[Job, list[int]]] = []
             texts: list[tuple[Job, dict[int, Any]]] = []
             with self._lock:
                 now = time.monotonic()
+                self._workers.looks(number)
                 gone = self._take_in(now)
                 if self._ready and not self._executing:
                     pads = self._ready.first.stay.backend.pads
-                    for job, own in self._ready.batch(now, Room(self._batching.tokens, pads=pads)):
+                    for job, own in self._ready.batch(now, Room(self._predictor.tokens, pads=pads)):
                         if self._begin(job):
                             batch.append((job, own))
                         else:
@@ -217,9 +200,9 @@ class Batcher:
                     continue
                 return
             if others:
-                self._wake.put(self)
+                self._workers.wake_other(self, number)
             if batch:
-                self._execute(batch)
+                self._execute(batch, number)
             else:
                 self._tokenize(texts)
 
@@ -230,16 +213,12 @@ class Batcher:
     def _take_in(self, now: float) -> list[tuple[Job, BaseException | None]]:
         """Put what has come in line, and take out what nobody waits for, with what becomes of
         it."""
-        # First what wakes threads: of what is not seen below, the call that wakes comes later.
-        if not self._wake.empty():
-            with suppress(Empty):
-                while True:
-                    self._wake.get_nowait()
         gone: list[tuple[Job, BaseException | None]] = []
-        while self._inbox:
-            job = self._inbox.popleft()
-            (self._texts if job.items or not job.sequences else self._ready).add(job)
-            self._waiting += job.size
+        with self._entrance:
+            while self._inbox:
+                job = self._inbox.popleft()
+                (self._texts if job.items or not job.sequences else self._ready).add(job)
+                self._waiting += job.size
         while self._cancelled:
             job = self._cancelled.popleft()
             if self._texts.remove(job) or self._ready.remove(job):
@@ -273,7 +252,7 @@ class Batcher:
             return True
         self._leave(job)
         # The last part: from here on it cannot be cancelled.
-        return job.submission.set_running_or_notify_cancel()
+        return job.submission.begin()
 
     def _leave(self, job: Job) -> None:
         if job.waits:
@@ -282,27 +261,24 @@ class Batcher:
 
     def _end(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """A job's end: its result or its error, or neither where it was cancelled."""
+        if self._close(job):
+            self._tell(job, result, error)
+
+    def _close(self, job: Job) -> bool:
+        """Note that a job ends, of which its submission is still to be told; whether it had not
+        ended before."""
         with self._lock:
             if job.over:
-                return
+                return False
             job.over = True
             self._leave(job)
             self._ready.remove(job)
-        self._jobs.discard(job)
-        submission = job.submission
-        submission.cancels(None)
         job.stay.__exit__(None, None, None)
-        # It may be cancelled up to the last moment.
-        with suppress(InvalidStateError):
-            if error is not None:
-                submission.set_exception(named(error, job.stay.method))
-            elif not submission.cancelled():
-                submission.report = job.report(time.monotonic())
-                submission.set_result(result)
-        if submission.cancelled() and not submission.told:
-            # Who waits for one of several futures learns of it here.
-            submission.told = True
-            submission.set_running_or_notify_cancel()
+        return True
+
+    def _tell(self, job: Job, result: Any, error: BaseException | None) -> None:
+        self._jobs.discard(job)
+        job.tell(result, error)
 
     def _tokenize(self, texts: list[tuple[Job, dict[int, Any]]]) -> None:
         groups: dict[Any, dict[int, tuple[Job, Any]]] = {}
@@ -367,7 +343,7 @@ class Batcher:
         pads = job.stay.lease is not None and job.stay.backend.pads
         job.run(sequences_of(requests), pads=pads)
 
-    def _execute(self, batch: list[tuple[Job, list[int]]]) -> None:
+    def _execute(self, batch: list[tuple[Job, list[int]]], number: int) -> None:
         sequences = [job.sequences[i] for job, own in batch for i in own]
         # What is needed of a job that ends meanwhile, such as by an error of another part.
         leases = [job.stay.lease for job, _ in batch]
@@ -391,7 +367,7 @@ class Batcher:
             self._count(len(sequences), tokens)
             others = self._has_work() or bool(self._inbox)
         if others:
-            self._wake.put(self)
+            self._workers.wake_other(self, number)
         try:
             if lease is not None and error is None:
                 found = self._predictor.read(values, packed, sequences)
@@ -399,27 +375,34 @@ class Batcher:
             error = caught
         del values
         if error is not None and len(batch) > 1 and lease is not None:
-            self._apart(batch, lease.backend)
+            ended = self._apart(batch, lease.backend)
         else:
             parts = iter(found)
-            for job, own in batch:
-                self._parts(job, own, [next(parts, None) for _ in own], error)
+            ended = [
+                self._parts(job, own, [next(parts, None) for _ in own], error) for job, own in batch
+            ]
         del lease, leases, error
+        # Last of all: who is told wants the interpreter's lock, which this thread gives up then.
+        for job, result, error in filter(None, ended):
+            self._tell(job, result, error)
 
-    def _apart(self, batch: list[tuple[Job, list[int]]], backend: Backend) -> None:
+    def _apart(self, batch: list[tuple[Job, list[int]]], backend: Backend) -> list[_Ended | None]:
         """Run each job's part of a batch alone: an error of one is not the others'."""
+        ended: list[_Ended | None] = []
         for job, own in batch:
             try:
                 found = self._predictor.run_and_read(backend, [job.sequences[i] for i in own])
             except BaseException as error:
-                self._parts(job, own, (), error)
+                ended.append(self._parts(job, own, (), error))
             else:
-                self._parts(job, own, found, None)
+                ended.append(self._parts(job, own, found, None))
+        return ended
 
     def _parts(
         self, job: Job, own: list[int], found: Sequence[Any], error: BaseException | None
-    ) -> None:
-        """What a job has of a batch."""
+    ) -> _Ended | None:
+        """What a job has of a batch; what it is to be told, where that is its end."""
+        result = None
         if error is None:
             for i, part in zip(own, found, strict=True):
                 job.parts[i] = part
@@ -427,15 +410,12 @@ class Batcher:
                 job.missing -= len(own)
                 missing = job.missing
             if missing and not job.submission.cancelled():
-                return
+                return None
             try:
                 result = None if missing else job.finish(job)
             except BaseException as caught:
                 error = caught
-        if error is not None:
-            self._end(job, error=error)
-        else:
-            self._end(job, result)
+        return (job, result, error) if self._close(job) else None
 
     def _count(self, sequences: int, tokens: int) -> None:
         self._batches += 1
@@ -453,7 +433,8 @@ class Batcher:
             self._texts, self._ready = Line(), Line()
             self._tokenizing = self._executing = False
         for job in list(self._jobs):
-            self._end(job, error=error)
+            self._close(job)
+            self._tell(job, None, error)
 
     def after_fork(self) -> None:
         """In a forked child, where no thread of the parent lives on: what it had waiting fails."""
@@ -462,28 +443,13 @@ class Batcher:
         for job in jobs:
             job.waits = False  # not here
             job.submission.renew()
-            self._end(job, error=ForkedError("it was submitted before a fork, and is the parent's"))
+            self._close(job)
+            error = ForkedError("it was submitted before a fork, and is the parent's")
+            self._tell(job, None, error)
 
 
 class ForkedError(BertrtError):
     """What the parent has submitted is not answered in a forked child."""
-
-
-def _work(wake: SimpleQueue[Batcher | None], owner: weakref.ref[Batcher]) -> None:
-    batcher = owner()
-    if batcher is None or not batcher._join(wake):
-        return
-    this_thread.serves = True
-    with usual_errors():
-        # Between its tasks a thread holds nothing of the engine.
-        while batcher is not None:
-            del batcher
-            batcher = wake.get()
-            if batcher is not None:
-                try:
-                    batcher._serve()
-                except BaseException as error:
-                    batcher._give_up(error)
 
 
 # Those of this process, for the fork hook.

@@ -6,16 +6,22 @@ import asyncio
 import logging
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from bertrt.errors import InvalidInputError, InvalidTypeError
+from bertrt.errors import InvalidInputError, InvalidTypeError, QueueFull
+from bertrt.host.cores import usable_cores
 
 __all__ = ["Batching", "Report", "Statistics", "Submission"]
+
+# The tokens of a batch, and of each thread's share of one on a CPU.
+_TOKENS, _THREAD_TOKENS = 4096, 512
 
 
 @dataclass(frozen=True)
@@ -24,21 +30,47 @@ class Batching:
 
     Attributes:
         tokens: the tokens of a batch, at most; a longer sequence runs alone. Where the backend
-            pads, padding counts. Activations take memory by them, BERT large's 64 MiB at 4,096,
-            where a matrix product has long reached its full speed.
+            pads, padding counts. Activations take memory by them, BERT large's 64 MiB at 4,096.
+            None: 4,096, and fewer for the native engine on a CPU with less than eight threads: 512
+            for each, where a matrix product has long reached its full speed, so that whoever comes
+            while a batch runs waits for less.
         queue: how many inputs may wait in `Engine.submit`, those that run not counted.
     """
 
-    tokens: int = 4096
+    tokens: int | None = None
     queue: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("tokens", "queue"):
             value = getattr(self, name)
+            if value is None and name == "tokens":
+                continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected an int")
             if value < 1:
                 raise InvalidInputError(f"{name} is {value}; expected 1 or more")
+
+    def tokens_of(self, engine: Mapping[str, Any]) -> int:
+        """The tokens of a batch at most, of an engine that is loaded with these arguments."""
+        if self.tokens is not None:
+            return self.tokens
+        if (engine.get("backend", "native"), engine.get("device", "cpu")) != ("native", "cpu"):
+            return _TOKENS
+        return min(_TOKENS, _THREAD_TOKENS * (engine.get("threads") or usable_cores()))
+
+    def check_room(self, waiting: int, inputs: int) -> None:
+        """Raise QueueFull where so many inputs may not wait beside those that do."""
+        if inputs > self.queue:
+            raise QueueFull(
+                f"{inputs} inputs are above the limit of {self.queue} that may wait: submit them "
+                "in parts of so many at most, or load the engine with a larger Batching(queue=...)"
+            )
+        if waiting + inputs > self.queue:
+            raise QueueFull(
+                f"{waiting} inputs wait, and {inputs} more would be above the limit of "
+                f"{self.queue}: submit them later, or in smaller parts, or load the engine with a "
+                "larger Batching(queue=...)"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,12 +113,26 @@ class Statistics:
 
 class _Condition(threading.Condition):
     """One whose lock no interrupt leaves behind: a ``with`` block calls what is written in C, and
-    no exception comes between that and the block. Threading's own methods are Python's."""
+    no exception comes between that and the block. Threading's own methods are Python's.
+
+    `acquire` and `release` are what `concurrent.futures.wait` and `as_completed` call, in loops of
+    Python's. What an interrupt there leaves behind, the next ones of the same thread set right.
+    """
 
     _lock: Any
     _waiters: Any
     __enter__ = property(lambda self: self._lock.__enter__)
     __exit__ = property(lambda self: self._lock.__exit__)
+    acquire: Any = property(lambda self: self._acquire, lambda self, _: None)
+    release: Any = property(lambda self: self._release, lambda self, _: None)
+
+    def _acquire(self) -> None:
+        if not self._lock._is_owned():
+            self._lock.acquire()
+
+    def _release(self) -> None:
+        if self._lock._is_owned():
+            self._lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """See `threading.Condition.wait`: who leaves it has the lock, even by an interrupt."""
@@ -108,6 +154,19 @@ class _Condition(threading.Condition):
                 self._waiters.remove(waiter)
 
 
+class _Waiters(list[Any]):
+    """Those of `concurrent.futures.wait` and `as_completed`, whose event has a lock of Python's."""
+
+    def append(self, waiter: Any) -> None:
+        """See list; nobody waits for its event yet."""
+        waiter.event._cond = _Condition()
+        super().append(waiter)
+
+
+# So long the scheduler waits for a submission's lock, in seconds: longer than anybody needs it.
+_MOMENT = 0.001
+
+
 class Submission(Future[Any]):
     """A `concurrent.futures.Future` of what `Engine.predict` returns for a batch, which asyncio may
     await, too: who is cancelled there cancels it.
@@ -120,25 +179,98 @@ class Submission(Future[Any]):
     """
 
     report: Report | None = None
-    told = False
     _cancels: Callable[[], None] | None = None
+    _condition: _Condition
 
     def __init__(self) -> None:
         super().__init__()
         # A thread that is interrupted as it waits must not keep the scheduler's from going on.
         self._condition = _Condition()
+        self._waiters = _Waiters()
+        # Whether it runs or is cancelled: who says so first, in a step of the interpreter's own.
+        self._fate: dict[str, str] = {}
 
     def cancels(self, call: Callable[[], None] | None) -> None:
         """Have a function called when it is cancelled."""
         self._cancels = call
 
+    # The scheduler asks these, and so they take no lock, which an interrupt may have left behind.
+
+    def cancelled(self) -> bool:
+        """See `concurrent.futures.Future.cancelled`."""
+        return self._state in ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+
+    def done(self) -> bool:
+        """See `concurrent.futures.Future.done`."""
+        return self._state == "FINISHED" or self.cancelled()
+
+    def running(self) -> bool:
+        """See `concurrent.futures.Future.running`."""
+        return self._fate.get("it") == "runs" and not self.done()
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether it is cancelled, or about to be."""
+        return self.cancelled() or self._fate.get("it") == "cancelled"
+
+    def begin(self) -> bool:
+        """For the scheduler: from here on it cannot be cancelled; False: it is."""
+        return self._fate.setdefault("it", "runs") == "runs"
+
+    def end(self, result: Any, error: BaseException | None, report: Report | None) -> None:
+        """For the scheduler: have everybody told, at once or, while somebody has the lock, later.
+        That may be for ever where an interrupt came in `wait` or `as_completed`, which take it in
+        code of Python's."""
+        if self._condition._lock.acquire(timeout=_MOMENT):
+            self._end(result, error, report)
+        else:
+            _patience.wait(self, result, error, report)
+
+    def _end(self, result: Any, error: BaseException | None, report: Report | None) -> None:
+        """With the lock, which is let go of."""
+        try:
+            if self._state in ("FINISHED", "CANCELLED_AND_NOTIFIED"):  # by somebody else
+                return
+            if self.unwanted:
+                # Who waits for one of several futures learns of it here.
+                super().cancel()
+                self.set_running_or_notify_cancel()
+            elif error is not None:
+                self.set_exception(error)
+            else:
+                self.report = report
+                self.set_result(result)
+        finally:
+            self._condition._lock.release()
+
     def cancel(self) -> bool:
         """See `concurrent.futures.Future.cancel`."""
-        cancelled = super().cancel()
+        cancelled = self._fate.setdefault("it", "cancelled") == "cancelled" and super().cancel()
         call = self._cancels
         if cancelled and call is not None:
             call()
         return cancelled
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `concurrent.futures.Future.result`."""
+        self._wait(timeout)
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See `concurrent.futures.Future.exception`."""
+        self._wait(timeout)
+        return super().exception()
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until it is done: by a lock of one's own, which is let go of last of all. Who waits
+        for the condition is woken while the other thread still has much to do."""
+        if self.done():
+            return
+        ends = threading.Lock()
+        ends.acquire()
+        super().add_done_callback(lambda _: ends.release())
+        if not (ends.acquire() if timeout is None else ends.acquire(timeout=max(0.0, timeout))):
+            raise TimeoutError()
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """See `concurrent.futures.Future.add_done_callback`."""
@@ -165,7 +297,52 @@ class Submission(Future[Any]):
 
     def renew(self) -> None:
         """In a forked child: the parent's other threads may have held its lock."""
-        self._condition._lock._at_fork_reinit()  # type: ignore[attr-defined]
+        self._condition._lock._at_fork_reinit()
+
+
+class _Patience:
+    """A thread that tells what submissions gave whose lock the scheduler could not have."""
+
+    def __init__(self) -> None:
+        self._untold: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def wait(self, submission: Submission, *end: Any) -> None:
+        """Have it told as soon as its lock is free, unless nobody refers to it any more."""
+        self._untold.put((weakref.ref(submission), *end))
+        if self._thread is None:
+            # Two at once start two, which share the work.
+            thread = threading.Thread(target=self._work, name="bertrt-patience", daemon=True)
+            with suppress(RuntimeError):  # the system gives none: the next one may get it
+                thread.start()
+                self._thread = thread
+
+    def _work(self) -> None:
+        while True:
+            untold, pause = [self._untold.get()], _MOMENT
+            while untold:
+                with suppress(Empty):
+                    while True:
+                        untold.append(self._untold.get_nowait())
+                        pause = _MOMENT
+                untold = [one for one in untold if not self._try(*one)]
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+
+    def _try(self, reference: weakref.ref[Submission], *end: Any) -> bool:
+        submission = reference()
+        if submission is None:
+            return True
+        if not submission._condition._lock.acquire(blocking=False):
+            return False
+        try:
+            submission._end(*end)
+        except BaseException:  # nothing may keep the others from being told
+            logging.getLogger(__name__).exception("a submission cannot be told")
+        return True
+
+
+_patience = _Patience()
 
 
 class _Caller:
@@ -205,8 +382,8 @@ _caller = _Caller()
 
 
 def _after_fork() -> None:
-    global _caller
-    _caller = _Caller()
+    global _caller, _patience
+    _caller, _patience = _Caller(), _Patience()
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import operator
 import re
+from contextlib import suppress
 from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from bertrt.engine.batching import Batching
 from bertrt.engine.line import PRIORITIES
@@ -42,29 +45,28 @@ def check_on_error(on_error: Any) -> None:
         raise InvalidInputError(f"on_error is {on_error!r}; expected 'raise' or 'return'")
 
 
+def _index(name: str, value: Any) -> int:
+    with suppress(TypeError):
+        if not isinstance(value, bool | np.bool_):
+            # An int of numpy is one too.
+            return operator.index(value)
+    raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected an int")
+
+
 def check_threads(threads: Any) -> int:
-    try:
-        # An int of numpy is one too.
-        count = operator.index(threads)
-    except TypeError:
-        count = None
-    if count is None or isinstance(threads, bool):
-        raise InvalidTypeError(f"threads is a {type(threads).__name__}; expected an int")
+    count = _index("threads", threads)
     if not 1 <= count <= MAX_THREADS:
         raise InvalidInputError(f"threads is {count}; expected 1 to {MAX_THREADS}")
     return count
 
 
-def check_turn(priority: Any, deadline: Any) -> None:
-    """Refuse what is no priority, or no deadline."""
-    if type(priority) is not int:
-        raise InvalidTypeError(f"priority is a {type(priority).__name__}; expected an int")
-    if priority not in PRIORITIES:
-        raise InvalidInputError(
-            f"priority is {priority}; expected {PRIORITIES[0]} to {PRIORITIES[-1]}"
-        )
+def check_turn(priority: Any, deadline: Any) -> int:
+    """The priority; refuses what is none, and what is no deadline."""
+    step = _index("priority", priority)
+    if step not in PRIORITIES:
+        raise InvalidInputError(f"priority is {step}; expected {PRIORITIES[0]} to {PRIORITIES[-1]}")
     if deadline is None:
-        return
+        return step
     seconds: Any = deadline
     if not isinstance(deadline, Real) or isinstance(deadline, bool):
         raise InvalidTypeError(
@@ -72,6 +74,7 @@ def check_turn(priority: Any, deadline: Any) -> None:
         )
     if not seconds >= 0:
         raise InvalidInputError(f"deadline is {deadline}; expected seconds from now, 0 or more")
+    return step
 
 
 def check_set(settings: Any) -> None:

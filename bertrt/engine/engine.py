@@ -59,7 +59,7 @@ class Engine:
     def _set(self, model: Model, arguments: dict[str, Any]) -> None:
         self._model, self._arguments = model, arguments
         batching = arguments.get("batching") or Batching()
-        self._predictor = Predictor(model, batching.tokens)
+        self._predictor = Predictor(model, batching.tokens_of(arguments))
         beside = getattr(self, "_routes", None)
         self._routes = Routes(self._life, self._predictor, batching, beside)
 
@@ -277,7 +277,7 @@ class Engine:
             priority: -10 to 10; the higher goes first. Each step counts as one second of waiting,
                 so that nobody waits for ever.
             deadline: the seconds from now by which it has to begin to run; else it is dropped.
-                None: none.
+                0 is over when it comes: it is dropped always. None: none.
 
         Returns:
             A `concurrent.futures.Future` of what `predict` returns or raises, which can be
@@ -291,7 +291,7 @@ class Engine:
             BertrtError: the model has no tokenizer or task, or the engine is closed.
         """
         check_on_error(on_error)
-        check_turn(priority, deadline)
+        priority = check_turn(priority, deadline)
         return self._routes.submit(batch, prompt, on_error, priority, deadline)
 
     async def apredict(
@@ -405,9 +405,9 @@ class Engine:
         Args:
             token_ids: integers, shape (batch, sequence); or a list of 1-D arrays.
             token_types: integers of the same shape, or a list likewise; None: all 0.
-            valid_length: integers, shape (batch,), each from 0 to sequence; or a mask of ones and
-                zeros, shape (batch, sequence), with the zeros on the right; None: no padding.
-                What lies beyond a sequence's length is ignored. Not for lists.
+            valid_length: integers, shape (batch,), each from 0 to sequence; or a mask, shape
+                (batch, sequence), of ones, at least one a row, and zeros behind them; None: no
+                padding. What lies beyond a sequence's length is ignored. Not for lists.
             masked_positions: integers, shape (batch, num_masked), for a model with a masked
                 language model decoder; None leaves `masked_lm_outputs` out.
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from bertrt.engine.batching import Report, Submission
 from bertrt.engine.life import Stay
+from bertrt.engine.memory import named
 from bertrt.engine.predictor import Sequenced, masks_of
 
 __all__ = ["PRIORITIES", "Job", "Line", "Room"]
@@ -108,6 +110,16 @@ class Job:
         began = done if self.began is None else self.began
         queue = max(0.0, began - self.came - self.tokenize)
         return Report(tuple(tokens), self.tokenize, queue, self.execute)
+
+    def tell(self, result: Any, error: BaseException | None) -> None:
+        """Tell its submission how it ended: by its result or its error, or, where it was cancelled,
+        by neither."""
+        submission = self.submission
+        submission.cancels(None)
+        if error is not None:
+            error = named(error, self.stay.method)
+        told = error is None and not submission.unwanted
+        submission.end(result, error, self.report(time.monotonic()) if told else None)
 
 
 class Room:

@@ -54,7 +54,7 @@ class Predictor:
 
     def __init__(self, model: Model, tokens: int) -> None:
         self._model = model
-        self._tokens = tokens
+        self.tokens = tokens
         self._limits = model.limits
         self._task: Task | None = None
         if model.task is not None:
@@ -213,7 +213,7 @@ class Predictor:
             by_masks.setdefault(masks_of(own), []).append(i)
         for indices in by_masks.values():
             lengths = [len(sequences[i][1].ids) for i in indices]
-            for chunk in _chunks(lengths, most=self._tokens, pads=pads):
+            for chunk in _chunks(lengths, most=self.tokens, pads=pads):
                 yield [indices[i] for i in chunk]
 
     def predict(

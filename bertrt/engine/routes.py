@@ -87,7 +87,6 @@ class Routes:
         """See `Engine.submit`."""
         with self._life.use("submit") as call:  # noqa: F841
             items, single, before = self._predictor.inputs(batch, prompt)
-            self._batcher.check_room(len(items))
             if not self._batcher.start():
                 raise BertrtError(
                     "the system gives no thread to run what is submitted; predict needs none"
@@ -100,6 +99,7 @@ class Routes:
                 self._life.stay("submit"),
                 priority=priority,
                 deadline=None if deadline is None else float(min(deadline, _LONGEST)),
+                bounded=True,
             )
 
     def statistics(self) -> Statistics:

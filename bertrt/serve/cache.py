@@ -41,6 +41,8 @@ class Cache:
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keep a value, unless it alone is larger than all may be."""
+        if not self._most:
+            return
         size = _ENTRY + _size(key) + _size(value)
         if size > self._most:
             return

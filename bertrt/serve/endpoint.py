@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import itertools
 import logging
 import re
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bertrt.errors import BertrtError
 from bertrt.serve import tracing
+from bertrt.serve.bodies import check_coding, decode
 from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.models import Models
@@ -44,6 +44,8 @@ _BODIES = 16
 # Of a body that is refused so many bytes are read and dropped, so that its client, which may not
 # listen before it has sent all, gets the answer: closing a socket with unread bytes resets it.
 _DROPPED = 1 << 30
+# An id of a request: when the process began, and a number.
+_BEGAN, _NUMBERS = time.time_ns(), itertools.count()
 
 
 class State:
@@ -59,6 +61,8 @@ class State:
         self.late = False
         self.under_way = 0
         self.body_bytes = 0
+        # By connection, those that wait longest first: bytes of answers that nobody has taken yet.
+        self.untaken: dict[Any, int] = {}
         self._keys = [key.encode() for key in settings.api_keys]
 
     @property
@@ -102,6 +106,10 @@ class Call:
     unread: bool = False
     held: int = 0
     started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        # Of several headers of a name the first one counts.
+        self._sent = dict(reversed(self.request.scope["headers"]))
 
     async def answer(
         self,
@@ -158,13 +166,18 @@ class Call:
                         for i, result in enumerate(answered.results)
                     ],
                 )
-        self.fields |= {
-            "tokens": sum(answered.tokens),
-            "cached": answered.cached,
-            "queue_ms": round(answered.queue * 1e3, 3),
-            "execute_ms": round(answered.execute * 1e3, 3),
-        }
+        self.count(answered)
         return answered
+
+    def count(self, answered: Answered) -> None:
+        """Have the log and the page tell what it took; beside what was told before."""
+        for name, value in (
+            ("tokens", sum(answered.tokens)),
+            ("cached", answered.cached),
+            ("queue_ms", round(answered.queue * 1e3, 3)),
+            ("execute_ms", round(answered.execute * 1e3, 3)),
+        ):
+            self.fields[name] = self.fields.get(name, 0) + value
 
     def check_count(self, inputs: Sequence[Any]) -> None:
         """Refuse no input, and too many."""
@@ -178,11 +191,12 @@ class Call:
         self, model: str | None, tasks: Sequence[str] | None = None
     ) -> AbstractContextManager[Served]:
         """A model: `Models.use`, where the header X-Model says which unless `model` does."""
-        return self.state.models.use(model or self.header("x-model"), tasks)
+        return self.state.models.use(self.header("x-model") if model is None else model, tasks)
 
     def header(self, name: str) -> str | None:
-        """A header's value; None where it is not there."""
-        return self.request.headers.get(name)
+        """The value of a header, named in small letters; None where it is not there."""
+        found = self._sent.get(name.encode())
+        return None if found is None else found.decode("latin-1")
 
     def uncut(
         self, served: Served, truncate: bool | None, truncation_side: str | None
@@ -257,7 +271,7 @@ class Endpoint:
             with tracing.request(call.request, self.path):
                 response = await self._answer(call, receive)
                 if response is not None:
-                    response.headers["x-request-id"] = call.id
+                    response.raw_headers.append((b"x-request-id", call.id.encode()))
                     if state.draining:
                         # Whoever asks again asks elsewhere, and finds no closed connection.
                         response.headers["connection"] = "close"
@@ -283,6 +297,7 @@ class Endpoint:
             if not self.open:
                 let_in(call)
             if self.method != "GET":
+                check_coding(call.request)
                 raw = await _read(call, receive)
                 call.body = raw if self.body is None else decode(raw, self.body, call.request)
                 del raw
@@ -416,38 +431,6 @@ async def _drop(receive: Receive, seconds: float) -> None:
         await asyncio.wait_for(parts(), seconds)
 
 
-def decode(raw: bytes, kind: Any, request: Request) -> Any:
-    """A JSON body as a type of msgspec's.
-
-    Raises:
-        Refusal: 415 it is said to be something else; 400 it is no JSON, or (422) none of this type.
-    """
-    content = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    if content.lower() != "application/json":
-        raise Refusal(415, f"the content type is {content[:50]!r}; expected application/json")
-    try:
-        if isinstance(kind, Mapping):
-            kind = _told(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), kind)
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        raise Refusal(422, f"the body: {error}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise Refusal(400, "the body is not UTF-8") from None
-
-
-def _told(fields: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
-    told = [name for name in kinds if name in fields]
-    if len(told) != 1:
-        raise Refusal(
-            422,
-            f"the body has {' and '.join(map(repr, told)) or 'none of the fields it is known by'}; "
-            f"expected one of {', '.join(map(repr, kinds))}",
-        )
-    return kinds[told[0]]
-
-
 async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:
     """The answer; cancels it and raises _GoneError when the client goes first."""
     own, over = asyncio.current_task(), False
@@ -477,7 +460,8 @@ async def _disconnected(receive: Receive) -> None:
 
 def request_id(said: str | None) -> str:
     """The id that a client gave its request, where it can stand in a log; else a new one."""
-    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else uuid.uuid4().hex
+    own = f"{_BEGAN:016x}{next(_NUMBERS):016x}"
+    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else own
 
 
 def json_response(

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bertrt.serve.endpoint import State
+from bertrt.serve.logs import log
 
 __all__ = ["BoundedProtocol"]
 
 # Bytes and seconds of a request's line and headers.
 _HEAD = 64 << 10
 _HEAD_SECONDS = 10.0
+# What an answer to "Expect: 100-continue" begins with.
+_CONTINUE = b"HTTP/1.1 100 "
 # Connections that may be open at a time; requests of more are refused at once.
 _CONNECTIONS = 8192
 # In this time the event loop reads at least once.
 _READ_SECONDS = 0.1
-# So long a client may take nothing of what is sent to it.
+# Seconds in which a client may take nothing of an answer, and in which it has to take all of it.
 _SEND_SECONDS = 30.0
+_ANSWER_SECONDS = 120.0
+# Bytes of answers that their clients have not taken, of all connections.
+_UNTAKEN = 512 << 20
 # Seconds of a whole request: the endpoint refuses a body that is slow long before.
 _REQUEST_SECONDS = 120.0
 
@@ -48,12 +55,42 @@ class _Parser(httptools.HttpRequestParser):
             self._protocol.go_on(data[told.args[0] :])
 
 
+class _Answer:
+    """A connection as one answer writes to it, which has a body: the head goes with what follows
+    it, in one call of the system's. By itself it would wake a client who can do nothing with it
+    yet."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._begun = False
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """See asyncio.Transport."""
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines([head, data])
+        elif self._begun or data.startswith(_CONTINUE):
+            self._transport.write(data)
+        else:
+            self._begun, self._head = True, data
+
+    def close(self) -> None:
+        """See asyncio.Transport."""
+        if self._head is not None:
+            self.write(b"")
+        self._transport.close()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """A connection.
 
     It is closed where a client sends no request within 10 s of connecting, takes longer for a
-    request's head than that or longer than 120 s for its body, or takes nothing of an answer for
-    30 s; a head of more than 64 KiB is answered with 431. A request of one connection too many is
+    request's head than that or longer than 120 s for its body, takes nothing of an answer for 30 s
+    or longer than 120 s for all of it; and, of those whose answers have not been taken, the one
+    that has taken longest where together they have more than 512 MiB. A head of more than 64 KiB is
+    answered with 431. A request of one connection too many is
     answered with 503, and one that comes while the event loop is late with 429, before anything
     else is done for it: what would cost those who wait more than it helps who comes.
     """
@@ -78,33 +115,66 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._within(None)
-        if self._sending is not None:
-            self._sending.cancel()
+        self._taken()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         super().pause_writing()
-        self._watch(self.transport.get_write_buffer_size())
+        self._watch()
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
+        self._taken()
         super().resume_writing()
 
-    def _watch(self, left: int) -> None:
-        """Give up a client who takes nothing: what waits for it is memory."""
+    def on_response_complete(self) -> None:
+        """uvicorn's word for an answer's end."""
+        super().on_response_complete()
+        self._watch_end()
+
+    def _watch_end(self) -> None:
+        """A transport that is closed goes when all that it has is taken."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._watch()
+
+    def _watch(self) -> None:
+        """Give up a client who takes nothing, or too long: what waits for it is memory."""
+        if self._sending is not None:
+            return
+        untaken, end = self._state.untaken, self.loop.time() + _ANSWER_SECONDS
 
         def look() -> None:
             now = self.transport.get_write_buffer_size()
-            if now >= left:
-                self.transport.abort()
+            if now >= untaken.get(self, 0) or self.loop.time() >= end:
+                self._give_up()
             else:
-                self._watch(now)
+                untaken[self] = now
+                look_later()
 
-        self._sending = self.loop.call_later(_SEND_SECONDS, look)
+        def look_later() -> None:
+            seconds = min(_SEND_SECONDS, max(0.0, end - self.loop.time()))
+            self._sending = self.loop.call_later(seconds, look)
+
+        untaken[self] = self.transport.get_write_buffer_size()
+        look_later()
+        size = sum(untaken.values())
+        for connection in list(untaken):
+            if size <= _UNTAKEN:
+                break
+            size -= untaken.pop(connection)
+            connection._give_up()
+
+    def _give_up(self) -> None:
+        left, client = self.transport.get_write_buffer_size(), self.client
+        log("answer not taken", logging.WARNING, left=left, client=client[0] if client else None)
+        self.transport.abort()
+
+    def _taken(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        self._state.untaken.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -148,7 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head = None
         self._within(_REQUEST_SECONDS)
-        app = self.app
+        app, before = self.app, self.cycle
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded
         elif self._state.late and self.parser.get_method() != b"GET":
@@ -159,6 +229,9 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         finally:
             self.app = app
+        made: Any = self.cycle
+        if made is not before and self.parser.get_method() != b"HEAD":
+            made.transport = _Answer(self.transport)
 
     def on_message_complete(self) -> None:
         """httptools' word for the body's end."""
@@ -177,9 +250,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn's word for a connection without a request; see `_due`."""
-        self.timeout_keep_alive_task = self.loop.call_later(
-            _READ_SECONDS, super().timeout_keep_alive_handler
-        )
+
+        def close() -> None:
+            super(BoundedProtocol, self).timeout_keep_alive_handler()
+            self._watch_end()
+
+        self.timeout_keep_alive_task = self.loop.call_later(_READ_SECONDS, close)
 
     def _due(self) -> None:
         # Where the event loop itself is late, what has come may not have been read yet.
@@ -193,12 +269,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(b"408 Request Timeout")
         else:
             self.transport.close()
+            self._watch_end()
 
     def _refuse(self, status: bytes) -> None:
         self.transport.write(
             b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         )
         self.transport.close()
+        self._watch_end()
 
 
 async def _crowded(scope: Any, receive: Any, send: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-__all__ = ["configure", "log"]
+__all__ = ["configure", "flush", "log"]
 
 # Lines that wait to be written, at most; beyond them they are left out, and their number told.
 _MOST = 10_000
@@ -108,21 +108,29 @@ class _Handler(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         fields = {} if error is None else {"error": error}
         if _writer is not None:
-            _writer.put(record.created, record.levelno, record.getMessage(), fields)
+            # Behind asyncio's first line stand objects, with what they hold of texts.
+            event = record.getMessage().partition("\n")[0]
+            _writer.put(record.created, record.levelno, event, fields)
 
 
 _writer: _Writer | None = None
 
 
+def flush() -> None:
+    """Write what is left, where nothing more is logged."""
+    if _writer is not None:
+        _writer.close()
+
+
 def configure() -> None:
-    """Send what the server and uvicorn log to standard error, a line each."""
+    """Send what the server, uvicorn and others log to standard error, a line each."""
     global _writer
     _writer = _Writer(sys.stderr.buffer)
     _writer.start()
-    atexit.register(_writer.close)
-    logger = logging.getLogger("uvicorn")
-    logger.handlers, logger.propagate = [_Handler()], False
-    logger.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").handlers = []
-    logging.getLogger("uvicorn.error").propagate = True
+    atexit.register(flush)
+    logging.captureWarnings(True)
+    logging.getLogger().handlers = [_Handler()]
+    logging.getLogger("uvicorn").setLevel(logging.INFO)
+    for name in ("uvicorn", "uvicorn.error", "asyncio"):
+        logging.getLogger(name).handlers, logging.getLogger(name).propagate = [], True
     logging.getLogger("uvicorn.access").disabled = True

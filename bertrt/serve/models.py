@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertrt.engine import Batching, Engine
+from bertrt.engine import Engine
 from bertrt.errors import BertrtError, InvalidInputError
 from bertrt.serve.backlog import Backlog
 from bertrt.serve.logs import log
@@ -92,10 +92,10 @@ class Models:
             tasks: the tasks that are answered; None: any.
 
         Raises:
-            Refusal: 404 no model has the name, or (424) it has none of the tasks; 503 it is known,
-                and not loaded now.
+            Refusal: 400 the name is blank; 404 no model has it, or (424) it has none of the tasks;
+                503 it is known, and not loaded now.
         """
-        served = self._named(name) if name else self._fitting(tasks)
+        served = self._fitting(tasks) if name is None else self._named(name)
         if tasks is not None and served.engine.task not in tasks:
             raise Refusal(
                 424,
@@ -109,6 +109,12 @@ class Models:
             served.users -= 1
 
     def _named(self, name: str) -> Served:
+        if not name.strip():
+            raise Refusal(
+                400,
+                "the model's name is empty; expected one of "
+                f"{', '.join(map(repr, self._places()))}, or none at all",
+            )
         served = self._served.get(name)
         if served is None:
             entry = self.entry(name)
@@ -197,13 +203,10 @@ class Models:
                 self._retire(before)
 
     def _load(self, place: Path) -> Engine:
-        engine = Engine.load(
-            place,
-            **self._settings.engine,
-            batching=Batching(tokens=self._settings.tokens, queue=self._settings.queue),
-        )
+        settings = self._settings
+        engine = Engine.load(place, **settings.engine, batching=settings.batching)
         try:
-            warm_up(engine, self._settings.tokens)
+            warm_up(engine, settings.batch_tokens)
         except BaseException:
             engine.close()
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bertrt.engine import Encoding, Engine, Statistics, Submission
-from bertrt.errors import BertrtError, DeadlineExceeded, QueueFull
+from bertrt.engine import Encoding, Engine, Report, Statistics, Submission
+from bertrt.errors import BertrtError, DeadlineExceeded
 from bertrt.results import Embedding
+from bertrt.serve.aside import Turns
 from bertrt.serve.backlog import Backlog, Place
 from bertrt.serve.cache import Cache
 from bertrt.serve.metrics import Metrics
@@ -26,6 +27,8 @@ __all__ = ["Answered", "Served"]
 # So many requests for all vectors of their texts wait, and so many vectors one of them gets: BERT
 # large's take 64 MiB.
 _ASIDE, _ROWS = 32, 16384
+# Of these so many are executed at once; between them it is seen whether anybody waits for them.
+_ROWS_AT_ONCE = 4096
 # What statistics are made of
 _COUNTS = ("waiting", "batches", "sequences", "tokens")
 _TABLES = ("by_sequences", "by_tokens")
@@ -67,6 +70,7 @@ class _Run:
         done: the same, for the event loop.
         keys: what it answers.
         place: where it stands in line.
+        priority: with which it was handed over.
         has_deadline: whether it was handed over with one; then it is of one request alone.
         users: the requests that wait for it. When none does any more, it is cancelled.
     """
@@ -75,6 +79,7 @@ class _Run:
     done: asyncio.Future[Any]
     keys: list[Hashable]
     place: Place
+    priority: int = 0
     has_deadline: bool = False
     users: int = 0
 
@@ -118,8 +123,7 @@ class Served:
         self._telling = False
         self._variant: Hashable = None
         self._others: dict[Hashable, Served] = {}
-        self._aside = asyncio.Semaphore(1)
-        self._asiders = 0
+        self._aside = Turns(1, _ASIDE, "requests for all vectors of a text")
 
     def with_settings(self, settings: Mapping[str, Any]) -> Served:
         """The same model with other settings of its task, `Engine.with_settings`; what is kept of
@@ -182,10 +186,11 @@ class Served:
             begun = time.monotonic()
             for run in wanted.runs:
                 # The engine itself sees to the deadline of what it was given with one.
-                late = None
-                if deadline is not None and not run.has_deadline:
+                if deadline is None or run.has_deadline:
+                    await asyncio.shield(run.done)
+                else:
                     late = max(0.0, begun + deadline - time.monotonic())
-                await asyncio.wait_for(asyncio.shield(run.done), late)
+                    await asyncio.wait_for(asyncio.shield(run.done), late)
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, BertrtError):
                 raise
@@ -234,43 +239,52 @@ class Served:
             Refusal: 413 they have too many tokens; 422 a text is too long; 424 the model does not
                 give these rows. And what `Engine.tokenize` and `Engine.run` raise.
         """
-        if self._asiders >= _ASIDE:
-            raise QueueFull(f"{self._asiders} requests for all vectors of a text wait already")
-        self._asiders += 1
-        times = [time.perf_counter()]
-        try:
-            async with self._aside:
-                times.append(time.perf_counter())
-                encodings = await asyncio.to_thread(
-                    self.engine.tokenize, list(texts), prompt=prompt
+        asked = time.monotonic()
+        engine = self.engine
+
+        def work(wanted: Callable[[], bool]) -> tuple[list[np.ndarray], Report]:
+            begun = time.monotonic()
+            encodings = engine.tokenize(list(texts), prompt=prompt)
+            tokens = tuple(len(own.ids) for own in encodings)
+            for i, own in enumerate(encodings):
+                if reason and own.truncated:
+                    raise Refusal(422, f"input[{i}] {reason}")
+            if sum(tokens) > _ROWS:
+                raise Refusal(
+                    413,
+                    f"the inputs have {sum(tokens)} tokens; of at most {_ROWS} at once all "
+                    "vectors are given",
                 )
-                times.append(time.perf_counter())
-                tokens = [len(own.ids) for own in encodings]
-                for i, own in enumerate(encodings):
-                    if reason and own.truncated:
-                        raise Refusal(422, f"input[{i}] {reason}")
-                if sum(tokens) > _ROWS:
+            rows: list[np.ndarray] = []
+            tokenized = time.monotonic()
+            while len(rows) < len(texts) and wanted():
+                some: list[Encoding] = []
+                room = _ROWS_AT_ONCE
+                for own in encodings[len(rows) :]:
+                    room -= len(own.ids)
+                    if some and room < 0:
+                        break
+                    some.append(own)
+                found = engine.run([own.ids for own in some], [own.types for own in some])
+                if "sequence_output" not in found:
                     raise Refusal(
-                        413,
-                        f"the inputs have {sum(tokens)} tokens; of at most {_ROWS} at once all "
-                        "vectors are given",
+                        424,
+                        f"the model {self.name!r} gives no vectors of tokens; it gives "
+                        f"{list(found)}",
                     )
-                found = await asyncio.to_thread(
-                    self.engine.run,
-                    [own.ids for own in encodings],
-                    [own.types for own in encodings],
-                )
-                times.append(time.perf_counter())
-        finally:
-            self._asiders -= 1
-        if "sequence_output" not in found:
-            raise Refusal(
-                424, f"the model {self.name!r} gives no vectors of tokens; it gives {list(found)}"
-            )
-        queue, tokenize, execute = np.diff(times).tolist()
+                rows += found["sequence_output"]
+            times = tokenized - begun, begun - asked, time.monotonic() - tokenized
+            return rows, Report(tokens, *times)
+
+        rows, report = await self._aside.do(work)
         self._metrics.asked(self.name, len(texts))
-        self._metrics.tokens.labels(self.name).inc(sum(tokens))
-        return Answered(found["sequence_output"], tokens, 0, tokenize, queue, execute)
+        return self.executed_aside(report, rows)
+
+    def executed_aside(self, report: Report, results: Sequence[Any] = ()) -> Answered:
+        """Count what was executed beside the engine's queue, and say what became of it."""
+        self._metrics.executed(self.name, report)
+        times = report.tokenize, report.queue, report.execute
+        return Answered(list(results), list(report.tokens), 0, *times)
 
     def _find(
         self, inputs: Sequence[Any], prompt: str | None, priority: int, deadline: float | None
@@ -283,7 +297,10 @@ class Served:
             key = self._variant, _key(item, prompt)
             if (kept := self._cache.get(key)) is not None:
                 wanted.results[i], wanted.tokens[i] = kept
-            elif (found := self._flying.get(key)) is not None:
+            elif (found := self._flying.get(key)) is not None and (
+                # One that waits behind where this one would stand is overtaken.
+                found[0].priority >= priority or found[0].submission.running()
+            ):
                 self._join(wanted, i, *found)
             else:
                 new.setdefault(type(item), {}).setdefault(key, (item, []))[1].append(i)
@@ -318,7 +335,9 @@ class Served:
         )
         loop = asyncio.get_running_loop()
         place = self._backlog.enter((item for item, _ in own.values()), self.engine.max_length)
-        run = _Run(submission, loop.create_future(), list(own), place, deadline is not None)
+        run = _Run(
+            submission, loop.create_future(), list(own), place, priority, deadline is not None
+        )
 
         # A submission keeps its callbacks: one that kept the run, which has the submission, would
         # leave both, this model and its engine to the garbage collector.
@@ -369,8 +388,9 @@ class Served:
             self._backlog.leave(run.place, ran=False)
             done.cancel()
             return
-        self._backlog.leave(run.place, ran=submission.exception() is None)
-        if (error := submission.exception()) is not None:
+        error = submission.exception()
+        self._backlog.leave(run.place, ran=error is None)
+        if error is not None:
             done.set_exception(error)
             # Asked for, so that asyncio does not log it where nobody is left to see it.
             done.exception()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
+import os
 import resource
 import signal
+import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import prometheus_client
 import uvicorn
@@ -18,7 +21,7 @@ import uvloop  # noqa: F401  # uvicorn's, which imports it late
 from bertrt.serve.app import make_app
 from bertrt.serve.endpoint import State
 from bertrt.serve.http import BoundedProtocol
-from bertrt.serve.logs import configure, log
+from bertrt.serve.logs import configure, flush, log
 from bertrt.serve.refusals import Refusal
 from bertrt.serve.settings import Settings
 
@@ -48,7 +51,8 @@ def serve(
     """Serve until the process is asked to stop (SIGTERM, SIGINT).
 
     Then new requests are refused with 503, /health/ready says so, and those under way have
-    `settings.drain_seconds` to end. Asked a second time, it stops at once.
+    `settings.drain_seconds` to end, by when the process ends, whatever it does. Asked a second
+    time, it ends at once, with the status that shells have for the signal.
 
     Args:
         settings: how it is set up.
@@ -113,12 +117,20 @@ class _Server(uvicorn.Server):
         self._ticked = self._late_until = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal's handler: drain, or, if that is under way, stop."""
+        """A signal's handler: drain, or, if that is under way, end."""
         if self._state.draining:
-            self.should_exit = self.force_exit = True
-            return
+            _end(128 + sig)
         self._state.draining = True
         log("draining", signal=signal.Signals(sig).name, under_way=self._state.under_way)
+        # By a thread: the event loop may be waiting for what nobody can stop, such as a load.
+        timer = threading.Timer(self._state.settings.drain_seconds, self._give_up)
+        timer.daemon = True
+        with contextlib.suppress(RuntimeError):  # the system gives no thread
+            timer.start()
+
+    def _give_up(self) -> None:
+        log("not drained", level=logging.WARNING, left=self._state.under_way)
+        _end(0)
 
     def _log_started_message(self, listeners: Sequence[Any]) -> None:
         """What uvicorn says when it listens, with the port apart."""
@@ -139,18 +151,18 @@ class _Server(uvicorn.Server):
         return bool(await super().on_tick(counter))
 
     async def _drain(self) -> None:
-        """Wait until all that was taken is answered and nothing more comes, or the time is up."""
+        """Wait until all that was taken is answered and nothing more comes."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._state.settings.drain_seconds
         quiet = loop.time()
-        while (now := loop.time()) < end and now - quiet < _QUIET:
+        while (now := loop.time()) - quiet < _QUIET:
             if self._state.under_way:
                 quiet = now
             await asyncio.sleep(0.02)
-        if self._state.under_way:
-            log("drained", level=logging.WARNING, left=self._state.under_way)
-        else:
-            log("drained")
-        # What uvicorn itself gives connections to end is of the same time.
-        self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
+        log("drained")
         self.should_exit = True
+
+
+def _end(status: int) -> NoReturn:
+    """End the process now, whatever its threads do."""
+    flush()
+    os._exit(status)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bertrt.engine import Batching
 
 __all__ = ["NAME", "Settings"]
 
@@ -23,7 +26,7 @@ class Settings:
         engine: what `bertrt.Engine.load` is told of each: backend, device, precision, threads.
         repository: a directory whose subdirectories may be loaded as models while it serves; None:
             only those of `models` may be loaded again.
-        tokens: the budget of tokens of a batch.
+        tokens: the budget of tokens of a batch; None: `Batching`'s own.
         queue: how many inputs of a model may wait.
         wait_seconds: what a request may wait: beyond it, by the pace of those before it, it is
             refused at once.
@@ -40,7 +43,7 @@ class Settings:
     models: Mapping[str, Path]
     engine: Mapping[str, Any] = field(default_factory=dict)
     repository: Path | None = None
-    tokens: int = 4096
+    tokens: int | None = None
     queue: int = 8192
     wait_seconds: float = 10.0
     max_body: int = 16 << 20
@@ -50,3 +53,13 @@ class Settings:
     cache_bytes: int = 64 << 20
     api_keys: tuple[str, ...] = ()
     auto_truncate: bool = True
+
+    @property
+    def batching(self) -> Batching:
+        """That of every engine."""
+        return Batching(tokens=self.tokens, queue=self.queue)
+
+    @functools.cached_property
+    def batch_tokens(self) -> int:
+        """The tokens of a batch, at most."""
+        return self.batching.tokens_of(self.engine)

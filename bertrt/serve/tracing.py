@@ -46,12 +46,13 @@ def answered(status: int) -> None:
         made.set_status(trace.StatusCode.ERROR)
 
 
-@contextmanager
-def span(name: str, **attributes: Any) -> Iterator[Any]:
+def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
     """A span within it."""
-    if trace is None:
-        yield None
-        return
+    return nullcontext() if trace is None else _span(name, attributes)
+
+
+@contextmanager
+def _span(name: str, attributes: dict[str, Any]) -> Iterator[Any]:
     with trace.get_tracer("bertrt.serve").start_as_current_span(
         name,
         attributes={f"bertrt.{key}": value for key, value in attributes.items()},

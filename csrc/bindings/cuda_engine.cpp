@@ -40,7 +40,9 @@ class PyEngine {
 }  // namespace
 
 void bind_cuda_engine(py::module_& module) {
-  py::class_<cuda::Device>(module, "Device", "A GPU: what it is, and what it has.")
+  // Each module's own: a process may load the one for GPUs beside the emulator's.
+  py::class_<cuda::Device>(module, "Device", py::module_local(),
+                           "A GPU: what it is, and what it has.")
       .def_readonly("number", &cuda::Device::number)
       .def_readonly("name", &cuda::Device::name)
       .def_property_readonly("arch", &cuda::Device::arch)
@@ -51,7 +53,7 @@ void bind_cuda_engine(py::module_& module) {
 Raises bertrt.DeviceError that says which of driver and device is missing.)");
   module.def("free_memory", &cuda::free_memory, py::arg("device") = 0,
              "Bytes of a GPU's memory that nobody uses.");
-  py::class_<PyModel>(module, "Model", R"(A plan with its weights on a GPU.
+  py::class_<PyModel>(module, "Model", py::module_local(), R"(A plan with its weights on a GPU.
 
 plan, weights, fetch: as for bertrt._native.Model; the weights are copied. precision: "fp32",
 "fp16" or "bf16". device: the GPU's number.
@@ -68,7 +70,7 @@ used or has too little memory.)")
            }),
            py::arg("plan"), py::arg("weights"), py::arg("precision") = "fp32",
            py::arg("device") = 0, py::arg("fetch") = py::none());
-  py::class_<PyEngine>(module, "Engine", R"(Runs a Model on its GPU.
+  py::class_<PyEngine>(module, "Engine", py::module_local(), R"(Runs a Model on its GPU.
 
 Engines of one Model share its weights. part_tokens: a batch runs in parts of whole sequences of at
 most so many tokens, or of one.)")

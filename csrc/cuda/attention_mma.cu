@@ -44,14 +44,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kHeadDim>)
       unsigned char* stage = stages + first / kKeys % 2 * 2 * kTileBytes;
       const int64_t skipped = first * task.stride;
       load_tile<kKeys, kChunks, kThreads>(stage, block.key + skipped, task.stride,
-                                          block.keys - first, kHeadDim);
+                                          block.keys - first);
       load_tile<kKeys, kChunks, kThreads>(stage + kTileBytes, block.value + skipped, task.stride,
-                                          block.keys - first, kHeadDim);
+                                          block.keys - first);
     }
     cp_async_commit();
   };
-  load_tile<kQueries, kChunks, kThreads>(query_tile, block.query, task.query_stride, block.queries,
-                                         kHeadDim);
+  load_tile<kQueries, kChunks, kThreads>(query_tile, block.query, task.query_stride, block.queries);
   load(0);
 
   uint32_t query[kHeadDim / 16][4];

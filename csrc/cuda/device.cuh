@@ -66,11 +66,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Starts a copy of 16 bytes from global to shared memory, past the L1 cache. Only the first `bytes`
-// are read, the rest become zeros. Both addresses are multiples of 16.
-__device__ __forceinline__ void cp_async16(void* shared, const void* global, int bytes = 16) {
+// Starts a copy of 16 bytes from global to shared memory, past the L1 cache; of what is not there,
+// zeros come. Both addresses are multiples of 16, and 16 bytes stand at the second in any case: the
+// instruction may be told to read some of them only, but compute-sanitizer's initcheck looks at
+// all.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, bool there = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
-               "l"(global), "r"(bytes)
+               "l"(global), "r"(there ? 16 : 0)
                : "memory");
 }
 // Ends a group of this thread's copies.

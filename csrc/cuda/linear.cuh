@@ -63,13 +63,22 @@ class RowCopies {
     to_ = chunk_offset<kChunks>(row, chunk);
   }
 
-  // Starts them for the inputs from k on, of which `left` are there: the others become zeros.
+  // Starts them for the inputs from k on, of which `left` are there: the others become zeros. Where
+  // fewer than a chunk are, it reads those alone: behind a row's end nobody has written.
   __device__ __forceinline__ void start(unsigned char* tile, int k, int left) const {
     const int count = left - static_cast<int>(threadIdx.x % kChunks * kPerChunk);
-    const int bytes = count < 0 ? 0 : count < kPerChunk ? count * static_cast<int>(sizeof(T)) : 16;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      cp_async16(tile + to_ + i * kRowsApart * kChunks * 16, rows_ + k + from_[i], bytes);
+      unsigned char* to = tile + to_ + i * kRowsApart * kChunks * 16;
+      const T* from = rows_ + k + from_[i];
+      if (count >= kPerChunk) {
+        cp_async16(to, from);
+      } else {
+#pragma unroll 1
+        for (int e = 0; e < kPerChunk; ++e) {
+          reinterpret_cast<T*>(to)[e] = e < count ? from[e] : T{};
+        }
+      }
     }
   }
 

@@ -31,13 +31,13 @@ __host__ __device__ constexpr bool spreads_over_banks() {
   return true;
 }
 
-// Starts copies of kRows rows from `rows` to a tile; what is beyond valid_rows or valid_cols is not
-// read and becomes zeros. All kThreads threads of the block call it. Within a tile 32 bits count
+// Starts copies of kRows rows of whole chunks from `rows` to a tile; what is beyond valid_rows, one
+// at least, becomes zeros. All kThreads threads of the block call it. Within a tile 32 bits count
 // the elements: 64-bit offsets, which the compiler keeps from one tile to the next, are twice the
 // registers.
 template <int kRows, int kChunks, int kThreads, class T>
 __device__ __forceinline__ void load_tile(unsigned char* tile, const T* rows, int64_t stride,
-                                          int valid_rows, int valid_cols) {
+                                          int valid_rows) {
   static_assert(spreads_over_banks<kChunks>());
   constexpr int kPerChunk = 16 / sizeof(T);
 #pragma unroll
@@ -46,11 +46,9 @@ __device__ __forceinline__ void load_tile(unsigned char* tile, const T* rows, in
     if (kRows * kChunks % kThreads != 0 && i >= kRows * kChunks) break;
     const unsigned row = i / kChunks;
     const unsigned chunk = i % kChunks;
-    int count =
-        static_cast<int>(row) < valid_rows ? valid_cols - static_cast<int>(chunk * kPerChunk) : 0;
-    count = count < 0 ? 0 : count > kPerChunk ? kPerChunk : count;
-    const T* from = rows + (count ? row * static_cast<unsigned>(stride) + chunk * kPerChunk : 0);
-    cp_async16(tile + chunk_offset<kChunks>(row, chunk), from, count * static_cast<int>(sizeof(T)));
+    const bool there = static_cast<int>(row) < valid_rows;
+    const T* from = rows + (there ? row * static_cast<unsigned>(stride) : 0) + chunk * kPerChunk;
+    cp_async16(tile + chunk_offset<kChunks>(row, chunk), from, there);
   }
 }
 

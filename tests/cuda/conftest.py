@@ -65,7 +65,7 @@ class Element:
 
 
 @cache
-def build_emulated() -> ModuleType:
+def emulated_path() -> Path:
     """The module _cuda_emulated, brought up to date; pytest skips where it cannot be built."""
     pybind11 = pytest.importorskip("pybind11", reason="the emulator is built with pybind11")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -83,10 +83,13 @@ def build_emulated() -> ModuleType:
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    spec = importlib.util.spec_from_file_location(
-        "_cuda_emulated", BUILD / f"_cuda_emulated{suffix}"
-    )
+    return BUILD / f"_cuda_emulated{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+
+
+@cache
+def build_emulated() -> ModuleType:
+    """The same, loaded."""
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", emulated_path())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -108,7 +111,9 @@ def on_gpu() -> ModuleType | str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cuda" in metafunc.fixturenames:
-        places = ["emulated"] if isinstance(on_gpu(), str) else ["emulated", "gpu"]
+        places: list[object] = ["emulated"]
+        if not isinstance(on_gpu(), str):
+            places.append(pytest.param("gpu", marks=pytest.mark.gpu))
         metafunc.parametrize("cuda", places, indirect=True)
     if "element" in metafunc.fixturenames:
         elements = [Element(name) for name in Element.roundings]
@@ -122,6 +127,11 @@ def emulated() -> Iterator[ModuleType]:
     module.emulator.reset()
     yield module
     module.emulator.reset()
+
+
+@pytest.fixture(scope="session")
+def path_of_emulated() -> Path:
+    return emulated_path()
 
 
 @pytest.fixture

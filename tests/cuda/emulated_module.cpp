@@ -1,5 +1,6 @@
 // The module _cuda_emulated: the CUDA kernels on the emulator, for tests. It is never installed.
 #include <optional>
+#include <vector>
 
 #include <pybind11/stl.h>
 
@@ -36,6 +37,18 @@ void misplaced_probe(const std::string& name, const FloatArray& x, const std::st
 void overlong_copy(const FloatArray& x) {
   const cuda::DeviceMemory memory(static_cast<size_t>(x.nbytes()) - 1);
   cuda::check(cudaMemcpy(memory.data(), x.data(), memory.bytes() + 1, cudaMemcpyHostToDevice),
+              "a test's copy");
+}
+
+// Writes some bytes of memory, has the device copy all of it, and the host what it copied.
+void copy_back(int64_t bytes, int64_t written) {
+  const auto size = static_cast<size_t>(bytes);
+  const cuda::DeviceMemory memory(size), copied(size);
+  cuda::check(cudaMemset(memory.data(), 0, static_cast<size_t>(written)), "a test's memory");
+  cuda::check(cudaMemcpy(copied.data(), memory.data(), size, cudaMemcpyDeviceToDevice),
+              "a test's copy");
+  std::vector<char> host(size);
+  cuda::check(cudaMemcpy(host.data(), copied.data(), size, cudaMemcpyDeviceToHost),
               "a test's copy");
 }
 
@@ -114,6 +127,7 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),
              py::arg("memory"));
   probes.def("copy_too_much", &bindings::overlong_copy, py::arg("x"));
+  probes.def("copy_back", &bindings::copy_back, py::arg("bytes"), py::arg("written"));
   probes.def("run_in_stream", &bindings::probe_in_stream, py::arg("name"), py::arg("x"));
   probes.def("start", &bindings::start, py::arg("blocks"), py::arg("threads"),
              py::arg("shared_bytes"));

@@ -57,8 +57,8 @@ __global__ void pipeline(const float* x, float* out) {
 __global__ void zero_fill(const float* x, float* out) {
   float* shared = shared_memory<float>();
   const int t = static_cast<int>(threadIdx.x);
-  // Of the last 16 bytes only the first eight, of those before all.
-  if (t < 16) cp_async16(shared + t * 4, x + t * 4, t == 15 ? 8 : 16);
+  // All but the last 16 bytes.
+  if (t < 16) cp_async16(shared + t * 4, x + t * 4, t < 15);
   cp_async_commit();
   cp_async_wait<0>();
   syncthreads();
@@ -211,6 +211,20 @@ __global__ void writes_past_end(const float* x, float* out) {
   out[threadIdx.x + 1] = x[threadIdx.x];
 }
 
+// Of `out` nobody has written anything before.
+__global__ void reads_unwritten_global(const float* x, float* out) {
+  if (threadIdx.x % 2 == 0) out[threadIdx.x] = x[threadIdx.x];
+  out[threadIdx.x] += 1.0f;
+}
+
+__global__ void copies_unwritten_global(const float* x, float* out) {
+  const int t = static_cast<int>(threadIdx.x);
+  if (t % 4 < 3) out[t] = x[t];
+  if (t % 4 == 3) cp_async16(shared_memory<float>() + t - 3, out + t - 3);
+  cp_async_commit();
+  cp_async_wait<0>();
+}
+
 __global__ void writes_past_shared(const float* x, float* out) {
   shared_memory<float>()[threadIdx.x + 1] = x[threadIdx.x];
   out[threadIdx.x] = 0.0f;
@@ -249,6 +263,8 @@ const std::map<std::string, Probe>& probes() {
       {"reads_past_end", reads_past_end},
       {"reads_before_begin", reads_before_begin},
       {"writes_past_end", writes_past_end},
+      {"reads_unwritten_global", reads_unwritten_global},
+      {"copies_unwritten_global", copies_unwritten_global},
       {"writes_past_shared", writes_past_shared},
       {"reads_unaligned", reads_unaligned},
   };

@@ -15,7 +15,7 @@ RIGHT = {
     "neighbour": np.roll(X, -1),
     "neighbour_in_warp": X.reshape(32, 2)[:, ::-1].ravel(),
     "pipeline": X.reshape(4, 16)[:, ::-1].ravel(),
-    "zero_fill": np.where(np.arange(64) < 62, X, 0),
+    "zero_fill": np.where(np.arange(64) < 60, X, 0),
 }
 
 # By both orders of the threads: in one of them a race may look like a read of what nobody wrote.
@@ -43,6 +43,8 @@ WRONG = {
     "reads_past_end": "thread 63 reads .* which is no device memory in use",
     "reads_before_begin": "thread 0 reads .* which is no device memory in use",
     "writes_past_end": "thread 63 writes .* which is no device memory in use",
+    "reads_unwritten_global": r"thread \d+ reads at .*, to which nothing has been written",
+    "copies_unwritten_global": r"thread \d+ reads at .*, to which nothing has been written",
     "writes_past_shared": "past the end of shared memory",
     "reads_unaligned": "must be a multiple of 16",
 }
@@ -100,6 +102,14 @@ def test_memory_that_is_not_the_kernels(probes, memory, reason):
 def test_a_copy_past_the_end(probes):
     with pytest.raises(DeviceError, match="cudaErrorInvalidValue"):
         probes.copy_too_much(X)
+
+
+def test_a_copy_of_what_nobody_has_written(emulated, probes):
+    probes.copy_back(bytes=24, written=24)
+    with pytest.raises(DeviceError, match="a copy of 24 bytes to the host reads byte 17, to"):
+        probes.copy_back(bytes=24, written=17)
+    emulated.emulator.reset()
+    assert emulated.emulator.bytes_in_use() == 0
 
 
 def test_a_stream_runs_when_it_is_waited_for(probes):

@@ -237,6 +237,7 @@ def test_a_mask_in_the_place_of_lengths():
                 ([[1, 1, 0, 1, 1, 1], [1] * 6], r"is 0 at \[0, 2\].*pad on the right"),
                 ([[1] * 6, [2] * 6], r"valid_length\[1, 0\] is 2"),
                 ([[1] * 5, [1] * 5], r"has the shape \(2, 5\)"),
+                ([[1] * 6, [0] * 6], r"no 1 in row 1; expected one or more"),
             ):
                 with pytest.raises(InvalidInputError, match=message):
                     engine.run(inputs["token_ids"], inputs["token_types"], np.array(bad))

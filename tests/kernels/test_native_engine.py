@@ -181,6 +181,8 @@ def make_plan(rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, np.nd
             "masked_lm_outputs": "decoded",
         },
     }
+    # From numpy 2 on a scalar of float64 makes float64 of an array of float32.
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     return plan, weights
 
 

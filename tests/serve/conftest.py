@@ -175,7 +175,9 @@ class Server:
 @pytest.fixture(scope="session")
 def server(models: dict[str, Path]) -> Iterator[Server]:
     """One with all of `models`, for tests that leave it as it is."""
-    made = Server(*(f"{name}={path}" for name, path in models.items()), "--grpc-port", "0")
+    # However busy the machine is, nothing is refused for what it would wait.
+    more = ("--grpc-port", "0", "--wait-seconds", "100000")
+    made = Server(*(f"{name}={path}" for name, path in models.items()), *more)
     made.wait_until_ready()
     yield made
     assert made.stop() == 0

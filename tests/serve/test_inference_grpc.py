@@ -240,7 +240,49 @@ def test_calls_under_way_end(start, models, stub) -> None:
         time.sleep(0.001)
     assert refused(call, request(call, "embedder", "a")).code() == Code.UNAVAILABLE
     assert len(vectors(future.result())) == 100
-    assert server.stop(600) == 0
+    assert server.process.wait(600) == 0
+
+
+def test_messages_that_do_not_come_are_few(start, models, stub) -> None:
+    """Of others nothing is read until there is a turn, and health has turns of its own."""
+    from bertrt.serve.protocols.inference_grpc import _READS
+
+    server = start(f"it={models['ranker']}", "--grpc-port", "0", "--body-seconds", "1000")
+    call, over = stub(server), threading.Event()
+
+    def nothing():
+        over.wait()
+        yield from ()
+
+    stream = call.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+    idle = [stream.future(nothing(), timeout=1000) for _ in range(_READS)]
+    message = request(call, "it", "the boat")
+    while b"bertrt_requests_under_way 17.0" not in server.get("/metrics")[1]:
+        time.sleep(0.01)
+    assert call("ServerLive").live
+    with pytest.raises(grpc.RpcError) as caught:
+        call.method("ModelInfer")(message, timeout=1)
+    assert caught.value.code() == Code.DEADLINE_EXCEEDED
+    for one in idle:
+        one.cancel()
+    over.set()
+    assert call.method("ModelInfer")(message, timeout=600).outputs
+
+
+def test_a_message_that_has_no_turn(start, models, stub) -> None:
+    server = start(f"it={models['ranker']}", "--grpc-port", "0", "--body-seconds", "0.5")
+    call, over = stub(server), threading.Event()
+
+    def nothing():
+        over.wait()
+        yield from ()
+
+    stream = call.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+    found = [stream.future(nothing(), timeout=1000) for _ in range(40)]
+    codes = {one.code() for one in found}
+    over.set()
+    assert Code.INVALID_ARGUMENT in codes <= {Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED}
+    assert call.method("ModelInfer")(request(call, "it", "the boat"), timeout=600).outputs
 
 
 def test_a_port_that_is_taken(server, models) -> None:

@@ -321,7 +321,19 @@ FINE = {"inputs": [text("a")]}
             "embedder/infer",
             {"inputs": [ids("input_ids", [[1, 2]]), ids("attention_mask", [[0, 0]])]},
             400,
-            "0 ids",
+            "attention_mask[0] has no 1",
+        ),
+        (
+            "embedder/infer",
+            {
+                "inputs": [
+                    ids("input_ids", [[1, 2], [1, 2]]),
+                    ids("attention_mask", [[1, 1], [0, 0]]),
+                ],
+                "outputs": [{"name": "sequence_output"}],
+            },
+            400,
+            "attention_mask[1] has no 1",
         ),
         (
             "embedder/infer",

@@ -290,6 +290,63 @@ def test_question_answering(page: Tab, engines: dict[str, Any]) -> None:
     assert texts(page, "#try-answer .bars > span")[1] == f"{expected.score:.4f}"
 
 
+@pytest.fixture(scope="session")
+def unusual(hugging_once: Any) -> dict[str, Path]:
+    """Tiny models of the tasks that `models` has none of: "filler" (masks), "follower" (next
+    sentences)."""
+    data = Path(__file__).parents[1] / "data" / "huggingface_reference.json"
+    cases = json.loads(data.read_text(encoding="utf-8"))
+    found = {}
+    for name, architecture in (
+        ("filler", "BertForMaskedLM"),
+        ("follower", "BertForNextSentencePrediction"),
+    ):
+        case, random = cases[architecture], np.random.default_rng(len(name))
+        weights = {
+            tensor: 0.3 * random.standard_normal(shape, np.float32)
+            for tensor, shape in case["tensors"].items()
+        }
+        found[name] = hugging_once.write(case["config"], weights, name=name)
+    return found
+
+
+def test_masks_and_next_sentences(
+    tab: Tab, start: Callable[..., Any], unusual: dict[str, Path]
+) -> None:
+    from bertrt import Engine
+
+    server = start(*(f"{name}={path}" for name, path in unusual.items()))
+    tab.open(server.url)
+    tab.wait("document.querySelector('#state').textContent === 'Ready'")
+    text = "the [MASK] the [MASK]"
+    with Engine.load(unusual["filler"]) as engine:
+        expected = engine.predict(text).candidates
+    tab.ask("filler", text=text)
+    assert texts(tab, "#try-answer p") == ["Mask 1", "Mask 2"]
+    assert texts(tab, "#try-answer .bars > span") == [
+        part for own in expected for part in (own.token, f"{own.score:.4f}")
+    ]
+    tab.ask("filler", text="the [MASK]")
+    assert texts(tab, "#try-answer p") == ["The mask"]
+    # What cannot be answered is told, and the page goes on.
+    tab.ask("filler", text="no such thing")
+    assert "mask" in tab.text("#try-answer").lower()
+    with Engine.load(unusual["follower"]) as engine:
+        for pair in (PAIR, ("the sea", "boats"), ("boats", "the sea"), ("the", "")):
+            if not pair[1]:
+                tab.ask("follower", text=pair[0], second=pair[1])
+                assert "input[0]" in tab.text("#try-answer")
+                continue
+            result = engine.predict([pair])[0]
+            tab.ask("follower", text=pair[0], second=pair[1])
+            told = "It follows" if result.is_next else "It does not follow"
+            assert tab.text("#try-answer .big") == told
+            shown = texts(tab, "#try-answer .bars > span")
+            assert shown == ["follows", f"{result.score:.4f}"]
+    complaints = [said for said in tab.complaints() if "422" not in json.dumps(said)]
+    assert complaints == []
+
+
 def test_embedding(page: Tab, engines: dict[str, Any]) -> None:
     one, other = "A cat sleeps on the sofa.", "A kitten naps on the couch."
     page.ask("embedder", text=one, second=other)

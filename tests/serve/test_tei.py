@@ -241,10 +241,10 @@ def test_all_vectors_of_a_text_wait_in_a_bounded_line(monkeypatch) -> None:
     from types import SimpleNamespace
 
     from bertrt.engine import Encoding
-    from bertrt.errors import QueueFull
     from bertrt.serve import served as module
     from bertrt.serve.backlog import Backlog
     from bertrt.serve.metrics import Metrics
+    from bertrt.serve.refusals import Refusal
 
     free = threading.Event()
     ids = np.array([1, 2], np.int32)
@@ -263,11 +263,12 @@ def test_all_vectors_of_a_text_wait_in_a_bounded_line(monkeypatch) -> None:
     async def ask() -> None:
         under_way = [
             asyncio.ensure_future(served.token_vectors(["a"], prompt=None, reason=None))
-            for _ in range(2)
+            for _ in range(3)
         ]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match="2 requests"):
+        with pytest.raises(Refusal, match="2 requests") as told:
             await served.token_vectors(["a"], prompt=None, reason=None)
+        assert told.value.status == 429
         free.set()
         for answered in await asyncio.gather(*under_way):
             assert answered.tokens == [2] and answered.results[0].shape == (2, 3)

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import CancelledError, wait
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from contextlib import suppress
 from typing import Any
 
@@ -137,6 +138,9 @@ def test_errors_are_those_of_predict(tiny) -> None:
         ({"priority": 11}, InvalidInputError, "priority is 11; expected -10 to 10"),
         ({"priority": 1.0}, InvalidTypeError, "priority is a float"),
         ({"priority": True}, InvalidTypeError, "priority is a bool"),
+        ({"priority": np.int64(-11)}, InvalidInputError, "priority is -11"),
+        ({"priority": np.bool_(True)}, InvalidTypeError, "priority is a bool"),
+        ({"priority": np.float32(1)}, InvalidTypeError, "priority is a float32"),
         ({"deadline": -1}, InvalidInputError, "deadline is -1"),
         ({"deadline": float("nan")}, InvalidInputError, "deadline is nan"),
         ({"deadline": "1"}, InvalidTypeError, "deadline is a str"),
@@ -149,6 +153,7 @@ def test_arguments_that_mean_nothing(tiny, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         asyncio.run(engine.apredict(**{"batch": "a", **arguments}))
     assert engine.submit("a", deadline=10**400).result(LONG).vector[1] == 3
+    assert engine.submit("a", priority=np.int8(-10)).result(LONG).vector[1] == 3
 
 
 @pytest.mark.parametrize(
@@ -163,6 +168,61 @@ def test_arguments_that_mean_nothing(tiny, arguments, error, message) -> None:
 def test_limits_that_mean_nothing(batching, error) -> None:
     with pytest.raises(error, match=next(iter(batching))):
         Batching(**batching)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tokens"),
+    [
+        ({"backend": "native", "device": "cpu", "threads": 1}, 512),
+        ({"backend": "native", "device": "cpu", "threads": 2}, 1024),
+        ({"backend": "native", "device": "cpu", "threads": 8}, 4096),
+        ({"backend": "native", "device": "cpu", "threads": 100}, 4096),
+        ({"backend": "native", "device": "cuda:0", "threads": 2}, 4096),
+        ({"backend": "onnxruntime", "device": "cpu", "threads": 2}, 4096),
+    ],
+)
+def test_tokens_that_are_left_open(engine, tokens) -> None:
+    """On a CPU a batch is no longer than its threads have use of."""
+    assert Batching().tokens_of(engine) == tokens
+    assert Batching(tokens=7).tokens_of(engine) == 7
+
+
+def test_a_lone_callers_work_stays_with_one_thread(tiny) -> None:
+    engine = tiny.load()
+    threads: list[int] = []
+    tiny.backends[-1].before_run = lambda: threads.append(threading.get_ident())
+    for _ in range(20):
+        assert engine.submit("a").result(LONG).vector[1] == 3
+        # It has not told yet that it looks for more.
+        while engine._routes._batcher._workers._first_works:
+            time.sleep(0.001)
+    assert len(threads) == 20
+    assert len(set(threads)) == 1
+
+
+def test_who_waits_with_a_timeout(tiny) -> None:
+    held = Held(tiny)
+    first = held.block()
+    for seconds in (0, -1, 0.001):
+        with pytest.raises(FuturesTimeoutError):
+            first.result(seconds)
+        with pytest.raises(FuturesTimeoutError):
+            first.exception(timeout=seconds)
+    held.free()
+    assert first.result(timeout=LONG) is first.result(0) is first.result(-1)
+    assert first.exception() is None
+
+
+def test_several_threads_wait_for_one_submission(tiny) -> None:
+    held = Held(tiny)
+    first, found = held.block(), []
+    threads = [threading.Thread(target=lambda: found.append(first.result())) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    held.free()
+    for thread in threads:
+        thread.join(LONG)
+    assert found == [first.result()] * 5
 
 
 def test_batching_is_checked_and_pickled(tiny, hugging) -> None:

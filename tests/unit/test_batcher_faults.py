@@ -6,6 +6,10 @@ import gc
 import signal
 import sys
 import threading
+import time
+from concurrent.futures import TimeoutError as FuturesTimeoutError
+from concurrent.futures import as_completed, wait
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -66,6 +70,110 @@ def test_an_interrupt_leaves_no_lock(waits: bool) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(condition._waiters) <= 500
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
+@pytest.mark.parametrize("completed", [False, True])
+def test_interrupts_in_the_librarys_own_wait(tiny, completed: bool) -> None:
+    """They leave locks behind, of submissions and of what tells the waiting; nobody else waits, and
+    whoever was interrupted may wait again."""
+    held = Held(tiny)
+    futures = [held.engine.submit("a") for _ in range(20)]
+    armed = False
+
+    class LeftError(Exception):
+        pass
+
+    def leave(*_: Any) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise LeftError
+
+    def look() -> None:
+        if completed:
+            with suppress(TimeoutError, FuturesTimeoutError):
+                list(as_completed(futures, 0))
+        else:
+            wait(futures, 0)
+
+    before = signal.signal(signal.SIGALRM, leave)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        for _ in range(300):
+            with suppress(LeftError):
+                while True:
+                    # Again each time: one that comes where a generator is closed is ignored.
+                    armed = True
+                    look()
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    held.go_on.set()
+    assert held.engine.submit("a").result(LONG).vector[1] == 3
+    assert not wait(futures, LONG).not_done
+    assert all(future.result().vector[1] == 3 for future in futures)
+    held.engine.close(LONG)
+
+
+def test_a_lock_that_is_left_behind_is_nobody_elses(tiny) -> None:
+    """Others are answered meanwhile, and it is told when the lock is free."""
+    held = Held(tiny)
+    told = [held.engine.submit("a"), held.engine.submit("a"), held.engine.submit("a")]
+    dropped = held.engine.submit("a", deadline=0)
+    for one in (*told, dropped):
+        one._condition.acquire()
+    assert told[1].cancel()
+    held.go_on.set()
+    assert held.first.result(LONG).vector[1] == 3
+    for _ in range(3):
+        assert held.engine.submit("a").result(LONG).vector[1] == 3
+    assert not told[0].done() and told[0].running() and not dropped.done()
+    # Nobody is left to be told of it.
+    del told[2]
+    for one in (*told, dropped):
+        one._condition.release()
+    assert wait([*told, dropped], LONG).done == {*told, dropped}
+    assert told[0].result().vector[1] == 3 and told[1].cancelled()
+    assert isinstance(dropped.exception(), TimeoutError)
+
+
+def test_a_cancellation_that_is_interrupted(tiny) -> None:
+    """Between its two steps: it is cancelled all the same."""
+    held = Held(tiny)
+    one = held.engine.submit("a")
+    one._fate["it"] = "cancelled"
+    held.go_on.set()
+    assert held.engine.submit("a").result(LONG).vector[1] == 3
+    assert wait([one], LONG).done and one.cancelled()
+
+
+def test_room_is_found_and_taken_in_one_step(tiny, monkeypatch) -> None:
+    tiny.batching = Batching(queue=3)
+    held = Held(tiny)
+    check = Batching.check_room
+
+    def slow(*arguments: Any) -> None:
+        check(*arguments)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(Batching, "check_room", slow)
+    found: list[Any] = []
+
+    def submit() -> None:
+        with suppress(QueueFull):
+            found.append(held.engine.submit("a"))
+
+    threads = [threading.Thread(target=submit) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert held.engine.statistics().waiting == 3
+    held.go_on.set()
+    assert not wait(found, LONG).not_done
 
 
 def test_an_interrupt_whose_traceback_is_kept(tiny, monkeypatch) -> None:

@@ -4,16 +4,17 @@ results to tensors. docs/serving-inference-protocol.md lists them."""
 from __future__ import annotations
 
 import asyncio
-import functools
+import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from bertrt.engine import Encoding, Engine
+from bertrt.engine import Encoding, Report
 from bertrt.errors import BertrtError, DeadlineExceeded
+from bertrt.serve.aside import Turns
 from bertrt.serve.endpoint import Call, State
 from bertrt.serve.protocols.inference_models import (
     IDS,
@@ -25,6 +26,7 @@ from bertrt.serve.protocols.inference_models import (
 )
 from bertrt.serve.protocols.tensors import DTYPES, Tensor
 from bertrt.serve.refusals import Refusal
+from bertrt.serve.served import Served
 
 __all__ = ["Asked", "infer"]
 
@@ -183,6 +185,12 @@ def _ids(inputs: Mapping[str, Tensor]) -> _Ids:
                 f"attention_mask[{row}, {column}] is {ones[row, column]}; expected ones and then "
                 "zeros in each row: pad on the right",
             )
+        if (empty := np.flatnonzero(lengths == 0)).size:
+            raise Refusal(
+                400,
+                f"attention_mask[{empty[0]}] has no 1; expected one or more in each row: leave out "
+                "a sequence without tokens",
+            )
     return _Ids(ids, np.zeros_like(ids) if types is None else _narrow(types), lengths)
 
 
@@ -206,8 +214,7 @@ async def infer(call: Call, model: str, asked: Asked) -> list[Tensor]:
     """
     options = _options(call, asked)
     with call.state.models.use(check_name(model)) as served:
-        engine = served.engine
-        face = face_of(engine)
+        face = face_of(served.engine)
         chosen = _choose(face, asked.outputs)
         by_ids = _check_inputs(face, asked.inputs)
         given = _ids(asked.inputs) if by_ids else None
@@ -229,7 +236,9 @@ async def infer(call: Call, model: str, asked: Asked) -> list[Tensor]:
         if raw:
             assert given is not None
             call.fields |= {"model": served.name, "inputs": len(given.ids)}
-            found = await _run(call, engine, given, options.deadline)
+            found = await _run(call, served, given, options.deadline)
+            if not results:
+                call.state.metrics.asked(served.name, len(given.ids))
     return [
         _tensor(tell.name, "FP32", found[tell.name])
         if tell.read is None
@@ -261,59 +270,38 @@ def _tensor(name: str, datatype: str, values: np.ndarray) -> Tensor:
     return Tensor(name, datatype, values.shape, values)
 
 
-class _Turns:
-    """Turns at `Engine.run`, which no scheduler sees."""
+# Ids of which raw outputs are given at once, where the server was told no budget of a batch.
+_IDS = 4096
 
-    def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(_RUNS)
-        self._waiting = 0
-
-    async def take(self) -> Callable[[], None]:
-        """Wait for a turn; gives what ends it."""
-        if self._waiting >= _WAIT:
-            raise Refusal(429, f"{_WAIT} requests for raw outputs wait already", retry_after=1)
-        self._waiting += 1
-        try:
-            await self._turns.acquire()
-        finally:
-            self._waiting -= 1
-        return self._turns.release
-
-
-_turns: weakref.WeakKeyDictionary[State, _Turns] = weakref.WeakKeyDictionary()
+_turns: weakref.WeakKeyDictionary[State, Turns] = weakref.WeakKeyDictionary()
 
 
 async def _run(
-    call: Call, engine: Engine, given: _Ids, deadline: float | None
+    call: Call, served: Served, given: _Ids, deadline: float | None
 ) -> Mapping[str, np.ndarray]:
-    """`Engine.run` in a thread."""
-    most = call.state.settings.tokens
+    """`Engine.run` in a thread, counted."""
+    most = call.state.settings.tokens or _IDS
     if given.ids.size > most:
         raise Refusal(
             413,
             f"there are {given.ids.size} ids, padding included; of raw outputs {most} are taken at "
             "once",
         )
-    work = functools.partial(engine.run, given.ids, given.types, given.lengths)
+    asked = time.monotonic()
+
+    def work(_: Any) -> tuple[Mapping[str, np.ndarray], float, float]:
+        begun = time.monotonic()
+        found = served.engine.run(given.ids, given.types, given.lengths)
+        return found, begun - asked, time.monotonic() - begun
+
+    turns = _turns.setdefault(call.state, Turns(_RUNS, _WAIT, "requests for raw outputs"))
     try:
-        return await asyncio.wait_for(_in_turn(call.state, work), deadline)
+        found, queue, execute = await asyncio.wait_for(turns.do(work), deadline)
     except asyncio.TimeoutError as error:
         if isinstance(error, BertrtError):
             raise
         raise DeadlineExceeded(
             f"the deadline of {deadline:g} s was over before it had run"
         ) from None
-
-
-async def _in_turn(state: State, work: Callable[[], Any]) -> Any:
-    """Do work in a thread. Cancelled, it goes on to its end, and holds its turn until then."""
-    end = await _turns.setdefault(state, _Turns()).take()
-    running = asyncio.get_running_loop().run_in_executor(None, work)
-
-    def ended(done: asyncio.Future[Any]) -> None:
-        end()
-        if not done.cancelled():
-            done.exception()  # asked for, so that none is logged as never seen
-
-    running.add_done_callback(ended)
-    return await asyncio.shield(running)
+    call.count(served.executed_aside(Report(tuple(given.lengths.tolist()), 0.0, queue, execute)))
+    return found

@@ -33,6 +33,12 @@ __all__ = ["serving"]
 
 # Calls that may be open at a time; beyond them RESOURCE_EXHAUSTED at once.
 _CALLS = 8192
+# Calls whose messages are read at a time, those without a key apart from others. A message is in
+# memory as far as it has come, and nobody is told how far; of one that is not read yet a window of
+# HTTP/2's is, 64 KiB where it does not grow with what a connection carries.
+_READS = 16
+# Milliseconds of a connection, and of its last calls, whose answers nobody may take.
+_CONNECTION, _LAST_CALLS = 600_000, 120_000
 # Seconds for answers that are on their way when the server stops.
 _GRACE = 30.0
 _CODES = {
@@ -84,8 +90,12 @@ async def serving(
             ("grpc.max_receive_message_length", state.settings.max_body),
             # Else two servers may share a port, without a word.
             ("grpc.so_reuseport", 0),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.max_connection_age_ms", _CONNECTION),
+            ("grpc.max_connection_age_grace_ms", _LAST_CALLS),
         ],
     )
+    reads = {is_open: asyncio.Semaphore(_READS) for is_open in (False, True)}
     here = Path(__file__).parent
     for name, methods in (("inference", _METHODS), ("health", _HEALTH)):
         protocol = read_protocol(here / f"{name}.proto")
@@ -93,7 +103,9 @@ async def serving(
             # As a stream of one message, and in bytes: so a key is looked at and a clock set before
             # it is read, and what is no message is refused by us, and no fault of the server's.
             call: grpc.stream_unary_rpc_method_handler(
-                functools.partial(_answer, state, protocol, call, methods[call])
+                functools.partial(
+                    _answer, state, protocol, call, methods[call], reads[methods[call].open]
+                )
             )
             for call in protocol.calls
         }
@@ -135,7 +147,13 @@ def _credentials(tls: Mapping[str, Any]) -> grpc.ServerCredentials | None:
 
 
 async def _answer(
-    state: State, protocol: Protocol, name: str, method: _Method, sent: Any, context: Any
+    state: State,
+    protocol: Protocol,
+    name: str,
+    method: _Method,
+    reads: asyncio.Semaphore,
+    sent: Any,
+    context: Any,
 ) -> bytes:
     """A call, from its head to the bytes of its answer."""
     route = f"/{protocol.service}/{name}"
@@ -149,7 +167,7 @@ async def _answer(
             if not method.open:
                 let_in(call)
                 state.check_room()
-            raw = await _read(call, context)
+            raw = await _read(call, context, reads)
             held = len(raw)
             state.body_bytes += held
             found = await method.handle(call, _parse(request, raw), context.time_remaining())
@@ -196,12 +214,18 @@ def _head(route: str, context: Any) -> Request:
     )
 
 
-async def _read(call: Call, context: Any) -> bytes:
+async def _read(call: Call, context: Any, reads: asyncio.Semaphore) -> bytes:
     seconds = call.state.settings.body_seconds
+    try:
+        await asyncio.wait_for(reads.acquire(), seconds)
+    except asyncio.TimeoutError:
+        raise Refusal(429, f"{_READS} messages are being read", retry_after=1) from None
     try:
         found = await asyncio.wait_for(context.read(), seconds)
     except asyncio.TimeoutError:
         raise Refusal(408, f"the message did not come within {seconds:g} seconds") from None
+    finally:
+        reads.release()
     if not isinstance(found, bytes):
         raise Refusal(400, "there is no message")
     return found

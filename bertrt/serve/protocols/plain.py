@@ -56,11 +56,11 @@ async def predict(call: Call, body: PredictRequest, model: str | None) -> Respon
         raise Refusal(422, f"on_error is {body.on_error[:50]!r}; expected 'raise' or 'return'")
     if body.timeout is not None and not body.timeout >= 0:
         raise Refusal(422, f"timeout is {body.timeout}; expected seconds, 0 or more")
-    if model and body.model and model != body.model:
+    if model is not None and body.model is not None and model != body.model:
         raise Refusal(
             422, f"the path names the model {model[:50]!r}, and the body {body.model[:50]!r}"
         )
-    with call.use(model or body.model) as served:
+    with call.use(body.model if model is None else model) as served:
         texts = [body.batch] if isinstance(body.batch, str) else body.batch
         # A list of words stays one; of two texts it is a pair for every task but tagging.
         inputs = [

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from bertrt.serve.endpoint import Call, Endpoint, decode, json_response
+from bertrt.serve.bodies import decode
+from bertrt.serve.endpoint import Call, Endpoint, json_response
 from bertrt.serve.protocols import plain, tei, tei_bodies
 from bertrt.serve.protocols.vectors import check_finite
 from bertrt.serve.refusals import Refusal

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from bertrt.engine import Engine
 from bertrt.results import plain as plain_result
-from bertrt.serve.endpoint import Call, Endpoint, decode, json_response
+from bertrt.serve.bodies import decode
+from bertrt.serve.endpoint import Call, Endpoint, json_response
 from bertrt.serve.protocols import plain
 from bertrt.serve.protocols.tei_bodies import (
     Cut,
@@ -179,6 +180,7 @@ async def _embed_all(call: Call) -> Response:
             prompt=_prompt(served, body.prompt_name),
             reason=call.uncut(served, **_cut(body)),
         )
+    call.count(answered)
     for rows in answered.results:
         check_finite(rows)
     _tell(call, answered, sum(map(len, texts)))
@@ -425,7 +427,7 @@ async def _info(call: Call) -> Response:
             model_type=_model_type(engine),
             max_concurrent_requests=settings.queue,
             max_input_length=engine.max_length,
-            max_batch_tokens=settings.tokens,
+            max_batch_tokens=settings.batch_tokens,
             tokenization_workers=1,
             max_batch_requests=None,
             max_client_batch_size=settings.max_inputs,

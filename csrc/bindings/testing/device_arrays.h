@@ -11,15 +11,30 @@
 #include "core/error.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
+#ifdef BERTRT_CUDA_EMULATOR
+#include "emulator/emulator.h"
+#endif
 
 namespace bertrt::bindings {
 
-// Memory that begins as NaN.
+#ifdef BERTRT_CUDA_EMULATOR
+// Memory that begins as NaN: all of the emulator's does, which stops at a read of it.
+inline cuda::DeviceMemory poisoned_memory(int64_t bytes) {
+  return cuda::DeviceMemory(static_cast<size_t>(bytes));
+}
+inline void peek(void* to, const void* from, size_t bytes) {
+  cuda::emulator::peek(to, from, bytes);
+}
+#else
 inline cuda::DeviceMemory poisoned_memory(int64_t bytes) {
   cuda::DeviceMemory memory(static_cast<size_t>(bytes));
   cuda::check(cudaMemset(memory.data(), 0xff, memory.bytes()), "a test's memory");
   return memory;
 }
+inline void peek(void* to, const void* from, size_t bytes) {
+  cuda::check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "a test's rows");
+}
+#endif
 
 // A dense array of any type.
 class DeviceArray {
@@ -68,9 +83,7 @@ class DeviceMatrix {
   pybind11::array download() const {
     cuda::check(cudaDeviceSynchronize(), "a kernel");
     pybind11::array_t<uint8_t> bytes({count_, static_cast<int64_t>(pitch())});
-    cuda::check(cudaMemcpy(bytes.mutable_data(), rows_.data, static_cast<size_t>(bytes.nbytes()),
-                           cudaMemcpyDeviceToHost),
-                "a test's rows");
+    peek(bytes.mutable_data(), rows_.data, static_cast<size_t>(bytes.nbytes()));
     for (int64_t r = 0; r < count_; ++r) {
       for (auto i = static_cast<int64_t>(width()); i < static_cast<int64_t>(pitch()); ++i) {
         if (*bytes.data(r, i) != 0xff) throw DeviceError("a kernel has written between two rows");

@@ -201,7 +201,7 @@ void bind_kernels(py::module_& module) {
               py::arg("precision") = "fp32", py::arg("bias") = py::none());
   kernels.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gamma"),
               py::arg("beta"), py::arg("eps"), py::arg("residual") = py::none());
-  py::class_<ThreadPool>(kernels, "ThreadPool", "As an engine has it.")
+  py::class_<ThreadPool>(kernels, "ThreadPool", py::module_local(), "As an engine has it.")
       .def(py::init<int>(), py::arg("threads"))
       .def_property_readonly("threads", [](const ThreadPool& pool) { return pool.threads(); })
       .def("threads_at_once", &threads_at_once, py::arg("wanted"), py::arg("seconds"),

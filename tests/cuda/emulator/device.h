@@ -41,7 +41,7 @@ using WarpWork = void (*)(void* const* lanes);
 void warp_collective(const char* name, Site site, void* lane, WarpWork work);
 void syncthreads(Site site);
 void syncwarp(Site site);
-void cp_async16(void* shared, const void* global, int bytes);
+void cp_async16(void* shared, const void* global, bool there);
 void cp_async_commit();
 void cp_async_wait(int groups);
 void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site);
@@ -100,8 +100,8 @@ T shuffle_xor(T value, int mask, Site site = Site::current()) {
   return mine.result;
 }
 
-inline void cp_async16(void* shared, const void* global, int bytes = 16) {
-  emulator::cp_async16(shared, global, bytes);
+inline void cp_async16(void* shared, const void* global, bool there = true) {
+  emulator::cp_async16(shared, global, there);
 }
 inline void cp_async_commit() { emulator::cp_async_commit(); }
 template <int kGroups>

@@ -20,6 +20,21 @@ const Allocation* find_allocation(uintptr_t address) {
   return &found;
 }
 
+void Allocation::write(uintptr_t address, size_t bytes) const {
+  std::memset(&written[address - begin], true, bytes);
+}
+
+uintptr_t Allocation::first_unwritten(uintptr_t address, size_t bytes) const {
+  const bool* first = &written[address - begin];
+  const void* found = std::memchr(first, false, bytes);
+  return found ? address + static_cast<size_t>(static_cast<const bool*>(found) - first) : end;
+}
+
+void peek(void* to, const void* device_memory, size_t bytes) {
+  const Lock lock;
+  std::memcpy(to, device_memory, bytes);
+}
+
 size_t bytes_in_use(int device) {
   Runtime& r = runtime();
   const Lock lock;
@@ -47,6 +62,28 @@ bool pinned(const void* p) {
 // Whether a pointer is what the kind of a copy says.
 bool on_side(const void* p, size_t bytes, bool device) {
   return device ? in_device_memory(p, bytes) : !find_allocation(reinterpret_cast<uintptr_t>(p));
+}
+
+// Copies a row of bytes. Between two devices' memory goes what was written with what was not; the
+// host gets none that nobody has written. Raises Fault.
+void copy_row(char* to, const char* from, size_t bytes) {
+  const auto target = reinterpret_cast<uintptr_t>(to), source = reinterpret_cast<uintptr_t>(from);
+  const Allocation* const here = find_allocation(target);
+  const Allocation* const there = find_allocation(source);
+  if (there && !here) {
+    const uintptr_t unwritten = there->first_unwritten(source, bytes);
+    if (unwritten != there->end) {
+      throw Fault("a copy of " + std::to_string(bytes) + " bytes to the host reads byte " +
+                  std::to_string(unwritten - source) + ", to which nothing has been written");
+    }
+  }
+  if (here && there) {
+    std::memmove(&here->written[target - here->begin], &there->written[source - there->begin],
+                 bytes);
+  } else if (here) {
+    here->write(target, bytes);
+  }
+  std::memmove(to, from, bytes);
 }
 
 }  // namespace
@@ -77,7 +114,8 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (!found) return report(cudaErrorMemoryAllocation);
   std::memset(found, kPoison, whole);
   const auto begin = reinterpret_cast<uintptr_t>(found);
-  r.device_memory[begin] = {begin, begin + bytes, current_device};
+  r.device_memory[begin] = {begin, begin + bytes, current_device,
+                            std::shared_ptr<bool[]>(new bool[bytes]())};
   r.in_use[device] += whole;
   *memory = found;
   return cudaSuccess;
@@ -141,9 +179,14 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     return !find_allocation(reinterpret_cast<uintptr_t>(p)) && !pinned(p);
   };
   const cudaError_t error = put(stream, [=] {
-    for (size_t row = 0; row < height; ++row) {
-      std::memmove(static_cast<char*>(to) + row * to_pitch,
-                   static_cast<const char*>(from) + row * from_pitch, width);
+    try {
+      for (size_t row = 0; row < height; ++row) {
+        copy_row(static_cast<char*>(to) + row * to_pitch,
+                 static_cast<const char*>(from) + row * from_pitch, width);
+      }
+    } catch (const Fault& fault) {
+      runtime().fault = fault.what();
+      return cudaErrorLaunchFailure;
     }
     return cudaSuccess;
   });
@@ -171,6 +214,8 @@ cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t s
   if (bytes == 0) return cudaSuccess;
   if (!in_device_memory(memory, bytes)) return report(cudaErrorInvalidValue);
   return report(put(stream, [=] {
+    const auto address = reinterpret_cast<uintptr_t>(memory);
+    find_allocation(address)->write(address, bytes);
     std::memset(memory, byte, bytes);
     return cudaSuccess;
   }));

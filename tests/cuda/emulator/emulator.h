@@ -10,15 +10,16 @@
 //     other collective, some having ended among them;
 //   - an access outside what cudaMalloc and the launch gave, to freed memory, to the host's, to
 //     another device's, or one that is not aligned to its size;
-//   - shared memory read before anything was written there in this block;
+//   - memory of the device read, or copied from it, before anything was written there, and shared
+//     memory before anything was written there in this block;
 //   - shared memory that two threads touch, one of them writing, with no barrier between;
 //   - shared memory touched while a cp.async is on its way there: its data land in the wait, and
 //     not before; a cp.async that nobody has waited for at the kernel's end;
 //   - what the hardware would refuse: too many threads, too much shared memory, too large a grid.
 //
 // What is not found: races in global memory, which show as results that differ between the two
-// orders; what is never written there, which begins as NaN; accesses inside a call of memcpy that
-// the compiler does not expand. Kernels have no atomics: they would not link.
+// orders; accesses inside a call of memcpy that the compiler does not expand. Kernels have no
+// atomics: they would not link.
 #pragma once
 
 #include <cstddef>
@@ -58,14 +59,23 @@ void run(const Launch& launch);
 // Puts a kernel into a stream.
 cudaError_t enqueue(Launch launch, cudaStream_t stream);
 
-// Memory of a device, from `begin` to before `end`.
+// Memory of a device, from `begin` to before `end`, and of each of its bytes whether anything was
+// written there since cudaMalloc: what compute-sanitizer's initcheck keeps.
 struct Allocation {
   uintptr_t begin = 0;
   uintptr_t end = 0;
   int device = 0;
+  std::shared_ptr<bool[]> written;
+
+  // Of bytes of it, which are written now; the first that nobody has written, or `end`.
+  void write(uintptr_t address, size_t bytes) const;
+  uintptr_t first_unwritten(uintptr_t address, size_t bytes) const;
 };
 // The allocation that holds an address, or null.
 const Allocation* find_allocation(uintptr_t address);
+
+// A device's memory as it is, written or not: for tests.
+void peek(void* to, const void* device_memory, size_t bytes);
 
 // Devices as they come: two, with 1 GiB each, whose threads run forwards. Waits for and forgets
 // whatever the devices were doing, and the fault of a kernel, after which a device does nothing

@@ -216,16 +216,15 @@ void Machine::collective(const char* name, Site site, void* lane, WarpWork work)
   }
 }
 
-void Machine::copy(void* shared, const void* global, int bytes) {
-  if (bytes < 0 || bytes > 16) fail("cp.async of " + std::to_string(bytes) + " of 16 bytes");
+void Machine::copy(void* shared, const void* global, bool there) {
   require_alignment(shared, 16);
   require_alignment(global, 16);
   if (!shared_.holds(shared)) fail_access(true, shared, "by cp.async, which is not shared memory");
   touch_shared(shared, 16, true, current_);
-  if (bytes > 0) touch_global(global, static_cast<size_t>(bytes), false);
+  touch_global(global, 16, false);
   shared_.send(shared_.offset(shared));
   Thread& thread = here();
-  thread.copies.push_back({static_cast<unsigned char*>(shared), global, bytes, thread.group});
+  thread.copies.push_back({static_cast<unsigned char*>(shared), global, there, thread.group});
 }
 
 void Machine::wait_for_copies(int groups) {
@@ -235,7 +234,7 @@ void Machine::wait_for_copies(int groups) {
                             [&](const Copy& copy) { return copy.group >= thread.group - groups; });
   for (auto copy = landed; copy != thread.copies.end(); ++copy) {
     std::memset(copy->to, 0, 16);
-    if (copy->bytes > 0) std::memcpy(copy->to, copy->from, static_cast<size_t>(copy->bytes));
+    if (copy->there) std::memcpy(copy->to, copy->from, 16);
     shared_.land(shared_.offset(copy->to), current_);
   }
   thread.copies.erase(landed, thread.copies.end());
@@ -262,6 +261,11 @@ void Machine::touch_global(const void* p, size_t bytes, bool write) {
   }
   if (allocation->device != launch_->device) {
     fail_access(write, p, "the memory of device " + std::to_string(allocation->device));
+  }
+  if (write) {
+    allocation->write(address, bytes);
+  } else if (allocation->first_unwritten(address, bytes) != allocation->end) {
+    fail_access(write, p, "to which nothing has been written");
   }
 }
 

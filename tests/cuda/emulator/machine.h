@@ -51,7 +51,7 @@ class Machine {
   void begin_warp_epoch() { shared_.begin_warp_epoch(current_ / kWarp); }
 
   // cp.async, its groups and their waits.
-  void copy(void* shared, const void* global, int bytes);
+  void copy(void* shared, const void* global, bool there);
   void commit() { ++here().group; }
   void wait_for_copies(int groups);
 
@@ -69,7 +69,7 @@ class Machine {
   struct Copy {
     unsigned char* to;
     const void* from;
-    int bytes;
+    bool there;
     int group;
   };
 

@@ -14,8 +14,8 @@ void syncthreads(Site site) { machine().syncthreads(site); }
 void syncwarp(Site site) {
   warp_collective("syncwarp", site, nullptr, [](void* const*) { machine().begin_warp_epoch(); });
 }
-void cp_async16(void* shared, const void* global, int bytes) {
-  machine().copy(shared, global, bytes);
+void cp_async16(void* shared, const void* global, bool there) {
+  machine().copy(shared, global, there);
 }
 void cp_async_commit() { machine().commit(); }
 void cp_async_wait(int groups) { machine().wait_for_copies(groups); }
