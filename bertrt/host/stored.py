@@ -157,12 +157,14 @@ class Stored:
         """The array, read into `memory`, which has as many bytes, and held by the caller alone."""
         # Copying takes a core's time: of what is large, a second one does half.
         half = len(memory) // 2 // _BLOCK * _BLOCK
-        rest = Beside(lambda: self._read(memory[half:], half)) if half else None
+        first, second = memory[: half or len(memory)], memory[half:]
+        rest = Beside(lambda: self._read(second, half)) if half else None
         try:
-            self._read(memory[: half or len(memory)], 0)
+            self._read(first, 0)
         finally:
             if rest:
                 rest.wait()
+        second.release()  # which a thread that is about to end would still hold
         return _frozen(np.frombuffer(memory, self.dtype).reshape(self.shape))
 
     def _read(self, memory: memoryview, begin: int) -> None:
