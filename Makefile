@@ -8,7 +8,7 @@
 #              them, and of PyTorch as gpu-check times it: in an environment of its own, .venv-adapters,
 #              which takes some GB.
 # make sanitize  the tests of kernels and engine on an extension built with the address and the undefined
-#              behaviour sanitizer, then those with several threads on one with the thread sanitizer.
+#              behaviour sanitizer, and those with several threads on one with the thread sanitizer.
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
 #              FUZZ_SECONDS. FUZZ_RUNS=10000000 FUZZ_OUT=build/fuzz: so many inputs, going on where it
 #              was ended. docs/security.md has what came of it.
@@ -46,7 +46,7 @@ CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters newest-python \
-  sanitize sanitize-address sanitize-thread \
+  sanitize sanitize-address-1 sanitize-address-2 sanitize-thread \
   fuzz gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
@@ -98,21 +98,24 @@ ASAN = env PYTHONPATH=build/address LD_PRELOAD="$(call SANITIZERS,asan ubsan)" \
 TSAN = env PYTHONPATH=build/thread LD_PRELOAD="$(call SANITIZERS,tsan)" \
   TSAN_OPTIONS=halt_on_error=1 TOKENIZERS_PARALLELISM=false
 # What runs the extension's kernels and its executor; but for what looks at the compiled code, at speed
-# and at memory, which the sanitizers change, and most of what AMX's emulation takes minutes for. A
-# thread sanitizer allows no new threads behind a fork: of what has threads it gets what does not fork.
-# The tokenizers library's threads are not built for it.
-SANITIZED_TESTS := -k "not (spills or peaks or memory_stays) and not (amx_emulated and (int8 or bf16))" \
-  tests/kernels tests/unit/test_engine.py tests/unit/test_batch.py
+# and at memory, which the sanitizers change, most of what AMX's emulation takes minutes for, and one test
+# of a minute whose loops others run. In two halves, which take as long. A thread sanitizer allows no new
+# threads behind a fork: of what has threads it gets what does not fork. The tokenizers library's threads
+# are not built for it.
+NOT_SANITIZED := spills or peaks or memory_stays or (amx_emulated and (int8 or bf16)) \
+  or (test_distances and any_batch)
+SANITIZED_TESTS_1 := tests/kernels/test_[a-k]*.py
+SANITIZED_TESTS_2 := tests/kernels/test_[l-z]*.py tests/unit/test_engine.py tests/unit/test_batch.py
 THREADED_TESTS := -k "(thread_count or several_threads or shared) and not memory" \
   tests/kernels/test_native_engine.py tests/kernels/test_shared_weights.py
 THREADED_SECONDS := 20
 
-# Side by side: one's tests take one core.
 sanitize:
-	@$(MAKE) --no-print-directory --output-sync=target -j2 sanitize-address sanitize-thread
+	@$(MAKE) --no-print-directory --output-sync=target -j2 \
+	  sanitize-address-1 sanitize-address-2 sanitize-thread
 
-sanitize-address: build/address/built
-	$(ASAN) $(VENV)/bin/pytest -p no:cacheprovider $(SANITIZED_TESTS)
+sanitize-address-1 sanitize-address-2: sanitize-address-%: build/address/built
+	$(ASAN) $(VENV)/bin/pytest -p no:cacheprovider -k "not ($(NOT_SANITIZED))" $(SANITIZED_TESTS_$*)
 
 sanitize-thread: build/thread/built
 	$(TSAN) $(VENV)/bin/pytest -p no:cacheprovider $(THREADED_TESTS)

@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from bertrt.errors import MissingFileError, ModelFormatError, OutOfMemoryError
+from bertrt.host.beside import Beside
 from bertrt.host.files import open_plain
 
 __all__ = ["Fetcher", "File", "Stored"]
 
 # An array of fewer bytes takes malloc's memory.
 _SMALL = 1 << 20
+# What is checked is read in blocks that the processor still has when they are looked at.
+_BLOCK = 1 << 19
 _HUGE_PAGE = 2 << 20
 
 
@@ -111,12 +114,15 @@ class Stored:
     Attributes:
         file, offset: where it begins; the whole of it must lie inside the file.
         dtype, shape: what it is.
+        check: where there is one, it is called with all elements, block by block, whenever they
+            have been read, and raises what it finds in them.
     """
 
     def __init__(
         self, file: File, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
     ) -> None:
         self.file, self.offset, self.dtype, self.shape = file, offset, dtype, shape
+        self.check: Callable[[np.ndarray], object] | None = None
         self._array: np.ndarray | None = None
 
     @property
@@ -129,7 +135,7 @@ class Stored:
         """The array, read-only and aligned; it stays in memory until it is let go."""
         array = self._array
         if array is None:
-            array = self._array = self._shaped(self.file[self.offset : self.offset + self.nbytes])
+            array = self._array = self.read(np.empty(self.nbytes, np.uint8).data)
         return array
 
     def let_go(self) -> None:
@@ -143,15 +149,31 @@ class Stored:
     def part(self, begin: int, shape: Sequence[int]) -> Stored:
         """The elements from the one numbered `begin` on, as an array of another shape."""
         offset = self.offset + begin * self.dtype.itemsize
-        return self.file.stored(offset, self.dtype.str, shape)
+        part = self.file.stored(offset, self.dtype.str, shape)
+        part.check = self.check
+        return part
 
     def read(self, memory: memoryview) -> np.ndarray:
         """The array, read into `memory`, which has as many bytes, and held by the caller alone."""
-        self.file.read_into(memory, self.offset)
-        return _frozen(self._shaped(np.frombuffer(memory, np.uint8)))
+        # Copying takes a core's time: of what is large, a second one does half.
+        half = len(memory) // 2 // _BLOCK * _BLOCK
+        first, second = memory[: half or len(memory)], memory[half:]
+        rest = Beside(lambda: self._read(second, half)) if half else None
+        try:
+            self._read(first, 0)
+        finally:
+            if rest:
+                rest.wait()
+        second.release()  # which a thread that is about to end would still hold
+        return _frozen(np.frombuffer(memory, self.dtype).reshape(self.shape))
 
-    def _shaped(self, data: np.ndarray) -> np.ndarray:
-        return data.view(self.dtype).reshape(self.shape)
+    def _read(self, memory: memoryview, begin: int) -> None:
+        block = _BLOCK if self.check else max(len(memory), 1)
+        for at in range(0, len(memory), block):
+            piece = memory[at : at + block]
+            self.file.read_into(piece, self.offset + begin + at)
+            if self.check:
+                self.check(np.frombuffer(piece, self.dtype))
 
 
 class Fetcher:

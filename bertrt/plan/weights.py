@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -58,6 +58,14 @@ class Constant:
     def dtype(self) -> np.dtype[Any]:
         """The array's, without reading it."""
         return self.stored.dtype
+
+    def check_with(self, check: Callable[[np.ndarray], object]) -> None:
+        """Have `check` raise what it finds in the elements: now, or, of what lies in a file,
+        whenever they have been read."""
+        if isinstance(self.stored, Stored):
+            self.stored.check = check
+        else:
+            check(self.stored)
 
     def let_go(self) -> None:
         """Hold the array no longer where it can be read again, if it has more than one axis."""

@@ -48,12 +48,10 @@ class CpuOps final : public Ops {
         std::make_unique<PanelMatrix>(gemm(precision), inputs, outputs, precision, memory);
     for (int b = 0; b < count; ++b) {
       const WeightBlock& block = blocks[b];
-      pool_.parallel_for(ceil_div(block.outputs, kRowGroup), [&](int64_t group, int) {
-        const int64_t end = std::min(block.outputs, (group + 1) * kRowGroup);
-        for (int64_t r = group * kRowGroup; r < end; ++r) {
-          const int64_t column = block.columns ? block.columns[r] : block.first_column + r;
-          matrix->set_column(column, block, r);
-        }
+      constexpr int64_t kColumns = PanelMatrix::kMostColumns;
+      pool_.parallel_for(ceil_div(block.outputs, kColumns), [&](int64_t group, int) {
+        matrix->set_columns(block, group * kColumns,
+                            std::min(block.outputs, (group + 1) * kColumns));
       });
     }
     return matrix;

@@ -8,12 +8,87 @@
 namespace bertrt::cpu {
 namespace {
 
-// The nearest bfloat16, ties to even.
-uint16_t to_bf16(float x) {
+// Inputs that are converted at a time: those of a group of columns stay in the first-level cache,
+// with the places in the panel where they go. A multiple of every kernel's group.
+constexpr int64_t kDepth = 64;
+
+uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
-  if (std::isnan(x)) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  return bits;
+}
+
+// The nearest bfloat16, ties to even.
+uint16_t to_bf16(float x) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>(std::isnan(x) ? bits >> 16 | 0x40 : nearest);
+}
+
+// The nearest whole number, ties to even, of at most 2^22: what is added leaves no bits for less.
+// Unlike a call of the library's it can be done for several numbers at once.
+int8_t to_step(float x) {
+  constexpr float kShift = 3 << 22;
+  return static_cast<int8_t>(static_cast<int32_t>(x + kShift - kShift));
+}
+
+// Weights of output `row` from input `k` on, `count` of them: where they lie, or in `room`.
+template <class T>
+const T* weights_of(const WeightBlock& block, int64_t row, int64_t k, int64_t count, T* room) {
+  const T* data = static_cast<const T*>(block.data);
+  if (!block.transposed) return data + row * block.inputs + k;
+  for (int64_t i = 0; i < count; ++i) room[i] = data[(k + i) * block.outputs + row];
+  return room;
+}
+
+struct Scale {
+  float scale = std::numeric_limits<float>::quiet_NaN();
+  float inverse = 0.0f;
+};
+
+// How a column of float32 becomes int8; bertrt/plan/quantized.py does the same for weights that are
+// stored in int8. NaN where one is not finite, as for a row (see quantise()): nothing plausible may
+// come of it.
+Scale scale_of(const WeightBlock& block, int64_t row) {
+  constexpr uint32_t kInfinity = 0x7f800000;
+  uint32_t largest = 0;  // among numbers without a sign, as among their bits
+  float room[kDepth];
+  for (int64_t k = 0; k < block.inputs; k += kDepth) {
+    const int64_t count = std::min(kDepth, block.inputs - k);
+    const float* weights = weights_of(block, row, k, count, room);
+    for (int64_t i = 0; i < count; ++i) {
+      largest = std::max(largest, bits_of(weights[i]) & 0x7fffffff);
+    }
+  }
+  if (largest >= kInfinity) return {};
+  float limit;
+  std::memcpy(&limit, &largest, sizeof(limit));
+  const float scale = limit / 127.0f;
+  return {scale, scale > 0.0f ? 127.0f / limit : 0.0f};
+}
+
+// Writes columns of `count` units each to where they begin in their panel, a line of which is
+// `panel` units long.
+template <class Unit>
+void place_units(const char* const* from, char* const* to, int64_t columns, int64_t count,
+                 int64_t panel) {
+  const auto put = [&](int64_t j, int64_t k, char* at) {
+    std::memcpy(at, from[j] + k * sizeof(Unit), sizeof(Unit));
+  };
+  bool side_by_side = columns == PanelMatrix::kMostColumns;
+  for (int64_t j = 1; j < columns; ++j) {
+    side_by_side = side_by_side && to[j] == to[0] + j * sizeof(Unit);
+  }
+  if (side_by_side) {
+    for (int64_t k = 0; k < count; ++k) {
+      char* line = to[0] + k * panel * sizeof(Unit);
+      for (int64_t j = 0; j < PanelMatrix::kMostColumns; ++j) put(j, k, line + j * sizeof(Unit));
+    }
+    return;
+  }
+  for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t k = 0; k < count; ++k) put(j, k, to[j] + k * panel * sizeof(Unit));
+  }
 }
 
 }  // namespace
@@ -36,63 +111,84 @@ PanelMatrix::PanelMatrix(const GemmKernel& gemm, int64_t matrix_inputs, int64_t 
   }
 }
 
-void PanelMatrix::set_column(int64_t column, const WeightBlock& block, int64_t row) {
-  char* p = panel(column / kernel.panel);
-  const int64_t in_panel = column % kernel.panel;
-  const int64_t first = block.transposed ? row : row * inputs;
-  const int64_t step = block.transposed ? block.outputs : 1;
-  const auto place = [&](int64_t k) {
-    return (k / kernel.group * kernel.panel + in_panel) * kernel.group + k % kernel.group;
-  };
-  const auto weight = [&](int64_t k) {
-    return static_cast<const float*>(block.data)[first + k * step];
-  };
-  switch (precision) {
-    case Precision::kFp32:
-      for (int64_t k = 0; k < inputs; ++k) reinterpret_cast<float*>(p)[place(k)] = weight(k);
-      return;
-    case Precision::kBf16:
-      for (int64_t k = 0; k < inputs; ++k) {
-        reinterpret_cast<uint16_t*>(p)[place(k)] =
-            block.storage == Storage::kBfloat16
-                ? static_cast<const uint16_t*>(block.data)[first + k * step]
-                : to_bf16(weight(k));
-      }
-      return;
-    case Precision::kInt8: {
-      auto* steps = reinterpret_cast<int8_t*>(p);
-      float scale = 0.0f;
-      if (block.storage == Storage::kInt8) {
-        for (int64_t k = 0; k < inputs; ++k) {
-          steps[place(k)] = static_cast<const int8_t*>(block.data)[first + k * step];
-        }
-        scale = block.scales[row];
-      } else {
-        // bertrt/plan/quantized.py does the same for weights that are stored in int8.
-        float limit = 0.0f;
-        bool finite = true;
-        for (int64_t k = 0; k < inputs; ++k) {
-          limit = std::max(limit, std::fabs(weight(k)));
-          finite = finite && std::isfinite(weight(k));
-        }
-        // As for a row, see quantise(): nothing plausible may come of a weight that is not
-        // finite.
-        if (!finite) {
-          column_scale[static_cast<size_t>(column)] = std::numeric_limits<float>::quiet_NaN();
-          return;
-        }
-        scale = limit / 127.0f;
-        const float inverse = scale > 0.0f ? 127.0f / limit : 0.0f;
-        for (int64_t k = 0; k < inputs; ++k) {
-          steps[place(k)] = static_cast<int8_t>(std::nearbyint(weight(k) * inverse));
-        }
-      }
-      int32_t sum = 0;
-      for (int64_t k = 0; k < inputs; ++k) sum += steps[place(k)];
-      column_scale[static_cast<size_t>(column)] = scale;
-      column_sum[static_cast<size_t>(column)] = sum;
-      return;
+// `convert` makes values of the panel's of weights of type T, (j, weights, count, room), and says
+// where they are.
+template <class T, class Value, class Convert>
+void PanelMatrix::set(const WeightBlock& block, int64_t first, int64_t last,
+                      const Convert& convert) {
+  const int64_t unit = sizeof(Value) * kernel.group;
+  T weights[kMostColumns][kDepth];
+  Value values[kMostColumns][kDepth];
+  const char* from[kMostColumns];
+  char* to[kMostColumns];
+  for (int64_t k = 0; k < inputs; k += kDepth) {
+    const int64_t count = std::min(kDepth, inputs - k);
+    if (count < kDepth) std::memset(values, 0, sizeof(values));  // a group may end beyond
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t j = row - first;
+      const int64_t column = block.columns ? block.columns[row] : block.first_column + row;
+      const T* found = weights_of(block, row, k, count, weights[j]);
+      from[j] = reinterpret_cast<const char*>(convert(j, found, count, values[j]));
+      to[j] = panel(column / kernel.panel) +
+              (k / kernel.group * kernel.panel + column % kernel.panel) * unit;
     }
+    const auto place = unit == 4   ? place_units<uint32_t>
+                       : unit == 2 ? place_units<uint16_t>
+                                   : place_units<uint8_t>;
+    place(from, to, last - first, ceil_div(count, kernel.group), kernel.panel);
+  }
+}
+
+void PanelMatrix::set_columns(const WeightBlock& block, int64_t first, int64_t last) {
+  switch (precision) {
+    case Precision::kFp32:  // whose groups have one input
+      return set<float, float>(
+          block, first, last,
+          [](int64_t, const float* from, int64_t, const float*) { return from; });
+    case Precision::kBf16:
+      if (block.storage == Storage::kBfloat16) {
+        return set<uint16_t, uint16_t>(
+            block, first, last, [](int64_t, const uint16_t* from, int64_t count, uint16_t* values) {
+              return std::copy_n(from, count, values) - count;
+            });
+      }
+      return set<float, uint16_t>(
+          block, first, last, [](int64_t, const float* from, int64_t count, uint16_t* values) {
+            return std::transform(from, from + count, values, to_bf16) - count;
+          });
+    case Precision::kInt8:
+      break;
+  }
+  Scale scales[kMostColumns];
+  int32_t sums[kMostColumns] = {};
+  const auto add = [&](int64_t j, const int8_t* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) sums[j] += values[i];
+    return values;
+  };
+  if (block.storage == Storage::kInt8) {
+    for (int64_t row = first; row < last; ++row) scales[row - first].scale = block.scales[row];
+    set<int8_t, int8_t>(block, first, last,
+                        [&](int64_t j, const int8_t* from, int64_t count, int8_t* values) {
+                          std::copy_n(from, count, values);
+                          return add(j, values, count);
+                        });
+  } else {
+    for (int64_t row = first; row < last; ++row) scales[row - first] = scale_of(block, row);
+    set<float, int8_t>(block, first, last,
+                       [&](int64_t j, const float* from, int64_t count, int8_t* values) {
+                         const bool finite = !std::isnan(scales[j].scale);
+                         const float inverse = scales[j].inverse;
+                         for (int64_t i = 0; i < count; ++i) {
+                           values[i] = to_step(finite ? from[i] * inverse : 0.0f);
+                         }
+                         return add(j, values, count);
+                       });
+  }
+  for (int64_t row = first; row < last; ++row) {
+    const auto column =
+        static_cast<size_t>(block.columns ? block.columns[row] : block.first_column + row);
+    column_scale[column] = scales[row - first].scale;
+    column_sum[column] = sums[row - first];
   }
 }
 

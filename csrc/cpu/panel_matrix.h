@@ -46,14 +46,21 @@ class PanelMatrix final : public Matrix {
     return p < shape.panels ? Fetch{panel(p), shape.panel_bytes} : Fetch{};
   }
 
-  // Puts the weights of one output, row `row` of a block, into their column.
-  void set_column(int64_t column, const WeightBlock& block, int64_t row);
+  static constexpr int64_t kMostColumns = 16;
+
+  // Puts the weights of the outputs [first, last) of a block, kMostColumns at most, into their
+  // columns.
+  void set_columns(const WeightBlock& block, int64_t first, int64_t last);
 
   const GemmKernel& kernel;
   const PanelShape shape;
   char* const data;
   std::vector<float> column_scale;
   std::vector<int32_t> column_sum;
+
+ private:
+  template <class T, class Value, class Convert>
+  void set(const WeightBlock& block, int64_t first, int64_t last, const Convert& convert);
 };
 
 // The memory of an Operand: rows as the matrix's kernel converts them, each with how it was

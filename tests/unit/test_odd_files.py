@@ -159,12 +159,12 @@ def test_memory_that_a_model_does_not_get(monkeypatch, seed):
         Engine.load(SEEDS / seed)
     monkeypatch.undo()
 
-    def refuse_arrays(self, where):
+    def refuse_arrays(self, memory):
         raise MemoryError("Unable to allocate")
 
     monkeypatch.setattr(native, "_packed", {})
     monkeypatch.setattr(stored, "_SMALL", 1 << 60)
-    monkeypatch.setattr(stored.File, "__getitem__", refuse_arrays)
+    monkeypatch.setattr(stored.Stored, "read", refuse_arrays)
     with pytest.raises(OutOfMemoryError, match=f"memory .* load .*{seed}"):
         Engine.load(SEEDS / seed)
 

@@ -63,7 +63,8 @@ def read_plan(
         ``roberta.``, ...).
 
     Raises:
-        ModelFormatError: tensors are missing, of the wrong shape (all are named) or not finite;
+        ModelFormatError: tensors are missing, or of the wrong shape (all are named); not finite,
+            where they are read: of those that lie in files then, whoever reads them.
             UnsupportedModelError where they are no floats, or stand for something that a plan
             cannot say.
     """
@@ -148,12 +149,14 @@ class _Net:
             raise UnsupportedModelError(
                 f"{self._source}: the tensor {name} has type {tensor.dtype}, expected floats"
             )
-        finite = np.isfinite(tensor.array).all()
-        tensor.let_go()
-        if not finite:
-            raise ModelFormatError(
-                f"{self._source}: the tensor {name} holds numbers that are not finite"
-            )
+
+        def check(numbers: np.ndarray) -> None:
+            if not np.isfinite(numbers).all():
+                raise ModelFormatError(
+                    f"{self._source}: the tensor {name} holds numbers that are not finite"
+                )
+
+        tensor.check_with(check)
 
     def _tell_unread(self, names: list[str]) -> None:
         for name in names:
