@@ -12,6 +12,8 @@
 # make fuzz    mutated files of every format and mutated arguments, under the first of these: about
 #              FUZZ_SECONDS. FUZZ_RUNS=10000000 FUZZ_OUT=build/fuzz: so many inputs, going on where it
 #              was ended. docs/security.md has what came of it.
+# make fuzz-plan  plans and packed batches from libFuzzer, which comes with clang, on the C++ alone: about
+#              FUZZ_SECONDS. What reached something new stays in build/fuzzer/corpus for the next time.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu/check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
 # The first three set up what they need first and are quick when run again. PYTHON names the interpreter
@@ -42,12 +44,13 @@ BUNDLES :=
 FUZZ_SECONDS := 120
 FUZZ_RUNS :=
 FUZZ_OUT := build/fuzz
+CLANG = $(firstword $(foreach c,clang++ $(patsubst %,clang++-%,22 21 20 19 18 17 16),$(shell command -v $(c))))
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters newest-python \
   sanitize sanitize-address-1 sanitize-address-2 sanitize-thread \
-  fuzz gpu-check lint format clean
+  fuzz fuzz-plan gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
@@ -123,6 +126,27 @@ sanitize-thread: build/thread/built
 
 fuzz: build/address/built
 	$(ASAN) $(PY) tests/fuzz/fuzz.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS) --out $(FUZZ_OUT),--seconds $(FUZZ_SECONDS))
+
+fuzz-plan: build/fuzzer/plan_fuzzer
+	@mkdir -p build/fuzzer/corpus
+	$(PLAN_FUZZER_ENV) $< -max_len=400 -len_control=20 -timeout=30 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
+	  -artifact_prefix=build/fuzzer/ -print_final_stats=1 -reduce_inputs=0 \
+	  $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS)) \
+	  build/fuzzer/corpus tests/fuzz/corpus/plan_fuzzer
+
+PLAN_FUZZER_ENV = env UBSAN_OPTIONS=print_stacktrace=1 \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16:malloc_context_size=8
+# What coverage leads through: all between a plan and the kernels. The rest is what g++ has built:
+# clang 16 cannot compile the kernels for bf16.
+LED := csrc/plan/plan.cpp $(patsubst %,csrc/runtime/%.cpp,engine graph model part_layout weights)
+
+build/fuzzer/plan_fuzzer: tests/fuzz/plan_fuzzer.cpp build/address/built
+	@test -n "$(CLANG)" || { echo "bertrt: make fuzz-plan needs clang++ 16 or newer" >&2; exit 1; }
+	@mkdir -p $(@D)
+	$(CLANG) -std=c++17 -O1 -g1 -Wall -Wextra -fno-omit-frame-pointer -D__SANITIZE_ADDRESS__ \
+	  -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc $< $(LED) \
+	  build/address/libbertrt_core.a $$(find build/address -name kernels.cpp.o -path "*csrc/cpu*") \
+	  build/address/libbertrt_core.a -pthread -o $@
 
 # A package of links beside the sanitized extension.
 build/address/built build/thread/built: build/%/built: $(VENV)/tools $(CPP) CMakeLists.txt
