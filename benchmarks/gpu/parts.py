@@ -412,7 +412,7 @@ def onnxruntime(place: Place) -> dict[str, Any]:
         with engine:
             ids = np.random.default_rng(0).integers(1, 9, (8, min(128, engine.max_length)))
             results[backend] = engine.run(ids)
-            found[backend] = place.median_ms(lambda e=engine, i=ids: e.run(i))
+            found[backend] = place.median_ms(partial(engine.run, ids))
     for name, value in results["native"].items():
         np.testing.assert_allclose(value, results["onnxruntime"][name], atol=1e-3)
     return {"milliseconds of 8 x 128": found}
