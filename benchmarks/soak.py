@@ -13,8 +13,8 @@ it from the log elsewhere.
 
 Memory must not grow by more than 2 % or 5 MB from minutes 5 to 15 to the last ten; at the end, with
 all engines closed, there must be no thread and no file descriptor more than before the first. In a
-run that is shorter than an hour these times are shorter in proportion. "trimmed" is what is resident
-when malloc has given back what it keeps of freed memory: what is more than before the first engine.
+run that is shorter than an hour these times are shorter in proportion. "trimmed" is what is
+resident when malloc has given back what it keeps of freed memory.
 """
 
 from __future__ import annotations
