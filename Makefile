@@ -130,13 +130,14 @@ fuzz: build/address/built
 
 fuzz-plan: build/fuzzer/plan_fuzzer
 	@mkdir -p build/fuzzer/corpus
+	@tar -xJf tests/fuzz/plan_corpus.tar.xz -C build/fuzzer/corpus
 	$(PLAN_FUZZER_ENV) $< -max_len=400 -len_control=20 -timeout=30 -rss_limit_mb=2048 -malloc_limit_mb=1024 \
-	  -artifact_prefix=build/fuzzer/ -print_final_stats=1 -reduce_inputs=0 \
+	  -entropic=0 -reduce_inputs=0 -artifact_prefix=build/fuzzer/ -print_final_stats=1 \
 	  $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS)) \
-	  build/fuzzer/corpus tests/fuzz/corpus/plan_fuzzer
+	  build/fuzzer/corpus
 
 PLAN_FUZZER_ENV = env UBSAN_OPTIONS=print_stacktrace=1 \
-  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16:malloc_context_size=8
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16:malloc_context_size=2
 # What coverage leads through: all between a plan and the kernels. The rest is what g++ has built:
 # clang 16 cannot compile the kernels for bf16.
 LED := csrc/plan/plan.cpp $(patsubst %,csrc/runtime/%.cpp,engine graph model part_layout weights)
