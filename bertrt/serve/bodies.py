@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from bertrt.serve.refusals import Refusal
 
-__all__ = ["check_coding", "decode"]
+__all__ = ["check_coding", "decode", "parse"]
 
 
 def check_coding(request: Request) -> None:
@@ -33,6 +33,15 @@ def decode(raw: bytes, kind: Any, request: Request) -> Any:
     content = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if content.lower() != "application/json":
         raise Refusal(415, f"the content type is {content[:50]!r}; expected application/json")
+    return parse(raw, kind)
+
+
+def parse(raw: bytes | memoryview, kind: Any) -> Any:
+    """JSON, whatever content type a client says it is, or nothing.
+
+    Raises:
+        Refusal: 400 it is no JSON, or (422) none of this type.
+    """
     try:
         if isinstance(kind, Mapping):
             kind = _told(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), kind)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,19 +244,24 @@ def test_calls_under_way_end(start, models, stub) -> None:
     assert server.process.wait(600) == 0
 
 
-def test_messages_that_do_not_come_are_few(start, models, stub) -> None:
-    """Of others nothing is read until there is a turn, and health has turns of its own."""
-    from bertrt.serve.protocols.inference_grpc import _READS
-
-    server = start(f"it={models['ranker']}", "--grpc-port", "0", "--body-seconds", "1000")
-    call, over = stub(server), threading.Event()
+def never_sent(call, over: threading.Event, count: int) -> list[Any]:
+    """Calls whose messages do not come, until it is over."""
 
     def nothing():
         over.wait()
         yield from ()
 
     stream = call.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
-    idle = [stream.future(nothing(), timeout=1000) for _ in range(_READS)]
+    return [stream.future(nothing(), timeout=1000) for _ in range(count)]
+
+
+def test_messages_that_do_not_come_are_few(start, models, stub) -> None:
+    """Of others nothing is read until there is a turn, and health has turns of its own."""
+    from bertrt.serve.protocols.inference_grpc import _READS
+
+    server = start(f"it={models['ranker']}", "--grpc-port", "0", "--body-seconds", "1000")
+    call, over = stub(server), threading.Event()
+    idle = never_sent(call, over, _READS)
     message = request(call, "it", "the boat")
     while b"bertrt_requests_under_way 17.0" not in server.get("/metrics")[1]:
         time.sleep(0.01)
@@ -272,13 +278,7 @@ def test_messages_that_do_not_come_are_few(start, models, stub) -> None:
 def test_a_message_that_has_no_turn(start, models, stub) -> None:
     server = start(f"it={models['ranker']}", "--grpc-port", "0", "--body-seconds", "0.5")
     call, over = stub(server), threading.Event()
-
-    def nothing():
-        over.wait()
-        yield from ()
-
-    stream = call.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
-    found = [stream.future(nothing(), timeout=1000) for _ in range(40)]
+    found = never_sent(call, over, 40)
     codes = {one.code() for one in found}
     over.set()
     assert Code.INVALID_ARGUMENT in codes <= {Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED}

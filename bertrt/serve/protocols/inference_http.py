@@ -10,6 +10,7 @@ import msgspec
 import orjson
 from starlette.responses import Response
 
+from bertrt.serve.bodies import parse
 from bertrt.serve.endpoint import Call, Endpoint, json_response
 from bertrt.serve.protocols import inference_models as models
 from bertrt.serve.protocols.inference import Asked, infer
@@ -70,18 +71,6 @@ def refuse(refusal: Refusal) -> Response:
     return json_response({"error": str(refusal)}, status)
 
 
-def _decode(raw: bytes | memoryview, kind: Any) -> Any:
-    """JSON, whatever content type a client says it is, or nothing."""
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        raise Refusal(400, f"the body: {error}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON: {error}") from None
-    except UnicodeDecodeError:
-        raise Refusal(400, "the body is not UTF-8") from None
-
-
 def _model(call: Call) -> str:
     check_version(call.request.path_params.get("version", ""))
     name: str = call.request.path_params["model"]
@@ -95,7 +84,7 @@ async def _infer(call: Call) -> Response:
     model = _model(call)
     size = _header_size(call)
     body = memoryview(call.body)
-    request: InferRequest = _decode(body[:size], InferRequest)
+    request: InferRequest = parse(body[:size], InferRequest)
     if request.model_name not in ("", model):
         raise Refusal(400, f"the body is for {request.model_name[:50]!r}, the path for {model!r}")
     parameters = {
@@ -241,7 +230,7 @@ async def _statistics(call: Call) -> Response:
 
 
 async def _index(call: Call) -> Response:
-    request = _decode(call.body or b"{}", IndexRequest)
+    request = parse(call.body or b"{}", IndexRequest)
     return json_response(models.index(call, request.ready))
 
 
@@ -254,14 +243,14 @@ def _check_site(call: Call) -> None:
 
 async def _load(call: Call) -> Response:
     _check_site(call)
-    request = _decode(call.body or b"{}", LoadRequest)
+    request = parse(call.body or b"{}", LoadRequest)
     await models.load(call, _model(call), request.parameters)
     return Response()
 
 
 async def _unload(call: Call) -> Response:
     _check_site(call)
-    request = _decode(call.body or b"{}", LoadRequest)
+    request = parse(call.body or b"{}", LoadRequest)
     await models.unload(call, _model(call), request.parameters)
     return Response()
 
