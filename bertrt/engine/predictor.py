@@ -143,8 +143,6 @@ class Predictor:
                 f"batch[{index}] holds the token {tokenizer.token(padding)!r}, which the model "
                 "takes for padding and gives no position of its own: leave it out of the text"
             )
-        if tokenizer.vocab_size <= rows:
-            return None
         for encoding in request.sequences:
             if (beyond := encoding.ids[encoding.ids >= rows]).size:
                 return InvalidInputError(

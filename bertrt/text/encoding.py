@@ -62,7 +62,6 @@ class Tokenizer(Protocol):
 
     Attributes:
         max_length: the most tokens of a sequence, special ones included.
-        vocab_size: the ids are below it.
         lower: whether text is lower-cased.
         mask: the token that stands for a word to be guessed; None where there is none.
         mask_id: its id.
@@ -73,13 +72,17 @@ class Tokenizer(Protocol):
     """
 
     max_length: int
-    vocab_size: int
     lower: bool
     mask: str | None
     mask_id: int | None
     padding_id: int | None
     special_ids: frozenset[int]
     truncation_side: str
+
+    @property
+    def vocab_size(self) -> int:
+        """The ids are below it."""
+        ...
 
     def limit(self, max_length: int) -> None:
         """Make `max_length` another one, from 3 on."""

@@ -26,7 +26,8 @@ from bertrt.text.gluonnlp import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
 )
-from bertrt.text.huggingface import HuggingFaceTokenizer, Rules, read_tokenizer
+from bertrt.text.huggingface import HuggingFaceTokenizer, Rules
+from bertrt.text.tokenizer_json import read_tokenizer
 from bertrt.text.vocabulary import Vocabulary, read_merges
 
 __all__ = ["load_tokenizer"]

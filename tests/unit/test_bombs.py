@@ -33,7 +33,7 @@ read = lambda path: compile_symbol(path, path.with_name("model.params"))
     "golden": "from bertrt.models.golden import read_golden as read",
     "vocabulary": "from bertrt.text.vocabulary import Vocabulary; read = Vocabulary.read",
     "merges": "from bertrt.text.vocabulary import read_merges as read",
-    "tokenizer": "from bertrt.text.huggingface import read_tokenizer as read",
+    "tokenizer": "from bertrt.text.tokenizer_json import read_tokenizer as read",
     "sentencepiece": """
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece as read
 """,

@@ -26,7 +26,7 @@ from tokenizers import (
 from bertrt.errors import ModelFormatError, UnsupportedModelError
 from bertrt.models.huggingface.tokenizer.settings import NAMED, Settings, Token
 from bertrt.models.huggingface.tokenizer.vocabulary import Values, Vocabulary, read_vocabulary
-from bertrt.text.huggingface import refusing
+from bertrt.text.tokenizer_json import refusing
 
 __all__ = ["Built", "TokenizerClass", "build", "find_class"]
 

@@ -20,7 +20,7 @@ from bertrt.host.files import LARGEST_VOCABULARY, check_size, read_object, read_
 from bertrt.models.huggingface.tokenizer.sentencepiece import read_sentencepiece
 from bertrt.models.huggingface.tokenizer.settings import Settings
 from bertrt.text.charsmap import check_charsmaps
-from bertrt.text.huggingface import check_pieces, refusing, without_vocabulary
+from bertrt.text.tokenizer_json import check_pieces, refusing, without_vocabulary
 
 __all__ = ["Values", "Vocabulary", "read_vocabulary"]
 
