@@ -71,9 +71,6 @@ class Batcher:
         self._by_sequences: Counter[int] = Counter()
         self._by_tokens: Counter[int] = Counter()
 
-    def __del__(self) -> None:
-        self._workers.end()
-
     # --- what callers call ------------------------------------------------------------------------
 
     def start(self) -> bool:

@@ -8,7 +8,9 @@ that its frame alone refers to: it is gone when the frame is, however that ends.
 from __future__ import annotations
 
 import ctypes
+import gc
 import inspect
+import operator
 import os
 import sys
 import threading
@@ -16,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable
 from numbers import Real
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from bertrt.backends.base import Backend
@@ -39,6 +41,21 @@ class _ThisThread(threading.local):
 
 
 this_thread = _ThisThread()
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """The frame that a thread is in; None of one that is gone.
+
+    A collection of garbage that began within the interpreter's own function would run destructors
+    while no thread can start, and one that is about to start would hold the interpreter's lock for
+    good: before Python 3.11.9, https://github.com/python/cpython/issues/106883. So it is put off,
+    and taken up again, within one step of the interpreter. Nothing has a name here: a frame among
+    its own names would live on.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        return sys._current_frames().get(thread)
+    call = operator.methodcaller("__call__")
+    return tuple(map(call, (gc.disable, sys._current_frames, gc.enable)))[1].get(thread)
 
 
 class _Lease:
@@ -91,7 +108,7 @@ class Call:
     def is_under_way(self) -> bool:
         """Whether a frame that its thread is in refers to it. Where an exception came before the
         ``with`` block, or at its very end, only the exception's traceback may."""
-        frame = sys._current_frames().get(self.thread)
+        frame = _frame_of(self.thread)
         while frame is not None:
             code = frame.f_code
             named = code.co_flags & inspect.CO_OPTIMIZED and "call" in code.co_varnames

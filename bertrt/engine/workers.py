@@ -1,7 +1,7 @@
 """The scheduler's two threads: started, woken, and gone with it.
 
-What wakes a thread is something in its queue, put there by one step of the interpreter's own, so
-that an interrupt leaves nothing half-done. The first thread is woken always; the second one, where
+What wakes a thread, and what sends it home, is something in its queue, put there by one step of the
+interpreter's own, so that an interrupt leaves nothing half-done. The first thread is woken always; the second one, where
 the first is at work, since it may be at it for long. So a lone caller's work stays with one thread,
 which has what it needs in its core's caches.
 """
@@ -35,10 +35,11 @@ class Workers:
     that, until a thread has taken it."""
 
     def __init__(self, owner: Owner) -> None:
-        self._owner = weakref.ref(owner)
-        self._queues: tuple[SimpleQueue[Owner | None], ...] = tuple(
+        self._queues: tuple[SimpleQueue[Owner | weakref.ref[Owner]], ...] = tuple(
             SimpleQueue() for _ in range(_COUNT)
         )
+        # When the owner is gone, its reference is put into the queue, behind what woke the thread.
+        self._owners = [weakref.ref(owner, queue.put) for queue in self._queues]
         self._lock = threading.Lock()
         self._first_works = False
         self.count = 0
@@ -47,17 +48,10 @@ class Workers:
         """Have threads; whether there is any."""
         for _ in range(_COUNT - self.count):  # one too many leaves by itself
             try:
-                threading.Thread(
-                    target=_work, args=(self, self._owner), name="bertrt", daemon=True
-                ).start()
+                threading.Thread(target=_work, args=(self,), name="bertrt", daemon=True).start()
             except RuntimeError:  # the system gives none
                 return self.count > 0
         return True
-
-    def end(self) -> None:
-        """Send them home, once they have done what they were woken for."""
-        for queue in self._queues:
-            queue.put(None)
 
     def wake(self, owner: Owner) -> None:
         """Have a thread look for something to do."""
@@ -80,19 +74,19 @@ class Workers:
                 while True:
                     queue.get_nowait()
 
-    def _join(self) -> int | None:
-        """The number of a thread that has begun; None: there are enough."""
+    def join(self) -> int | None:
+        """The number of a thread that has begun; None: there are enough, or there is no owner."""
         with self._lock:
-            if self.count == _COUNT:
+            if self.count == _COUNT or self._owners[0]() is None:
                 return None
             self.count += 1
             return self.count - 1
 
     def work(self, number: int) -> None:
-        """What thread `number` does, until it is sent home."""
+        """What thread `number` does, until the owner is gone."""
         queue = self._queues[number]
         # Between its tasks a thread holds nothing of the engine.
-        while (owner := queue.get()) is not None:
+        while not isinstance(owner := queue.get(), weakref.ref):
             if number == 0:
                 self._first_works = True
             owner.serve(number)
@@ -101,8 +95,8 @@ class Workers:
                 self._first_works = False
 
 
-def _work(workers: Workers, owner: weakref.ref[Owner]) -> None:
-    if owner() is None or (number := workers._join()) is None:
+def _work(workers: Workers) -> None:
+    if (number := workers.join()) is None:
         return
     this_thread.serves = True
     with usual_errors():

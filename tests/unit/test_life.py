@@ -388,6 +388,41 @@ def test_threads_that_load_run_share_close_and_pickle() -> None:
     assert "run_shared" in done.stdout
 
 
+COLLECTING = """
+import gc, threading, time
+from bertrt.engine.life import Call
+
+class Loop:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        time.sleep(1e-5)
+
+def start_threads():
+    while collecting:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+collecting, call = True, Call("predict")
+threading.Thread(target=start_threads, daemon=True).start()
+gc.set_threshold(1)
+for _ in range(1000):
+    Loop()
+    call.is_under_way()
+collecting = False
+print(gc.isenabled())
+"""
+
+
+def test_garbage_is_collected_while_threads_start_and_close_looks_for_calls() -> None:
+    """Where Python's own lock for threads is held while a destructor runs, nobody goes on."""
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTING], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", ""), done.stderr
+
+
 # --- forks ------------------------------------------------------------------------------------
 
 
