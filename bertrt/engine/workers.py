@@ -1,9 +1,9 @@
 """The scheduler's two threads: started, woken, and gone with it.
 
 What wakes a thread, and what sends it home, is something in its queue, put there by one step of the
-interpreter's own, so that an interrupt leaves nothing half-done. The first thread is woken always; the second one, where
-the first is at work, since it may be at it for long. So a lone caller's work stays with one thread,
-which has what it needs in its core's caches.
+interpreter's own, so that an interrupt leaves nothing half-done. The first thread is woken always;
+the second one, where the first is at work, since it may be at it for long. So a lone caller's work
+stays with one thread, which has what it needs in its core's caches.
 """
 
 from __future__ import annotations
