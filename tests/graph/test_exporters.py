@@ -30,6 +30,8 @@ LAYERS = ("dynamo18_hidden", "script17_attentions")
 # Half precision rounds to 2^-12 of a value; two layers of it stay within twenty such steps.
 HALF = 5e-3
 TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+# The last one for Python 3.10 is 1.23.
+OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
 
 
 def close(found: np.ndarray, expected: np.ndarray, bound: float = 2e-5) -> None:
@@ -95,6 +97,8 @@ def compare(path: Path, lengths: list[int], width: int, bound: float) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in LAYERS])
 def test_equals_onnxruntime(name):
+    if OLD and name == "converted_half":
+        pytest.skip("onnxruntime 1.23 cannot load it: a fusion of its own looks for a name in vain")
     path = DIRECTORY / f"{name}.onnx"
     bound = HALF if "half" in name else 2e-5
     if "fixed" in name:

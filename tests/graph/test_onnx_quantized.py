@@ -19,6 +19,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 DIRECTORY = Path(__file__).parents[1] / "data" / "onnx"
 EXACT = ("dynamic_int8", "dynamic_channels", "dynamic_optimized", "static_int8", "static_relu")
 LENGTHS = np.array([9, 4, 1, 7])
+# The last one for Python 3.10 is 1.23.
+OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
 
 
 def at(name: str) -> Path:
@@ -200,6 +202,8 @@ def test_why_a_weight_runs_dequantised(changed, name, edit, reason):
     assert plan.precision is None
     inputs = sample()
     found = interpret(plan, inputs)["sequence_output"]
+    if OLD and name == "static_int8":
+        pytest.skip("onnxruntime 1.23 makes a QLinearMatMul of it that it cannot run")
     assert error(valid(found), run_file(path, inputs)) < 0.08
 
 
