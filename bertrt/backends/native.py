@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["NativeBackend", "load"]
 
 PRECISIONS = ("fp32", "bf16", "int8")
-CUDA_PRECISIONS = ("fp32", "fp16", "bf16")
+CUDA_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 # What explain() says of the CUDA kernels until a GPU has run the tests of this version.
 UNPROVEN = (
     "The CUDA kernels were right on one H200 as they were first written; what has changed since "
     "was tested on an emulator: docs/cuda.md names it. make gpu-check tests all of it on this GPU."
 )
+
+# What it says besides where the products are in int8.
+UNPROVEN_INT8 = "No GPU has run the products in int8 yet."
 
 # With this variable set to anything but 0, an engine measures each step and explain() tells.
 TRACE = "BERTRT_TRACE"
@@ -116,10 +119,10 @@ def _check_stated(model: Model, plan: Plan, precision: str, device: str) -> None
             f"{model.path} is quantised to {plan.precision}, and holds no weights for {precision}; "
             f"use precision={plan.precision!r}, or the bundle that it was made from"
         )
-    if device != "cpu":
+    if device != "cpu" and plan.precision != "int8":
         raise DeviceError(
-            f"{model.path} is quantised to {plan.precision}, which has kernels for the CPU only; "
-            f"on {device!r} use the bundle that it was made from"
+            f"{model.path} is quantised to {plan.precision}, which runs on the CPU only; on "
+            f"{device!r} use the bundle that it was made from, with precision={plan.precision!r}"
         )
 
 
@@ -280,7 +283,8 @@ class CudaBackend(NativeBackend):
     def explain(self) -> str:
         """How batches were launched; then as on the CPU: times are the GPUs', and stand beside
         rates, not beside peaks."""
-        return f"{UNPROVEN}\n{self._explain_launches()}\n\n{super().explain()}"
+        unproven = f"{UNPROVEN} {UNPROVEN_INT8}" if self.precision == "int8" else UNPROVEN
+        return f"{unproven}\n{self._explain_launches()}\n\n{super().explain()}"
 
     def _explain_launches(self) -> str:
         done = self._engine.launches()

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
+
+#include "core/int8.h"
 
 namespace bertrt::cpu {
 namespace {
@@ -25,13 +26,6 @@ uint16_t to_bf16(float x) {
   return static_cast<uint16_t>(std::isnan(x) ? bits >> 16 | 0x40 : nearest);
 }
 
-// The nearest whole number, ties to even, of at most 2^22: what is added leaves no bits for less.
-// Unlike a call of the library's it can be done for several numbers at once.
-int8_t to_step(float x) {
-  constexpr float kShift = 3 << 22;
-  return static_cast<int8_t>(static_cast<int32_t>(x + kShift - kShift));
-}
-
 // Weights of output `row` from input `k` on, `count` of them: where they lie, or in `room`.
 template <class T>
 const T* weights_of(const WeightBlock& block, int64_t row, int64_t k, int64_t count, T* room) {
@@ -41,30 +35,16 @@ const T* weights_of(const WeightBlock& block, int64_t row, int64_t k, int64_t co
   return room;
 }
 
-struct Scale {
-  float scale = std::numeric_limits<float>::quiet_NaN();
-  float inverse = 0.0f;
-};
-
-// How a column of float32 becomes int8; bertrt/plan/quantized.py does the same for weights that are
-// stored in int8. NaN where one is not finite, as for a row (see quantise()): nothing plausible may
-// come of it.
-Scale scale_of(const WeightBlock& block, int64_t row) {
-  constexpr uint32_t kInfinity = 0x7f800000;
-  uint32_t largest = 0;  // among numbers without a sign, as among their bits
+// How a column of float32 becomes int8.
+WeightSteps steps_of(const WeightBlock& block, int64_t row) {
+  uint32_t largest = 0;
   float room[kDepth];
   for (int64_t k = 0; k < block.inputs; k += kDepth) {
     const int64_t count = std::min(kDepth, block.inputs - k);
     const float* weights = weights_of(block, row, k, count, room);
-    for (int64_t i = 0; i < count; ++i) {
-      largest = std::max(largest, bits_of(weights[i]) & 0x7fffffff);
-    }
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude_bits(weights[i]));
   }
-  if (largest >= kInfinity) return {};
-  float limit;
-  std::memcpy(&limit, &largest, sizeof(limit));
-  const float scale = limit / 127.0f;
-  return {scale, scale > 0.0f ? 127.0f / limit : 0.0f};
+  return WeightSteps(largest);
 }
 
 // Writes columns of `count` units each to where they begin in their panel, a line of which is
@@ -159,7 +139,7 @@ void PanelMatrix::set_columns(const WeightBlock& block, int64_t first, int64_t l
     case Precision::kInt8:
       break;
   }
-  Scale scales[kMostColumns];
+  WeightSteps scales[kMostColumns];
   int32_t sums[kMostColumns] = {};
   const auto add = [&](int64_t j, const int8_t* values, int64_t count) {
     for (int64_t i = 0; i < count; ++i) sums[j] += values[i];
@@ -173,10 +153,10 @@ void PanelMatrix::set_columns(const WeightBlock& block, int64_t first, int64_t l
                           return add(j, values, count);
                         });
   } else {
-    for (int64_t row = first; row < last; ++row) scales[row - first] = scale_of(block, row);
+    for (int64_t row = first; row < last; ++row) scales[row - first] = steps_of(block, row);
     set<float, int8_t>(block, first, last,
                        [&](int64_t j, const float* from, int64_t count, int8_t* values) {
-                         const bool finite = !std::isnan(scales[j].scale);
+                         const bool finite = scales[j].finite();
                          const float inverse = scales[j].inverse;
                          for (int64_t i = 0; i < count; ++i) {
                            values[i] = to_step(finite ? from[i] * inverse : 0.0f);

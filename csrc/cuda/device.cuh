@@ -160,6 +160,23 @@ __device__ __forceinline__ void mma_m16n8k16<Bf16>(float (&sums)[4], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// sums[16 x 8] += a[16 x 32] * b[32 x 8], a of unsigned and b of signed 8-bit integers, in the
+// fragments of mma.m16n8k32: those of mma.m16n8k16 with two bytes in the place of an element.
+__device__ __forceinline__ void mma_m16n8k32(int32_t (&sums)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2], Site = Site::current()) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A product that is rounded by itself: the compiler makes no fused multiply-add of it.
+__device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
+
+// The nearest integer, ties to even; of what is no number 0.
+__device__ __forceinline__ int32_t to_nearest_int(float x) { return __float2int_rn(x); }
+
 // Two values rounded to nearest even, `low` in the lower half.
 template <class T>
 __device__ __forceinline__ uint32_t pack2(float low, float high);

@@ -61,8 +61,8 @@ __device__ __forceinline__ void write(T* out, const float (&values)[Vector<T>::k
 // Makes a block's tile of the result from its sums, which stand in shared memory, behind a barrier.
 // A thread writes 16 bytes at a time, below each other: all that is done to a value is there once
 // in the program, not once for each of a thread's many values.
-template <class Tile, class T>
-__device__ __forceinline__ void finish(const Product<T>& p, const Corner& corner, int rows,
+template <class Tile, class T, class In>
+__device__ __forceinline__ void finish(const Product<T, In>& p, const Corner& corner, int rows,
                                        const float* sums) {
   constexpr int kCount = Vector<T>::kSize;
   constexpr unsigned kAcross = Tile::kColumns / kCount;

@@ -93,6 +93,40 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
 void gather_rows(ConstDeviceRows x, const int32_t* index, RowCount rows, int64_t cols,
                  DeviceRows out, Stream stream);
 
+// How a row was quantised: a value x is (q - zero) * scale, with q from 0 to 255, as on the CPU.
+struct RowSteps {
+  float scale;
+  int32_t zero;
+};
+
+// Rows of 8-bit integers, each with its RowSteps behind it. They begin at multiples of 16 bytes.
+struct QuantisedRows {
+  void* data = nullptr;
+  int64_t stride = 0;  // bytes
+};
+
+// The bytes from such a row to its steps, and to the next row.
+constexpr int64_t steps_at(int64_t cols) { return (cols + 15) / 16 * 16; }
+constexpr int64_t quantised_stride(int64_t cols) { return steps_at(cols) + 16; }
+
+// Rows in 255 steps each, from the lowest to the highest of its values and 0, rounded to nearest,
+// ties to even; a row with a value that is not finite gets steps worth NaN. The rule and its
+// roundings are those of csrc/cpu/generic/gemm.inl.h. x: fp16.
+void quantise_rows(ConstDeviceRows x, RowCount rows, int64_t cols, QuantisedRows out,
+                   Stream stream);
+
+// Weights in 8-bit integers, -127 to 127: a row of `inputs` for each output.
+struct QuantisedWeights {
+  static constexpr int64_t kBeyond = 128;  // further values of scale and sum, which are read
+
+  const int8_t* data = nullptr;
+  int64_t stride = 0;            // bytes, a multiple of 16
+  const float* scale = nullptr;  // what a step of each output's weights is worth
+  const int32_t* sum = nullptr;  // of each output's weights
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
 // A matrix product and what follows it.
 struct Linear {
   ConstDeviceRows weight;  // a row of `inputs` values for each output
@@ -100,11 +134,17 @@ struct Linear {
   int64_t outputs = 0;
   const float* bias = nullptr;  // outputs values, or null
   Activation activation = Activation::kNone;
+  QuantisedWeights quantised;  // in the place of `weight`
 };
 
 // out = activation(x * weight^T + bias) + residual; residual may be without data, or be out. One
 // element. out and residual may begin anywhere, so that they can be columns of wider rows.
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
+            DeviceRows out, Stream stream);
+
+// The same of rows and weights in 8 bits. Sums are exact; what they are worth is rounded as on the
+// CPU. out and residual: fp16.
+void linear(const Linear& linear, QuantisedRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream);
 
 // A batch's sequences, as PackedBatch has them. Those that are launched for and not there are
@@ -132,6 +172,7 @@ void attention_weights(const Attention& attention, const Sequences& sequences,
 
 // The kernels that these run on, for explain().
 const char* linear_kernel(Element element);
+const char* quantised_linear_kernel();
 const char* attention_kernel(Element element, int64_t head_dim);
 
 }  // namespace bertrt::cuda

@@ -1,15 +1,20 @@
-// Matrix products: fp16 and bf16 on tensor cores, fp32 by fused multiply-adds (never in TF32, which
-// rounds to 10 bits).
+// Matrix products: fp16, bf16 and 8-bit integers on tensor cores, fp32 by fused multiply-adds
+// (never in TF32, which rounds to 10 bits).
 //
 // A block computes one tile of the result over the whole depth, kDepth inputs at a time, while
 // later ones are on their way to shared memory. A sum's order is the depth's whatever the tile, so
 // that tiles can be chosen by shape.
+#include <type_traits>
+
 #include "cuda/epilogue.cuh"
 #include "cuda/linear.cuh"
 #include "cuda/linear_tiles.h"
 
 namespace bertrt::cuda {
 namespace {
+
+// Of a tile's row of 16-bit elements, or twice as many of 8 bits.
+constexpr int kMmaRowBytes = 64;
 
 // A block's tile of kWarpsDown x kWarpsAcross warps, with kWarpRows x kWarpColumns each.
 template <int kWarpsDown_, int kWarpsAcross_, int kWarpRows_, int kWarpColumns_>
@@ -26,12 +31,58 @@ struct MmaTile {
   // spread them over all banks.
   static constexpr int kSumsStride = kColumns + 8;
   static constexpr int kSharedBytes =
-      shared_bytes(kStages * (kRows + kColumns) * kDepth * 2, kRows * kSumsStride * 4);
+      shared_bytes(kStages * (kRows + kColumns) * kMmaRowBytes, kRows * kSumsStride * 4);
 };
 
-template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Product<T> p) {
-  constexpr int kChunks = kDepth / 8;
+// What sums of a tile's rows `row` and `row` + 8 are worth: the operations and the order of the
+// CPU's, so that equal integers make equal numbers.
+template <class In>
+struct WorthOfRows {
+  template <class T>
+  __device__ __forceinline__ WorthOfRows(const Product<T, In>&, const Corner&, unsigned, int) {}
+  __device__ __forceinline__ void columns(unsigned) {}
+  __device__ __forceinline__ float operator()(float sum, int, int) const { return sum; }
+};
+template <>
+struct WorthOfRows<uint8_t> {
+  template <class T>
+  __device__ __forceinline__ WorthOfRows(const Product<T, uint8_t>& p, const Corner& corner,
+                                         unsigned row, int rows)
+      : scales_(p.scale + corner.column), sums_(p.sum + corner.column) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int wanted = static_cast<int>(row) + 8 * i;
+      const int there = wanted < rows ? wanted : rows - 1;  // nobody reads what comes of others
+      rows_[i] =
+          *reinterpret_cast<const RowSteps*>(p.x + (corner.row + there) * p.x_stride + p.steps_at);
+    }
+  }
+  // The next two columns of the tile, from `column` on.
+  __device__ __forceinline__ void columns(unsigned column) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      scale_[i] = scales_[column + i];
+      sum_[i] = sums_[column + i];
+    }
+  }
+  __device__ __forceinline__ float operator()(int32_t sum, int row, int column) const {
+    const float scale = multiply(rows_[row].scale, scale_[column]);
+    return multiply(static_cast<float>(sum - rows_[row].zero * sum_[column]), scale);
+  }
+
+ private:
+  const float* scales_;
+  const int32_t* sums_;
+  RowSteps rows_[2];
+  float scale_[2];
+  int32_t sum_[2];
+};
+
+template <class T, class In, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Product<T, In> p) {
+  using Sum = std::conditional_t<sizeof(In) == 1, int32_t, float>;
+  constexpr int kChunks = kMmaRowBytes / 16;
+  static_assert(kDepth<In> * sizeof(In) == kMmaRowBytes);
   constexpr int kDown = Tile::kWarpRows / 16;
   constexpr int kAcross = Tile::kWarpColumns / 8;
   const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
@@ -41,7 +92,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
   const unsigned warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
   unsigned char* shared = shared_memory<unsigned char>();
 
-  float sums[kDown][kAcross][4] = {};
+  Sum sums[kDown][kAcross][4] = {};
   auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
   const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
       p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
@@ -61,7 +112,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
           for (int i = 0; i < kDown; ++i) {
 #pragma unroll
             for (int j = 0; j < kAcross / 2; ++j) {
-              mma_pair<T>(sums[i][2 * j], sums[i][2 * j + 1], a[i], b[j]);
+              mma_pair<In>(sums[i][2 * j], sums[i][2 * j + 1], a[i], b[j]);
             }
           }
         }
@@ -72,14 +123,17 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
   float* laid_out = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < kDown; ++i) {
+    const unsigned row = warp_row + 16 * i + lane / 4;
+    WorthOfRows<In> worth(p, corner, row, *rows_there);
 #pragma unroll
     for (int j = 0; j < kAcross; ++j) {
-      float* place = laid_out + (warp_row + 16 * i + lane / 4) * Tile::kSumsStride + warp_column +
-                     8 * j + lane % 4 * 2;
-      place[0] = sums[i][j][0];
-      place[1] = sums[i][j][1];
-      place[8 * Tile::kSumsStride] = sums[i][j][2];
-      place[8 * Tile::kSumsStride + 1] = sums[i][j][3];
+      const unsigned column = warp_column + 8 * j + lane % 4 * 2;
+      float* place = laid_out + row * Tile::kSumsStride + column;
+      worth.columns(column);
+      place[0] = worth(sums[i][j][0], 0, 0);
+      place[1] = worth(sums[i][j][1], 0, 1);
+      place[8 * Tile::kSumsStride] = worth(sums[i][j][2], 1, 0);
+      place[8 * Tile::kSumsStride + 1] = worth(sums[i][j][3], 1, 1);
     }
   }
   syncthreads();
@@ -103,13 +157,13 @@ struct FmaTile {
   // As many floats beyond the rows' ends as a row of threads writes.
   static constexpr int kSumsStride = kColumns + kThreadsAcross;
   static constexpr int kSharedBytes =
-      shared_bytes(kStages * (kRows + kColumns) * kDepth * 4, kRows * kSumsStride * 4);
+      shared_bytes(kStages * (kRows + kColumns) * kDepth<float> * 4, kRows * kSumsStride * 4);
 };
 
 // A sum is that of kDepth products each: shorter sums round less.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Product<float> p) {
-  constexpr int kChunks = kDepth / 4;
+  constexpr int kChunks = kDepth<float> / 4;
   constexpr int kDown = Tile::kDown;
   constexpr int kAcross = Tile::kAcross;
   const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
@@ -121,7 +175,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
   const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
       p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
-        const auto four = [](const unsigned char* tile, unsigned row, unsigned chunk) {
+        const auto four = [&](const unsigned char* tile, unsigned row, unsigned chunk) {
           return load_vector(
               reinterpret_cast<const float*>(tile + chunk_offset<kChunks>(row, chunk)));
         };
@@ -180,28 +234,28 @@ using LargeFma = FmaTile<16, 16, 8, 4>;
 using MediumFma = FmaTile<16, 16, 4, 4>;
 using SmallFma = FmaTile<8, 8, 4, 4>;
 
-template <class Tile, class T>
-void run(void (*kernel)(Product<T>), Product<T> p, Stream stream) {
+template <class Tile, class T, class In>
+void run(void (*kernel)(Product<T, In>), Product<T, In> p, Stream stream) {
   const int64_t down = (p.rows.most + Tile::kRows - 1) / Tile::kRows;
   p.tiles_across = (p.outputs + Tile::kColumns - 1) / Tile::kColumns;
   launch(kernel, dim3(static_cast<unsigned>(down * p.tiles_across)), Tile::kThreads,
          Tile::kSharedBytes, stream, p);
 }
 
-template <class T>
-void run(Tiles tiles, const Product<T>& p, Stream stream) {
+template <class T, class In>
+void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
   switch (tiles) {
     case Tiles::kSmall:
-      return run<SmallMma>(linear_mma<T, SmallMma>, p, stream);
+      return run<SmallMma>(linear_mma<T, In, SmallMma>, p, stream);
     case Tiles::kMedium:
-      return run<MediumMma>(linear_mma<T, MediumMma>, p, stream);
+      return run<MediumMma>(linear_mma<T, In, MediumMma>, p, stream);
     case Tiles::kLarge:
-      return run<LargeMma>(linear_mma<T, LargeMma>, p, stream);
+      return run<LargeMma>(linear_mma<T, In, LargeMma>, p, stream);
   }
 }
 
 template <>
-void run<float>(Tiles tiles, const Product<float>& p, Stream stream) {
+void run(Tiles tiles, const Product<float>& p, Stream stream) {
   switch (tiles) {
     case Tiles::kSmall:
       return run<SmallFma>(linear_fma<SmallFma>, p, stream);
@@ -212,17 +266,14 @@ void run<float>(Tiles tiles, const Product<float>& p, Stream stream) {
   }
 }
 
-template <class T>
-void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
-                RowCount rows, DeviceRows out, Stream stream) {
+// What a product has that does not depend on what is multiplied.
+template <class T, class In>
+Product<T, In> product_of(const Linear& linear, ConstDeviceRows residual, RowCount rows,
+                          DeviceRows out) {
   const auto at_16_bytes = [](const ConstDeviceRows& r) {
     return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.stride * sizeof(T) % 16 == 0;
   };
-  Product<T> p;
-  p.x = static_cast<const T*>(x.data);
-  p.x_stride = x.stride;
-  p.weight = static_cast<const T*>(linear.weight.data);
-  p.weight_stride = linear.weight.stride;
+  Product<T, In> p;
   p.bias = linear.bias;
   p.activation = linear.activation;
   p.residual = static_cast<const T*>(residual.data);
@@ -233,6 +284,17 @@ void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDevic
   p.inputs = static_cast<int>(linear.inputs);
   p.outputs = static_cast<int>(linear.outputs);
   p.vectors = at_16_bytes(out) && at_16_bytes(residual);
+  return p;
+}
+
+template <class T>
+void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
+                RowCount rows, DeviceRows out, Stream stream) {
+  auto p = product_of<T, T>(linear, residual, rows, out);
+  p.x = static_cast<const T*>(x.data);
+  p.x_stride = x.stride;
+  p.weight = static_cast<const T*>(linear.weight.data);
+  p.weight_stride = linear.weight.stride;
   run(tiles, p, stream);
 }
 
@@ -270,11 +332,33 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, Const
   }
 }
 
+void linear_in_tiles(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
+                     RowCount rows, DeviceRows out, Stream stream) {
+  if (rows.most == 0) return;
+  auto p = product_of<Fp16, uint8_t>(linear, residual, rows, out);
+  p.x = static_cast<const uint8_t*>(x.data);
+  p.x_stride = x.stride;
+  p.weight = reinterpret_cast<const uint8_t*>(linear.quantised.data);
+  p.weight_stride = linear.quantised.stride;
+  p.steps_at = steps_at(linear.inputs);
+  p.scale = linear.quantised.scale;
+  p.sum = linear.quantised.sum;
+  run(tiles, p, stream);
+}
+
+void linear(const Linear& linear, QuantisedRows x, ConstDeviceRows residual, RowCount rows,
+            DeviceRows out, Stream stream) {
+  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows,
+                  out, stream);
+}
+
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream) {
   linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows,
                   out, stream);
 }
+
+const char* quantised_linear_kernel() { return "linear_s8.mma"; }
 
 const char* linear_kernel(Element element) {
   switch (element) {

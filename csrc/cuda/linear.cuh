@@ -7,13 +7,26 @@
 namespace bertrt::cuda {
 
 // Inputs that a block takes at a time.
-constexpr int kDepth = 32;
+template <class In>
+constexpr int kDepth = sizeof(In) == 1 ? 64 : 32;
 
-template <class T>
-struct Product {
-  const T* x;
+// What the sums of a product are worth, where it is one of 8-bit integers.
+template <class In>
+struct Worth {};
+template <>
+struct Worth<uint8_t> {
+  int64_t steps_at;  // bytes from a row of x to its RowSteps
+  // Of the outputs, and of a tile's more behind them.
+  const float* scale;
+  const int32_t* sum;
+};
+
+// T: of the result and of what is added to it. In: of x and of the weights, where those are signed.
+template <class T, class In = T>
+struct Product : Worth<In> {
+  const In* x;
   int64_t x_stride;
-  const T* weight;
+  const In* weight;
   int64_t weight_stride;
   const float* bias;
   Activation activation;
@@ -34,20 +47,20 @@ struct Corner {
   int column;
 };
 
-template <int kRows, int kColumns, class T>
-__device__ __forceinline__ Corner corner_of_block(const Product<T>& p) {
+template <int kRows, int kColumns, class T, class In>
+__device__ __forceinline__ Corner corner_of_block(const Product<T, In>& p) {
   const int tile = static_cast<int>(blockIdx.x);
   return {static_cast<int64_t>(tile / p.tiles_across) * kRows, tile % p.tiles_across * kColumns};
 }
 
-// This thread's copies of kRows rows to a tile, kDepth inputs at a time: where they begin is
+// This thread's copies of kRows rows to a tile, kDepth<T> inputs at a time: where they begin is
 // worked out once. Rows beyond the valid ones repeat the last of them, and nobody reads what comes
 // of it.
 template <int kRows, int kThreads, class T>
 class RowCopies {
  public:
   static constexpr int kPerChunk = 16 / sizeof(T);
-  static constexpr int kChunks = kDepth / kPerChunk;
+  static constexpr int kChunks = kDepth<T> / kPerChunk;
   static constexpr int kTileBytes = kRows * kChunks * 16;
 
   __device__ __forceinline__ RowCopies(const T* rows, int64_t stride, int64_t valid_rows)
@@ -94,22 +107,22 @@ class RowCopies {
   unsigned to_;
 };
 
-// Walks over the depth: calls compute(x tile, weight tile) for each kDepth inputs in order, with
-// kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared memory, a
-// barrier is needed. Returns whether any of the tile's rows is there, or nothing was computed; how
-// many are goes to `rows_there`, in shared memory: a register less in the loop, for which the large
-// tile has none.
-template <int kRows, int kColumns, int kThreads, int kStages, class T, class Compute>
-__device__ __forceinline__ bool walk_depth(const Product<T>& p, const Corner& corner,
+// Walks over the depth: calls compute(x tile, weight tile) for each kDepth<In> inputs in order,
+// with kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared
+// memory, a barrier is needed. Returns whether any of the tile's rows is there, or nothing was
+// computed; how many are goes to `rows_there`, in shared memory: a register less in the loop, for
+// which the large tile has none.
+template <int kRows, int kColumns, int kThreads, int kStages, class T, class In, class Compute>
+__device__ __forceinline__ bool walk_depth(const Product<T, In>& p, const Corner& corner,
                                            unsigned char* shared, int* rows_there,
                                            Compute compute) {
-  using XCopies = RowCopies<kRows, kThreads, T>;
-  using WeightCopies = RowCopies<kColumns, kThreads, T>;
+  using XCopies = RowCopies<kRows, kThreads, In>;
+  using WeightCopies = RowCopies<kColumns, kThreads, In>;
   constexpr int kStageBytes = XCopies::kTileBytes + WeightCopies::kTileBytes;
   const WeightCopies weight(p.weight + corner.column * p.weight_stride, p.weight_stride,
                             p.outputs - corner.column);
   const auto load_weight = [&](int step) {
-    const int k = step * kDepth;
+    const int k = step * kDepth<In>;
     if (k < p.inputs) {
       weight.start(shared + step % kStages * kStageBytes + XCopies::kTileBytes, k, p.inputs - k);
     }
@@ -128,13 +141,13 @@ __device__ __forceinline__ bool walk_depth(const Product<T>& p, const Corner& co
   if (threadIdx.x == 0) *rows_there = rows;
   const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, rows);
   const auto load_x = [&](int step) {
-    const int k = step * kDepth;
+    const int k = step * kDepth<In>;
     if (k < p.inputs) x.start(shared + step % kStages * kStageBytes, k, p.inputs - k);
     cp_async_commit();  // an empty group keeps the count of those under way
   };
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) load_x(step);
-  const int steps = (p.inputs + kDepth - 1) / kDepth;
+  const int steps = (p.inputs + kDepth<In> - 1) / kDepth<In>;
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     syncthreads();  // everybody's copies are here, and everybody has read the stage before

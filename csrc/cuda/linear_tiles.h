@@ -13,5 +13,7 @@ Tiles choose_tiles(Element element, int64_t rows, int64_t outputs);
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
                      RowCount rows, DeviceRows out, Stream stream);
+void linear_in_tiles(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
+                     RowCount rows, DeviceRows out, Stream stream);
 
 }  // namespace bertrt::cuda

@@ -1,9 +1,11 @@
 #include "cuda/model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
 #include "core/error.h"
+#include "core/int8.h"
 #include "runtime/weights.h"
 
 namespace bertrt::cuda {
@@ -50,13 +52,35 @@ class Uploader {
     for (const WeightBlock& block : blocks) {
       for (int64_t r = 0; r < block.outputs; ++r) {
         const int64_t row = block.columns ? block.columns[r] : block.first_column + r;
-        const float* source =
-            static_cast<const float*>(block.data) + (block.transposed ? r : r * inputs);
-        write(source, block.transposed ? block.outputs : 1, inputs, stride,
-              staged + row * stride * bytes_of(element), element);
+        write(weights_of(block, r), inputs, stride, staged + row * stride * bytes_of(element),
+              element);
       }
     }
     return {send(outputs * stride * bytes_of(element)), stride, element};
+  }
+
+  // The same as 8-bit integers.
+  QuantisedWeights quantised(const std::vector<WeightBlock>& blocks, int64_t inputs,
+                             int64_t outputs) {
+    QuantisedWeights made;
+    made.stride = (inputs + 15) / 16 * 16;
+    std::vector<float> scale(static_cast<size_t>(outputs + QuantisedWeights::kBeyond));
+    std::vector<int32_t> sum(scale.size());
+    auto* staged = static_cast<int8_t*>(stage(outputs * made.stride));
+    for (const WeightBlock& block : blocks) {
+      for (int64_t r = 0; r < block.outputs; ++r) {
+        const int64_t row = block.columns ? block.columns[r] : block.first_column + r;
+        int8_t* to = staged + row * made.stride;
+        const auto at = static_cast<size_t>(row);
+        scale[at] = quantise(block, r, inputs, to);
+        std::fill(to + inputs, to + made.stride, int8_t{0});
+        for (int64_t i = 0; i < inputs; ++i) sum[at] += to[i];
+      }
+    }
+    made.data = static_cast<const int8_t*>(send(outputs * made.stride));
+    made.scale = vector(scale);
+    made.sum = vector(sum);
+    return made;
   }
 
   ConstDeviceRows table(const plan::Weight& weight, Element element) {
@@ -65,10 +89,11 @@ class Uploader {
                   rows, element);
   }
 
-  const float* vector(const std::vector<float>& values) {
-    const auto bytes = static_cast<int64_t>(values.size() * sizeof(float));
-    std::memcpy(stage(bytes), values.data(), values.size() * sizeof(float));
-    return static_cast<const float*>(send(bytes));
+  template <class T>
+  const T* vector(const std::vector<T>& values) {
+    const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
+    std::memcpy(stage(bytes), values.data(), values.size() * sizeof(T));
+    return static_cast<const T*>(send(bytes));
   }
 
  private:
@@ -90,11 +115,54 @@ class Uploader {
     return data;
   }
 
+  // The weights of an output where they lie: `step` apart, in float32 or bfloat16.
+  struct Weights {
+    const char* first;
+    int64_t step;
+    Storage storage;
+
+    float operator[](int64_t i) const {
+      if (storage == Storage::kFloat32) return reinterpret_cast<const float*>(first)[i * step];
+      const uint32_t bits =
+          static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(first)[i * step]) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof(value));
+      return value;
+    }
+  };
+
+  static Weights weights_of(const WeightBlock& block, int64_t output) {
+    const int64_t bytes = block.storage == Storage::kInt8      ? 1
+                          : block.storage == Storage::kFloat32 ? 4
+                                                               : 2;
+    return {static_cast<const char*>(block.data) +
+                output * (block.transposed ? 1 : block.inputs) * bytes,
+            block.transposed ? block.outputs : 1, block.storage};
+  }
+
+  // Writes the weights of an output as integers; what a step of theirs is worth.
+  static float quantise(const WeightBlock& block, int64_t output, int64_t count, int8_t* out) {
+    const Weights weights = weights_of(block, output);
+    if (block.storage == Storage::kInt8) {
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = reinterpret_cast<const int8_t*>(weights.first)[i * weights.step];
+      }
+      return block.scales[output];
+    }
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude_bits(weights[i]));
+    const WeightSteps steps(largest);
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = to_step(steps.finite() ? weights[i] * steps.inverse : 0.0f);
+    }
+    return steps.scale;
+  }
+
   // A row, and zeros up to the next.
-  static void write(const float* source, int64_t step, int64_t count, int64_t stride, char* out,
+  static void write(const Weights& source, int64_t count, int64_t stride, char* out,
                     Element element) {
     const auto fill = [&](auto* row, auto convert) {
-      for (int64_t i = 0; i < count; ++i) row[i] = convert(source[i * step]);
+      for (int64_t i = 0; i < count; ++i) row[i] = convert(source[i]);
       for (int64_t i = count; i < stride; ++i) row[i] = convert(0.0f);
     };
     switch (element) {
@@ -127,26 +195,33 @@ const char* suffix(Element element) {
 
 }  // namespace
 
-Model::Model(const plan::CheckedPlan& checked, Element element_, int device_number)
+Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int device_number)
     : Graph(checked), device(open_device(device_number)), element(element_) {
   Uploader uploader(weights_);
-  std::map<std::pair<MatrixIdentity, Element>, ConstDeviceRows> matrices;
+  // Of each matrix, in each form that a step wants, what a product has of it.
+  std::map<std::tuple<MatrixIdentity, Element, bool>, Linear> matrices;
+  const bool stated =
+      std::any_of(checked.steps.begin(), checked.steps.end(),
+                  [](const plan::CheckedStep& bound) { return bound.step->precision.has_value(); });
   std::map<const void*, const float*> biases;  // by distance, on the device, by identity
   nodes.reserve(steps.size());
   for (const plan::CheckedStep& bound : checked.steps) {
     const plan::Step& step = *bound.step;
-    const bool has_matrix =
-        !bound.matrix.empty() &&
-        matrices.count(
-            {matrix_identity(bound), steps[nodes.size()].head ? Element::kFp32 : element}) != 0;
-    load_weights(*checked.plan, step, has_matrix);
     nodes.emplace_back(steps[nodes.size()]);
     Node& node = nodes.back();
-    if (step.precision) {
-      throw PlanError("plan: step '" + step.name +
-                      "' states its precision; plans that do run on the CPU only");
-    }
     node.element = node.head ? Element::kFp32 : element;
+    const bool in_int8 =
+        int8 && (stated ? step.precision == Precision::kInt8 : !node.head) && !bound.matrix.empty();
+    if ((stated && !int8) || (in_int8 && node.head)) {
+      throw PlanError("plan: step '" + step.name + "' states " +
+                      (in_int8 ? "int8, and is a head's: heads are in fp32 on a GPU"
+                               : "its precision; on a GPU such plans run in int8 only"));
+    }
+    Linear* matrix = nullptr;
+    if (!bound.matrix.empty()) {
+      matrix = &matrices[{matrix_identity(bound), node.element, in_int8}];
+    }
+    load_weights(*checked.plan, step, matrix && matrix->outputs);
     if (bound.gamma) {
       node.norm = {uploader.vector(vector_of(*bound.gamma)),
                    uploader.vector(vector_of(*bound.beta)), static_cast<float>(step.eps),
@@ -163,17 +238,20 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, int device_numb
       case plan::Op::kLinearAddLayerNorm:
       case plan::Op::kLinear: {
         const LinearWeights weights(bound);
-        ConstDeviceRows& matrix = matrices[{matrix_identity(bound), node.element}];
-        if (!matrix.data) {
-          matrix = uploader.matrix(weights.blocks, bound.matrix_inputs, bound.matrix_outputs,
-                                   node.element);
+        if (!matrix->outputs) {
+          matrix->inputs = bound.matrix_inputs;
+          matrix->outputs = bound.matrix_outputs;
+          if (in_int8) {
+            matrix->quantised = uploader.quantised(weights.blocks, matrix->inputs, matrix->outputs);
+          } else {
+            matrix->weight =
+                uploader.matrix(weights.blocks, matrix->inputs, matrix->outputs, node.element);
+          }
         }
-        node.linear.weight = matrix;
-        node.linear.inputs = bound.matrix_inputs;
-        node.linear.outputs = bound.matrix_outputs;
+        node.linear = *matrix;
         if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
         node.linear.activation = step.activation;
-        node.kernel = linear_kernel(node.element);
+        node.kernel = in_int8 ? quantised_linear_kernel() : linear_kernel(node.element);
         break;
       }
       case plan::Op::kAttention:
@@ -184,7 +262,8 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, int device_numb
           const float* begin = bound.distances->floats();
           const int64_t heads = bound.distances->shape[0], stride = bound.distances->shape[1];
           const float*& uploaded = biases[bound.distances->identity];
-          if (!uploaded) uploaded = uploader.vector({begin, begin + heads * stride});
+          if (!uploaded)
+            uploaded = uploader.vector(std::vector<float>(begin, begin + heads * stride));
           node.attention.distance_stride = stride;
           node.attention.distance_bias = uploaded + stride / 2;
         }

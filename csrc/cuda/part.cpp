@@ -25,8 +25,14 @@ bool works_by_row(plan::Op op) {
 // A product for queries, keys and values without the queries.
 Linear keys_and_values(const Model::Node& qkv) {
   Linear linear = qkv.linear;
-  linear.weight.data = static_cast<const char*>(linear.weight.data) +
-                       qkv.queries * linear.weight.stride * bytes_of(linear.weight.element);
+  if (QuantisedWeights& weights = linear.quantised) {
+    weights.data += qkv.queries * weights.stride;
+    weights.scale += qkv.queries;
+    weights.sum += qkv.queries;
+  } else {
+    linear.weight.data = static_cast<const char*>(linear.weight.data) +
+                         qkv.queries * linear.weight.stride * bytes_of(linear.weight.element);
+  }
   if (linear.bias) linear.bias += qkv.queries;
   linear.outputs -= qkv.queries;
   return linear;
@@ -63,6 +69,13 @@ Part::Place Part::new_rows(int64_t rows, int64_t cols, Element element, int firs
   return new_place(rows, row_stride(cols, element), element, first, last);
 }
 
+// The rows of a product as 8-bit integers, if it is one of those.
+Part::Place Part::new_quantised_rows(int64_t rows, const Linear& linear, int step) {
+  if (!linear.quantised) return {};
+  return new_place(rows, quantised_stride(linear.inputs) / bytes_of(Element::kFp32), Element::kFp32,
+                   step, step);
+}
+
 // Gives everything its place.
 void Part::place(const std::vector<int>& wanted) {
   for (const int value : wanted) {
@@ -96,11 +109,13 @@ void Part::place(const std::vector<int>& wanted) {
       if (!demand_.gathers(node, which) && element_of(value) == node.element) continue;
       own_[i].inputs[which] = new_rows(count, model_.values[value].cols, node.element, i, i);
     }
+    own_[i].quantised = new_quantised_rows(count, node.linear, i);
     if (has_first_queries(node)) {
       const Node& qkv = model_.qkv_of(node);
       own_[i].queries = new_rows(count, qkv.queries, node.element, i, i);
       if (demand_.makes_queries(node)) {
         own_[i].inputs[0] = new_rows(count, qkv.linear.inputs, node.element, i, i);
+        own_[i].quantised = new_quantised_rows(count, qkv.linear, i);
       }
     }
   }
@@ -148,6 +163,15 @@ ConstDeviceRows Part::input(int step, int which, Stream stream) const {
   return at(own);
 }
 
+// A product of a step's.
+void Part::multiply(int step, const Linear& product, ConstDeviceRows x, ConstDeviceRows residual,
+                    RowCount rows, DeviceRows out, Stream stream) const {
+  if (!product.quantised) return linear(product, x, residual, rows, out, stream);
+  const QuantisedRows quantised{at(own_[step].quantised).data, quantised_stride(product.inputs)};
+  quantise_rows(x, rows, product.inputs, quantised, stream);
+  linear(product, quantised, residual, rows, out, stream);
+}
+
 // The rows of the sequences' first tokens in a value.
 const int32_t* Part::first_rows_of(int value) const {
   return demand_.first_only[value] ? inputs_.first_rows() : inputs_.first_tokens();
@@ -166,7 +190,7 @@ ConstDeviceRows Part::first_queries(int step, Stream stream) const {
   if (demand_.makes_queries(node)) {
     Linear queries = qkv.linear;
     queries.outputs = qkv.queries;
-    linear(queries, at(place), {}, seqs, at(own.queries), stream);
+    multiply(step, queries, at(place), {}, seqs, at(own.queries), stream);
   }
   return at(own.queries);
 }
@@ -183,18 +207,18 @@ void Part::run(int step, Stream stream) const {
       return;
     case plan::Op::kQkvLinear:
       if (demand_.keys_only[node.output]) {
-        linear(keys_and_values(node), input(step, 0, stream), {}, count,
-               columns_from(out, node.queries), stream);
+        multiply(step, keys_and_values(node), input(step, 0, stream), {}, count,
+                 columns_from(out, node.queries), stream);
         return;
       }
-      linear(node.linear, input(step, 0, stream), {}, count, out, stream);
+      multiply(step, node.linear, input(step, 0, stream), {}, count, out, stream);
       return;
     case plan::Op::kLinear:
-      linear(node.linear, input(step, 0, stream), {}, count, out, stream);
+      multiply(step, node.linear, input(step, 0, stream), {}, count, out, stream);
       return;
     case plan::Op::kLinearAddLayerNorm: {
       const ConstDeviceRows x = input(step, 0, stream);
-      linear(node.linear, x, input(step, 1, stream), count, out, stream);
+      multiply(step, node.linear, x, input(step, 1, stream), count, out, stream);
       layer_norm(node.norm, out, {}, count, out, stream);
       return;
     }
@@ -243,7 +267,8 @@ void Part::count_work(const PackedBatch& batch, std::vector<Spent>& spent) const
     const int64_t row_bytes = model_.values[node.output].cols * bytes_of(element_of(node.output));
     const auto count_product = [&](const Linear& linear) {
       total.operations += 2 * count * linear.inputs * linear.outputs;
-      total.bytes += linear.inputs * linear.outputs * bytes_of(linear.weight.element);
+      total.bytes +=
+          linear.inputs * linear.outputs * (linear.quantised ? 1 : bytes_of(linear.weight.element));
     };
     if (node.linear.outputs) {
       const bool keys = demand_.keys_only[node.output];

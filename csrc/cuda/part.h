@@ -71,10 +71,12 @@ class Part {
   };
 
   // What a step needs besides its inputs and its output: its inputs once more, as rows or elements
-  // that it can read; and where an attention has first queries, what those are made of, and they.
+  // that it can read; where an attention has first queries, what those are made of, and they; and
+  // where a product is one of 8-bit integers, its rows as such.
   struct Own {
     Place inputs[2];
     Place queries;
+    Place quantised;
   };
 
   int steps() const { return static_cast<int>(model_.nodes.size()); }
@@ -88,9 +90,12 @@ class Part {
 
   Place new_place(int64_t rows, int64_t stride, Element element, int first, int last);
   Place new_rows(int64_t rows, int64_t cols, Element element, int first, int last);
+  Place new_quantised_rows(int64_t rows, const Linear& linear, int step);
   void place(const std::vector<int>& wanted);
   DeviceRows at(const Place& place) const;
   ConstDeviceRows input(int step, int which, Stream stream) const;
+  void multiply(int step, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
+                RowCount rows, DeviceRows out, Stream stream) const;
   const int32_t* first_rows_of(int value) const;
   ConstDeviceRows first_queries(int step, Stream stream) const;
   void run(int step, Stream stream) const;

@@ -162,6 +162,65 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   layer_norm_row<kHeld>(norm, rows_of_sum, out + row * out_stride);
 }
 
+// kWhole: rows are whole vectors.
+template <bool kWhole>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    quantise_kernel(const Fp16* x, int64_t x_stride, RowCount rows, int cols, QuantisedRows out) {
+  constexpr int kSize = Vector<Fp16>::kSize;
+  constexpr int kStep = kWarp * kSize;
+  const int64_t row = row_of_warp();
+  wait_for_kernels_before();
+  if (row >= count_of(rows)) return;
+  x += row * x_stride;
+  auto* to = static_cast<uint8_t*>(out.data) + row * out.stride;
+  const int first = static_cast<int>(threadIdx.x) % kWarp * kSize;
+
+  // The zeros beyond a row's end are among the values in any case.
+  float lowest = 0.0f, highest = 0.0f, poison = 0.0f;
+  for (int col = first; col < cols; col += kStep) {
+    const Vector<Fp16> vector = read_columns<kWhole>(x, col, cols);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const float value = to_float(vector.values[i]);
+      lowest = fminf(lowest, value);
+      highest = fmaxf(highest, value);
+      poison += multiply(value, 0.0f);
+    }
+  }
+  lowest = -warp_max(-lowest);
+  const float range = warp_max(highest) - lowest;
+  float step = range / 255.0f;
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  if (step < kSmallestNormal) step = 0.0f;
+  const float inverse = step > 0.0f ? 255.0f / range : 0.0f;
+  const float offset = multiply(-lowest, inverse) + 0.5f;
+  const auto zero = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
+  const float scale = step + warp_sum(poison);
+  if (first == 0) {
+    *reinterpret_cast<RowSteps*>(to + steps_at(cols)) = {scale, zero};
+  }
+
+  for (int col = first; col < cols; col += kStep) {
+    const Vector<Fp16> vector = read_columns<kWhole>(x, col, cols);
+    uint32_t fours[2] = {};
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      int32_t q = to_nearest_int(multiply(to_float(vector.values[i]), inverse)) + zero;
+      q = q < 0 ? 0 : q > 255 ? 255 : q;
+      fours[i / 4] |= static_cast<uint32_t>(q) << (i % 4 * 8);
+    }
+    if (kWhole || col + kSize <= cols) {
+      *reinterpret_cast<uint32_t*>(to + col) = fours[0];
+      *reinterpret_cast<uint32_t*>(to + col + 4) = fours[1];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        if (col + i < cols) to[col + i] = static_cast<uint8_t>(fours[i / 4] >> (i % 4 * 8));
+      }
+    }
+  }
+}
+
 template <class To, class T>
 __global__ void __launch_bounds__(kThreads)
     gather_rows_kernel(const T* x, int64_t x_stride, const int32_t* index, RowCount rows,
@@ -240,6 +299,14 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
              residual.stride, rows, static_cast<T*>(out.data), out.stride);
     });
   });
+}
+
+void quantise_rows(ConstDeviceRows x, RowCount rows, int64_t cols, QuantisedRows out,
+                   Stream stream) {
+  if (rows.most == 0) return;
+  const bool whole = cols % Vector<Fp16>::kSize == 0;
+  launch(whole ? quantise_kernel<true> : quantise_kernel<false>, blocks_of(rows.most), kThreads, 0,
+         stream, static_cast<const Fp16*>(x.data), x.stride, rows, static_cast<int>(cols), out);
 }
 
 void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, const int32_t* ids,

@@ -81,4 +81,13 @@ __device__ __forceinline__ void mma_pair(float (&first)[4], float (&second)[4],
   mma_m16n8k16<T>(second, a, {b[2], b[3]}, site);
 }
 
+// The same of 8-bit integers, and 32 elements of depth.
+template <class>
+__device__ __forceinline__ void mma_pair(int32_t (&first)[4], int32_t (&second)[4],
+                                         const uint32_t (&a)[4], const uint32_t (&b)[4],
+                                         Site site = Site::current()) {
+  mma_m16n8k32(first, a, {b[0], b[1]}, site);
+  mma_m16n8k32(second, a, {b[2], b[3]}, site);
+}
+
 }  // namespace bertrt::cuda

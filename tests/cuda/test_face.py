@@ -141,8 +141,6 @@ def test_what_several_gpus_did_is_told_together(as_cuda, path, monkeypatch):
 def test_what_cannot_be_had_is_refused(as_cuda, path):
     with pytest.raises(DeviceError, match=r"'cuda:2'.*this machine has 2, cuda:0 to cuda:1"):
         Engine.load(path, device="cuda:2")
-    with pytest.raises(DeviceError, match=r"'int8' on 'cuda'.*fp32, fp16, bf16"):
-        Engine.load(path, device="cuda", precision="int8")
     with pytest.raises(DeviceError, match=r"'cuda:0,2'.*no device 'cuda:2'"):
         Engine.load(path, device="cuda:0,2")
     with pytest.raises(InvalidInputError, match="names a GPU twice"):

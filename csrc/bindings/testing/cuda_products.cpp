@@ -55,15 +55,78 @@ py::array linear(const std::string& element_name, const py::array& x, const py::
   } else if (residual_in_place) {
     more = result;
   }
-  const cuda::Linear product{weights.rows(), weights.cols(), weights.count(),
+  const cuda::Linear product{weights.rows(),
+                             weights.cols(),
+                             weights.count(),
                              on_bias ? on_bias->as<float>() : nullptr,
-                             plan::parse_activation(activation)};
+                             plan::parse_activation(activation),
+                             {}};
   if (tiles) {
     cuda::linear_in_tiles(parse_tiles(*tiles), product, rows.rows(), more, rows.count(), result,
                           nullptr);
   } else {
     cuda::linear(product, rows.rows(), more, rows.count(), result, nullptr);
   }
+  return out.download();
+}
+
+// Rows of fp16 as 8-bit integers, each with its RowSteps: an array of bytes.
+py::array quantise_rows(const py::array& x) {
+  const DeviceMatrix rows(x, cuda::Element::kFp16);
+  const int64_t stride = cuda::quantised_stride(rows.cols());
+  const cuda::DeviceMemory out = poisoned_memory(rows.count() * stride);
+  cuda::quantise_rows(rows.rows(), rows.count(), rows.cols(), {out.data(), stride}, nullptr);
+  cuda::check(cudaDeviceSynchronize(), "a kernel");
+  py::array_t<uint8_t> bytes({rows.count(), stride});
+  peek(bytes.mutable_data(), out.data(), static_cast<size_t>(bytes.nbytes()));
+  return std::move(bytes);
+}
+
+// x and what comes of it: fp16. weight: int8 (outputs, inputs); scale: (outputs,).
+py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_style>& weight,
+                    const FloatArray& scale, const std::optional<FloatArray>& bias,
+                    const std::string& activation, const std::optional<py::array>& residual,
+                    const std::string& tiles, int64_t first_output) {
+  const DeviceMatrix rows(x, cuda::Element::kFp16);
+  require(weight.ndim() == 2 && weight.shape(1) == rows.cols() && scale.size() == weight.shape(0) &&
+              first_output >= 0 && first_output < weight.shape(0),
+          "weight must be (outputs, inputs), scale (outputs,)");
+  const int64_t outputs = weight.shape(0), inputs = weight.shape(1);
+  const int64_t stride = cuda::steps_at(inputs);
+  constexpr int64_t kBeyond = cuda::QuantisedWeights::kBeyond;
+  py::array_t<int8_t> padded({outputs, stride});
+  py::array_t<float> scales(outputs + kBeyond);
+  py::array_t<int32_t> sums(outputs + kBeyond);
+  std::fill_n(padded.mutable_data(), padded.size(), int8_t{0});
+  std::fill_n(scales.mutable_data(), scales.size(), 0.0f);
+  std::fill_n(sums.mutable_data(), sums.size(), 0);
+  for (int64_t o = 0; o < outputs; ++o) {
+    scales.mutable_data()[o] = scale.data()[o];
+    for (int64_t i = 0; i < inputs; ++i) {
+      padded.mutable_data()[o * stride + i] = *weight.data(o, i);
+      sums.mutable_data()[o] += *weight.data(o, i);
+    }
+  }
+  const DeviceArray on_weight(padded), on_scale(scales), on_sum(sums);
+  std::optional<DeviceArray> on_bias;
+  if (bias) on_bias.emplace(*bias);
+  std::optional<DeviceMatrix> added;
+  if (residual) added.emplace(*residual, cuda::Element::kFp16);
+  cuda::Linear product;
+  product.inputs = inputs;
+  product.outputs = outputs - first_output;
+  if (on_bias) product.bias = on_bias->as<float>() + first_output;
+  product.activation = plan::parse_activation(activation);
+  product.quantised = {on_weight.as<int8_t>() + first_output * stride, stride,
+                       on_scale.as<float>() + first_output, on_sum.as<int32_t>() + first_output};
+  const int64_t x_stride = cuda::quantised_stride(inputs);
+  const cuda::DeviceMemory quantised = poisoned_memory(rows.count() * x_stride);
+  const cuda::QuantisedRows of_x{quantised.data(), x_stride};
+  const DeviceMatrix out(rows.count(), product.outputs, cuda::Element::kFp16);
+  cuda::quantise_rows(rows.rows(), rows.count(), inputs, of_x, nullptr);
+  cuda::linear_in_tiles(parse_tiles(tiles), product, of_x,
+                        added ? cuda::ConstDeviceRows(added->rows()) : cuda::ConstDeviceRows(),
+                        rows.count(), out.rows(), nullptr);
   return out.download();
 }
 
@@ -171,6 +234,11 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("residual") = py::none(), py::arg("into") = py::none(),
               py::arg("first_column") = 0, py::arg("residual_in_place") = false,
               py::arg("tiles") = py::none());
+  kernels.def("quantise_rows", &quantise_rows, py::arg("x"));
+  kernels.def("linear_s8", &linear_s8, py::arg("x"), py::arg("weight"), py::arg("scale"),
+              py::arg("bias") = py::none(), py::arg("activation") = "none",
+              py::arg("residual") = py::none(), py::arg("tiles") = "small",
+              py::arg("first_output") = 0);
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
               py::arg("first_queries") = py::none(), py::arg("bias") = py::none());

@@ -48,6 +48,7 @@ void cp_async_wait(int groups);
 void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site);
 void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
                   Site site);
+void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site);
 void require_alignment(const void* p, int bytes);
 void wait_for_kernels_before();
 void* shared_memory();
@@ -126,6 +127,21 @@ template <class T>
 void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   Site site = Site::current()) {
   emulator::mma_m16n8k16(sums, a, b, emulator::widening<T>(), site);
+}
+
+inline void mma_m16n8k32(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                         Site site = Site::current()) {
+  emulator::mma_m16n8k32(sums, a, b, site);
+}
+
+// Compiled with -ffp-contract=off.
+inline float multiply(float a, float b) { return a * b; }
+
+inline int32_t to_nearest_int(float x) {
+  if (std::isnan(x)) return 0;
+  constexpr float kBeyond = 2147483648.0f;
+  if (x >= kBeyond) return INT32_MAX;
+  return x < -kBeyond ? INT32_MIN : static_cast<int32_t>(std::nearbyint(x));
 }
 
 template <class T>

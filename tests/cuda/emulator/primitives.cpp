@@ -90,4 +90,40 @@ void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*wid
   });
 }
 
+// PTX ISA 9.7.14.5.9, "Matrix Fragments for mma.m16n8k32", of integers.
+void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site) {
+  struct Lane {
+    int32_t* sums;
+    const uint32_t* a;
+    const uint32_t* b;
+  } mine{sums, a, b};
+  warp_collective("mma", site, &mine, [](void* const* lanes) {
+    uint8_t a[16][32];
+    int8_t b[8][32];  // by columns
+    for (int l = 0; l < kWarp; ++l) {
+      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      const int group = l / 4, four = l % 4 * 4;
+      for (int i = 0; i < 16; ++i) {
+        const int row = group + (i / 4 % 2 ? 8 : 0);
+        a[row][four + i % 4 + (i < 8 ? 0 : 16)] =
+            static_cast<uint8_t>(lane.a[i / 4] >> (i % 4 * 8));
+      }
+      for (int i = 0; i < 8; ++i) {
+        b[group][four + i % 4 + (i < 4 ? 0 : 16)] =
+            static_cast<int8_t>(lane.b[i / 4] >> (i % 4 * 8));
+      }
+    }
+    for (int l = 0; l < kWarp; ++l) {
+      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      for (int i = 0; i < 4; ++i) {
+        const uint8_t* row = a[l / 4 + (i < 2 ? 0 : 8)];
+        const int8_t* column = b[l % 4 * 2 + i % 2];
+        int64_t sum = lane.sums[i];
+        for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
+        lane.sums[i] = static_cast<int32_t>(sum);  // it wraps around, as on the device
+      }
+    }
+  });
+}
+
 }  // namespace bertrt::cuda::emulator
