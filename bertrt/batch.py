@@ -343,8 +343,8 @@ def _array(name: str, value: Any) -> np.ndarray:
 def _numbers(name: str, value: Any, axes: tuple[str, ...]) -> np.ndarray:
     """`value` as an array of numbers with these axes."""
     array = _array(name, value)
-    if array.ndim == 1 and array.size == 0:
-        # An empty Python list becomes an array of floats.
+    if array.ndim == 1 and array.size == 0 and array.dtype.kind == "f":
+        # As an empty Python list becomes one.
         array = array.astype(np.int64)
     # Whole numbers that no machine integer holds stay Python's; they are out of range, and no type
     # error.
@@ -380,9 +380,15 @@ def _at(row: int) -> str:
 def _whole(name: str, values: np.ndarray, limit: int, at: Any) -> np.ndarray:
     """1-D `values` as int32, after checking that they are whole numbers in [0, limit); `at` turns
     a flat index into the index to name."""
+
+    def fits(value: float) -> bool:  # as Python's number; NaN is not above 0
+        return 0 <= value < limit and value == int(value)
+
     # As few passes as can be; the bad value is looked up only if there is one.
     if values.size == 0:
         good = True
+    elif values.dtype.kind == "O":  # the largest of numbers with NaN among them is anything
+        good = all(map(fits, values.tolist()))
     elif unsigned := _UNSIGNED.get(values.dtype):
         # Negative numbers, read as unsigned ones, are beyond every limit.
         good = int(np.maximum.reduce(values.view(unsigned))) < limit
@@ -393,12 +399,7 @@ def _whole(name: str, values: np.ndarray, limit: int, at: Any) -> np.ndarray:
         if good and values.dtype.kind == "f":
             good = bool((values == np.floor(values)).all())
     if not good:
-        # As Python's numbers, which some of them may be; no number is beyond or below NaN.
-        row = next(
-            row
-            for row, value in enumerate(values.tolist())
-            if not (0 <= value < limit and value == int(value))
-        )
+        row = next(row for row, value in enumerate(values.tolist()) if not fits(value))
         raise InvalidInputError(
             f"{name}{at(row)} is {values[row]}; expected a whole number from 0 to {limit - 1}"
         )

@@ -170,6 +170,12 @@ def test_bad_types(token_ids: object) -> None:
         padded(token_ids=token_ids)
 
 
+def test_an_empty_array_of_no_numbers() -> None:
+    for empty in (memoryview(np.zeros(0, np.dtype([]))), np.array([], str), np.array([], bool)):
+        with pytest.raises(InvalidTypeError, match="valid_length has the dtype"):
+            padded(IDS, TYPES, empty)
+
+
 def test_masked_positions() -> None:
     batch = padded(valid_length=[4, 1, 2], masked_positions=[[3, 0], [0, 0], [1.0, 1]])
     assert batch.masked_positions.dtype == np.int32
@@ -186,6 +192,8 @@ BAD_RAGGED = [
     (([np.array([1], object), [2, np.nan]],), r"token_ids\[1\]\[1\] is nan"),
     (([[np.nan], np.array([2**70], object)],), r"token_ids\[0\]\[0\] is nan"),
     (([[-np.inf], np.array([2**70], object)],), r"token_ids\[0\]\[0\] is -inf"),
+    (([[2, 3], np.array([2**70], object), [np.nan, 3]],), r"token_ids\[1\]\[0\] is 118059162"),
+    (([[2, np.nan, 3], [3, 4], np.array([2**70], object)],), r"token_ids\[0\]\[1\] is nan"),
     (([[1], [[2]]],), r"token_ids\[1\] has the shape \(1, 1\)"),
     (([1, 2, 3],), r"token_ids\[0\] has the shape \(\)"),
     (([[1], [2, 3]], [[0], [0]]), r"token_types\[1\] has the shape \(1,\); expected \(2,\)"),
