@@ -168,6 +168,43 @@ def parity(place: Place, name: str) -> dict[str, Any]:
     return {"differences": found}
 
 
+def int8(place: Place, name: str) -> dict[str, Any]:
+    """Products in int8: what they cost beside what they cost on the CPU, a text's bits alone, and
+    milliseconds from host to host."""
+    from bertrt import _native
+
+    made, output = plan_of(name), "sequence_output"
+    batch = batch_of([1, 7, Sizes.length // 4 + 1, Sizes.length // 2, Sizes.length])
+    threads = min(os.cpu_count() or 1, 16)
+
+    def on_cpu(precision: str) -> np.ndarray:
+        model = _native.Model(*made, precision, threads)
+        return answer(_native.Engine(model, threads), *batch, output)
+
+    def rms(difference: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.square(difference))))
+
+    exact, engine = on_cpu("fp32"), place.engine(name, "int8")
+    got = answer(engine, *batch, output)
+    cost = {"cpu": rms(on_cpu("int8") - exact), "gpu": rms(got - exact)}
+    if not cost["gpu"] <= 1.5 * cost["cpu"]:
+        raise AssertionError(f"int8 costs {cost['gpu']}, and on the CPU {cost['cpu']}")
+    ids, types, ends = batch
+    for begin, end in itertools.pairwise(ends):
+        one = np.array([0, end - begin], np.int32)
+        if not np.array_equal(
+            answer(engine, ids[begin:end], types[begin:end], one, output), got[begin:end]
+        ):
+            raise AssertionError(f"a text of {end - begin} tokens has other bits alone")
+    shapes = [(1, 16), (1, 128), (1, 384), (8, 128), (32, 128), (128, 128)]
+    times = {}
+    for count, length in shapes:
+        shape = batch_of([place.length(length)] * place.most(count))
+        times[f"{count} x {length}"] = place.median_ms(partial(answer, engine, *shape, output))
+    print(f"   {cost} {times}", flush=True)
+    return {"rms": cost, "milliseconds": times}
+
+
 def verify(place: Place) -> dict[str, Any]:
     """A bundle against its golden outputs."""
     from bertrt import InvalidInputError
@@ -421,6 +458,7 @@ def onnxruntime(place: Place) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "machine": machine,
     **{f"parity {name}": partial(parity, name=name) for name in ("base", "large")},
+    **{f"int8 {name}": partial(int8, name=name) for name in ("base", "large")},
     "verify": verify,
     "soak": soak,
     **{f"latency {name}": partial(latency, name=name) for name in ("base", "large")},

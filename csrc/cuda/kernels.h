@@ -99,15 +99,15 @@ struct RowSteps {
   int32_t zero;
 };
 
-// Rows of 8-bit integers, each with its RowSteps behind it. They begin at multiples of 16 bytes.
+// Rows of 8-bit integers, each with its RowSteps in the last kStepsBytes before the next row. They
+// begin at multiples of 16 bytes.
 struct QuantisedRows {
   void* data = nullptr;
   int64_t stride = 0;  // bytes
 };
 
-// The bytes from such a row to its steps, and to the next row.
-constexpr int64_t steps_at(int64_t cols) { return (cols + 15) / 16 * 16; }
-constexpr int64_t quantised_stride(int64_t cols) { return steps_at(cols) + 16; }
+constexpr int64_t kStepsBytes = 16;
+constexpr int64_t quantised_stride(int64_t cols) { return (cols + 15) / 16 * 16 + kStepsBytes; }
 
 // Rows in 255 steps each, from the lowest to the highest of its values and 0, rounded to nearest,
 // ties to even; a row with a value that is not finite gets steps worth NaN. The rule and its

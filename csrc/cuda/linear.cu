@@ -340,7 +340,7 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDe
   p.x_stride = x.stride;
   p.weight = reinterpret_cast<const uint8_t*>(linear.quantised.data);
   p.weight_stride = linear.quantised.stride;
-  p.steps_at = steps_at(linear.inputs);
+  p.steps_at = x.stride - kStepsBytes;
   p.scale = linear.quantised.scale;
   p.sum = linear.quantised.sum;
   run(tiles, p, stream);

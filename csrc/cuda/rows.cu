@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const auto zero = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
   const float scale = step + warp_sum(poison);
   if (first == 0) {
-    *reinterpret_cast<RowSteps*>(to + steps_at(cols)) = {scale, zero};
+    *reinterpret_cast<RowSteps*>(to + out.stride - kStepsBytes) = {scale, zero};
   }
 
   for (int col = first; col < cols; col += kStep) {

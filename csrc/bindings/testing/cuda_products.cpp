@@ -92,7 +92,7 @@ py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_s
               first_output >= 0 && first_output < weight.shape(0),
           "weight must be (outputs, inputs), scale (outputs,)");
   const int64_t outputs = weight.shape(0), inputs = weight.shape(1);
-  const int64_t stride = cuda::steps_at(inputs);
+  const int64_t stride = (inputs + 15) / 16 * 16;
   constexpr int64_t kBeyond = cuda::QuantisedWeights::kBeyond;
   py::array_t<int8_t> padded({outputs, stride});
   py::array_t<float> scales(outputs + kBeyond);
