@@ -45,7 +45,7 @@ class Backend(ABC):
         provider: what executes the kernels: an instruction set, an execution provider, a library.
         pads: whether it pads inside. The engine then bounds the padded size of what it passes in,
             not the number of tokens.
-        batch_tokens: the tokens of a batch, at most, that suit it: see `Batching.tokens_of`.
+        batch_tokens: the tokens of a batch, at most, that suit it.
         at_once: how many batches it runs at once with profit: more than one where a device computes
             while the CPU packs the next batch and reads the one before.
         survives_fork: whether a forked child can go on with it; else the child loads it again.

@@ -41,6 +41,10 @@ UNPROVEN = (
 # What it says besides where the products are in int8.
 UNPROVEN_INT8 = "No GPU has run the products in int8 yet."
 
+# The tokens of a batch, at most, and of each thread's share of one: a matrix product has long
+# reached its full speed there, and whoever comes while a batch runs waits for less.
+_TOKENS, _THREAD_TOKENS = 4096, 512
+
 # With this variable set to anything but 0, an engine measures each step and explain() tells.
 TRACE = "BERTRT_TRACE"
 
@@ -195,6 +199,7 @@ class NativeBackend(Backend):
     ) -> None:
         self.precision = precision
         self._wanted = threads
+        self.batch_tokens = min(_TOKENS, _THREAD_TOKENS * threads)
         self.provider = provider
         self._engine = engine
         self._tails = {name: plan.tail_of(name) for name in plan.outputs}

@@ -40,7 +40,8 @@ def add(commands: Any) -> None:
         "--tokens",
         type=positive,
         metavar="N",
-        help="of a batch; default: 4096, on a CPU 512 for each thread if these are less",
+        help="of a batch; default: what suits the engine, 4096, or 512 a thread if that is less; on a "
+        "GPU 16384",
     )
     parser.add_argument(
         "--queue",

@@ -16,12 +16,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from bertrt.errors import InvalidInputError, InvalidTypeError, QueueFull
-from bertrt.host.cores import usable_cores
 
 __all__ = ["Batching", "Report", "Statistics", "Submission"]
-
-# The tokens of a batch, and of each thread's share of one on a CPU.
-_TOKENS, _THREAD_TOKENS = 4096, 512
 
 
 @dataclass(frozen=True)
@@ -31,10 +27,7 @@ class Batching:
     Attributes:
         tokens: the tokens of a batch, at most; a longer sequence runs alone. Where the backend
             pads, padding counts. Activations take memory by them, BERT large's 64 MiB at 4,096.
-            None: what suits the backend. On a GPU 16,384, or fewer where its memory is small; else
-            4,096, and fewer for the native engine with less than eight threads: 512 for each, where
-            a matrix product has long reached its full speed, so that whoever comes while a batch
-            runs waits for less.
+            None: what suits the backend, see `Engine.batch_tokens`.
         queue: how many inputs may wait in `Engine.submit`, those that run not counted.
     """
 
@@ -50,15 +43,6 @@ class Batching:
                 raise InvalidTypeError(f"{name} is a {type(value).__name__}; expected an int")
             if value < 1:
                 raise InvalidInputError(f"{name} is {value}; expected 1 or more")
-
-    def tokens_of(self, engine: Mapping[str, Any], suit: int = _TOKENS) -> int:
-        """The tokens of a batch at most, of an engine that is loaded with these arguments; `suit`:
-        what the backend says of itself."""
-        if self.tokens is not None:
-            return self.tokens
-        if (engine.get("backend", "native"), engine.get("device", "cpu")) != ("native", "cpu"):
-            return suit
-        return min(_TOKENS, _THREAD_TOKENS * (engine.get("threads") or usable_cores()))
 
     def check_room(self, waiting: int, inputs: int) -> None:
         """Raise QueueFull where so many inputs may not wait beside those that do."""

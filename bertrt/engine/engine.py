@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from bertrt.backends.base import Backend, load_backend
 from bertrt.batch import PackedBatch
 from bertrt.engine.batching import Batching, Statistics, Submission
 from bertrt.engine.checks import check_load, check_on_error, check_set, check_threads, check_turn
+from bertrt.engine.explained import explained
 from bertrt.engine.life import Life
 from bertrt.engine.memory import naming_memory
 from bertrt.engine.outputs import join_layers, unpack
@@ -60,7 +60,7 @@ class Engine:
     def _set(self, model: Model, arguments: dict[str, Any]) -> None:
         self._model, self._arguments = model, arguments
         batching = arguments.get("batching") or Batching()
-        self._predictor = Predictor(model, batching.tokens_of(arguments, self._suits))
+        self._predictor = Predictor(model, batching.tokens or self._suits)
         beside = getattr(self, "_routes", None)
         self._routes = Routes(self._life, self._predictor, batching, beside)
 
@@ -147,13 +147,21 @@ class Engine:
     @property
     def labels(self) -> list[str] | None:
         """The labels of a classifier or tagger, in the order of its logits; else None."""
-        labels = self._model.labels
-        return None if labels is None else list(labels)
+        return None if (labels := self._model.labels) is None else list(labels)
 
     @property
     def max_length(self) -> int:
         """The tokens of a text, special ones included, at most; `predict` cuts what is longer."""
         return self._model.max_length
+
+    @property
+    def batch_tokens(self) -> int:
+        """The tokens of a batch, at most: `Batching.tokens`, or what suits the backend.
+
+        On a GPU that is 16,384, or fewer where its memory is small; else 4,096, or with the native
+        engine 512 a thread, if that is less.
+        """
+        return self._predictor.tokens
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -205,21 +213,7 @@ class Engine:
     def explain(self) -> str:
         """How the model runs, as text: backend, device, instruction set, and the steps."""
         with self._life.use("explain") as call:
-            backend = call.backend
-            return (
-                f"model      {self._model.path}\n"
-                f"task       {self.task or 'none (a bare graph)'}\n{self._explain_settings()}"
-                f"backend    {backend.name} ({backend.provider})\n"
-                f"device     {backend.device}\n"
-                f"precision  {backend.precision}\n"
-                f"threads    {backend.threads}\n\n"
-                f"{backend.explain()}"
-            )
-
-    def _explain_settings(self) -> str:
-        shown = self.settings.items()
-        lines = " ".join(f"{name}={json.dumps(one, ensure_ascii=False)}" for name, one in shown)
-        return f"settings   {lines}\n" if lines else ""
+            return explained(self._model, call.backend)
 
     def __repr__(self) -> str:
         return str(self._life)
@@ -251,8 +245,7 @@ class Engine:
                 where the task takes pairs or the other way round, a text that lacks the mask to
                 fill, that is too long to be tagged by GluonNLP's rule, or that is empty where the
                 task cannot do without: a question, its context, a second sentence, a word. The
-                message names the index of each. Also an empty batch, a
-                prompt that the model does not have, an unknown `on_error`.
+                message names the index of each. Also an empty batch, an unknown prompt or on_error.
             InvalidTypeError: anything that is no text, texts and pairs together.
             OutOfMemoryError: this machine has not the memory for the batch; the engine lives on.
             BertrtError: the model has no tokenizer or task, or the engine is closed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -204,11 +204,9 @@ class Models:
 
     def _load(self, place: Path) -> Engine:
         settings = self._settings
-        # What clients are told of it is what it has.
-        batching = replace(settings.batching, tokens=settings.batch_tokens)
-        engine = Engine.load(place, **settings.engine, batching=batching)
+        engine = Engine.load(place, **settings.engine, batching=settings.batching)
         try:
-            warm_up(engine, settings.batch_tokens)
+            warm_up(engine)
         except BaseException:
             engine.close()
             raise
@@ -250,8 +248,9 @@ class Models:
             await asyncio.wait(self._retiring)
 
 
-def warm_up(engine: Engine, tokens: int) -> None:
+def warm_up(engine: Engine) -> None:
     """Run a short and a full batch, so that the first requests find memory and threads in place."""
+    tokens = engine.batch_tokens
     longest = min(engine.max_length, tokens)
     for count, length in ((1, min(8, longest)), (max(1, tokens // longest), longest)):
         # Id 1 is in every vocabulary; in that of RoBERTa's family it is the padding, whose row is

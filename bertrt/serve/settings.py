@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,8 +57,3 @@ class Settings:
     def batching(self) -> Batching:
         """That of every engine."""
         return Batching(tokens=self.tokens, queue=self.queue)
-
-    @functools.cached_property
-    def batch_tokens(self) -> int:
-        """The tokens of a batch, at most."""
-        return self.batching.tokens_of(self.engine)

@@ -74,6 +74,17 @@ def test_explain_tells_how_batches_were_launched(as_cuda, path):
         assert "no CUDA graphs (CUDA failed at a graph's launch: " in engine.explain()
 
 
+def test_a_server_gives_it_the_batches_that_suit_it(as_cuda, path):
+    pytest.importorskip("uvicorn")
+    from bertrt.serve.models import warm_up
+
+    with Engine.load(path, device="cuda", precision="fp16") as engine:
+        assert engine.batch_tokens == 16_384
+    with Engine.load(path, device="cuda", batching=Batching(tokens=64)) as engine:
+        warm_up(engine)
+        assert engine.batch_tokens == 64
+
+
 def test_a_long_list_has_the_bits_of_its_texts_alone(as_cuda, path):
     texts = ["the boat", "sea", "the sea the boat", "boat boat"] * 20
     with (

@@ -114,6 +114,12 @@ def test_an_engine_runs_on_the_threads_that_the_system_gives(hugging) -> None:
     assert "The system gave 3 of the 5 threads that were asked for" in found
 
 
+@pytest.mark.parametrize(("threads", "tokens"), [(1, 512), (3, 1536), (8, 4096), (100, 4096)])
+def test_a_batch_is_no_longer_than_threads_have_use_of(hugging, threads: int, tokens: int) -> None:
+    with Engine.load(hugging.write(), threads=threads) as engine:
+        assert engine.batch_tokens == tokens
+
+
 @needs_proc
 def test_threads_that_a_user_may_not_have(hugging) -> None:
     """The limit on a user's processes, which does not bind root."""

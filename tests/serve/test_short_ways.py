@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from bertrt import Batching
 from bertrt.serve.cache import Cache
 from bertrt.serve.endpoint import Call, request_id
 from bertrt.serve.http import _Answer
-from bertrt.serve.settings import Settings
 
 
 def test_head_and_body_are_one_write() -> None:
@@ -112,9 +110,3 @@ def test_a_cache_that_keeps_nothing() -> None:
     cache.put("key", np.zeros(3))
     assert cache.get("key") is None
     assert cache.bytes == len(cache) == 0
-
-
-def test_the_budget_of_a_batch() -> None:
-    given = Settings({}, {"backend": "native", "device": "cpu", "threads": 3})
-    assert given.batch_tokens == Batching().tokens_of(given.engine) == 1536
-    assert Settings({}, given.engine, tokens=7).batch_tokens == 7

@@ -292,6 +292,7 @@ def test_info(server, engines) -> None:
     info = server.get("/info")[1]
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
     assert (info["model_id"], info["max_input_length"]) == ("embedder", 256)
+    assert info["max_batch_tokens"] == engines["embedder"].batch_tokens
     assert (info["model_dtype"], info["auto_truncate"]) == ("float32", True)
     found = server.get("/info", as_model("classifier"))[1]["model_type"]
     assert found["classifier"]["id2label"] == {"0": "bad", "1": "good"}

@@ -170,23 +170,6 @@ def test_limits_that_mean_nothing(batching, error) -> None:
         Batching(**batching)
 
 
-@pytest.mark.parametrize(
-    ("engine", "tokens"),
-    [
-        ({"backend": "native", "device": "cpu", "threads": 1}, 512),
-        ({"backend": "native", "device": "cpu", "threads": 2}, 1024),
-        ({"backend": "native", "device": "cpu", "threads": 8}, 4096),
-        ({"backend": "native", "device": "cpu", "threads": 100}, 4096),
-        ({"backend": "native", "device": "cuda:0", "threads": 2}, 4096),
-        ({"backend": "onnxruntime", "device": "cpu", "threads": 2}, 4096),
-    ],
-)
-def test_tokens_that_are_left_open(engine, tokens) -> None:
-    """On a CPU a batch is no longer than its threads have use of."""
-    assert Batching().tokens_of(engine) == tokens
-    assert Batching(tokens=7).tokens_of(engine) == 7
-
-
 def test_a_lone_callers_work_stays_with_one_thread(tiny) -> None:
     engine = tiny.load()
     threads: list[int] = []

@@ -165,9 +165,11 @@ def test_the_backend_says_how_many_tokens_suit_it(tiny, monkeypatch) -> None:
     assert kind.batch_tokens == 4096
     monkeypatch.setattr(kind, "batch_tokens", 8)
     engine = load(tiny, tokens=None, at_once=1)
+    assert engine.batch_tokens == 8
     engine.predict(["a b"] * 6)
     assert [batch.tokens for batch in tiny.backends[-1].batches] == [8, 8, 8]
     engine = load(tiny, tokens=4, at_once=1)
+    assert engine.batch_tokens == engine.with_settings({}).batch_tokens == 4
     engine.predict(["a b"] * 2)
     assert [batch.tokens for batch in tiny.backends[-1].batches] == [4, 4]
 

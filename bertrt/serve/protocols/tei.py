@@ -427,7 +427,7 @@ async def _info(call: Call) -> Response:
             model_type=_model_type(engine),
             max_concurrent_requests=settings.queue,
             max_input_length=engine.max_length,
-            max_batch_tokens=settings.batch_tokens,
+            max_batch_tokens=engine.batch_tokens,
             tokenization_workers=1,
             max_batch_requests=None,
             max_client_batch_size=settings.max_inputs,
