@@ -57,6 +57,11 @@ def head(hugging: Any, architecture: str, labels: list[str], **more: Any) -> Any
     return config, weights
 
 
+@pytest.fixture
+def with_head() -> Callable[..., Any]:
+    return head
+
+
 @pytest.fixture(scope="session")
 def models(hugging_once: Any) -> dict[str, Path]:
     """A directory of each: "embedder" (all-MiniLM-L6-v2), and tiny ones: "classifier" (labels bad

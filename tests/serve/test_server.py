@@ -55,6 +55,30 @@ def test_every_task_answers_as_predict(server, engines, name: str, batch: list) 
             assert (found["text"], found["score"]) == (expected.text, expected.score)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "tagger", "reader"])
+def test_what_is_no_number_is_an_error_and_no_null(hugging, with_head, start, kind: str) -> None:
+    """Of a model whose numbers run over."""
+    architecture = {
+        "classifier": "BertForSequenceClassification",
+        "tagger": "BertForTokenClassification",
+        "reader": "BertForQuestionAnswering",
+    }[kind]
+    config, weights = with_head(hugging, architecture, ["start", "end"])
+    name = "qa_outputs" if kind == "reader" else "classifier"
+    weights[f"{name}.weight"][:] = 3e38
+    weights[f"{name}.bias"][:] = 3e38
+    server = start(f"m={hugging.write(config, weights)}")
+    batch = [["the boat", "the sea the boats"]] if kind == "reader" else ["the boat"]
+    status, body, _ = server.post("/models/m/predict", {"batch": batch})
+    assert (status, body["error"]) == (500, "the model's answer holds numbers that are not finite")
+    status, body, _ = server.post("/models/m/predict", {"batch": batch, "on_error": "return"})
+    assert (status, list(body["results"][0])) == (200, ["error"])
+    inputs = [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["the boat"]}]
+    if kind != "reader":
+        status, body, _ = server.post("/v2/models/m/infer", {"inputs": inputs})
+        assert (status, "not finite" in body["error"]) == (500, True), body
+
+
 def test_what_is_too_long_is_cut_or_refused(server) -> None:
     body = {"batch": ["a", "word " * 300]}
     _, found, _ = server.post("/models/embedder/predict", body)

@@ -13,6 +13,7 @@ import orjson
 from bertrt.engine import Engine
 from bertrt.results import plain
 from bertrt.serve.endpoint import Call
+from bertrt.serve.protocols.vectors import check_finite
 from bertrt.serve.refusals import Refusal
 from bertrt.version import __version__
 
@@ -84,7 +85,9 @@ class Face:
 
 
 def _json(result: Any) -> bytes:
-    return orjson.dumps(plain(result))
+    found = plain(result)
+    check_finite(found)
+    return orjson.dumps(found)
 
 
 def _of(name: str) -> Callable[[Any], Any]:

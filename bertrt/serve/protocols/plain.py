@@ -11,6 +11,7 @@ from bertrt.errors import BertrtError
 from bertrt.results import plain
 from bertrt.serve.endpoint import Call, Endpoint, json_response
 from bertrt.serve.protocols.operation import refuse
+from bertrt.serve.protocols.vectors import check_finite
 from bertrt.serve.refusals import Refusal, refusal_of
 
 __all__ = ["ENDPOINTS", "PredictRequest", "predict"]
@@ -75,20 +76,25 @@ async def predict(call: Call, body: PredictRequest, model: str | None) -> Respon
             deadline=body.timeout,
             truncate=body.truncate,
         )
-    if body.on_error == "raise":
-        answered.whole()
+    results: list[Any] = []
+    for result in answered.results:
+        try:
+            results.append(_shown(result))
+        except Refusal as refusal:
+            if body.on_error == "raise":
+                raise
+            results.append({"error": str(refusal)})
     return json_response(
-        {
-            "model": call.fields["model"],
-            "results": [
-                {"error": str(refusal_of(result))}
-                if isinstance(result, BertrtError)
-                else plain(result)
-                for result in answered.results
-            ],
-            "tokens": sum(answered.tokens),
-        }
+        {"model": call.fields["model"], "results": results, "tokens": sum(answered.tokens)}
     )
+
+
+def _shown(result: Any) -> Any:
+    if isinstance(result, BertrtError):
+        raise refusal_of(result)
+    found = plain(result)
+    check_finite(found)
+    return found
 
 
 async def _predict(call: Call) -> Response:

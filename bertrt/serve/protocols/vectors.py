@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from bertrt.serve.refusals import Refusal
@@ -30,9 +32,15 @@ def vectors(answered: Answered) -> list[np.ndarray]:
     return found
 
 
-def check_finite(numbers: np.ndarray) -> None:
-    """Refuse, with 500, numbers that JSON does not have: infinity and what is no number."""
-    if not np.isfinite(numbers).all():
+def check_finite(answer: Any) -> None:
+    """Refuse, with 500, an answer with numbers that JSON does not have: infinity and what is no
+    number. It may be a number, an array, or what `bertrt.results.plain` makes of a result."""
+    if isinstance(answer, dict):
+        answer = list(answer.values())
+    if isinstance(answer, (list, tuple)):
+        for one in answer:
+            check_finite(one)
+    elif isinstance(answer, (float, np.ndarray, np.floating)) and not np.isfinite(answer).all():
         raise Refusal(500, "the model's answer holds numbers that are not finite")
 
 
