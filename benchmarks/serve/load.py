@@ -220,8 +220,8 @@ def callers(
     missing = count
     while True:
         now = time.perf_counter()
-        if now < end and run.sent < most:
-            for _ in range(missing):
+        if now < end:
+            for _ in range(min(missing, most - run.sent)):
                 connection = run.connect()
                 if connection is not None:
                     run.send(connection, time.perf_counter())

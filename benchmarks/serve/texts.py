@@ -8,6 +8,9 @@ from pathlib import Path
 
 __all__ = ["like_sst2", "long_tailed", "read"]
 
+# Below, a cache would answer most requests.
+FEWEST = 64
+
 # Words of the sentences of SST-2's validation set: deciles, which a length is drawn between.
 _DECILES = (2, 8, 11, 14, 16, 19, 22, 24, 28, 32, 47)
 _WORDS = [
@@ -156,8 +159,17 @@ def long_tailed(count: int, longest: int = 254, seed: int = 1) -> list[str]:
 
 
 def read(path: Path) -> list[str]:
-    """A file's texts, one a line: its first column, where tabs part some and a head names them."""
+    """A file's texts, one a line: its first column, where tabs part some and a head names them.
+
+    Raises SystemExit where that is no text but a label, say, of which there are few.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     if "\t" in lines[0]:
         lines = lines[1:]
-    return list(dict.fromkeys(line.split("\t")[0].strip() for line in lines if line.strip()))
+    found = list(dict.fromkeys(line.split("\t")[0].strip() for line in lines if line.strip()))
+    if len(found) < FEWEST:
+        raise SystemExit(
+            f"{path} has {len(found)} different texts ({', '.join(map(repr, found[:3]))}, ...); at "
+            f"least {FEWEST} are needed, one a line, or in the first column"
+        )
+    return found

@@ -40,8 +40,8 @@ def add(commands: Any) -> None:
         "--tokens",
         type=positive,
         metavar="N",
-        help="of a batch; default: what suits the engine, 4096, or 512 a thread if that is less; on a "
-        "GPU 16384",
+        help="of a batch; default: what suits the engine: 4096, or 512 a thread if that is less; "
+        "16384 on a GPU",
     )
     parser.add_argument(
         "--queue",
