@@ -36,13 +36,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PRECISIONS = ("fp32", "bf16", "int8")
 CALLERS = 3
 CHILD_SECONDS = 60.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
 WORDS = ("the", "boat", "sea", "of", "tower", "we,", "café", "水", "déjà-vu", "12:30", "boatswains")
+
+
+class Kept(NamedTuple):
+    """What is kept of a sample."""
+
+    seconds: float
+    rss: int
+    threads: int
+    files: int
 
 
 class Interrupted(KeyboardInterrupt):
@@ -195,7 +204,7 @@ class Soak:
             for seed in range(CALLERS)
         ]
         threads.append(threading.Thread(target=self._loop, args=(self.churn, random.Random(9))))
-        samples: list[dict[str, Any]] = []
+        samples: list[Kept] = []
         threads.append(threading.Thread(target=self._sample, args=(samples, log)))
         for thread in threads:
             thread.start()
@@ -205,7 +214,10 @@ class Soak:
         for engine in engines:
             engine.close()
         del engines, engine
-        gc.collect()
+        # What a destructor lets go of may be the next collection's.
+        for _ in range(9):
+            if not gc.collect():
+                break
         after = sample()
         trim()
         return {**self.verdict(samples, before, after), "trimmed": sample()["rss"]}
@@ -230,23 +242,26 @@ class Soak:
             ahead = used / self.cores - (time.monotonic() - self._began)
             self._stop.wait(min(max(ahead, 0.0), 5.0))
 
-    def _sample(self, samples: list[dict[str, Any]], log: Any) -> None:
+    def _sample(self, samples: list[Kept], log: Any) -> None:
         while not self._stop.wait(1.0):
             seconds = time.monotonic() - self._began
             if seconds > 60 * self.minutes:
                 return
-            samples.append({"seconds": round(seconds, 2), **sample(), **self.counts})
-            print(json.dumps(samples[-1]), file=log, flush=True)
+            # No more of it is kept than counts in the end: an hour of all of it is 4 MB.
+            found = sample()
+            samples.append(Kept(seconds, found["rss"], found["threads"], found["files"]))
+            told = {"seconds": round(seconds, 2), **found, **self.counts}
+            print(json.dumps(told), file=log, flush=True)
 
     def verdict(
-        self, samples: list[dict[str, Any]], before: dict[str, int], after: dict[str, int]
+        self, samples: list[Kept], before: dict[str, int], after: dict[str, int]
     ) -> dict[str, Any]:
         """Whether it held, and the figures that say so."""
 
         def memory(begin: float, end: float) -> float:
             """What is resident in the lowest tenth of the seconds between two minutes: without
             the engines and batches that come and go."""
-            found = [s["rss"] for s in samples if begin * 60 <= s["seconds"] < end * 60]
+            found = [s.rss for s in samples if begin * 60 <= s.seconds < end * 60]
             return statistics.quantiles(found, n=10)[0] if len(found) > 1 else 0.0
 
         settled, window = min(5.0, self.minutes / 12), min(10.0, self.minutes / 6)
@@ -267,9 +282,10 @@ class Soak:
             "memory": {"early": early, "late": late, "before": before["rss"], "end": after["rss"]},
             "settled": settled,
             "window": window,
-            "most": {name: max(s[name] for s in samples) for name in ("rss", "threads", "files")}
-            if samples
-            else {},
+            "most": {
+                name: max((getattr(s, name) for s in samples), default=0)
+                for name in ("rss", "threads", "files")
+            },
             "before": before,
             "after": after,
             "counts": dict(self.counts),

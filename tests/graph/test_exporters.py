@@ -109,6 +109,27 @@ def test_equals_onnxruntime(name):
     compare(path, [20], 20, bound)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_an_attribute_of_another_kind(name, tmp_path):
+    """In each operator that has a whole number, a number with a fraction is refused by name."""
+    path, kinds = tmp_path / "x.onnx", onnx.AttributeProto
+    model = onnx.load(DIRECTORY / f"{name}.onnx")
+    seen = set()
+    for node in model.graph.node:
+        own = next((a for a in node.attribute if a.type == kinds.INT), None)
+        if own is None or node.op_type == "Constant" or node.op_type in seen:
+            continue
+        seen.add(node.op_type)
+        value = own.i
+        own.type, own.f = kinds.FLOAT, 0.5
+        onnx.save(model, path)
+        with pytest.raises(ModelFormatError, match=f"{own.name}' is of the kind FLOAT, expected"):
+            compile_onnx(path)
+        own.type, own.i = kinds.INT, value
+        own.ClearField("f")
+    assert seen
+
+
 # What the plan of each kind of file says: outputs, activation, inputs that are not there
 FACTS = {
     "script11_model": (["sequence_output", "pooled_output"], "gelu_erf", {"masked_positions"}),

@@ -29,6 +29,7 @@ from bertrt.compiler.types import Type, infer
 from bertrt.errors import MissingDependencyError, ModelFormatError, UnsupportedModelError
 from bertrt.host.stored import File
 from bertrt.models.onnx import attention, fused, operators, quantized
+from bertrt.models.onnx.attributes import check_attributes
 from bertrt.models.onnx.call import DOMAINS, MICROSOFT, Call, Quantized, Table
 from bertrt.models.onnx.messages import check_messages
 from bertrt.models.onnx.tensors import Tensors
@@ -249,6 +250,7 @@ class _Reader:
                 f"{self.path}: operator {node.domain}.{node.op_type} at node {name!r} "
                 "is not supported"
             )
+        check_attributes(self.onnx, self.opset, node, f"{self.path}: {what}")
         if node.op_type == "Constant":
             self._add_constant_node(node, what)
             return
