@@ -21,6 +21,8 @@ struct WeightSteps {
     float limit;
     std::memcpy(&limit, &largest, sizeof(limit));
     scale = limit / 127.0f;
+    // Steps that would be denormals are zeros, in whatever mode the thread computes.
+    if (scale < std::numeric_limits<float>::min()) scale = 0.0f;
     inverse = scale > 0.0f ? 127.0f / limit : 0.0f;
   }
   WeightSteps() = default;

@@ -6,13 +6,17 @@ import sys
 
 import numpy as np
 import pytest
+from bertrt.export.huggingface import import_huggingface
 
-from bertrt import DeviceError, Engine, _native
+from bertrt import DeviceError, Engine, InvalidInputError, _native
 from bertrt.backends.native import UNPROVEN_INT8
+from bertrt.evaluation.quantize import quantize
+from bertrt.evaluation.verify import verify
 from bertrt.models.model import Model
 from bertrt.plan.quantized import product_steps, state_precisions, store_quantized
 
 TILES = ["small", "medium", "large"]
+COUNTS = [1, 2, 15, 16, 17, 127, 128, 129]  # of rows, around the tensor cores' and the tiles'
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 3, 0, 0, 0]])
 LENGTHS = np.array([5, 3, 0])
 
@@ -130,7 +134,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_tiles(cuda, rng):
     bias = rng.normal(size=75).astype(np.float32)
     whole = cuda.kernels.linear_s8(half(x), values, scale, bias, "gelu_erf")
     for tiles in TILES:
-        for begin, end in [(0, 1), (149, 150), (3, 18), (20, 36), (5, 132), (0, 128), (0, 129)]:
+        for begin, end in [(149, 150), (3, 18), (20, 36), (5, 132), *((0, n) for n in COUNTS)]:
             part = cuda.kernels.linear_s8(
                 half(x[begin:end]), values, scale, bias, "gelu_erf", tiles=tiles
             )
@@ -216,6 +220,48 @@ def test_a_quantised_plan_with_steps_that_are_kept(installed, path, kept):
         installed.Model(plan.to_engine(), weights, "fp16", 0)
 
 
+@pytest.fixture
+def bundle(path, tmp_path):
+    return import_huggingface(path, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("options", ["all", "smoothed", "bounded"])
+def test_a_bundle_of_bertrt_quantize(installed, bundle, tmp_path, options):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the boat\nsea\nthe sea the boat\nboat boat\n")
+    small = tmp_path / "small"
+    bound = None
+    if options == "bounded":
+        bound = 0.7 * quantize(bundle, tmp_path / "free", calibrate=texts).cost.largest
+    report = quantize(
+        bundle,
+        small,
+        calibrate=None if options == "all" else texts,
+        smooth=options == "smoothed",
+        max_error=bound,
+    )
+    kept = {step.name for step in report.steps if step.precision != "int8"}
+    assert bool(kept) == (options == "bounded")
+    with (
+        Engine.load(bundle) as exact,
+        Engine.load(small) as cpu,
+        Engine.load(small, device="cuda") as engine,
+    ):
+        assert engine.precision == "int8" and UNPROVEN_INT8 in engine.explain()
+        runs = [own.run(IDS, valid_length=LENGTHS) for own in (engine, cpu, exact)]
+        for name in runs[0]:
+            costs_no_more_than_on_the_cpu(*(run[name] for run in runs))
+        alone = engine.run(IDS[:1], valid_length=LENGTHS[:1])
+        for name, value in alone.items():
+            np.testing.assert_array_equal(value[0], runs[0][name][0])
+    if options == "all":
+        # The very integers that the float weights become on the device.
+        with Engine.load(bundle, device="cuda", precision="int8") as engine:
+            for name, value in engine.run(IDS, valid_length=LENGTHS).items():
+                np.testing.assert_array_equal(value, runs[0][name])
+    assert verify(small, device="cuda").ok
+
+
 def test_a_plan_in_bf16_is_refused(installed, path, monkeypatch):
     plan = Model.open(path).plan()
     steps = dict.fromkeys((step.name for step in product_steps(plan)), "bf16")
@@ -223,3 +269,9 @@ def test_a_plan_in_bf16_is_refused(installed, path, monkeypatch):
     monkeypatch.setattr(Model, "plan", lambda self: low)
     with pytest.raises(DeviceError, match=r"quantised to bf16.*CPU only.*precision='bf16'"):
         Engine.load(path, device="cuda", precision="bf16")
+
+
+def test_fp8_is_refused(installed, path):
+    for device in ("cpu", "cuda"):
+        with pytest.raises(InvalidInputError, match=r"'fp8'; expected one of fp32, .*int8"):
+            Engine.load(path, device=device, precision="fp8")
