@@ -8,6 +8,7 @@
 #include "bindings/inputs.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
+#include "cuda/hopper/layout.h"
 #include "emulator/emulator.h"
 #include "probes.h"
 
@@ -132,6 +133,23 @@ PYBIND11_MODULE(_cuda_emulated, module) {
       py::arg("backwards") = false, py::arg("fails") = "");
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
+
+  auto maps = module.def_submodule("hopper");
+  namespace hopper = cuda::hopper;
+  maps.def("swizzled", &hopper::swizzled);
+  maps.def("descriptor", &hopper::descriptor);
+  maps.def("sum_place", [](int thread, int i) {
+    const auto place = hopper::sum_place(thread, i);
+    return py::make_tuple(place.row, place.column);
+  });
+  maps.def("tile_place", [](int64_t tile, int64_t down, int64_t across) {
+    const auto place = hopper::tile_place(tile, down, across);
+    return py::make_tuple(place.down, place.across);
+  });
+  maps.def("ring_place", [](int64_t step, int stages) {
+    const auto place = hopper::ring_place(step, stages);
+    return py::make_tuple(place.stage, place.full, place.empty);
+  });
 
   auto probes = module.def_submodule("probes");
   probes.def("names", &cuda::probes::names);
