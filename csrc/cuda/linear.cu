@@ -5,6 +5,7 @@
 // later ones are on their way to shared memory. A sum's order is the depth's whatever the tile, so
 // that tiles can be chosen by shape.
 #include "cuda/epilogue.cuh"
+#include "cuda/hopper/linear.h"
 #include "cuda/linear.cuh"
 #include "cuda/linear_tiles.h"
 
@@ -197,6 +198,8 @@ void run(Tiles tiles, const Product<T>& p, Stream stream) {
       return run<MediumMma>(linear_mma<T, MediumMma>, p, stream);
     case Tiles::kLarge:
       return run<LargeMma>(linear_mma<T, LargeMma>, p, stream);
+    case Tiles::kHopper:
+      return hopper::linear(p, stream);
   }
 }
 
@@ -209,6 +212,8 @@ void run<float>(Tiles tiles, const Product<float>& p, Stream stream) {
       return run<MediumFma>(linear_fma<MediumFma>, p, stream);
     case Tiles::kLarge:
       return run<LargeFma>(linear_fma<LargeFma>, p, stream);
+    case Tiles::kHopper:
+      throw DeviceError("Hopper's products have fp16 and bf16 only, not fp32");
   }
 }
 

@@ -22,7 +22,8 @@ cuda::Tiles parse_tiles(const std::string& name) {
   if (name == "small") return cuda::Tiles::kSmall;
   if (name == "medium") return cuda::Tiles::kMedium;
   if (name == "large") return cuda::Tiles::kLarge;
-  throw BatchError("tiles must be small, medium or large, not " + name);
+  if (name == "hopper") return cuda::Tiles::kHopper;
+  throw BatchError("tiles must be small, medium, large or hopper, not " + name);
 }
 
 // `into`: wider rows, of which the result becomes the columns from first_column on.
