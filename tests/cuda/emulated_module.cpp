@@ -86,6 +86,13 @@ void start(int64_t blocks, int threads, size_t shared_bytes) {
   cuda::probes::start_empty(blocks, threads, shared_bytes, nullptr);
 }
 
+FloatArray hopper_probe(const std::string& name, const py::array_t<uint16_t>& tile) {
+  const DeviceArray in(tile);
+  const DeviceMatrix out(1, 128, cuda::Element::kFp32);
+  cuda::probes::run_hopper(name, in.as<uint16_t>(), static_cast<float*>(out.rows().data));
+  return out.download().attr("ravel")();
+}
+
 FloatArray product(const std::string& element, const py::array& a, const py::array& b,
                    const FloatArray& sums) {
   const DeviceArray on_a(a), on_b(b);
@@ -154,6 +161,8 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto probes = module.def_submodule("probes");
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
+  probes.def("hopper_names", &cuda::probes::hopper_names);
+  probes.def("run_hopper", &bindings::hopper_probe, py::arg("name"), py::arg("tile"));
   probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
              py::arg("weights") = false);
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),
