@@ -2,7 +2,7 @@
 
     python benchmarks/cuda_resources.py [sm_80 sm_90a ...]
 
-Compiles csrc/cuda/*.cu with nvcc, which needs no GPU, and prints a table for docs/cuda.md. Shared
+Compiles csrc/cuda's *.cu with nvcc, which needs no GPU, and prints a table for docs/cuda.md. Shared
 memory is dynamic in all kernels: their launches say how much.
 """
 
@@ -47,7 +47,7 @@ def compile_for(arch: str) -> str:
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     report = ""
     with tempfile.TemporaryDirectory() as scratch:
-        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")):
             done = subprocess.run(
                 [
                     *(nvcc, "-std=c++17", f"-arch={arch}", "-cubin", "-Xptxas=-v"),

@@ -6,7 +6,8 @@
 # everywhere.
 # BERTRT_CUDA=EMULATED: _cuda_emulated, for tests: the same sources by the host's compiler, run on the
 # CPU by tests/cuda/emulator. It is never installed.
-set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/linear.cu csrc/cuda/rows.cu)
+set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/linear.cu
+            csrc/cuda/linear.cu csrc/cuda/rows.cu)
 set(host
     csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
     csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
@@ -14,7 +15,7 @@ set(host
     csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
-  list(APPEND kernels tests/cuda/probes.cu)
+  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/probes.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(bertrt_cuda OBJECT ${kernels})
   # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;
@@ -26,7 +27,7 @@ if(BERTRT_CUDA STREQUAL "EMULATED")
   pybind11_add_module(
     _cuda_emulated NO_EXTRAS tests/cuda/emulated_module.cpp
     tests/cuda/emulator/device_memory.cpp tests/cuda/emulator/elements.cpp
-    tests/cuda/emulator/machine.cpp tests/cuda/emulator/primitives.cpp
+    tests/cuda/emulator/hopper.cpp tests/cuda/emulator/machine.cpp tests/cuda/emulator/primitives.cpp
     tests/cuda/emulator/runtime.cpp tests/cuda/emulator/shared_memory.cpp
     tests/cuda/emulator/streams.cpp tests/cuda/emulator/tsan_hooks.cpp ${host})
   target_link_libraries(_cuda_emulated PRIVATE bertrt_cuda bertrt_core)

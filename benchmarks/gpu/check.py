@@ -47,6 +47,8 @@ DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 # Seconds for each part that runs beside others; and how much slower the machine of a trial is.
 TOGETHER = 220
 SLOWER = 10
+# Tests of products: half of what the sanitizers run.
+PRODUCTS = ("test_hopper", "test_products")
 # What the sanitizers say when they have found nothing.
 CLEAN = re.compile(r"(ERROR|RACECHECK) SUMMARY: 0 (errors|hazards)")
 PASSED = re.compile(r"(\d+) passed")
@@ -275,9 +277,9 @@ def side_by_side(bundles: list[Path], trial: bool) -> list[Part]:
     compute_sanitizer = sanitizer() or "compute-sanitizer"
     # In two halves, of which one is the products.
     files = sorted((ROOT / "tests" / "cuda").glob("test_*.py"))
-    halves = {"products": [path for path in files if path.stem == "test_products"]}
+    halves = {"products": [path for path in files if path.stem in PRODUCTS]}
     if not trial:
-        halves["others"] = [path for path in files if path.stem != "test_products"]
+        halves["others"] = [path for path in files if path.stem not in PRODUCTS]
     found = []
     for half, paths in halves.items():
         for place, chosen in {"GPU": gpu, "emulator": emulated}.items():
@@ -300,6 +302,7 @@ def alone(bundles: list[Path], trial: bool, soak: float) -> list[Part]:
         part_of("latency large", 40, trial),
         part_of("threads", 20, trial),
         part_of("steps", 20, trial),
+        part_of("products", 30, trial),
         part_of("offline", 60, trial),
     ]
     for bundle in bundles:

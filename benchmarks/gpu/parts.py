@@ -341,6 +341,37 @@ def steps(place: Place) -> dict[str, Any]:
     return {"microseconds": found}
 
 
+def products(place: Place) -> dict[str, Any]:
+    """TFLOP/s of a layer's products as they run, and by Hopper's instructions (docs/cuda.md), which
+    no model takes yet; Skipped where the GPU is not of compute capability 9.0."""
+    if not place.trial and place.cuda.devices()[0].arch != "sm_90":
+        raise Skipped("Hopper's products need a GPU of compute capability 9.0")
+    kernels = place.cuda.kernels
+    rng = np.random.default_rng(0)
+    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (4096, 1024), (1024, 4096)]
+    rows_of = [16, 128, 1024, 16384]
+    if place.trial:
+        shapes, rows_of = [(24, 72)], [9]
+    found: dict[str, Any] = {}
+    for outputs, inputs in shapes:
+        # The upper halves of floats: bf16.
+        weight, x = (
+            (rng.normal(size=(count, inputs)).astype(np.float32).view(np.uint32) >> 16).astype(
+                np.uint16
+            )
+            for count in (outputs, max(rows_of))
+        )
+        for rows in rows_of:
+            rate = {}
+            for tiles in (None, "hopper"):
+                seconds = kernels.linear_seconds("bf16", x[:rows], weight, tiles)
+                rate[tiles or "as it runs"] = 2e-12 * rows * outputs * inputs / max(seconds, 1e-9)
+            key = f"{rows} x {outputs} x {inputs}"
+            found[key] = {**rate, "ahead": max(rate, key=lambda name: rate[name])}
+            print(f"   {key}  {shown(found[key])}", flush=True)
+    return {"TFLOP/s in bf16": found}
+
+
 def operations(name: str, lengths: list[int]) -> float:
     """Additions and multiplications of the encoder's products."""
     layers, hidden, _ = Sizes.models[name]
@@ -464,6 +495,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     **{f"latency {name}": partial(latency, name=name) for name in ("base", "large")},
     "threads": threads,
     "steps": steps,
+    "products": products,
     "offline": offline,
     "texts": texts,
     "onnxruntime": onnxruntime,

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cuda/epilogue.cuh"
+#include "cuda/hopper/linear.h"
 #include "cuda/linear.cuh"
 #include "cuda/linear_tiles.h"
 
@@ -251,6 +252,12 @@ void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
       return run<MediumMma>(linear_mma<T, In, MediumMma>, p, stream);
     case Tiles::kLarge:
       return run<LargeMma>(linear_mma<T, In, LargeMma>, p, stream);
+    case Tiles::kHopper:
+      if constexpr (std::is_same_v<T, In>) {
+        return hopper::linear(p, stream);
+      } else {
+        throw DeviceError("8-bit integers have no product for Hopper alone");
+      }
   }
 }
 
@@ -263,6 +270,8 @@ void run(Tiles tiles, const Product<float>& p, Stream stream) {
       return run<MediumFma>(linear_fma<MediumFma>, p, stream);
     case Tiles::kLarge:
       return run<LargeFma>(linear_fma<LargeFma>, p, stream);
+    case Tiles::kHopper:
+      throw DeviceError("Hopper's products have fp16 and bf16 only, not fp32");
   }
 }
 

@@ -8,6 +8,7 @@
 #include "bindings/inputs.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
+#include "cuda/hopper/layout.h"
 #include "emulator/emulator.h"
 #include "probes.h"
 
@@ -85,6 +86,13 @@ void start(int64_t blocks, int threads, size_t shared_bytes) {
   cuda::probes::start_empty(blocks, threads, shared_bytes, nullptr);
 }
 
+FloatArray hopper_probe(const std::string& name, const py::array_t<uint16_t>& tile) {
+  const DeviceArray in(tile);
+  const DeviceMatrix out(1, 128, cuda::Element::kFp32);
+  cuda::probes::run_hopper(name, in.as<uint16_t>(), static_cast<float*>(out.rows().data));
+  return out.download().attr("ravel")();
+}
+
 FloatArray product(const std::string& element, const py::array& a, const py::array& b,
                    const FloatArray& sums) {
   const DeviceArray on_a(a), on_b(b);
@@ -133,9 +141,28 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
 
+  auto maps = module.def_submodule("hopper");
+  namespace hopper = cuda::hopper;
+  maps.def("swizzled", &hopper::swizzled);
+  maps.def("descriptor", &hopper::descriptor);
+  maps.def("sum_place", [](int thread, int i) {
+    const auto place = hopper::sum_place(thread, i);
+    return py::make_tuple(place.row, place.column);
+  });
+  maps.def("tile_place", [](int64_t tile, int64_t down, int64_t across) {
+    const auto place = hopper::tile_place(tile, down, across);
+    return py::make_tuple(place.down, place.across);
+  });
+  maps.def("ring_place", [](int64_t step, int stages) {
+    const auto place = hopper::ring_place(step, stages);
+    return py::make_tuple(place.stage, place.full, place.empty);
+  });
+
   auto probes = module.def_submodule("probes");
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
+  probes.def("hopper_names", &cuda::probes::hopper_names);
+  probes.def("run_hopper", &bindings::hopper_probe, py::arg("name"), py::arg("tile"));
   probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
              py::arg("weights") = false);
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),

@@ -18,6 +18,11 @@ std::vector<std::string> names();
 // null, alone on x.
 void run_overlapping(const std::string& name, const float* x, float* between, float* out);
 
+// Of Hopper's primitives: out, 128 floats, is the first row of tile * tile^T over the first 16 of
+// the depth, of a tile of 128 x 64 fp16. Names likewise.
+void run_hopper(const std::string& name, const uint16_t* tile, float* out);
+std::vector<std::string> hopper_names();
+
 // A kernel that does nothing.
 void start_empty(int64_t blocks, int threads, size_t shared_bytes, Stream stream);
 

@@ -22,7 +22,8 @@ cuda::Tiles parse_tiles(const std::string& name) {
   if (name == "small") return cuda::Tiles::kSmall;
   if (name == "medium") return cuda::Tiles::kMedium;
   if (name == "large") return cuda::Tiles::kLarge;
-  throw BatchError("tiles must be small, medium or large, not " + name);
+  if (name == "hopper") return cuda::Tiles::kHopper;
+  throw BatchError("tiles must be small, medium, large or hopper, not " + name);
 }
 
 // `into`: wider rows, of which the result becomes the columns from first_column on.
@@ -128,6 +129,30 @@ py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_s
                         added ? cuda::ConstDeviceRows(added->rows()) : cuda::ConstDeviceRows(),
                         rows.count(), out.rows(), nullptr);
   return out.download();
+}
+
+// Seconds of the product alone, the mean of so many one after the other behind a first one.
+double linear_seconds(const std::string& element_name, const py::array& x, const py::array& weight,
+                      const std::optional<std::string>& tiles, int64_t repeats) {
+  const cuda::Element element = parse_element(element_name);
+  const DeviceMatrix rows(x, element), weights(weight, element);
+  require(rows.cols() == weights.cols(), "x must be (rows, inputs), weight (outputs, inputs)");
+  require(repeats > 0, "repeats must be above 0");
+  const DeviceMatrix out(rows.count(), weights.count(), element);
+  const cuda::Linear product{weights.rows(), weights.cols(),    weights.count(),
+                             nullptr,        Activation::kNone, {}};
+  const auto choice =
+      tiles ? parse_tiles(*tiles) : cuda::choose_tiles(element, rows.count(), weights.count());
+  const cuda::OwnedStream stream;
+  const cuda::Event begin, end;
+  for (int64_t i = 0; i <= repeats; ++i) {
+    if (i == 1) begin.record(stream);
+    cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(),
+                          static_cast<cudaStream_t>(stream));
+  }
+  end.record(stream);
+  stream.wait();
+  return cuda::Event::seconds(begin, end) / static_cast<double>(repeats);
 }
 
 // cu_seqlens and the like on the device.
@@ -239,6 +264,8 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("bias") = py::none(), py::arg("activation") = "none",
               py::arg("residual") = py::none(), py::arg("tiles") = "small",
               py::arg("first_output") = 0);
+  kernels.def("linear_seconds", &linear_seconds, py::arg("element"), py::arg("x"),
+              py::arg("weight"), py::arg("tiles") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
               py::arg("first_queries") = py::none(), py::arg("bias") = py::none());

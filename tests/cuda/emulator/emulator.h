@@ -18,7 +18,8 @@
 //   - what the hardware would refuse: too many threads, too much shared memory, too large a grid;
 //   - in a launch that overlaps the one before it: a thread that ends and has not waited for the
 //     kernels before, or that before its wait writes, or reads memory that kernels write;
-//   - a copy, in a graph that is launched again, of memory that has been freed meanwhile.
+//   - a copy, in a graph that is launched again, of memory that has been freed meanwhile;
+//   - of TMA, its barriers and wgmma, what hopper.h says.
 //
 // A capture takes the launches with copies of their arguments, and breaks at a call that CUDA does
 // not allow in one (cudaStreamCaptureModeThreadLocal). What is not found: races in global memory,

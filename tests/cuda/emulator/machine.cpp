@@ -87,6 +87,7 @@ void Machine::run_block() {
   warps_.assign(count / kWarp, Warp());
   at_barrier_ = 0;
   shared_.begin_block(launch_->shared_bytes, launch_->threads);
+  hopper::emulator::begin_block(launch_->threads);
   for (Thread& thread : threads_) {
     thread.state = State::kReady;
     thread.group = 0;
@@ -96,10 +97,12 @@ void Machine::run_block() {
     bool moved = false;
     for (size_t i = 0; i < count; ++i) {
       const size_t t = settings().backwards ? count - 1 - i : i;
-      if (threads_[t].state != State::kReady) continue;
-      moved = true;
+      const State state = threads_[t].state;
+      if (state != State::kReady && state != State::kPolling) continue;
+      const uint64_t before = progress_;
       resume(static_cast<int>(t));
       if (!fault_.empty()) return;
+      moved = moved || state == State::kReady || progress_ != before;
       if (threads_[t].state == State::kDone) ++done;
     }
     if (!moved) {
@@ -107,6 +110,7 @@ void Machine::run_block() {
       return;
     }
   }
+  hopper::emulator::end_block();
 }
 
 // Why no thread can go on.
@@ -125,6 +129,8 @@ std::string Machine::stuck() const {
       what += " have ended";
     } else if (thread.state == State::kAtBarrier) {
       what += " wait at the barrier " + at(thread.site);
+    } else if (thread.state == State::kPolling) {
+      what += std::string(" wait for ") + thread.polls + " " + at(thread.site);
     } else {
       what += std::string(" wait at ") + warps_[first / kWarp].collective + " " + at(thread.site);
     }
@@ -161,6 +167,7 @@ void Machine::fiber() {
       m.fail("thread " + std::to_string(m.current_) +
              " ends and has not waited for the kernels before");
     }
+    hopper::emulator::end_thread();
     m.here().state = State::kDone;
     m.leave();
   }

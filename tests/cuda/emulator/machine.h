@@ -60,7 +60,25 @@ class Machine {
   void require_alignment(const void* p, size_t bytes);
   void wait_for_kernels_before() { here().has_waited = true; }
 
+  // Runs other threads until `ready()`, which some of them bring about by make_progress().
+  template <class Ready>
+  void poll(const char* what, Site site, Ready ready) {
+    while (!ready()) {
+      here().polls = what;
+      wait(State::kPolling, site);
+    }
+    here().state = State::kReady;
+    make_progress();
+  }
+  void make_progress() { ++progress_; }
+  void read_global(const void* p, size_t bytes) { touch_global(p, bytes, false); }
+  [[noreturn]] void fail(const std::string& what);
+  // What is wrong with a block as a whole, found by no thread.
+  void report(const std::string& what) { fault_ = what; }
+
   unsigned char* shared() const { return shared_.data(); }
+  size_t shared_offset(const void* p) const { return shared_.offset(p); }
+  size_t shared_bytes() const { return launch_->shared_bytes; }
   int current() const { return current_; }
 
  private:
@@ -74,13 +92,14 @@ class Machine {
     int group;
   };
 
-  enum class State { kReady, kAtBarrier, kAtCollective, kDone };
+  enum class State { kReady, kAtBarrier, kAtCollective, kPolling, kDone };
 
   struct Thread {
     jmp_buf context;
     bool started = false;
     State state = State::kDone;
     Site site{};              // of the barrier or collective
+    const char* polls = "";   // what it waits for, where it looks again and again
     bool has_waited = false;  // for the kernels before
     std::vector<Copy> copies;
     int group = 0;  // that cp.async goes to
@@ -103,7 +122,6 @@ class Machine {
   void leave();
   void wait(State state, Site site);
 
-  [[noreturn]] void fail(const std::string& what);
   [[noreturn]] void fail_access(bool write, const void* p, const std::string& why);
 
   void touch_global(const void* p, size_t bytes, bool write);
@@ -113,6 +131,7 @@ class Machine {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   int at_barrier_ = 0;
+  uint64_t progress_ = 0;  // counts what a polling thread may wait for
   // The thread that runs: for the CPU's thread that runs the block. Host code beside kernels calls
   // the hooks too, and may run on another one meanwhile.
   static inline thread_local int current_ __attribute__((tls_model("initial-exec"))) = -1;
@@ -131,3 +150,10 @@ inline Machine& machine() {
 }
 
 }  // namespace bertrt::cuda::emulator
+
+// What hopper.cpp keeps of a block.
+namespace bertrt::cuda::hopper::emulator {
+void begin_block(int threads);
+void end_thread();
+void end_block();
+}  // namespace bertrt::cuda::hopper::emulator

@@ -1,0 +1,71 @@
+// Hopper's maps as plain functions: where elements of tiles stand, what describes a tile to wgmma,
+// who holds which sum, which tile comes when. Of PTX ISA 8.x, whose sections are named.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define BERTRT_BOTH __host__ __device__
+#else
+#define BERTRT_BOTH
+#endif
+
+namespace bertrt::cuda::hopper {
+
+// A tile of 16-bit elements has rows of 64, the 128 bytes over which TMA and wgmma swizzle.
+constexpr unsigned kRowBytes = 128;
+constexpr unsigned kSwizzleBytes = 1024;  // the pattern's period, and tiles' alignment
+
+// Where the 16 bytes `chunk` of a row stand, in bytes from a tile's beginning ("Swizzling Modes":
+// 128 bytes, bits 4 to 6 of the address change by bits 7 to 9).
+BERTRT_BOTH constexpr unsigned swizzled(unsigned row, unsigned chunk) {
+  return row * kRowBytes + ((chunk ^ row % 8) << 4);
+}
+
+// The matrix descriptor of wgmma ("Matrix Descriptor Format") for a K-major tile in that swizzle,
+// from a shared address on, a multiple of 16 within the row of a tile that begins at a multiple of
+// 1,024. Eight rows are 1,024 bytes apart from the next eight; the leading offset is not used.
+BERTRT_BOTH constexpr uint64_t descriptor(uint32_t address) {
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 |
+         uint64_t{kSwizzleBytes >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// The row and column of sum `i` of a warpgroup's thread in wgmma.m64nNk16 ("Register Fragments and
+// Shared Memory Matrix Layouts", D).
+struct Place {
+  int row;
+  int column;
+};
+BERTRT_BOTH constexpr Place sum_place(int thread, int i) {
+  return {thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2};
+}
+
+// The tiles of a result, in bands of kBand tiles down: those that run at the same time read few
+// rows and few columns of weights, which the L2 cache then holds.
+constexpr int64_t kBand = 8;
+struct TilePlace {
+  int64_t down;
+  int64_t across;
+};
+BERTRT_BOTH constexpr TilePlace tile_place(int64_t tile, int64_t tiles_down, int64_t tiles_across) {
+  const int64_t band = tile / (kBand * tiles_across);
+  const int64_t left = tiles_down - band * kBand;
+  const int64_t height = left < kBand ? left : kBand;
+  const int64_t within = tile - band * kBand * tiles_across;
+  return {band * kBand + within % height, within / height};
+}
+
+// Where a step of a ring of stages stands: its stage, and the parity of the phase in which its
+// barrier is full ("mbarrier": phases are counted from 0). It is empty in the phase before, which a
+// fresh barrier counts as completed.
+struct RingPlace {
+  int stage;
+  unsigned full;
+  unsigned empty;
+};
+BERTRT_BOTH constexpr RingPlace ring_place(int64_t step, int stages) {
+  const unsigned round = static_cast<unsigned>(step / stages % 2);
+  return {static_cast<int>(step % stages), round, round ^ 1};
+}
+
+}  // namespace bertrt::cuda::hopper

@@ -1,0 +1,13 @@
+// Products on Hopper's tensor cores (wgmma, TMA): no default, until a GPU has shown them.
+#pragma once
+
+#include "cuda/linear.cuh"
+
+namespace bertrt::cuda::hopper {
+
+// As cuda::linear, for p's elements of 16 bits; p.tiles_across is chosen here. Raises DeviceError
+// where the calling thread's device is not of compute capability 9.0.
+template <class T>
+void linear(Product<T> p, Stream stream);
+
+}  // namespace bertrt::cuda::hopper

@@ -1,0 +1,191 @@
+// What Hopper's kernels use beyond cuda/device.cuh, each primitive in one place: inline PTX for
+// sm_90a, the emulator under a host compiler. Code for older architectures traps: it is not run.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/hopper/layout.h"
+
+#ifdef BERTRT_CUDA_EMULATOR
+#include "emulator/hopper.h"
+#else
+
+#include <cuda.h>
+
+namespace bertrt::cuda::hopper {
+
+using TensorMap = CUtensorMap;
+using Barrier = uint64_t;
+
+// Whether the calling thread's device runs this code.
+inline bool available() {
+  int device = 0, major = 0, minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+         major == 9 && minor == 0;
+}
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    throw DeviceError("a device's number of multiprocessors is not known");
+  }
+  return count;
+}
+
+// Rows of 16-bit elements as TMA reads them, box_rows x 64 at a time; what is beyond becomes zeros.
+// The function comes from the driver through the runtime, so that nothing links with libcuda.
+template <class T>
+TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
+  static_assert(sizeof(T) == 2);
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status;
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                       &status) != cudaSuccess ||
+      status != cudaDriverEntryPointSuccess) {
+    (void)cudaGetLastError();
+    throw DeviceError(
+        "the NVIDIA driver has no cuTensorMapEncodeTiled, which Hopper's products "
+        "need: it is older than CUDA 12.0");
+  }
+  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * 2};
+  const cuuint32_t box[2] = {kRowBytes / 2, static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  TensorMap map;
+  const CUresult error = encode(
+      &map,
+      std::is_same_v<T, Fp16> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      2, const_cast<T*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (error != CUDA_SUCCESS) {
+    throw DeviceError("rows cannot be described to TMA: " + std::to_string(rows) + " x " +
+                      std::to_string(cols) + ", stride " + std::to_string(stride) + " (CUresult " +
+                      std::to_string(error) + ")");
+  }
+  return map;
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define BERTRT_SM90(...) asm volatile(__VA_ARGS__)
+#else
+#define BERTRT_SM90(...) __trap()
+#endif
+
+__device__ __forceinline__ void barrier_init(Barrier* barrier, int arrivals) {
+  BERTRT_SM90("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)),
+              "r"(arrivals) : "memory");
+}
+// By the thread that has initialised barriers, before the block's barrier: TMA sees them.
+__device__ __forceinline__ void barrier_init_done() {
+  BERTRT_SM90("fence.mbarrier_init.release.cluster;\n" :: : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
+  BERTRT_SM90(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
+}
+// An arrival, and so many bytes to come by TMA in this phase.
+__device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
+  BERTRT_SM90(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)),
+      "r"(bytes) : "memory");
+}
+
+// Waits until the phase of that parity is over. A phase takes microseconds; after some seconds the
+// kernel ends with an error, which the host gets as a DeviceError, instead of never.
+__device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity,
+                                             Site = Site::current()) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  for (unsigned tries = 0; tries < 1u << 24; ++tries) {
+    uint32_t over;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+    if (over) return;
+  }
+#endif
+  __trap();
+}
+
+// Starts the copy of a box of the map from (row, column) on to a tile at a multiple of 1,024 bytes.
+// Its bytes, zeros included, count for the barrier's phase. One thread calls it.
+__device__ __forceinline__ void tma_load(void* tile, const TensorMap& map, int64_t row, int column,
+                                         Barrier* barrier) {
+  BERTRT_SM90(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4}], [%2];\n" ::"r"(shared_address(tile)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(static_cast<int>(row)) : "memory");
+}
+
+// A warpgroup's registers are ready for wgmma; the products since then make a group; at most the
+// last kGroups are still under way. Their sums are nobody's until then.
+__device__ __forceinline__ void wgmma_fence() {
+  BERTRT_SM90("wgmma.fence.sync.aligned;\n" :: : "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  BERTRT_SM90("wgmma.commit_group.sync.aligned;\n" :: : "memory");
+}
+template <int kGroups, int kSums>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[kSums]) {
+  BERTRT_SM90("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kGroups) : "memory");
+  // Nothing is done with the sums ahead of the wait.
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+// Registers for a thread of a warpgroup: fewer for one that copies, more for those that compute.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  BERTRT_SM90("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  BERTRT_SM90("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+// sums[64 x 128] += a[64 x 16] * b[128 x 16]^T of the tiles that the descriptors name; from zero on
+// the first time. All 128 threads of a warpgroup.
+#define BERTRT_8(s, i)                                                                        \
+  "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), \
+      "+f"(s[i + 6]), "+f"(s[i + 7])
+#define BERTRT_WGMMA(element)                                                              \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                             \
+  "wgmma.mma_async.sync.aligned.m64n128k16.f32." element "." element                       \
+  " "                                                                                      \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
+  "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n}\n"
+template <class T>
+__device__ __forceinline__ void wgmma_m64n128k16(float (&sums)[64], uint64_t a, uint64_t b,
+                                                 bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define BERTRT_ISSUE(element)                                                                   \
+  asm volatile(BERTRT_WGMMA(element)                                                            \
+               : BERTRT_8(sums, 0), BERTRT_8(sums, 8), BERTRT_8(sums, 16), BERTRT_8(sums, 24),  \
+                 BERTRT_8(sums, 32), BERTRT_8(sums, 40), BERTRT_8(sums, 48), BERTRT_8(sums, 56) \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
+  if constexpr (std::is_same_v<T, Fp16>) {
+    BERTRT_ISSUE("f16");
+  } else {
+    BERTRT_ISSUE("bf16");
+  }
+#undef BERTRT_ISSUE
+#else
+  __trap();
+#endif
+}
+#undef BERTRT_WGMMA
+#undef BERTRT_8
+#undef BERTRT_SM90
+
+}  // namespace bertrt::cuda::hopper
+
+#endif

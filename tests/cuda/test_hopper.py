@@ -1,0 +1,158 @@
+"""Products by TMA and wgmma: on the emulator, and on a GPU of compute capability 9.0.
+
+Only small shapes: the emulator runs 384 threads a block, and a tile is 128 x 128 x 64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertrt import _native
+from bertrt.errors import DeviceError, InvalidInputError
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture
+def hopper(cuda):
+    """A module of CUDA kernels where these can run."""
+    if not hasattr(cuda, "emulator") and cuda.devices()[0].arch != "sm_90":
+        pytest.skip("Hopper's products need a GPU of compute capability 9.0")
+    return cuda
+
+
+@pytest.fixture(params=["fp16", "bf16"])
+def half(request, element_by_name):
+    return element_by_name(request.param)
+
+
+def draw(rng, half, *shape):
+    packed = half.pack(rng.normal(size=shape))
+    return packed, half.unpack(packed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth", "activation"),
+    [
+        (1, 1, 1, "none"),  # all of it zeros beyond
+        (3, 7, 70, "relu"),  # a step and six inputs
+        (130, 136, 72, "gelu_erf"),  # two tiles each way, by two blocks
+        (65, 40, 328, "gelu_tanh"),  # more steps than stages
+        (9, 129, 64, "tanh"),  # a column in a tile of its own
+    ],
+)
+def test_products(hopper, rng, half, rows, columns, depth, activation):
+    x, x_values = draw(rng, half, rows, depth)
+    weight, weight_values = draw(rng, half, columns, depth)
+    bias = rng.normal(size=columns).astype(np.float32)
+    residual, residual_values = draw(rng, half, rows, columns)
+    found = half.unpack(
+        hopper.kernels.linear(
+            half.name, x, weight, bias, activation, residual=residual, tiles="hopper"
+        )
+    )
+    reference = _native.kernels
+    expected = reference.linear("reference", x_values, weight_values, bias, activation)
+    before = reference.linear("reference", x_values, weight_values, bias)
+    # Tensor cores add the 16 products of a step without rounding each to nearest; test_products.py
+    # has the bound.
+    bound = (depth + 4) * EPS * (np.abs(x_values) @ np.abs(weight_values).T + 1.0)
+    bound = 1.2 * (bound + EPS * np.abs(before)) + 8 * EPS * (1 + np.abs(before))
+    whole = expected + residual_values.astype(np.float64)
+    bound += EPS * np.abs(whole)
+    bound += half.rounding(np.abs(whole) + bound)
+    assert (np.abs(found - whole) <= bound).all()
+
+
+def test_a_row_has_the_same_bits_in_any_batch(hopper, rng, half):
+    x, _ = draw(rng, half, 300, 136)
+    weight, _ = draw(rng, half, 24, 136)
+    residual, _ = draw(rng, half, 300, 24)
+
+    def product(rows):
+        return hopper.kernels.linear(
+            half.name, x[rows], weight, None, "gelu_erf", residual[rows], tiles="hopper"
+        )
+
+    whole = product(slice(0, 300))
+    for count in (1, 2, 15, 16, 17, 127, 128, 129):
+        np.testing.assert_array_equal(product(slice(0, count)), whole[:count])
+    np.testing.assert_array_equal(product(slice(131, 150)), whole[131:150])
+
+
+def test_into_columns_of_wider_rows(hopper, rng, half):
+    x, _ = draw(rng, half, 37, 24)
+    weight, _ = draw(rng, half, 45, 24)
+    into, _ = draw(rng, half, 37, 70)
+    alone = hopper.kernels.linear(half.name, x, weight, tiles="hopper")
+    for first in (8, 13):
+        found = hopper.kernels.linear(
+            half.name, x, weight, into=into, first_column=first, tiles="hopper"
+        )
+        columns = slice(first, first + 45)
+        np.testing.assert_array_equal(found[:, columns], alone)
+        found[:, columns] = into[:, columns]
+        np.testing.assert_array_equal(found, into)
+
+
+def test_the_order_of_threads_does_not_show(emulated, rng, half):
+    x, _ = draw(rng, half, 140, 200)
+    weight, _ = draw(rng, half, 9, 200)
+    results = []
+    for backwards in (False, True):
+        emulated.emulator.reset(backwards=backwards)
+        results.append(emulated.kernels.linear(half.name, x, weight, tiles="hopper"))
+    np.testing.assert_array_equal(*results)
+
+
+def test_seconds_of_a_product(hopper, half):
+    ones = half.pack(np.ones((9, 72)))
+    for tiles in (None, "hopper"):
+        assert hopper.kernels.linear_seconds(half.name, ones, ones, tiles, repeats=2) >= 0
+    with pytest.raises(InvalidInputError, match="repeats must be above 0"):
+        hopper.kernels.linear_seconds(half.name, ones, ones, repeats=0)
+
+
+def test_not_in_fp32(hopper):
+    ones = np.ones((1, 8), np.float32)
+    with pytest.raises(DeviceError, match="fp16 and bf16 only"):
+        hopper.kernels.linear("fp32", ones, ones, tiles="hopper")
+
+
+# What the emulator says of a kernel that breaks a rule of TMA, mbarriers or wgmma.
+FAULTS = {
+    "fewer bytes": "expects 16368 bytes and gets 16384",
+    "more bytes": "wait for an mbarrier",
+    "no init": "no mbarrier has been initialised there",
+    "init again": "is initialised again",
+    "no wait for the tile": "for whose mbarrier it has not waited",
+    "no wait of one thread": "thread 77: a wgmma of bytes for whose mbarrier it has not waited",
+    "tile misplaced": "must be a multiple of 1024",
+    "step misplaced": "between two steps of the depth",
+    "other swizzle": "of another swizzle",
+    "other stride": "are not 1,024 bytes apart",
+    "no fence": "without a wgmma.fence",
+    "no commit": "belongs to no group",
+    "no wait for the product": "that have not been released",
+    "other products": "do different wgmma",
+    "reuse without release": "that have not been released",
+    "reuse without wait for release": "that have not been released",
+    "release before the product": "that have not been released",
+    "too many arrivals": "gets more arrivals",
+    "two copies": "have not landed",
+    "never arrives": "wait for an mbarrier",
+}
+
+
+def test_a_tile_and_its_product(emulated, rng, element_by_name):
+    fp16 = element_by_name("fp16")
+    tile, values = draw(rng, fp16, 128, 64)
+    found = emulated.probes.run_hopper("nothing", tile)
+    np.testing.assert_allclose(found, values[:, :16] @ values[0, :16], rtol=1e-5, atol=1e-5)
+    assert sorted(emulated.probes.hopper_names()) == sorted([*FAULTS, "nothing"])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_emulator_finds_what_a_device_does_not_say(emulated, name):
+    with pytest.raises(DeviceError, match=FAULTS[name]):
+        emulated.probes.run_hopper(name, np.zeros((128, 64), np.uint16))
