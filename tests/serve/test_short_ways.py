@@ -110,3 +110,14 @@ def test_a_cache_that_keeps_nothing() -> None:
     cache.put("key", np.zeros(3))
     assert cache.get("key") is None
     assert cache.bytes == len(cache) == 0
+
+
+def test_a_vector_whose_length_is_beyond_float32_is_no_zeros() -> None:
+    from bertrt.serve.protocols.vectors import normalize, shorten
+    from bertrt.serve.refusals import Refusal
+
+    np.testing.assert_allclose(normalize(np.float32([3e18, 4e18])), [0.6, 0.8], rtol=1e-6)
+    for found in (lambda v: normalize(v), lambda v: shorten(v, 2)):
+        with pytest.raises(Refusal, match="not finite") as told:
+            found(np.float32([1e20, 1e20, 1]))
+        assert told.value.status == 500

@@ -228,6 +228,7 @@ async def predict(call: Call, body: PredictRequest) -> Response:
         )
     show = _SHOWN.get(task or "", plain_result)
     found = [show(result) for result in answered.whole()]
+    check_finite(found)
     _tell(call, answered, sum(map(_length, inputs)))
     return json_response(found[0] if single else found)
 

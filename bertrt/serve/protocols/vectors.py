@@ -66,6 +66,12 @@ def shorten(vector: np.ndarray, dimensions: int | None) -> np.ndarray:
 
 
 def normalize(vector: np.ndarray) -> np.ndarray:
-    """A vector with length 1, float32; zeros stay zeros."""
-    norm = np.sqrt(np.add.reduce(np.square(vector)))
+    """A vector with length 1, float32; zeros stay zeros.
+
+    Raises:
+        Refusal: 500 its length is beyond float32: all would be zeros.
+    """
+    with np.errstate(over="ignore"):
+        norm = np.sqrt(np.add.reduce(np.square(vector)))
+    check_finite(norm)
     return np.asarray(vector / np.maximum(norm, _LEAST_NORM))
