@@ -27,12 +27,15 @@ void embed_layer_norm(const EmbeddingTables&, const LayerNorm&, const int32_t* i
 void layer_norm(const LayerNorm&, ConstDeviceRows, ConstDeviceRows, RowCount, DeviceRows, Stream) {}
 void gather_rows(ConstDeviceRows, const int32_t*, RowCount, int64_t, DeviceRows, Stream) {}
 void linear(const Linear&, ConstDeviceRows, ConstDeviceRows, RowCount, DeviceRows, Stream) {}
+void linear(const Linear&, QuantisedRows, ConstDeviceRows, RowCount, DeviceRows, Stream) {}
+void quantise_rows(ConstDeviceRows, RowCount, int64_t, QuantisedRows, Stream) {}
 void attention(const Attention&, const Sequences&, ConstDeviceRows, ConstDeviceRows, DeviceRows,
                Stream) {}
 void attention_weights(const Attention&, const Sequences&, const int64_t*, ConstDeviceRows,
                        DeviceRows, Stream) {}
 bool kernels_wait() { return true; }
 const char* linear_kernel(Element) { return "none"; }
+const char* quantised_linear_kernel() { return "none"; }
 const char* attention_kernel(Element, int64_t) { return "none"; }
 
 namespace emulator {
