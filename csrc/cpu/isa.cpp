@@ -11,6 +11,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #endif
 
 namespace bertrt::cpu {
@@ -49,9 +55,25 @@ namespace amx_emulated {
 extern const GemmKernel kGemmBf16;
 extern const GemmKernel kGemmS8;
 }  // namespace amx_emulated
+#elif defined(__aarch64__)
+namespace neon {
+extern const KernelTable kTable;
+}
+namespace neon_dotprod {
+extern const GemmKernel kGemmS8;
+}
+namespace neon_i8mm {
+extern const GemmKernel kGemmS8;
+}
+namespace neon_bf16 {
+extern const GemmKernel kGemmBf16;
+extern const AttentionKernel kAttentionBf16;
+}  // namespace neon_bf16
 #endif
 
 namespace {
+
+#if defined(__x86_64__)
 
 struct Features {
   bool avx2 = false;  // AVX2 and FMA
@@ -61,8 +83,6 @@ struct Features {
   bool avx512_bf16 = false;  // and VNNI
   bool amx = false;          // TILE, BF16 and INT8, and all of the above but AVX-VNNI
 };
-
-#if defined(__x86_64__)
 
 // The register state that the operating system saves on a task switch (Intel SDM volume 1, 13.3).
 uint64_t enabled_state() {
@@ -109,18 +129,50 @@ Features detect() {
   return features;
 }
 
-#else
+#elif defined(__aarch64__)
 
-Features detect() { return {}; }
+// Beside what every 64-bit Arm has. Each has those before it.
+struct Features {
+  bool dotprod = false;
+  bool i8mm = false;
+  bool bf16 = false;
+};
+
+#if defined(__APPLE__)
+bool has(const char* name) {
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+#endif
+
+Features detect() {
+  Features features;
+#if defined(__linux__)
+  // HWCAP_ASIMDDP, HWCAP2_I8MM and HWCAP2_BF16 of asm/hwcap.h, which may be older than the CPU.
+  const unsigned long first = getauxval(AT_HWCAP);
+  const unsigned long second = getauxval(AT_HWCAP2);
+  features.dotprod = first & (1ul << 20);
+  features.i8mm = second & (1ul << 13);
+  features.bf16 = second & (1ul << 14);
+#elif defined(__APPLE__)
+  features.dotprod = has("hw.optional.arm.FEAT_DotProd");
+  features.i8mm = has("hw.optional.arm.FEAT_I8MM");
+  features.bf16 = has("hw.optional.arm.FEAT_BF16");
+#endif
+  features.i8mm = features.i8mm && features.dotprod;
+  features.bf16 = features.bf16 && features.i8mm;
+  return features;
+}
 
 #endif
 
 }  // namespace
 
 std::vector<const KernelTable*> supported_tables() {
-  static const Features features = detect();
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
+  static const Features features = detect();
   // Baseline first, then upward: each is the one before with some kernels replaced.
   // AVX512-VNNI with VL has the instructions of AVX-VNNI, in another encoding.
   static const KernelTable vnni_256 = [] {
@@ -165,8 +217,31 @@ std::vector<const KernelTable*> supported_tables() {
   if (features.avx512) tables.push_back(&avx512::kTable);
   if (features.avx_vnni || features.avx512_vnni) tables.push_back(&vnni_256);
   if (features.avx2) tables.push_back(&avx2::kTable);
-#else
-  (void)features;
+#elif defined(__aarch64__)
+  static const Features features = detect();
+  static const KernelTable dotprod = [] {
+    KernelTable table = neon::kTable;
+    table.isa = "neon_dotprod";
+    table.gemm_s8 = neon_dotprod::kGemmS8;
+    return table;
+  }();
+  static const KernelTable i8mm = [] {
+    KernelTable table = neon::kTable;
+    table.isa = "neon_i8mm";
+    table.gemm_s8 = neon_i8mm::kGemmS8;
+    return table;
+  }();
+  static const KernelTable bf16 = [] {
+    KernelTable table = i8mm;
+    table.isa = "neon_bf16";
+    table.gemm_bf16 = neon_bf16::kGemmBf16;
+    table.attention_bf16 = neon_bf16::kAttentionBf16;
+    return table;
+  }();
+  if (features.bf16) tables.push_back(&bf16);
+  if (features.i8mm) tables.push_back(&i8mm);
+  if (features.dotprod) tables.push_back(&dotprod);
+  tables.push_back(&neon::kTable);
 #endif
   tables.push_back(&portable::kTable);
 #if defined(__x86_64__)

@@ -112,7 +112,8 @@ void PanelMatrix::set(const WeightBlock& block, int64_t first, int64_t last,
       to[j] = panel(column / kernel.panel) +
               (k / kernel.group * kernel.panel + column % kernel.panel) * unit;
     }
-    const auto place = unit == 4   ? place_units<uint32_t>
+    const auto place = unit == 8   ? place_units<uint64_t>
+                       : unit == 4 ? place_units<uint32_t>
                        : unit == 2 ? place_units<uint16_t>
                                    : place_units<uint8_t>;
     place(from, to, last - first, ceil_div(count, kernel.group), kernel.panel);

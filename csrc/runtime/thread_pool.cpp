@@ -39,6 +39,9 @@ const PerProcess<std::atomic<int>>& pools_in_calls = *new PerProcess<std::atomic
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  // YIELD does nothing on most CPUs; this waits about as long as PAUSE.
+  asm volatile("isb");
 #else
   std::this_thread::yield();
 #endif

@@ -62,6 +62,10 @@ static inline F16 operator/(F16 a, F16 b) {
 static inline F16 fma(F16 a, F16 b, F16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+// sum + *x * w, fused.
+static inline F16 add_product(F16 sum, const float* x, F16 w) { return fma(broadcast(*x), w, sum); }
+// A step of a chain for measuring, which waits for the one before it.
+static inline F16 chain(F16 sum, F16 a, F16 b) { return fma(sum, a, b); }
 // Of NaN and a number these two give b.
 static inline F16 max(F16 a, F16 b) {
   return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
@@ -239,8 +243,11 @@ static inline I16 dot_pairs(PairsI16 w, int32_t x) {
   const __m256i pair = _mm256_set1_epi32(x);
   return {_mm256_madd_epi16(w.lo, pair), _mm256_madd_epi16(w.hi, pair)};
 }
-static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
-  return add_in_place(sum, dot_pairs(w, x));
+static inline I16 dot_pairs(I16 sum, PairsI16 w, const int32_t* x) {
+  return add_in_place(sum, dot_pairs(w, *x));
 }
+// As above. The addition is an instruction of its own, which is left out: the multiplier is what
+// limits, and how much of the adding fits beside it differs from loop to loop.
+static inline I16 chain(I16 sum, int32_t pair) { return dot_pairs(as_pairs(sum), pair); }
 
 }  // namespace bertrt::cpu::avx2

@@ -52,6 +52,10 @@ static inline F16 scale_by_power(F16 a, F16 t) {
   const __m512i power = _mm512_add_epi32(n, _mm512_castps_si512(_mm512_set1_ps(1.0f)));
   return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(power))};
 }
+// sum + *x * w, fused.
+static inline F16 add_product(F16 sum, const float* x, F16 w) { return fma(broadcast(*x), w, sum); }
+// A step of a chain for measuring, which waits for the one before it.
+static inline F16 chain(F16 sum, F16 a, F16 b) { return fma(sum, a, b); }
 
 // The sums and maxima of all lanes fold halves (8, 4, 2, 1): the same order on every path.
 static inline float reduce_add(F16 a) {
@@ -175,8 +179,11 @@ static inline PairsI16 load_s16_pairs(const int16_t* p) { return {_mm512_loadu_s
 static inline I16 dot_pairs(PairsI16 w, int32_t x) {
   return {_mm512_madd_epi16(w.v, _mm512_set1_epi32(x))};
 }
-static inline I16 dot_pairs(I16 sum, PairsI16 w, int32_t x) {
-  return add_in_place(sum, dot_pairs(w, x));
+static inline I16 dot_pairs(I16 sum, PairsI16 w, const int32_t* x) {
+  return add_in_place(sum, dot_pairs(w, *x));
 }
+// As above. The addition is an instruction of its own, which is left out: the multiplier is what
+// limits, and how much of the adding fits beside it differs from loop to loop.
+static inline I16 chain(I16 sum, int32_t pair) { return dot_pairs(as_pairs(sum), pair); }
 
 }  // namespace bertrt::cpu::avx512

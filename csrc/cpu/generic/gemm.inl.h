@@ -37,7 +37,7 @@ struct Float32 {
   static constexpr int64_t kVector = 16 * sizeof(float);  // bytes of 16 columns
   static Sum none() { return zero(); }
   static Weights load_weights(const char* p) { return load(reinterpret_cast<const float*>(p)); }
-  static Sum step(Sum sum, const Input* x, Weights w) { return fma(broadcast(*x), w, sum); }
+  static Sum step(Sum sum, const Input* x, Weights w) { return add_product(sum, x, w); }
   static F16 value(Sum sum, const GemmTile&, int, int) { return sum; }
   static F16 gelu_erf(F16 x) { return gelu_erf_f32(x); }
 };
@@ -61,7 +61,7 @@ struct BFloat16 {
     return load_bf16_pairs(reinterpret_cast<const uint16_t*>(p));
   }
   static Sum step(Sum sum, const Input* x, Weights w) {
-    return fma(broadcast(x->second), w.second, fma(broadcast(x->first), w.first, sum));
+    return add_product(add_product(sum, &x->first, w.first), &x->second, w.second);
   }
   static F16 value(Sum sum, const GemmTile&, int, int) { return sum; }
   static F16 gelu_erf(F16 x) { return gelu_erf_short(x); }
@@ -87,7 +87,7 @@ struct Int8 {
   static Weights load_weights(const char* p) {
     return load_s8_pairs(reinterpret_cast<const int8_t*>(p));
   }
-  static Sum step(Sum sum, const Input* x, Weights w) { return dot_pairs(sum, w, *x); }
+  static Sum step(Sum sum, const Input* x, Weights w) { return dot_pairs(sum, w, x); }
   static F16 value(Sum sum, const GemmTile& tile, int row, int column) {
     return dequantise(sum, tile, row, column);
   }
@@ -107,7 +107,7 @@ struct Int16 {
   static Weights load_weights(const char* p) {
     return load_s16_pairs(reinterpret_cast<const int16_t*>(p));
   }
-  static Sum step(Sum sum, const Input* x, Weights w) { return dot_pairs(sum, w, *x); }
+  static Sum step(Sum sum, const Input* x, Weights w) { return dot_pairs(sum, w, x); }
 };
 
 template <class Format, int kRows>

@@ -19,19 +19,17 @@ struct MultiplyAdd {
   F16 factor, summand;
   explicit MultiplyAdd(float x) : factor(broadcast(x)), summand(broadcast(1.0f - x)) {}
   static Sum first(F16 x) { return x; }
-  Sum step(Sum sum) const { return fma(sum, factor, summand); }
+  Sum step(Sum sum) const { return chain(sum, factor, summand); }
   static void keep(Sum sum, float* out) { store(out, sum + load(out)); }
 };
 
-// The widening path adds with an instruction of its own, which is left out: the multiplier is what
-// limits, and how much of the adding fits beside it differs from loop to loop.
 struct MultiplyAddPairs {
   using Sum = I16;
   static constexpr int64_t kOperations = 4 * 16;
   int32_t pair;
   explicit MultiplyAddPairs(float x) : pair(static_cast<int32_t>(x)) {}
   static Sum first(F16 x) { return to_nearest_int(x); }
-  Sum step(Sum sum) const { return dot_pairs(as_pairs(sum), pair); }
+  Sum step(Sum sum) const { return chain(sum, pair); }
   static void keep(Sum sum, float* out) { store(out, to_float(sum) + load(out)); }
 };
 
