@@ -14,8 +14,8 @@ namespace bertrt {
 // product full of them takes many times as long. Afterwards the thread's mode is what it was, and
 // so are the flags of past exceptions. A new thread has the mode of the one that starts it.
 //
-// Of x86-64 and 64-bit Arm alone: on other CPUs the thread's own mode stays. On x86-64 the loads and
-// stores of the control word take about ten nanoseconds.
+// Of x86-64 and 64-bit Arm alone: on other CPUs the thread's own mode stays. On x86-64 the loads
+// and stores of the control word take about ten nanoseconds.
 class FloatMode {
  public:
 #if defined(__x86_64__)
@@ -52,8 +52,8 @@ class FloatMode {
   static constexpr unsigned kOurs = _MM_MASK_MASK | _MM_ROUND_NEAREST | _MM_FLUSH_ZERO_ON | 0x40;
   const unsigned before_;
 #elif defined(__aarch64__)
-  // FZ alone. What is not set: traps, another rounding, the alternate handling of denormals (AH) and
-  // another rounding of bfloat16 products (EBF), of CPUs that have these.
+  // FZ alone. What is not set: traps, another rounding, the alternate handling of denormals (AH)
+  // and another rounding of bfloat16 products (EBF), of CPUs that have these.
   static constexpr unsigned kOurs = 1u << 24;
   static void set(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode) : "memory"); }
   const unsigned before_;

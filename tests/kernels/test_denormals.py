@@ -17,7 +17,8 @@ TINY = float(np.finfo(FLOAT32).tiny)  # the smallest number that is not a denorm
 PRECISIONS = ["fp32", "bf16", "int8"]
 
 pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="denormals are flushed on x86-64 only"
+    platform.machine() not in ("x86_64", "aarch64", "arm64"),
+    reason="denormals are flushed on x86-64 and 64-bit Arm only",
 )
 
 

@@ -21,18 +21,29 @@ kernels = _native.kernels
 OUTPUTS = handmade.OUTPUTS
 PRECISIONS = ["fp32", "bf16", "int8"]
 
+MACHINE = platform.machine()
+
 pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or sys.platform != "linux",
-    reason="the mode is set on x86-64 only, and here by Linux's C library",
+    MACHINE not in ("x86_64", "aarch64") or sys.platform != "linux",
+    reason="the mode is set on x86-64 and 64-bit Arm only, and here by Linux's C library",
 )
 
-# Bits of MXCSR (Intel SDM volume 1, 10.2.3).
-FLAGS = 0x3F
-DENORMALS_ARE_ZEROS = 0x40
-ALL_MASKED = 0x1F80
-INEXACT_MASKED = 0x1000
-ROUND_DOWN, ROUND_UP, ROUND_TO_ZERO = 0x2000, 0x4000, 0x6000
-FLUSH_TO_ZERO = 0x8000
+if MACHINE == "aarch64":
+    # A mode is what FPCR holds and, where that has nothing, the flags of FPSR (Arm ARM, C5.2).
+    FLAGS = 0x9F
+    DENORMALS_ARE_ZEROS = 0
+    ALL_MASKED = 0
+    INEXACT_MASKED = 0x8F00  # most CPUs have no traps, and keep none of these bits
+    ROUND_DOWN, ROUND_UP, ROUND_TO_ZERO = 0x800000, 0x400000, 0xC00000
+    FLUSH_TO_ZERO = 0x1000000
+else:
+    # Bits of MXCSR (Intel SDM volume 1, 10.2.3).
+    FLAGS = 0x3F
+    DENORMALS_ARE_ZEROS = 0x40
+    ALL_MASKED = 0x1F80
+    INEXACT_MASKED = 0x1000
+    ROUND_DOWN, ROUND_UP, ROUND_TO_ZERO = 0x2000, 0x4000, 0x6000
+    FLUSH_TO_ZERO = 0x8000
 OURS = ALL_MASKED | FLUSH_TO_ZERO | DENORMALS_ARE_ZEROS
 ODD = [
     ALL_MASKED,
@@ -45,17 +56,26 @@ libm = ctypes.CDLL("libm.so.6") if sys.platform == "linux" else None
 
 
 def environment() -> Any:
-    """A fenv_t, which ends with MXCSR."""
+    """A fenv_t, which ends with MXCSR, or is FPCR and FPSR."""
     found = (ctypes.c_uint32 * 8)()
     assert libm.fegetenv(found) == 0
     return found
 
 
+def present() -> int:
+    """The calling thread's mode and flags."""
+    found = environment()
+    return found[0] & ~FLAGS | found[1] & FLAGS if MACHINE == "aarch64" else found[7]
+
+
 @contextmanager
 def mode(word: int) -> Iterator[None]:
-    """The calling thread's MXCSR for a while."""
+    """Another mode of the calling thread's for a while."""
     before, wanted = environment(), environment()
-    wanted[7] = word
+    if MACHINE == "aarch64":
+        wanted[0], wanted[1] = word & ~FLAGS, word & FLAGS
+    else:
+        wanted[7] = word
     libm.fesetenv(wanted)
     try:
         yield
@@ -130,7 +150,7 @@ def test_the_callers_mode_and_flags_stay(rng, word):
     ):
         with mode(word):
             call()
-            left = environment()[7]
+            left = present()
         assert left == word
 
 

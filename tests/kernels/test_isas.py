@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,29 @@ def test_supported_instruction_sets_are_those_of_the_machine():
     if "amx" not in found and "amx" in expected:
         expected.remove("amx")  # a system may refuse the permission to use it
     assert found == expected
+
+
+# Bits of what getauxval says: asimddp of AT_HWCAP, i8mm and bf16 of AT_HWCAP2 (Linux,
+# Documentation/arch/arm64/elf_hwcaps.rst).
+DOTPROD, I8MM, BF16_PRODUCTS = (16, 1 << 20), (26, 1 << 13), (26, 1 << 14)
+NEEDED_ON_ARM = {
+    "neon_bf16": {DOTPROD, I8MM, BF16_PRODUCTS},
+    "neon_i8mm": {DOTPROD, I8MM},
+    "neon_dotprod": {DOTPROD},
+    "neon": set(),
+    "portable": set(),
+}
+
+
+@pytest.mark.skipif(
+    platform.machine() != "aarch64" or sys.platform != "linux", reason="asks Linux on 64-bit Arm"
+)
+def test_supported_instruction_sets_on_arm_are_those_that_linux_names():
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    expected = [
+        isa
+        for isa, needed in NEEDED_ON_ARM.items()
+        if all(getauxval(kind) & bit for kind, bit in needed)
+    ]
+    assert _native.supported_isas() == expected

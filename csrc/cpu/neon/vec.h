@@ -123,8 +123,7 @@ static inline F16 scale_by_power(F16 a, F16 t) {
 
 // The sums and maxima of all lanes fold halves (8, 4, 2, 1): the same order on every path.
 static inline float reduce_add(F16 a) {
-  const float32x4_t s4 =
-      vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
+  const float32x4_t s4 = vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
   const float32x2_t s2 = vadd_f32(vget_low_f32(s4), vget_high_f32(s4));
   return vget_lane_f32(s2, 0) + vget_lane_f32(s2, 1);
 }
@@ -213,8 +212,7 @@ static inline void transpose(float32x4_t& a, float32x4_t& b, float32x4_t& c, flo
 static inline void transpose(F16 (&rows)[16]) {
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) {
-      transpose(rows[4 * i].q[j], rows[4 * i + 1].q[j], rows[4 * i + 2].q[j],
-                rows[4 * i + 3].q[j]);
+      transpose(rows[4 * i].q[j], rows[4 * i + 1].q[j], rows[4 * i + 2].q[j], rows[4 * i + 3].q[j]);
     }
   }
   for (int i = 0; i < 4; ++i) {

@@ -19,8 +19,8 @@ struct Pairs {
 };
 inline Pairs load_pairs(const char* p) {
   const bfloat16_t* pairs = reinterpret_cast<const bfloat16_t*>(p);
-  return {{vld1q_bf16(pairs), vld1q_bf16(pairs + 8), vld1q_bf16(pairs + 16),
-           vld1q_bf16(pairs + 24)}};
+  return {
+      {vld1q_bf16(pairs), vld1q_bf16(pairs + 8), vld1q_bf16(pairs + 16), vld1q_bf16(pairs + 24)}};
 }
 inline F16 add_pairs(F16 sum, const int32_t* x, Pairs w) {
   const bfloat16x8_t lane = vreinterpretq_bf16_f32(load_lane(x));

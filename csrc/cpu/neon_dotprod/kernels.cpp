@@ -59,14 +59,8 @@ struct MultiplyAddFours {
 }  // namespace
 
 extern const GemmKernel kGemmS8;
-const GemmKernel kGemmS8 = {"gemm_s8.neon_dotprod",
-                            Int8Fours::kRows,
-                            kPanel,
-                            Int8Fours::kGroup,
-                            convert_s8_steps,
-                            sizeof(int8_t),
-                            false,
-                            Gemm<Int8Fours>::run,
+const GemmKernel kGemmS8 = {"gemm_s8.neon_dotprod", Int8Fours::kRows, kPanel, Int8Fours::kGroup,
+                            convert_s8_steps,       sizeof(int8_t),   false,  Gemm<Int8Fours>::run,
                             peak<MultiplyAddFours>};
 
 }  // namespace bertrt::cpu::neon_dotprod

@@ -226,7 +226,9 @@ static inline I16 dot_pairs(PairsI16 w, int32_t x) {
   const int high = x >> 16;
   return per_quarter_int([&](int i) { return w.first.q[i] * low + w.second.q[i] * high; });
 }
-static inline I16 dot_pairs(I16 sum, PairsI16 w, const int32_t* x) { return sum + dot_pairs(w, *x); }
+static inline I16 dot_pairs(I16 sum, PairsI16 w, const int32_t* x) {
+  return sum + dot_pairs(w, *x);
+}
 // As above. The addition is an instruction of its own, which is left out: the multiplier is what
 // limits, and how much of the adding fits beside it differs from loop to loop.
 static inline I16 chain(I16 sum, int32_t pair) { return dot_pairs(as_pairs(sum), pair); }
