@@ -234,9 +234,13 @@ def _alone(texts: Sequence[str], seconds: float) -> tuple[float, float]:
 
 
 def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    return {"cpu": name, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    from bertrt.host.machine import cpu_name
+
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
 
 
 def _versions(python: str) -> dict[str, str]:

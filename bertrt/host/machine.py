@@ -11,12 +11,38 @@ from typing import Any
 __all__ = ["cpu_name", "machine_peaks"]
 
 
+# Cores of servers, by the numbers of their maker and of their kind, MIDR_EL1's (from util-linux,
+# sys-utils/lscpu-arm.c). Linux tells these numbers where it names no model.
+_ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd84"): "Neoverse-V3",
+    ("0x41", "0xd8e"): "Neoverse-N3",
+    ("0x46", "0x001"): "A64FX",
+    ("0x48", "0xd01"): "TaiShan-v110",
+    ("0xc0", "0xac3"): "Ampere-1",
+    ("0xc0", "0xac4"): "Ampere-1a",
+}
+
+
 def cpu_name() -> str:
-    """The CPU as the system names it."""
+    """The CPU as the system names it; on Arm its core, or the numbers that stand for it."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    fields: dict[str, str] = {}  # of the first core
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    if "model name" in fields:
+        return fields["model name"]
+    core = fields.get("CPU implementer", ""), fields.get("CPU part", "")
+    if all(core):
+        return _ARM_CORES.get(core, f"{platform.machine()}, core {core[1]} of maker {core[0]}")
+    return platform.machine()
 
 
 def machine_peaks(threads: int) -> dict[str, Any]:
