@@ -14,6 +14,8 @@
 #              was ended. docs/security.md has what came of it.
 # make fuzz-plan  plans and packed batches from libFuzzer, which comes with clang, on the C++ alone: about
 #              FUZZ_SECONDS. What reached something new stays in build/fuzzer/corpus for the next time.
+# make test-arm  the kernels and the engine for 64-bit Arm, compiled here and run in QEMU: docs/arm.md. Needs
+#              Debian, with g++-aarch64-linux-gnu and qemu-user. ARM_CPU=neoverse-n1: as that CPU.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu/check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
 # The first three set up what they need first and are quick when run again. PYTHON names the interpreter
@@ -39,6 +41,8 @@ PY_ADAPTERS := $(VENV_ADAPTERS)/bin/python
 BUNDLE := build/minilm
 PORT := 8000
 AT_ONCE := $(shell test "$$(nproc 2> /dev/null || echo 2)" -gt 1 && echo 2 || echo 1)
+ARM := build/arm
+ARM_CPU := max
 GPU_PYTHON := python3
 BUNDLES :=
 FUZZ_SECONDS := 120
@@ -48,8 +52,8 @@ CLANG = $(firstword $(foreach c,clang++ $(patsubst %,clang++-%,22 21 20 19 18 17
 CPP := $(shell find csrc cmake -type f)
 FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters newest-python \
-  sanitize sanitize-address-1 sanitize-address-2 sanitize-thread \
+.PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters test-arm \
+  newest-python sanitize sanitize-address-1 sanitize-address-2 sanitize-thread \
   fuzz fuzz-plan gpu-check lint format clean
 
 demo: $(VENV)/built $(VENV)/weights
@@ -85,6 +89,27 @@ test-newest: ready-newest
 
 test-adapters: $(VENV_ADAPTERS)/tools
 	$(PY_ADAPTERS) -m pytest tests/adapters tests/unit/test_gpu_peers.py
+
+# QEMU ends where a forked child starts threads, and what it reaches is no peak.
+NOT_IN_QEMU := fork or peaks
+ARM_TESTS := tests/kernels tests/unit/test_engine.py tests/unit/test_batch.py
+
+test-arm: $(ARM)/built
+	ARM_CPU=$(ARM_CPU) $(ARM)/python -m pytest -p no:cacheprovider -k "not ($(NOT_IN_QEMU))" $(ARM_TESTS)
+
+$(ARM)/python: tests/arm.sh $(VENV)/bin/python
+	PIP="$(PY) -m pip" sh tests/arm.sh $(ARM)
+
+# Beside this machine's own extension: the name has the architecture in it.
+$(ARM)/built: $(ARM)/python $(VENV)/tools $(CPP) CMakeLists.txt
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B $(@D)/cmake -G Ninja -DBERTRT_WERROR=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake -DPYBIND11_USE_CROSSCOMPILING=ON \
+	  -DPython_INCLUDE_DIR="$(CURDIR)/$(ARM)/include/python" -DCMAKE_CXX_FLAGS="-I$(CURDIR)/$(ARM)/include" \
+	  -DPYTHON_MODULE_EXT_SUFFIX=".cpython-$$(tr -d . < $(ARM)/version)-aarch64-linux-gnu.so" \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/bertrt" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)" \
+	  > /dev/null
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" MAKEFLAGS= cmake --build $(@D)/cmake --target _native
+	@touch $@
 
 newest-python:
 	@echo $(NEWEST)

@@ -1,4 +1,4 @@
-"""The same as test_spills.py for 64-bit Arm: the loops of the products keep their sums in registers."""
+"""test_spills.py for 64-bit Arm: the loops of the products keep their sums in registers."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ FloatArray attention(const std::string& isa, const FloatArray& qkv, const IntArr
     require(cu_seqlens.data()[s + 1] - cu_seqlens.data()[s] <= reach, "bias must reach all keys");
   }
   const int64_t hidden = qkv.shape(1) / 3;
-  FloatArray out({qkv.shape(0), hidden});
+  FloatArray out({int64_t{qkv.shape(0)}, hidden});
   if (isa == kReference) {
     for (int64_t s = 0; s < seqs; ++s) {
       const int64_t first = cu_seqlens.data()[s];
