@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from bertrt.engine.workers import raise_interrupt
 from bertrt.errors import InvalidInputError, InvalidTypeError, QueueFull
 
 __all__ = ["Batching", "Report", "Statistics", "Submission"]
@@ -346,7 +347,8 @@ class _Caller:
             thread = threading.Thread(target=self._work, name="bertrt-callbacks", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system gives none: late is better than never
+            except RuntimeError as error:  # the system gives none: late is better than never
+                raise_interrupt(error)
                 with suppress(Empty):
                     while True:
                         self._do(*self._calls.get_nowait())

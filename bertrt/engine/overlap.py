@@ -16,6 +16,7 @@ from typing import Any
 
 from bertrt.engine.line import characters
 from bertrt.engine.predictor import Predictor, Sequenced, masks_of
+from bertrt.engine.workers import raise_interrupt
 from bertrt.errors import BertrtError
 from bertrt.host.floats import usual_errors
 from bertrt.host.progress import progress
@@ -163,7 +164,8 @@ class _Batches:
         future: Future[Sequence[Any]]
         try:
             future = self._threads.submit(self.run, sequences)
-        except RuntimeError:  # the system gives no thread
+        except RuntimeError as error:  # the system gives no thread
+            raise_interrupt(error)
             future = Future()
             future.set_result(self.run(sequences))
         self._under_way.append((places, future))

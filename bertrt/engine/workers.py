@@ -17,9 +17,18 @@ from typing import Protocol
 from bertrt.engine.life import this_thread
 from bertrt.host.floats import usual_errors
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "raise_interrupt"]
 
 _COUNT = 2
+
+
+def raise_interrupt(error: RuntimeError) -> None:
+    """Raise the interrupt that an error of a thread's start stands for, if it does: one that comes
+    where threading takes a lock again has it release what it does not hold, which is a RuntimeError
+    as well."""
+    before = error.__context__
+    if before is not None and not isinstance(before, Exception):
+        raise before
 
 
 class Owner(Protocol):
@@ -49,7 +58,8 @@ class Workers:
         for _ in range(_COUNT - self.count):  # one too many leaves by itself
             try:
                 threading.Thread(target=_work, args=(self,), name="bertrt", daemon=True).start()
-            except RuntimeError:  # the system gives none
+            except RuntimeError as error:  # the system gives none
+                raise_interrupt(error)
                 return self.count > 0
         return True
 

@@ -6,6 +6,8 @@ import sys
 import threading
 from typing import Any
 
+import pytest
+
 from bertrt.engine.workers import Workers
 
 
@@ -43,6 +45,19 @@ def test_no_interrupt_keeps_threads() -> None:
         assert not thread.is_alive()
     assert served == [0]
     assert began == []
+
+
+def test_an_interrupt_of_a_start_is_no_lack_of_threads(monkeypatch) -> None:
+    def start(_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    owner = Owner()
+    with pytest.raises(KeyboardInterrupt):
+        Workers(owner).start()
 
 
 def test_threads_without_an_owner_leave() -> None:

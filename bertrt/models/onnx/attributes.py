@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from bertrt.errors import ModelFormatError
@@ -33,19 +35,25 @@ _MICROSOFT = {
 def check_attributes(onnx: Any, opset: int, node: Any, where: str) -> None:
     """Refuse, with a ModelFormatError that begins with `where`, an attribute of another kind than
     the operator's: a number with a fraction where a whole one counts axes, say."""
-    kinds = onnx.AttributeProto.AttributeType
-    if node.domain == MICROSOFT:
-        wanted = {name: kinds.Value(kind) for name, kind in _MICROSOFT.items()}
-    else:
-        try:
-            schema = onnx.defs.get_schema(node.op_type, opset, "")
-        except onnx.defs.SchemaError:
-            return  # refused as an operator that there is not
-        wanted = {name: own.type.value for name, own in schema.attributes.items()}
+    wanted = _kinds(onnx, node.domain == MICROSOFT, node.op_type, opset)
     # An older opset's attribute that the schema does not have is the conversion's to refuse.
     for attribute in node.attribute:
         if attribute.type != (kind := wanted.get(attribute.name, attribute.type)):
+            name = onnx.AttributeProto.AttributeType.Name
             raise ModelFormatError(
                 f"{where}: attribute {attribute.name!r} is of the kind "
-                f"{kinds.Name(attribute.type)}, expected {kinds.Name(kind)}"
+                f"{name(attribute.type)}, expected {name(kind)}"
             )
+
+
+@functools.lru_cache(maxsize=512)
+def _kinds(onnx: Any, microsoft: bool, op_type: str, opset: int) -> Mapping[str, int]:
+    """The kinds of an operator's attributes by their names; none of one that there is not."""
+    if microsoft:
+        kinds = onnx.AttributeProto.AttributeType
+        return {name: kinds.Value(kind) for name, kind in _MICROSOFT.items()}
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return {}
+    return {name: own.type.value for name, own in schema.attributes.items()}
