@@ -90,8 +90,9 @@ test-newest: ready-newest
 test-adapters: $(VENV_ADAPTERS)/tools
 	$(PY_ADAPTERS) -m pytest tests/adapters tests/unit/test_gpu_peers.py
 
-# QEMU ends where a forked child starts threads, and what it reaches is no peak.
-NOT_IN_QEMU := fork or peaks
+# QEMU ends where a forked child starts threads, and knows no limits of threads and memory; what it reaches
+# is no peak.
+NOT_IN_QEMU := fork or test_memory or test_peaks or test_threads
 ARM_TESTS := tests/kernels tests/unit/test_engine.py tests/unit/test_batch.py
 
 test-arm: $(ARM)/built
