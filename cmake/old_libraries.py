@@ -1,0 +1,81 @@
+"""Writes stand-ins of this machine's system libraries that know the symbols of manylinux_2_28 only.
+
+    python cmake/old_libraries.py COMPILER FOLDER
+
+The linker binds a symbol to the newest version that the library has which it is given: what was linked
+on a new machine does not load on an old one, though the library still has the old version and says so.
+Given the stand-ins it binds to the newest version that is old enough. A symbol that has none stays
+undefined and is left to csrc/runtime/old_libraries.cpp. The containers of manylinux have a compiler that
+does the same for libstdc++, and a glibc that is old enough.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+# PEP 600 and its policies: the glibc that the tag names, and the newest versions of RHEL 8's libstdc++.
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
+LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6")
+
+# Of readelf: type, binding, place and name of a dynamic symbol, which has "@@" before its default version.
+SYMBOL = re.compile(r" (FUNC|OBJECT|IFUNC|TLS) +(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +(\w+) (\S+?)@+(\S+)")
+
+# Where a stand-in of each kind lies, and what the assembler calls it; all others are functions.
+PLACES = {"OBJECT": (".data", "object"), "TLS": ('.tdata,"awT",%progbits', "tls_object")}
+
+
+def version_of(text: str) -> tuple[str, tuple[int, ...]] | None:
+    """("GLIBC", (2, 17)) of "GLIBC_2.17"; None of what no policy has, such as GLIBC_PRIVATE."""
+    family, _, numbers = text.rpartition("_")
+    known = family in NEWEST and re.fullmatch(r"[\d.]+", numbers)
+    return (family, tuple(map(int, numbers.split(".")))) if known else None
+
+
+def chosen(symbols: str) -> dict[str, tuple[str, str]]:
+    """The kind and the newest version that is old enough, by name, of what `readelf` prints."""
+    best: dict[str, tuple[tuple[int, ...], str, str]] = {}
+    for kind, place, name, text in SYMBOL.findall(symbols):
+        version = version_of(text)
+        if place in ("UND", "ABS") or version is None or version[1] > NEWEST[version[0]]:
+            continue
+        if name not in best or version[1] > best[name][0]:
+            best[name] = (version[1], text, kind)
+    return {name: (kind, text) for name, (_, text, kind) in best.items()}
+
+
+def write(compiler: str, library: str, folder: Path) -> None:
+    """Write a stand-in of one library under the name that -l looks for."""
+    found = subprocess.check_output([compiler, f"-print-file-name={library}"], text=True).strip()
+    table = subprocess.check_output(["readelf", "--dyn-syms", "--wide", found], text=True)
+    symbols = chosen(table)
+    lines, versions = [], sorted({version for _, version in symbols.values()})
+    for number, (name, (kind, version)) in enumerate(sorted(symbols.items())):
+        section, is_a = PLACES.get(kind, (".text", "function"))
+        lines += [f".section {section}", f".type s{number}, %{is_a}", f".globl s{number}"]
+        lines += [f"s{number}: .byte 0", f".size s{number}, 1"]
+        lines += [f'.symver s{number}, "{name}@@{version}", remove']
+    source, script = folder / f"{library}.s", folder / f"{library}.map"
+    source.write_text("\n".join(lines) + "\n")
+    script.write_text("".join(f"{version} {{}};\n" for version in versions))
+    short = library.partition(".so")[0] + ".so"
+    target = folder / (library if library == "libc.so.6" else short)
+    subprocess.run(
+        [compiler, "-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script={script}"]
+        + [str(source), "-o", str(target)],
+        check=True,
+    )
+    if library == "libc.so.6":
+        # What is linked of the C library besides: see its own libc.so.
+        script_of = subprocess.check_output([compiler, "-print-file-name=libc.so"], text=True)
+        text = Path(script_of.strip()).read_text()
+        (folder / short).write_text(re.sub(r"\S*/libc\.so\.6", str(target), text))
+
+
+if __name__ == "__main__":
+    compiler, folder = sys.argv[1], Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in LIBRARIES:
+        write(compiler, library, folder)
