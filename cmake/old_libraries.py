@@ -1,12 +1,16 @@
 """Writes stand-ins of this machine's system libraries that know the symbols of manylinux_2_28 only.
 
     python cmake/old_libraries.py COMPILER FOLDER
+    python cmake/old_libraries.py --check WHEEL...
 
 The linker binds a symbol to the newest version that the library has which it is given: what was linked
 on a new machine does not load on an old one, though the library still has the old version and says so.
 Given the stand-ins it binds to the newest version that is old enough. A symbol that has none stays
 undefined and is left to csrc/runtime/old_libraries.cpp. The containers of manylinux have a compiler that
 does the same for libstdc++, and a glibc that is old enough.
+
+The check is for what auditwheel does not look at, names that were left without a version: they are
+Python's own, or nobody's where the wheel is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 # PEP 600 and its policies: the glibc that the tag names, and the newest versions of RHEL 8's libstdc++.
@@ -21,7 +27,9 @@ NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6")
 
 # Of readelf: type, binding, place and name of a dynamic symbol, which has "@@" before its default version.
-SYMBOL = re.compile(r" (FUNC|OBJECT|IFUNC|TLS) +(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +(\w+) (\S+?)@+(\S+)")
+SYMBOL = re.compile(
+    r" (FUNC|OBJECT|IFUNC|TLS) +(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +(\w+) (\S+?)@+(\S+)"
+)
 
 # Where a stand-in of each kind lies, and what the assembler calls it; all others are functions.
 PLACES = {"OBJECT": (".data", "object"), "TLS": ('.tdata,"awT",%progbits', "tls_object")}
@@ -63,7 +71,13 @@ def write(compiler: str, library: str, folder: Path) -> None:
     short = library.partition(".so")[0] + ".so"
     target = folder / (library if library == "libc.so.6" else short)
     subprocess.run(
-        [compiler, "-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script={script}"]
+        [
+            compiler,
+            "-shared",
+            "-nostdlib",
+            f"-Wl,-soname,{library}",
+            f"-Wl,--version-script={script}",
+        ]
         + [str(source), "-o", str(target)],
         check=True,
     )
@@ -74,7 +88,36 @@ def write(compiler: str, library: str, folder: Path) -> None:
         (folder / short).write_text(re.sub(r"\S*/libc\.so\.6", str(target), text))
 
 
+# A name that has to come from elsewhere, which a weak one has not; "@" is before its version.
+NEEDED = re.compile(r" GLOBAL +DEFAULT +UND +(\S+)")
+
+
+def unknown(symbols: str) -> list[str]:
+    """Of what `readelf` prints the names that a module needs of no version, but for Python's."""
+    return [name for name in NEEDED.findall(symbols) if not re.search("@|^_?Py", name)]
+
+
+def check(wheel: Path) -> None:
+    """Exit with the names in a wheel's modules that nobody may have where it is loaded."""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as files:
+        modules = [name for name in files.namelist() if name.endswith(".so")]
+        if not modules:
+            sys.exit(f"{wheel}: no module in it")
+        for name in modules:
+            place = files.extract(name, folder)
+            table = subprocess.check_output(["readelf", "--dyn-syms", "--wide", place], text=True)
+            if found := unknown(table):
+                sys.exit(
+                    f"{wheel}: {name} needs {', '.join(found)}, which manylinux_2_28 lacks; expected "
+                    "versions of it, or a definition in csrc/runtime/old_libraries.cpp"
+                )
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--check":
+        for wheel in sys.argv[2:]:
+            check(Path(wheel))
+        sys.exit()
     compiler, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
