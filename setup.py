@@ -1,8 +1,8 @@
 """Builds the extension bertrt._native with CMake; everything else is in pyproject.toml.
 
 With BERTRT_CUDA=1 in the environment it builds bertrt._cuda too, with the nvcc of this machine or,
-where there is none, that of the package nvidia-cuda-nvcc. csrc/cuda/setup.py, which takes what it needs
-from here, makes a package of its own of that extension.
+where there is none, that of the package nvidia-cuda-nvcc. csrc/cuda/setup.py, which takes what it
+needs from here, makes a package of its own of that extension.
 """
 
 from __future__ import annotations

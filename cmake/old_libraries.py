@@ -3,11 +3,11 @@
     python cmake/old_libraries.py COMPILER FOLDER
     python cmake/old_libraries.py --check WHEEL...
 
-The linker binds a symbol to the newest version that the library has which it is given: what was linked
-on a new machine does not load on an old one, though the library still has the old version and says so.
-Given the stand-ins it binds to the newest version that is old enough. A symbol that has none stays
-undefined and is left to csrc/runtime/old_libraries.cpp. The containers of manylinux have a compiler that
-does the same for libstdc++, and a glibc that is old enough.
+The linker binds a symbol to the newest version that the library has which it is given: what was
+linked on a new machine does not load on an old one, though the library still has the old version,
+too. Given the stand-ins it binds to the newest version that is old enough. A symbol that has none
+stays undefined and is left to csrc/runtime/old_libraries.cpp. The containers of manylinux have a
+compiler that does the same for libstdc++, and a glibc that is old enough.
 
 The check is for what auditwheel does not look at, names that were left without a version: they are
 Python's own, or nobody's where the wheel is loaded.
@@ -22,11 +22,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# PEP 600 and its policies: the glibc that the tag names, and the newest versions of RHEL 8's libstdc++.
+# PEP 600 and its policies: the tag's glibc, and the newest versions that RHEL 8's libstdc++ has.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6")
 
-# Of readelf: type, binding, place and name of a dynamic symbol, which has "@@" before its default version.
+# Of readelf: kind, binding, place, name and version of a dynamic symbol.
 SYMBOL = re.compile(
     r" (FUNC|OBJECT|IFUNC|TLS) +(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +(\w+) (\S+?)@+(\S+)"
 )
@@ -70,17 +70,8 @@ def write(compiler: str, library: str, folder: Path) -> None:
     script.write_text("".join(f"{version} {{}};\n" for version in versions))
     short = library.partition(".so")[0] + ".so"
     target = folder / (library if library == "libc.so.6" else short)
-    subprocess.run(
-        [
-            compiler,
-            "-shared",
-            "-nostdlib",
-            f"-Wl,-soname,{library}",
-            f"-Wl,--version-script={script}",
-        ]
-        + [str(source), "-o", str(target)],
-        check=True,
-    )
+    options = ["-shared", "-nostdlib", f"-Wl,-soname,{library}", f"-Wl,--version-script={script}"]
+    subprocess.run([compiler, *options, str(source), "-o", str(target)], check=True)
     if library == "libc.so.6":
         # What is linked of the C library besides: see its own libc.so.
         script_of = subprocess.check_output([compiler, "-print-file-name=libc.so"], text=True)
@@ -108,8 +99,8 @@ def check(wheel: Path) -> None:
             table = subprocess.check_output(["readelf", "--dyn-syms", "--wide", place], text=True)
             if found := unknown(table):
                 sys.exit(
-                    f"{wheel}: {name} needs {', '.join(found)}, which manylinux_2_28 lacks; expected "
-                    "versions of it, or a definition in csrc/runtime/old_libraries.cpp"
+                    f"{wheel}: {name} needs {', '.join(found)}, which manylinux_2_28 lacks; "
+                    "expected a definition in csrc/runtime/old_libraries.cpp"
                 )
 
 

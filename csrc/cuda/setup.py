@@ -1,6 +1,7 @@
 """Builds bertrt._cuda alone; everything else is in pyproject.toml beside this file.
 
-It is built in the sources' own tree, of which it needs the rest: there are wheels of it, and no sdist.
+It is built in the sources' own tree, of which it needs the rest: there are wheels of it, and no
+sdist.
 """
 
 import runpy
