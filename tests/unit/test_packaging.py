@@ -73,7 +73,7 @@ def test_what_is_linked_with_the_stand_ins_needs_nothing_newer(tmp_path):
 
 
 def released(tag: str, version: str, changes: str, folder: Path) -> str:
-    """What .ci/release says of a tag, from a copy of it in a project of that version and changelog."""
+    """What .ci/release says of a tag in a project of that version and changelog."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "release", folder / ".ci")
     (folder / "bertrt").mkdir()
