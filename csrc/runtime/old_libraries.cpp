@@ -21,8 +21,8 @@ namespace std {
 // libstdc++ of GCC 11: GLIBCXX_3.4.29
 void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 
-// Of GCC 11, too: CXXABI_1.3.13. An exception_ptr is a pointer that is counted where it points to: a
-// copy that nobody drops is one count more, and a drop of a copy that nobody made one less.
+// Of GCC 11, too: CXXABI_1.3.13. An exception_ptr is a pointer that is counted where it points to:
+// a copy that nobody drops is one count more, and a drop of a copy that nobody made one less.
 namespace __exception_ptr {
 
 void exception_ptr::_M_addref() noexcept {

@@ -177,7 +177,7 @@ def test_an_installation_without_cuda_says_so(path, monkeypatch):
 
 
 def test_the_module_has_the_packages_version(emulated):
-    assert emulated.VERSION == __version__
+    assert __version__ == emulated.VERSION
 
 
 def test_a_module_of_another_version_is_refused(as_cuda, path, monkeypatch):
