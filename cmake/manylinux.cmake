@@ -6,3 +6,4 @@ execute_process(
   COMMAND "${Python_EXECUTABLE}" "${CMAKE_SOURCE_DIR}/cmake/old_libraries.py" "${CMAKE_CXX_COMPILER}"
           "${stand_ins}" COMMAND_ERROR_IS_FATAL ANY)
 add_link_options("-L${stand_ins}")
+link_libraries(-Wl,--push-state,--no-as-needed -lpthread -ldl -lrt -Wl,--pop-state)

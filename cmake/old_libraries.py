@@ -25,10 +25,12 @@ from pathlib import Path
 # PEP 600 and its policies: the tag's glibc, and the newest versions that RHEL 8's libstdc++ has.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6")
+# Until glibc 2.34 these had what libc.so.6 has since, and were needed by name. They are still there.
+ONCE = ("libpthread.so.0", "libdl.so.2", "librt.so.1")
 
 # Of readelf: kind, binding, place, name and version of a dynamic symbol.
 SYMBOL = re.compile(
-    r" (FUNC|OBJECT|IFUNC|TLS) +(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +(\w+) (\S+?)@+(\S+)"
+    r" (FUNC|OBJECT|IFUNC|TLS) +(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +(\w+) (\S+?)(@+)(\S+)"
 )
 
 # Where a stand-in of each kind lies, and what the assembler calls it; all others are functions.
@@ -45,9 +47,12 @@ def version_of(text: str) -> tuple[str, tuple[int, ...]] | None:
 def chosen(symbols: str) -> dict[str, tuple[str, str]]:
     """The kind and the newest version that is old enough, by name, of what `readelf` prints."""
     best: dict[str, tuple[tuple[int, ...], str, str]] = {}
-    for kind, place, name, text in SYMBOL.findall(symbols):
+    found = [symbol for symbol in SYMBOL.findall(symbols) if symbol[1] not in ("UND", "ABS")]
+    # What nothing new may be linked with has no default version.
+    offered = {name for _, _, name, at, _ in found if at == "@@"}
+    for kind, _, name, _, text in found:
         version = version_of(text)
-        if place in ("UND", "ABS") or version is None or version[1] > NEWEST[version[0]]:
+        if name not in offered or version is None or version[1] > NEWEST[version[0]]:
             continue
         if name not in best or version[1] > best[name][0]:
             best[name] = (version[1], text, kind)
@@ -113,3 +118,7 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
         write(compiler, library, folder)
+    for library in ONCE:
+        options = ["-shared", "-nostdlib", f"-Wl,-soname,{library}", "-x", "c", "/dev/null"]
+        target = folder / f"{library.partition('.so')[0]}.so"
+        subprocess.run([compiler, *options, "-o", str(target)], check=True)
