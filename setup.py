@@ -1,7 +1,8 @@
 """Builds the extension bertrt._native with CMake; everything else is in pyproject.toml.
 
 With BERTRT_CUDA=1 in the environment it builds bertrt._cuda too, with the nvcc of this machine or,
-where there is none, that of the package nvidia-cuda-nvcc.
+where there is none, that of the package nvidia-cuda-nvcc. csrc/cuda/setup.py, which takes what it
+needs from here, makes a package of its own of that extension.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DBERTRT_CUDA={'ON' if CUDA else 'OFF'}",
+            f"-DBERTRT_CUDA={'ON' if CUDA or ext.name == 'bertrt._cuda' else 'OFF'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
@@ -55,14 +56,15 @@ class CMakeBuild(build_ext):
 
 
 def nvcc_wheel() -> list[str]:
-    """What is needed to build besides what pyproject.toml lists."""
+    """What is needed to build bertrt._cuda besides what pyproject.toml lists."""
     homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), Path("/usr/local/cuda")]
     found = shutil.which("nvcc") or any((home / "bin" / "nvcc").exists() for home in homes)
-    return ["nvidia-cuda-nvcc>=13,<14"] if CUDA and not found else []
+    return ["nvidia-cuda-nvcc>=13,<14"] if not found else []
 
 
-setup(
-    ext_modules=[CMakeExtension(f"bertrt.{name}") for name in ("_native", *["_cuda"] * CUDA)],
-    setup_requires=nvcc_wheel(),
-    cmdclass={"build_ext": CMakeBuild},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[CMakeExtension(f"bertrt.{name}") for name in ("_native", *["_cuda"] * CUDA)],
+        setup_requires=nvcc_wheel() if CUDA else [],
+        cmdclass={"build_ext": CMakeBuild},
+    )

@@ -5,6 +5,9 @@ from typing import Any
 
 from bertrt._native import FloatArray, IntArray
 
+VERSION: str
+"""The version of bertrt that the module belongs to."""
+
 class Device:
     """A GPU: what it is, and what it has."""
 

@@ -6,6 +6,13 @@
 # everywhere.
 # BERTRT_CUDA=EMULATED: _cuda_emulated, for tests: the same sources by the host's compiler, run on the
 # CPU by tests/cuda/emulator. It is never installed.
+# bertrt refuses a module of another version. Its version has one home.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS bertrt/version.py)
+file(STRINGS bertrt/version.py version REGEX "^__version__ = ")
+string(REGEX REPLACE ".*\"(.*)\"" "\\1" version "${version}")
+set_source_files_properties(csrc/bindings/cuda_engine.cpp
+                            PROPERTIES COMPILE_DEFINITIONS BERTRT_VERSION="${version}")
+
 set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/linear.cu
             csrc/cuda/linear.cu csrc/cuda/rows.cu)
 set(host

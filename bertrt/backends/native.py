@@ -22,6 +22,7 @@ from bertrt.host.cores import usable_cores
 from bertrt.host.machine import machine_peaks
 from bertrt.host.stored import Fetcher, Stored
 from bertrt.plan.tail import apply_tail
+from bertrt.version import __version__
 
 if TYPE_CHECKING:
     from bertrt.models.model import Model
@@ -88,9 +89,16 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
         module = importlib.import_module("bertrt._cuda")
     except ImportError as error:
         raise DeviceError(
-            f"backend native cannot run on {device!r}: this bertrt was built without CUDA "
-            f"({error}); build it with BERTRT_CUDA=1 pip install ., or use device='cpu'"
+            f"backend native cannot run on {device!r} without bertrt._cuda ({error}); "
+            f"pip install bertrt-cuda=={__version__}, which in bertrt's sources is "
+            "pip install ./csrc/cuda, or use device='cpu'"
         ) from error
+    found = getattr(module, "VERSION", "0.1.0")  # until then a part of bertrt itself
+    if found != __version__:
+        raise DeviceError(
+            f"backend native cannot run on {device!r}: bertrt._cuda ({module.__file__}) is of "
+            f"version {found}, and bertrt of {__version__}; pip install bertrt-cuda=={__version__}"
+        )
     plan = model.plan()
     _check_stated(model, plan, precision, device)
     check_precision("native", precision, CUDA_PRECISIONS, device)

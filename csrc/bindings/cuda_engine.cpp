@@ -51,6 +51,7 @@ class PyEngine {
 }  // namespace
 
 void bind_cuda_engine(py::module_& module) {
+  module.attr("VERSION") = BERTRT_VERSION;
   // Each module's own: a process may load the one for GPUs beside the emulator's.
   py::class_<cuda::Device>(module, "Device", py::module_local(),
                            "A GPU: what it is, and what it has.")

@@ -10,6 +10,7 @@ import pytest
 
 from bertrt import Batching, DeviceError, Engine, InvalidInputError, ModelFormatError
 from bertrt.backends.native import TRACE, UNPROVEN
+from bertrt.version import __version__
 
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 3, 0, 0, 0]])
 LENGTHS = np.array([5, 3, 0])
@@ -169,9 +170,21 @@ def test_too_little_memory_for_a_model_is_an_error(as_cuda, path):
     assert as_cuda.emulator.bytes_in_use(0) == 0
 
 
-def test_a_build_without_cuda_says_so(path, monkeypatch):
+def test_an_installation_without_cuda_says_so(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bertrt._cuda", None)
-    with pytest.raises(DeviceError, match=r"built without CUDA.*BERTRT_CUDA=1 pip install"):
+    with pytest.raises(DeviceError, match=r"without bertrt\._cuda .*pip install bertrt-cuda=="):
+        Engine.load(path, device="cuda")
+
+
+def test_the_module_has_the_packages_version(emulated):
+    assert __version__ == emulated.VERSION
+
+
+def test_a_module_of_another_version_is_refused(as_cuda, path, monkeypatch):
+    monkeypatch.setattr(as_cuda, "VERSION", "0.1.7")
+    with pytest.raises(
+        DeviceError, match=rf"version 0\.1\.7.*pip install bertrt-cuda=={__version__}"
+    ):
         Engine.load(path, device="cuda")
 
 

@@ -83,5 +83,5 @@ def test_the_emulator_and_the_cpu(path_of_emulated, order):
 )
 def test_the_emulator_and_a_gpu(path_of_emulated, order):
     if importlib.util.find_spec("bertrt._cuda") is None:
-        pytest.skip("bertrt._cuda is not built for this Python: BERTRT_CUDA=1 pip install .")
+        pytest.skip("no bertrt._cuda of this Python: BERTRT_CUDA=1 pip install --editable .")
     assert "'cpu', 'emulator'" in use(path_of_emulated, *order)

@@ -27,7 +27,7 @@ ROOMS = {
     "tasks": "errors results batch text",
     "compiler": "errors plan",
     "models": "errors batch host text plan tasks compiler",
-    "backends": "errors batch host plan models _native _cuda",
+    "backends": "errors version batch host plan models _native _cuda",
     "engine": "errors results batch host text plan tasks models backends",
     "adapters": "errors results host engine",
     "bench": "errors batch host plan models backends engine _native",
