@@ -25,7 +25,8 @@ from pathlib import Path
 # PEP 600 and its policies: the tag's glibc, and the newest versions that RHEL 8's libstdc++ has.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
 LIBRARIES = ("libc.so.6", "libm.so.6", "libstdc++.so.6")
-# Until glibc 2.34 these had what libc.so.6 has since, and were needed by name. They are still there.
+# Until glibc 2.34 these had what libc.so.6 has since, and were needed by name. They are still
+# there.
 ONCE = ("libpthread.so.0", "libdl.so.2", "librt.so.1")
 
 # Of readelf: kind, binding, place, name and version of a dynamic symbol.
