@@ -1,5 +1,7 @@
 // What the headers of newer systems call and the libraries of manylinux_2_28 lack: in modules that
 // cmake/manylinux.cmake links, and in those alone.
+#include <cxxabi.h>
+
 #include <exception>
 #include <new>
 
@@ -8,6 +10,13 @@ extern "C" {
 // glibc 2.32: libstdc++'s reference counts leave out atomic operations while it is true.
 extern const char __libc_single_threaded;
 const char __libc_single_threaded = 0;
+
+// CXXABI_1.3.15, which GCC 14 and later call where an exception leaves a noexcept function.
+[[noreturn]] void __cxa_call_terminate(void* thrown) noexcept;
+void __cxa_call_terminate(void* thrown) noexcept {
+  abi::__cxa_begin_catch(thrown);  // so that a handler may ask for the exception
+  std::terminate();
+}
 
 // What exception_ptr's copies and destructors called before they were inlined.
 void bertrt_copy_exception(void* to, const void* from) noexcept
