@@ -79,6 +79,42 @@ def test_what_is_no_number_is_an_error_and_no_null(hugging, with_head, start, ki
         assert (status, "not finite" in body["error"]) == (500, True), body
 
 
+def test_vectors_of_what_is_no_number_are_errors(runs_over) -> None:
+    """On every route that gives vectors: base64 would carry them without a word."""
+    for path, body in (
+        ("/models/m/predict", {"batch": ["the boat"]}),
+        ("/v1/embeddings", {"input": "the boat"}),
+        ("/v1/embeddings", {"input": ["sea", "the boat"], "encoding_format": "base64"}),
+        ("/v1/embeddings", {"input": "the boat", "dimensions": 3}),
+        ("/embed", {"inputs": "the boat"}),
+        ("/embed_all", {"inputs": "the boat"}),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
+    ):
+        status, told, _ = runs_over.post(path, body)
+        assert (status, "not finite" in str(told)) == (500, True), (path, told)
+
+
+def test_tensors_have_what_predict_gives(runs_over, stub) -> None:
+    """Bits can say that they are no number."""
+    pytest.importorskip("grpc")
+    call = stub(runs_over)
+    message = call.messages["ModelInferRequest"](model_name="m")
+    text = message.inputs.add(name="text", datatype="BYTES", shape=[1])
+    text.contents.bytes_contents.append(b"sea")
+    answer = call.method("ModelInfer")(message, timeout=600)
+    found = np.frombuffer(answer.raw_output_contents[0], np.float32)
+    assert len(found) and not np.isfinite(found).all()
+
+
+@pytest.fixture
+def runs_over(hugging, start):
+    """An embedding model whose last layer runs over."""
+    weights = hugging.weights(hugging.config)
+    last = max(name for name in weights if name.endswith(".output.LayerNorm.weight"))
+    weights[last][:] = 3e38
+    return start(f"m={hugging.write(hugging.config, weights)}", "--grpc-port", "0")
+
+
 def test_what_is_too_long_is_cut_or_refused(server) -> None:
     body = {"batch": ["a", "word " * 300]}
     _, found, _ = server.post("/models/embedder/predict", body)
