@@ -14,7 +14,7 @@ set_source_files_properties(csrc/bindings/cuda_engine.cpp
                             PROPERTIES COMPILE_DEFINITIONS BERTRT_VERSION="${version}")
 
 set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/linear.cu
-            csrc/cuda/linear.cu csrc/cuda/rows.cu)
+            csrc/cuda/linear.cu csrc/cuda/linear_fp8.cu csrc/cuda/rows.cu)
 set(host
     csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
     csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
@@ -59,12 +59,20 @@ else()
   set(CMAKE_CUDA_FLAGS "-L${toolkit}/../lib")
   enable_language(CUDA)
   add_library(bertrt_cuda STATIC ${kernels})
-  # sm_80 runs on all of 8.x, and its PTX on whatever comes later; sm_90a on Hopper alone.
+  # sm_80 runs on all of 8.x, and its PTX on whatever comes later; sm_90a on Hopper alone. fp8 begins
+  # with sm_89.
+  foreach(kernel ${kernels})
+    set(oldest 80)
+    if(kernel MATCHES "linear_fp8")
+      set(oldest 89)
+    endif()
+    set_source_files_properties(
+      ${kernel} PROPERTIES COMPILE_OPTIONS
+                           "-gencode=arch=compute_${oldest},code=[sm_${oldest},compute_${oldest}]")
+  endforeach()
   target_compile_options(
-    bertrt_cuda
-    PRIVATE "-gencode=arch=compute_80,code=[sm_80,compute_80]"
-            -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-Wall,-Wextra,-fvisibility=hidden
-            -Xptxas=-warn-spills)
+    bertrt_cuda PRIVATE -gencode=arch=compute_90a,code=sm_90a
+                        -Xcompiler=-Wall,-Wextra,-fvisibility=hidden -Xptxas=-warn-spills)
   target_include_directories(bertrt_cuda PUBLIC csrc ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   set_target_properties(bertrt_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   pybind11_add_module(_cuda csrc/bindings/cuda_module.cpp ${host})

@@ -171,6 +171,17 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&sums)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same of e4m3 with sums in fp32, on sm_89 and later. Fewer bits of a sum may be kept than fp32
+// has: see kStepsOfSums.
+__device__ __forceinline__ void mma_m16n8k32(float (&sums)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2], Site = Site::current()) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // A product that is rounded by itself: the compiler makes no fused multiply-add of it.
 __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 

@@ -1,6 +1,7 @@
 // Kernels over rows: LayerNorm of a sum of rows, and rows picked by an index.
 #include <type_traits>
 
+#include "core/fp8.h"
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 // kWhole: rows are whole vectors.
-template <bool kWhole>
+template <bool kWhole, EightBits kBits>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     quantise_kernel(const Fp16* x, int64_t x_stride, RowCount rows, int cols, QuantisedRows out) {
   constexpr int kSize = Vector<Fp16>::kSize;
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   auto* to = static_cast<uint8_t*>(out.data) + row * out.stride;
   const int first = static_cast<int>(threadIdx.x) % kWarp * kSize;
 
-  // The zeros beyond a row's end are among the values in any case.
+  // The zeros beyond a row's end are among the values in any case, or make no magnitude larger.
   float lowest = 0.0f, highest = 0.0f, poison = 0.0f;
   for (int col = first; col < cols; col += kStep) {
     const Vector<Fp16> vector = read_columns<kWhole>(x, col, cols);
@@ -188,13 +189,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
   lowest = -warp_max(-lowest);
-  const float range = warp_max(highest) - lowest;
-  float step = range / 255.0f;
-  constexpr float kSmallestNormal = 1.17549435e-38f;
-  if (step < kSmallestNormal) step = 0.0f;
-  const float inverse = step > 0.0f ? 255.0f / range : 0.0f;
-  const float offset = multiply(-lowest, inverse) + 0.5f;
-  const auto zero = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
+  highest = warp_max(highest);
+  float step, inverse;
+  int32_t zero = 0;
+  if constexpr (kBits == EightBits::kFp8) {
+    const E4m3Scale worth(fmaxf(-lowest, highest));
+    step = worth.scale;
+    inverse = worth.inverse;
+  } else {
+    const float range = highest - lowest;
+    step = range / 255.0f;
+    constexpr float kSmallestNormal = 1.17549435e-38f;
+    if (step < kSmallestNormal) step = 0.0f;
+    inverse = step > 0.0f ? 255.0f / range : 0.0f;
+    const float offset = multiply(-lowest, inverse) + 0.5f;
+    zero = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
+  }
   const float scale = step + warp_sum(poison);
   if (first == 0) {
     *reinterpret_cast<RowSteps*>(to + out.stride - kStepsBytes) = {scale, zero};
@@ -205,9 +215,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     uint32_t fours[2] = {};
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      int32_t q = to_nearest_int(multiply(to_float(vector.values[i]), inverse)) + zero;
-      q = q < 0 ? 0 : q > 255 ? 255 : q;
-      fours[i / 4] |= static_cast<uint32_t>(q) << (i % 4 * 8);
+      const float steps = multiply(to_float(vector.values[i]), inverse);
+      uint32_t q;
+      if constexpr (kBits == EightBits::kFp8) {
+        q = to_e4m3(steps);
+      } else {
+        const int32_t whole = to_nearest_int(steps) + zero;
+        q = static_cast<uint32_t>(whole < 0 ? 0 : whole > 255 ? 255 : whole);
+      }
+      fours[i / 4] |= q << (i % 4 * 8);
     }
     if (kWhole || col + kSize <= cols) {
       *reinterpret_cast<uint32_t*>(to + col) = fours[0];
@@ -301,12 +317,20 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
   });
 }
 
-void quantise_rows(ConstDeviceRows x, RowCount rows, int64_t cols, QuantisedRows out,
-                   Stream stream) {
+void quantise_rows(EightBits bits, ConstDeviceRows x, RowCount rows, int64_t cols,
+                   QuantisedRows out, Stream stream) {
   if (rows.most == 0) return;
+  const auto start = [&](auto kernel) {
+    launch(kernel, blocks_of(rows.most), kThreads, 0, stream, static_cast<const Fp16*>(x.data),
+           x.stride, rows, static_cast<int>(cols), out);
+  };
   const bool whole = cols % Vector<Fp16>::kSize == 0;
-  launch(whole ? quantise_kernel<true> : quantise_kernel<false>, blocks_of(rows.most), kThreads, 0,
-         stream, static_cast<const Fp16*>(x.data), x.stride, rows, static_cast<int>(cols), out);
+  if (bits == EightBits::kInt8) {
+    start(whole ? quantise_kernel<true, EightBits::kInt8>
+                : quantise_kernel<false, EightBits::kInt8>);
+  } else {
+    start(whole ? quantise_kernel<true, EightBits::kFp8> : quantise_kernel<false, EightBits::kFp8>);
+  }
 }
 
 void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, const int32_t* ids,

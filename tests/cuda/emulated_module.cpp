@@ -132,12 +132,14 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto emulator = module.def_submodule("emulator");
   emulator.def(
       "reset",
-      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails) {
-        cuda::emulator::reset({devices, memory_bytes, backwards, fails});
+      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails,
+         int capability) {
+        cuda::emulator::reset({devices, memory_bytes, backwards, fails, capability});
       },
       py::arg("devices") = cuda::emulator::Settings().devices,
       py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
-      py::arg("backwards") = false, py::arg("fails") = "");
+      py::arg("backwards") = false, py::arg("fails") = "",
+      py::arg("capability") = cuda::emulator::Settings().capability);
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
 

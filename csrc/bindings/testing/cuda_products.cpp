@@ -1,11 +1,14 @@
 // Matrix products and attention on a CUDA device, or on the emulator, one by one, for tests.
+#include <algorithm>
 #include <optional>
+#include <type_traits>
 
 #include <pybind11/stl.h>
 
 #include "bindings/cuda.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
+#include "core/fp8.h"
 #include "cuda/linear_tiles.h"
 #include "plan/plan.h"
 
@@ -71,23 +74,40 @@ py::array linear(const std::string& element_name, const py::array& x, const py::
   return out.download();
 }
 
-// Rows of fp16 as 8-bit integers, each with its RowSteps: an array of bytes.
-py::array quantise_rows(const py::array& x) {
+cuda::EightBits parse_bits(const std::string& name) {
+  require(name == "int8" || name == "fp8", "bits must be int8 or fp8");
+  return name == "int8" ? cuda::EightBits::kInt8 : cuda::EightBits::kFp8;
+}
+
+// The codes of the nearest e4m3 numbers, as weights have them.
+py::array_t<uint8_t> e4m3_of(const FloatArray& x) {
+  py::array_t<uint8_t> codes(x.size());
+  std::transform(x.data(), x.data() + x.size(), codes.mutable_data(), to_e4m3);
+  return codes;
+}
+
+// Rows of fp16 in 8 bits, each with its RowSteps: an array of bytes.
+py::array quantise_rows(const py::array& x, const std::string& bits) {
   const DeviceMatrix rows(x, cuda::Element::kFp16);
   const int64_t stride = cuda::quantised_stride(rows.cols());
   const cuda::DeviceMemory out = poisoned_memory(rows.count() * stride);
-  cuda::quantise_rows(rows.rows(), rows.count(), rows.cols(), {out.data(), stride}, nullptr);
+  cuda::quantise_rows(parse_bits(bits), rows.rows(), rows.count(), rows.cols(),
+                      {out.data(), stride}, nullptr);
   cuda::check(cudaDeviceSynchronize(), "a kernel");
   py::array_t<uint8_t> bytes({rows.count(), stride});
   peek(bytes.mutable_data(), out.data(), static_cast<size_t>(bytes.nbytes()));
   return std::move(bytes);
 }
 
-// x and what comes of it: fp16. weight: int8 (outputs, inputs); scale: (outputs,).
-py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_style>& weight,
-                    const FloatArray& scale, const std::optional<FloatArray>& bias,
-                    const std::string& activation, const std::optional<py::array>& residual,
-                    const std::string& tiles, int64_t first_output) {
+// x and what comes of it: fp16. weight: int8, or codes of e4m3, (outputs, inputs); scale: (outputs,).
+template <class Weight>
+py::array linear_8_bits(const py::array& x,
+                        const py::array_t<Weight, py::array::c_style>& weight,
+                        const FloatArray& scale, const std::optional<FloatArray>& bias,
+                        const std::string& activation, const std::optional<py::array>& residual,
+                        const std::string& tiles, int64_t first_output) {
+  constexpr auto kBits =
+      std::is_signed_v<Weight> ? cuda::EightBits::kInt8 : cuda::EightBits::kFp8;
   const DeviceMatrix rows(x, cuda::Element::kFp16);
   require(weight.ndim() == 2 && weight.shape(1) == rows.cols() && scale.size() == weight.shape(0) &&
               first_output >= 0 && first_output < weight.shape(0),
@@ -95,10 +115,10 @@ py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_s
   const int64_t outputs = weight.shape(0), inputs = weight.shape(1);
   const int64_t stride = (inputs + 15) / 16 * 16;
   constexpr int64_t kBeyond = cuda::QuantisedWeights::kBeyond;
-  py::array_t<int8_t> padded({outputs, stride});
+  py::array_t<Weight> padded({outputs, stride});
   py::array_t<float> scales(outputs + kBeyond);
   py::array_t<int32_t> sums(outputs + kBeyond);
-  std::fill_n(padded.mutable_data(), padded.size(), int8_t{0});
+  std::fill_n(padded.mutable_data(), padded.size(), Weight{0});
   std::fill_n(scales.mutable_data(), scales.size(), 0.0f);
   std::fill_n(sums.mutable_data(), sums.size(), 0);
   for (int64_t o = 0; o < outputs; ++o) {
@@ -118,13 +138,14 @@ py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_s
   product.outputs = outputs - first_output;
   if (on_bias) product.bias = on_bias->as<float>() + first_output;
   product.activation = plan::parse_activation(activation);
-  product.quantised = {on_weight.as<int8_t>() + first_output * stride, stride,
-                       on_scale.as<float>() + first_output, on_sum.as<int32_t>() + first_output};
+  product.quantised = {on_weight.as<uint8_t>() + first_output * stride, stride,
+                       on_scale.as<float>() + first_output,
+                       on_sum.as<int32_t>() + first_output, kBits};
   const int64_t x_stride = cuda::quantised_stride(inputs);
   const cuda::DeviceMemory quantised = poisoned_memory(rows.count() * x_stride);
   const cuda::QuantisedRows of_x{quantised.data(), x_stride};
   const DeviceMatrix out(rows.count(), product.outputs, cuda::Element::kFp16);
-  cuda::quantise_rows(rows.rows(), rows.count(), inputs, of_x, nullptr);
+  cuda::quantise_rows(kBits, rows.rows(), rows.count(), inputs, of_x, nullptr);
   cuda::linear_in_tiles(parse_tiles(tiles), product, of_x,
                         added ? cuda::ConstDeviceRows(added->rows()) : cuda::ConstDeviceRows(),
                         rows.count(), out.rows(), nullptr);
@@ -259,11 +280,16 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("residual") = py::none(), py::arg("into") = py::none(),
               py::arg("first_column") = 0, py::arg("residual_in_place") = false,
               py::arg("tiles") = py::none());
-  kernels.def("quantise_rows", &quantise_rows, py::arg("x"));
-  kernels.def("linear_s8", &linear_s8, py::arg("x"), py::arg("weight"), py::arg("scale"),
-              py::arg("bias") = py::none(), py::arg("activation") = "none",
-              py::arg("residual") = py::none(), py::arg("tiles") = "small",
-              py::arg("first_output") = 0);
+  kernels.def("quantise_rows", &quantise_rows, py::arg("x"), py::arg("bits") = "int8");
+  kernels.def("e4m3_of", &e4m3_of, py::arg("x"));
+  const auto bind_8_bits = [&](const char* name, auto function) {
+    kernels.def(name, function, py::arg("x"), py::arg("weight"), py::arg("scale"),
+                py::arg("bias") = py::none(), py::arg("activation") = "none",
+                py::arg("residual") = py::none(), py::arg("tiles") = "small",
+                py::arg("first_output") = 0);
+  };
+  bind_8_bits("linear_s8", &linear_8_bits<int8_t>);
+  bind_8_bits("linear_e4m3", &linear_8_bits<uint8_t>);
   kernels.def("linear_seconds", &linear_seconds, py::arg("element"), py::arg("x"),
               py::arg("weight"), py::arg("tiles") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
