@@ -1,15 +1,14 @@
 // Matrix products of e4m3, apart from the others because they are compiled for other architectures:
-// mma.sync has them from sm_89 on.
+// mma.sync has them from sm_89 on. There it is an instruction (QMMA); of sm_90a ptxas makes fp16 of
+// the operands (F2FP) and multiplies those (HMMA), for Hopper's own products in fp8 are wgmma's.
 #include "core/error.h"
 #include "cuda/linear_mma.cuh"
 
 namespace bertrt::cuda {
 
-// The sums that are taken out are as many again: a multiprocessor holds one block of the large
-// tile, with twice the registers.
-using LargeE4m3 = MmaTile<2, 4, 64, 32, 1>;
-static_assert(LargeE4m3::kRows == LargeMma::kRows && LargeE4m3::kColumns == LargeMma::kColumns,
-              "choose_tiles counts those");
+// 64 x 128, where the others have 128 x 128: the sums that are taken out are as many again, and
+// sm_90a needs 180 registers for 32 of each, with the operands in fp16.
+using LargeE4m3 = MmaTile<2, 4, 32, 32, 1>;
 
 void linear_fp8(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
                 RowCount rows, DeviceRows out, Stream stream) {
