@@ -117,8 +117,7 @@ class Report:
                 for step in self.steps
             ],
             "weight_bytes": list(self.weight_bytes),
-            "machine": {"cpu": self.cpu}
-            | ({} if self.device is None else {"device": self.device}),
+            "machine": {"cpu": self.cpu} | ({} if self.device is None else {"device": self.device}),
             "versions": {
                 "bertrt": __version__,
                 "numpy": np.__version__,

@@ -80,9 +80,9 @@ used or has too little memory.)")
              if (precision == "fp8") bits = cuda::EightBits::kFp8;
              const cuda::Element element = parse_element(bits ? "fp16" : precision);
              const WithoutGil here;
-             PyModel model{bits ? std::make_shared<cuda::Model>(
-                                      cuda::Model::in_8_bits(read, *bits, device))
-                                : std::make_shared<cuda::Model>(read, element, device)};
+             PyModel model{
+                 bits ? std::make_shared<cuda::Model>(cuda::Model::in_8_bits(read, *bits, device))
+                      : std::make_shared<cuda::Model>(read, element, device)};
              read.load({});  // what was copied last goes too
              return model;
            }),

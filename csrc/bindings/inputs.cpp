@@ -140,8 +140,9 @@ plan::Weight weight(const Source& source, const std::string& name) {
     weight.shape = object.attr("shape").cast<std::vector<int64_t>>();
   }
   if (!storage) {
-    throw PlanError("plan: weight '" + name +
-                    "' is not a C-contiguous array of float32, uint16 (bfloat16), int8 or uint8 (e4m3)");
+    throw PlanError(
+        "plan: weight '" + name +
+        "' is not a C-contiguous array of float32, uint16 (bfloat16), int8 or uint8 (e4m3)");
   }
   weight.storage = *storage;
   return weight;

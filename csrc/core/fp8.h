@@ -1,7 +1,7 @@
 // How float32 becomes e4m3, 8-bit floating point: a sign, four bits of exponent (bias 7), three of
-// fraction; numbers from 2^-9 to 448, no infinities, one NaN of each sign (Micikevicius et al., "FP8
-// Formats for Deep Learning", arXiv:2209.05433). The same for weights on the host and rows on the
-// device; bertrt/plan/quantized.py does the same for weights that are stored so.
+// fraction; numbers from 2^-9 to 448, no infinities, one NaN of each sign (Micikevicius et al.,
+// "FP8 Formats for Deep Learning", arXiv:2209.05433). The same for weights on the host and rows on
+// the device; bertrt/plan/quantized.py does the same for weights that are stored so.
 #pragma once
 
 #include <cstdint>

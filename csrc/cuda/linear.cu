@@ -114,7 +114,7 @@ void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
       if constexpr (std::is_same_v<T, In>) {
         return hopper::linear(p, stream);
       } else {
-        throw DeviceError("8-bit numbers have no product for Hopper alone");
+        throw DeviceError("8-bit integers have no product for Hopper alone");
       }
   }
 }

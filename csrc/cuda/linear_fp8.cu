@@ -1,7 +1,7 @@
 // Matrix products of e4m3, apart from the others because they are compiled for other architectures:
 // mma.sync has them from sm_89 on. There it is an instruction (QMMA); of sm_90a ptxas makes fp16 of
 // the operands (F2FP) and multiplies those (HMMA), for Hopper's own products in fp8 are wgmma's.
-#include "core/error.h"
+#include "cuda/hopper/linear.h"
 #include "cuda/linear_mma.cuh"
 
 namespace bertrt::cuda {
@@ -21,7 +21,7 @@ void linear_fp8(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceR
     case Tiles::kLarge:
       return run<LargeE4m3>(linear_mma<Fp16, E4m3, LargeE4m3>, p, stream);
     case Tiles::kHopper:
-      throw DeviceError("8-bit numbers have no product for Hopper alone");
+      return hopper::linear_fp8(p, stream);
   }
 }
 

@@ -84,9 +84,9 @@ struct WorthOfRows<E4m3> {
     for (int i = 0; i < 2; ++i) {
       const int wanted = static_cast<int>(row) + 8 * i;
       const int there = wanted < rows ? wanted : rows - 1;
-      rows_[i] = reinterpret_cast<const RowSteps*>(p.x + (corner.row + there) * p.x_stride +
-                                                   p.steps_at)
-                     ->scale;
+      rows_[i] =
+          reinterpret_cast<const RowSteps*>(p.x + (corner.row + there) * p.x_stride + p.steps_at)
+              ->scale;
     }
   }
   __device__ __forceinline__ void columns(unsigned column) {

@@ -210,9 +210,9 @@ class Uploader {
 
 void require_fp8(const Device& device) {
   if (device.major > 8 || (device.major == 8 && device.minor >= 9)) return;
-  throw DeviceError("cuda:" + std::to_string(device.number) + " is a " + device.name + " (" +
-                    device.arch() +
-                    "), which has no fp8: that needs sm_89 or later (Ada, Hopper); use int8 or fp16");
+  throw DeviceError(
+      "cuda:" + std::to_string(device.number) + " is a " + device.name + " (" + device.arch() +
+      "), which has no fp8: that needs sm_89 or later (Ada, Hopper); use int8 or fp16");
 }
 
 // The element as kernels' names end.

@@ -87,8 +87,8 @@ def scaled(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def few_values(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
-    """1, 1/2, 0 and their negatives: of their codes all products and sums are exact, even in the few
-    bits of tensor cores."""
+    """1, 1/2, 0 and their negatives: all products and sums of their codes are exact, even in the
+    few bits of tensor cores."""
     return rng.choice(np.array([1, 0.5, 0, -0.5, -1], np.float32), (rows, cols))
 
 
@@ -159,9 +159,7 @@ def test_exact_sums(cuda, rng, tiles, rows, columns, depth):
     want = (x.astype(np.float64) @ weight.T * 448**2).astype(np.float32) * worth + bias
     found = cuda.kernels.linear_e4m3(half(x), codes, scale, bias, tiles=tiles)
     np.testing.assert_array_equal(found, half(want))
-    found = cuda.kernels.linear_e4m3(
-        half(x), codes, scale, bias, residual=half(more), tiles=tiles
-    )
+    found = cuda.kernels.linear_e4m3(half(x), codes, scale, bias, residual=half(more), tiles=tiles)
     np.testing.assert_array_equal(found, half(want + more.astype(np.float32)))
 
 
@@ -244,10 +242,73 @@ def test_a_row_has_the_same_bits_in_any_batch_and_tiles(cuda, rng):
         np.testing.assert_array_equal(some, whole[:, 13:])
 
 
-def test_hopper_has_no_tile_of_its_own(cuda, rng):
-    codes, scale = fp8_outputs(rng.normal(size=(5, 20)).astype(np.float32))
-    with pytest.raises(DeviceError, match="8-bit numbers have no product for Hopper alone"):
-        cuda.kernels.linear_e4m3(half(rows_of(rng, 3, 20)), codes, scale, tiles="hopper")
+def test_small_terms_count_beside_a_large_one(cuda, tiles_and_hopper):
+    """Behind the 128 inputs that a tensor core adds with the large one."""
+    code = 2.0**-5  # of which 448 times are a 2^13.8th of 448 squared
+    x = np.full((1, 512), code, np.float32)
+    x[0, 0] = 448
+    codes, scale = fp8_outputs(np.ones((3, 512), np.float32))
+    found = cuda.kernels.linear_e4m3(half(x), codes, scale, tiles=tiles_and_hopper)
+    assert (found.view(np.float16) >= 448 + 384 * code - 0.2).all()
+    assert (found.view(np.float16) <= 448 + 511 * code + 0.2).all()
+
+
+# --- Hopper's own --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[*TILES, "hopper"])
+def tiles_and_hopper(request, cuda):
+    if request.param == "hopper" and not on_hopper(cuda):
+        pytest.skip("Hopper's products need a GPU of compute capability 9.0")
+    return request.param
+
+
+@pytest.fixture
+def hopper(cuda):
+    if not on_hopper(cuda):
+        pytest.skip("Hopper's products need a GPU of compute capability 9.0")
+    return cuda
+
+
+def on_hopper(cuda) -> bool:
+    return hasattr(cuda, "emulator") or cuda.devices()[0].arch == "sm_90"
+
+
+# A step of 128 inputs and one of few; more steps than stages; two tiles each way.
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"), [(1, 1, 1), (3, 7, 129), (130, 136, 72), (17, 40, 648)]
+)
+def test_hopper_s_sums(hopper, rng, rows, columns, depth):
+    x, weight = few_values(rng, rows, depth), few_values(rng, columns, depth)
+    x[:, 0] = weight[:, 0] = 1
+    codes, scale = scaled(weight)
+    bias = rng.normal(size=columns).astype(np.float32)
+    more = half(rng.normal(size=(rows, columns)))
+    own, other = (
+        hopper.kernels.linear_e4m3(half(x), codes, scale, bias, "gelu_erf", more, tiles=tiles)
+        for tiles in ("hopper", "small")
+    )
+    np.testing.assert_array_equal(own, other)  # all of it is exact before GELU
+
+
+def test_hopper_against_double_precision(hopper, rng):
+    x = rows_of(rng, 20, 300)
+    codes, scale = scaled(rng.normal(size=(33, 300)).astype(np.float32))
+    of_x, of_rows = scaled(x)
+    a = from_e4m3(of_x).astype(np.float64) * of_rows[:, None]
+    b = from_e4m3(codes).astype(np.float64) * scale[:, None]
+    bound = 4 * 33 * 2.0**-13 * (np.abs(a) @ np.abs(b).T) + np.abs(a @ b.T) * 2.0**-10
+    found = hopper.kernels.linear_e4m3(half(x), codes, scale, tiles="hopper").view(np.float16)
+    assert (np.abs(found.astype(np.float64) - a @ b.T) <= bound + 2.0**-24).all()
+
+
+def test_a_row_has_the_same_bits_in_any_batch_on_hopper(hopper, rng):
+    x = rows_of(rng, 150, 200)
+    codes, scale = fp8_outputs(rng.normal(size=(9, 200)).astype(np.float32))
+    whole = hopper.kernels.linear_e4m3(half(x), codes, scale, tiles="hopper")
+    for begin, end in [(149, 150), (3, 18), (0, 17), (5, 134)]:
+        part = hopper.kernels.linear_e4m3(half(x[begin:end]), codes, scale, tiles="hopper")
+        np.testing.assert_array_equal(part, whole[begin:end])
 
 
 # --- models --------------------------------------------------------------------------------------

@@ -99,15 +99,14 @@ py::array quantise_rows(const py::array& x, const std::string& bits) {
   return std::move(bytes);
 }
 
-// x and what comes of it: fp16. weight: int8, or codes of e4m3, (outputs, inputs); scale: (outputs,).
+// x and what comes of it: fp16. weight: int8, or codes of e4m3, (outputs, inputs); scale:
+// (outputs,).
 template <class Weight>
-py::array linear_8_bits(const py::array& x,
-                        const py::array_t<Weight, py::array::c_style>& weight,
+py::array linear_8_bits(const py::array& x, const py::array_t<Weight, py::array::c_style>& weight,
                         const FloatArray& scale, const std::optional<FloatArray>& bias,
                         const std::string& activation, const std::optional<py::array>& residual,
                         const std::string& tiles, int64_t first_output) {
-  constexpr auto kBits =
-      std::is_signed_v<Weight> ? cuda::EightBits::kInt8 : cuda::EightBits::kFp8;
+  constexpr auto kBits = std::is_signed_v<Weight> ? cuda::EightBits::kInt8 : cuda::EightBits::kFp8;
   const DeviceMatrix rows(x, cuda::Element::kFp16);
   require(weight.ndim() == 2 && weight.shape(1) == rows.cols() && scale.size() == weight.shape(0) &&
               first_output >= 0 && first_output < weight.shape(0),
@@ -139,8 +138,8 @@ py::array linear_8_bits(const py::array& x,
   if (on_bias) product.bias = on_bias->as<float>() + first_output;
   product.activation = plan::parse_activation(activation);
   product.quantised = {on_weight.as<uint8_t>() + first_output * stride, stride,
-                       on_scale.as<float>() + first_output,
-                       on_sum.as<int32_t>() + first_output, kBits};
+                       on_scale.as<float>() + first_output, on_sum.as<int32_t>() + first_output,
+                       kBits};
   const int64_t x_stride = cuda::quantised_stride(inputs);
   const cuda::DeviceMemory quantised = poisoned_memory(rows.count() * x_stride);
   const cuda::QuantisedRows of_x{quantised.data(), x_stride};

@@ -57,6 +57,7 @@ void* shared_memory();
 float fp16_to_float(uint16_t bits);
 float bf16_to_float(uint16_t bits);
 float e4m3_to_float(uint8_t bits);
+float sum_of_few_bits(const double* terms, int count);
 uint16_t float_to_fp16(float value);
 uint16_t float_to_bf16(float value);
 

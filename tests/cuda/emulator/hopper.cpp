@@ -4,6 +4,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <numeric>
 
 #include "emulator/machine.h"
 
@@ -99,14 +100,18 @@ size_t swizzle(size_t address) { return address ^ (address >> 7 & 7) << 4; }
 void land(const Load& load, size_t barrier, int phase) {
   unsigned char* shared = machine().shared();
   for (int r = 0; r < load.map.box_rows; ++r) {
-    for (int c = 0; c < 64; ++c) {
-      const size_t to = swizzle(load.tile + static_cast<size_t>(r) * 128 + c * 2);
+    const int bytes = load.map.bytes;
+    for (int c = 0; c < 128 / bytes; ++c) {
+      const size_t to = swizzle(load.tile + static_cast<size_t>(r) * 128 + c * bytes);
       const int64_t row = load.row + r, column = load.column + c;
       uint16_t bits = 0;
       if (row >= 0 && row < load.map.rows && column >= 0 && column < load.map.cols) {
-        bits = static_cast<const uint16_t*>(load.map.data)[row * load.map.stride + column];
+        std::memcpy(
+            &bits,
+            static_cast<const char*>(load.map.data) + (row * load.map.stride + column) * bytes,
+            bytes);
       }
-      std::memcpy(shared + to, &bits, 2);
+      std::memcpy(shared + to, &bits, bytes);
       model.chunks[to / kChunk] = {barrier, phase, false};
     }
   }
@@ -154,10 +159,15 @@ void compute(Product& product) {
     std::memcpy(&bits, shared + at, 2);
     return product.widen(bits);
   };
-  static float a[64][16], b[128][16];
-  for (int k = 0; k < 16; ++k) {
-    for (int r = 0; r < 64; ++r) a[r][k] = read(left.at(r, k));
-    for (int c = 0; c < 128; ++c) b[c][k] = read(right.at(c, k));
+  const int depth = product.widen ? 16 : 32;
+  static float a[64][32], b[128][32];
+  const auto value = [&](const Operand& operand, int row, int k) {
+    return product.widen ? read(operand.at(row, k))
+                         : cuda::emulator::e4m3_to_float(shared[operand.at(row, k / 2) + k % 2]);
+  };
+  for (int k = 0; k < depth; ++k) {
+    for (int r = 0; r < 64; ++r) a[r][k] = value(left, r, k);
+    for (int c = 0; c < 128; ++c) b[c][k] = value(right, c, k);
   }
   // "wgmma.mma_async.m64nNk16", D: a warp has 16 rows; eight columns are four sums a thread.
   for (int t = 0; t < kGroup; ++t) {
@@ -167,9 +177,10 @@ void compute(Product& product) {
         float& to = product.sums[t][eight * 4 + s];
         const float* row = a[warp * 16 + lane / 4 + (s < 2 ? 0 : 8)];
         const float* column = b[eight * 8 + lane % 4 * 2 + s % 2];
-        double sum = product.add ? to : 0.0;
-        for (int k = 0; k < 16; ++k) sum += static_cast<double>(row[k]) * column[k];
-        to = static_cast<float>(sum);
+        double terms[33] = {product.add ? to : 0.0};
+        for (int k = 0; k < depth; ++k) terms[1 + k] = static_cast<double>(row[k]) * column[k];
+        to = product.widen ? static_cast<float>(std::accumulate(terms, terms + 1 + depth, 0.0))
+                           : cuda::emulator::sum_of_few_bits(terms, 1 + depth);
       }
     }
   }
@@ -263,10 +274,11 @@ void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier
     }
   }
   for (int64_t r = std::max<int64_t>(row, 0); r < std::min(map.rows, row + map.box_rows); ++r) {
-    const int64_t columns = std::min<int64_t>(map.cols - column, 64);
+    const int64_t columns = std::min<int64_t>(map.cols - column, 128 / map.bytes);
     if (columns <= 0) break;
-    machine().read_global(static_cast<const uint16_t*>(map.data) + r * map.stride + column,
-                          static_cast<size_t>(columns) * 2);
+    machine().read_global(
+        static_cast<const char*>(map.data) + (r * map.stride + column) * map.bytes,
+        static_cast<size_t>(columns * map.bytes));
   }
   state.loads.push_back({begin, map, row, column});
   state.brought += map.box_rows * 128;

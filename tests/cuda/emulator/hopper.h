@@ -23,11 +23,12 @@ struct Barrier {
   uint64_t opaque;
 };
 
-// The box is box_rows x 64 elements of 16 bits.
+// The box is box_rows x 128 bytes.
 struct TensorMap {
   const void* data;
   int64_t rows, cols, stride;
   int box_rows;
+  int bytes;  // of an element
 };
 
 namespace emulator {
@@ -38,6 +39,7 @@ void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups, Site site);
+// widen: of 16 bits; null: e4m3.
 void wgmma(float* sums, uint64_t a, uint64_t b, bool add, float (*widen)(uint16_t));
 }  // namespace emulator
 
@@ -46,10 +48,11 @@ inline int multiprocessors() { return 2; }
 
 template <class T>
 TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
-  if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || stride * 2 % 16 != 0 || box_rows > 256) {
+  if (reinterpret_cast<uintptr_t>(data) % 16 != 0 ||
+      stride * static_cast<int64_t>(sizeof(T)) % 16 != 0 || box_rows > 256) {
     throw DeviceError("rows cannot be described to TMA");
   }
-  return {data, rows, cols, stride, box_rows};
+  return {data, rows, cols, stride, box_rows, sizeof(T)};
 }
 
 inline void barrier_init(Barrier* barrier, int arrivals) {
@@ -79,6 +82,9 @@ void take_registers() {}
 template <class T>
 void wgmma_m64n128k16(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
   emulator::wgmma(sums, a, b, add, cuda::emulator::widening<T>());
+}
+inline void wgmma_m64n128k32(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
+  emulator::wgmma(sums, a, b, add, nullptr);
 }
 
 }  // namespace hopper

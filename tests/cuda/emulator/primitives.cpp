@@ -134,6 +134,8 @@ struct Operands8 {
   }
 };
 
+}  // namespace
+
 // A sum as tensor cores are known to make those of fp8 (Hopper's; arXiv:2412.19437, 3.3.2): the
 // terms are aligned to the largest and cut off behind 13 bits of it, towards zero, then added.
 float sum_of_few_bits(const double* terms, int count) {
@@ -147,8 +149,6 @@ float sum_of_few_bits(const double* terms, int count) {
   for (int i = 0; i < count; ++i) sum += std::trunc(terms[i] / step);
   return static_cast<float>(sum * step);
 }
-
-}  // namespace
 
 // Unsigned by signed integers.
 void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site) {
