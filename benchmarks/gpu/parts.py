@@ -357,8 +357,9 @@ def steps(place: Place) -> dict[str, Any]:
 
 
 def products(place: Place) -> dict[str, Any]:
-    """TFLOP/s of a layer's products as they run, and by Hopper's instructions (docs/cuda.md), which
-    no model takes yet; Skipped where the GPU is not of compute capability 9.0."""
+    """TFLOP/s of a layer's products in bf16 and fp8 as they run, and by Hopper's instructions
+    (docs/cuda.md), which no model takes yet; Skipped where the GPU is not of compute capability
+    9.0."""
     if not place.trial and place.cuda.devices()[0].arch != "sm_90":
         raise Skipped("Hopper's products need a GPU of compute capability 9.0")
     kernels = place.cuda.kernels
@@ -366,7 +367,7 @@ def products(place: Place) -> dict[str, Any]:
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (4096, 1024), (1024, 4096)]
     rows_of = [16, 128, 1024, 16384]
     if place.trial:
-        shapes, rows_of = [(24, 72)], [9]
+        shapes, rows_of = [(24, 80)], [9]
     found: dict[str, Any] = {}
     for outputs, inputs in shapes:
         # The upper halves of floats: bf16.
@@ -376,15 +377,25 @@ def products(place: Place) -> dict[str, Any]:
             )
             for count in (outputs, max(rows_of))
         )
+        codes = rng.integers(0, 0x7F, weight.shape, np.uint8)
+        half = rng.normal(size=x.shape).astype(np.float16).view(np.uint16)
         for rows in rows_of:
-            rate = {}
-            for tiles in (None, "hopper"):
-                seconds = kernels.linear_seconds("bf16", x[:rows], weight, tiles)
-                rate[tiles or "as it runs"] = 2e-12 * rows * outputs * inputs / max(seconds, 1e-9)
-            key = f"{rows} x {outputs} x {inputs}"
-            found[key] = {**rate, "ahead": max(rate, key=lambda name: rate[name])}
-            print(f"   {key}  {shown(found[key])}", flush=True)
-    return {"TFLOP/s in bf16": found}
+            key, found_here = f"{rows} x {outputs} x {inputs}", {}
+            for element in ("bf16", "fp8"):
+                rate = {}
+                for tiles in (None, "hopper"):
+                    seconds = (
+                        kernels.linear_seconds("bf16", x[:rows], weight, tiles)
+                        if element == "bf16"
+                        else kernels.linear_e4m3_seconds(half[:rows], codes, tiles)
+                    )
+                    done = 2e-12 * rows * outputs * inputs
+                    rate[tiles or "as it runs"] = done / max(seconds, 1e-9)
+                ahead = max(rate, key=lambda name: rate[name])
+                found_here[element] = {**rate, "ahead": ahead}
+                print(f"   {key} {element}  {shown(found_here[element])}", flush=True)
+            found[key] = found_here
+    return {"TFLOP/s": found}
 
 
 def operations(name: str, lengths: list[int]) -> float:

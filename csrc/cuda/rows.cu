@@ -292,7 +292,8 @@ dim3 blocks_of(int64_t rows) {
 
 }  // namespace
 
-// All kernels are compiled for the same architectures: one tells of all, by running.
+// All kernels are compiled for sm_90a, and but for it for what does not wait: one tells of all, by
+// running.
 bool kernels_wait() {
   const DeviceMemory answer(sizeof(int32_t));
   const OwnedStream stream;

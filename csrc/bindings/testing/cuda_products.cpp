@@ -151,28 +151,63 @@ py::array linear_8_bits(const py::array& x, const py::array_t<Weight, py::array:
   return out.download();
 }
 
-// Seconds of the product alone, the mean of so many one after the other behind a first one.
+// Seconds of one of the products alone, the mean of so many one after the other behind a first one.
+template <class Multiply>
+double mean_seconds(int64_t repeats, const Multiply& multiply) {
+  require(repeats > 0, "repeats must be above 0");
+  const cuda::OwnedStream stream;
+  const cuda::Event begin, end;
+  for (int64_t i = 0; i <= repeats; ++i) {
+    if (i == 1) begin.record(stream);
+    multiply(static_cast<cudaStream_t>(stream));
+  }
+  end.record(stream);
+  stream.wait();
+  return cuda::Event::seconds(begin, end) / static_cast<double>(repeats);
+}
+
+// x: fp16, whose way to e4m3 is not counted; weight: codes of e4m3.
+double linear_e4m3_seconds(const py::array& x,
+                           const py::array_t<uint8_t, py::array::c_style>& weight,
+                           const std::optional<std::string>& tiles, int64_t repeats) {
+  const DeviceMatrix rows(x, cuda::Element::kFp16);
+  require(weight.ndim() == 2 && weight.shape(1) == rows.cols() && rows.cols() % 16 == 0,
+          "weight must be (outputs, inputs), inputs a multiple of 16");
+  const int64_t outputs = weight.shape(0), inputs = weight.shape(1);
+  py::array_t<float> scales(outputs + cuda::QuantisedWeights::kBeyond);
+  std::fill_n(scales.mutable_data(), scales.size(), 1.0f);
+  const DeviceArray on_weight(weight), on_scale(scales);
+  cuda::Linear product;
+  product.inputs = inputs;
+  product.outputs = outputs;
+  product.quantised = {on_weight.as<uint8_t>(), inputs, on_scale.as<float>(), nullptr,
+                       cuda::EightBits::kFp8};
+  const int64_t stride = cuda::quantised_stride(inputs);
+  const cuda::DeviceMemory quantised = poisoned_memory(rows.count() * stride);
+  const cuda::QuantisedRows of_x{quantised.data(), stride};
+  const DeviceMatrix out(rows.count(), outputs, cuda::Element::kFp16);
+  cuda::quantise_rows(cuda::EightBits::kFp8, rows.rows(), rows.count(), inputs, of_x, nullptr);
+  cuda::check(cudaDeviceSynchronize(), "a kernel");
+  const auto choice =
+      tiles ? parse_tiles(*tiles) : cuda::choose_tiles(cuda::Element::kFp16, rows.count(), outputs);
+  return mean_seconds(repeats, [&](cudaStream_t stream) {
+    cuda::linear_in_tiles(choice, product, of_x, {}, rows.count(), out.rows(), stream);
+  });
+}
+
 double linear_seconds(const std::string& element_name, const py::array& x, const py::array& weight,
                       const std::optional<std::string>& tiles, int64_t repeats) {
   const cuda::Element element = parse_element(element_name);
   const DeviceMatrix rows(x, element), weights(weight, element);
   require(rows.cols() == weights.cols(), "x must be (rows, inputs), weight (outputs, inputs)");
-  require(repeats > 0, "repeats must be above 0");
   const DeviceMatrix out(rows.count(), weights.count(), element);
   const cuda::Linear product{weights.rows(), weights.cols(),    weights.count(),
                              nullptr,        Activation::kNone, {}};
   const auto choice =
       tiles ? parse_tiles(*tiles) : cuda::choose_tiles(element, rows.count(), weights.count());
-  const cuda::OwnedStream stream;
-  const cuda::Event begin, end;
-  for (int64_t i = 0; i <= repeats; ++i) {
-    if (i == 1) begin.record(stream);
-    cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(),
-                          static_cast<cudaStream_t>(stream));
-  }
-  end.record(stream);
-  stream.wait();
-  return cuda::Event::seconds(begin, end) / static_cast<double>(repeats);
+  return mean_seconds(repeats, [&](cudaStream_t stream) {
+    cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(), stream);
+  });
 }
 
 // cu_seqlens and the like on the device.
@@ -291,6 +326,8 @@ void bind_cuda_products(py::module_& kernels) {
   bind_8_bits("linear_e4m3", &linear_8_bits<uint8_t>);
   kernels.def("linear_seconds", &linear_seconds, py::arg("element"), py::arg("x"),
               py::arg("weight"), py::arg("tiles") = py::none(), py::arg("repeats") = 20);
+  kernels.def("linear_e4m3_seconds", &linear_e4m3_seconds, py::arg("x"), py::arg("weight"),
+              py::arg("tiles") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
               py::arg("first_queries") = py::none(), py::arg("bias") = py::none());
