@@ -397,6 +397,20 @@ def test_a_stored_plan_has_the_bits_of_float_weights(installed, path):
     np.testing.assert_array_equal(*(run["sequence_output"] for run in runs))
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_weights_that_are_not_finite(installed, path, poison):
+    plan = Model.open(path).plan()
+    arrays = {name: constant.array.copy() for name, constant in plan.weights.items()}
+    (name,) = next(step for step in plan.steps if step.name == "layer0.ffn").weights["weight"]
+    arrays[name][3, 5] = poison
+    ids = np.array([2, 5, 6, 7, 3], np.int32)
+    batch = (ids, np.zeros(5, np.int32), np.array([0, 5], np.int32), None, ["sequence_output"])
+    engine = installed.Engine(installed.Model(plan.to_engine(), arrays, "fp8", 0))
+    assert np.isnan(engine.run(*batch)["sequence_output"]).any()
+    with pytest.raises(InvalidInputError, match="weights that are not finite cannot be quantised"):
+        fp8_outputs(np.full((2, 3), poison, np.float32))
+
+
 def test_steps_that_are_kept_run_in_fp16(installed, path):
     stored = stored_plan(path, ("layer0.ffn",))
     weights = {name: constant.array for name, constant in stored.weights.items()}
@@ -463,6 +477,51 @@ def test_the_command(installed, bundle, texts, tmp_path, capsys):
     assert {step["precision"] for step in report["steps"]} == {"fp8"}
     assert main(["inspect", str(small)]) == 0
     assert "fp8: " in capsys.readouterr().out
+
+
+@pytest.fixture
+def classifier(hugging, tmp_path):
+    config = hugging.config | {
+        "hidden_size": 32,
+        "num_attention_heads": 1,
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": {"0": "0", "1": "1"},
+    }
+    directory = hugging.write(config, hugging.weights(config, classes=2))
+    return import_huggingface(directory, tmp_path / "classifier")
+
+
+def test_what_it_costs_on_labels(installed, classifier, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    data = tmp_path / "dev.tsv"
+    lines = [("the boat", 0), ("sea", 1), ("the sea the boat", 1), ("boat boat", 0)]
+    data.write_text("sentence\tlabel\n" + "".join(f"{text}\t{y}\n" for text, y in lines))
+    small = tmp_path / "small"
+    report = quantize(
+        classifier,
+        small,
+        precision="fp8",
+        device="cuda",
+        calibrate=data,
+        columns=["sentence", "label"],
+        max_loss=100.0,
+    )
+    assert set(report.before) == set(report.cost.scores) >= {"accuracy"}
+    assert report.cost.lost is not None and 0 < report.cost.rms < 2
+    command = ["evaluate", str(small), "--columns", "sentence,label", "--data", str(data)]
+    command += ["--json", "--backend", "native"]
+    on_gpu = ["--device", "cuda"]
+    assert main([*command, *on_gpu, "--reference", str(classifier)]) == 0
+    first, row = json.loads(capsys.readouterr().out)["rows"]
+    assert (first["device"], first["precision"]) == ("cpu", "fp32")
+    assert (row["device"], row["precision"]) == ("cuda:0", "fp8")
+    assert row["scores"] == report.cost.scores
+    # Alone it is its own reference, on the device that has fp8.
+    assert main([*command, *on_gpu]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["device"], row["precision"]) == ("cuda:0", "fp8")
+    assert main(command) != 0
+    assert "runs on GPUs only" in capsys.readouterr().err
 
 
 # --- what is refused -----------------------------------------------------------------------------
