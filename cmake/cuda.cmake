@@ -13,7 +13,7 @@ string(REGEX REPLACE ".*\"(.*)\"" "\\1" version "${version}")
 set_source_files_properties(csrc/bindings/cuda_engine.cpp
                             PROPERTIES COMPILE_DEFINITIONS BERTRT_VERSION="${version}")
 
-set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/linear.cu
+set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/attention.cu csrc/cuda/hopper/linear.cu
             csrc/cuda/linear.cu csrc/cuda/rows.cu)
 set(host
     csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp

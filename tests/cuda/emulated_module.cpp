@@ -8,7 +8,7 @@
 #include "bindings/inputs.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
-#include "cuda/hopper/layout.h"
+#include "cuda/hopper/attention_layout.h"
 #include "emulator/emulator.h"
 #include "probes.h"
 
@@ -152,6 +152,21 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   maps.def("tile_place", [](int64_t tile, int64_t down, int64_t across) {
     const auto place = hopper::tile_place(tile, down, across);
     return py::make_tuple(place.down, place.across);
+  });
+  maps.def("head_swizzled", &hopper::head_swizzled);
+  maps.def("head_descriptor", &hopper::head_descriptor);
+  maps.def("left_place", [](int thread, int i, int half) {
+    const auto place = hopper::left_place(thread, i, half);
+    return py::make_tuple(place.row, place.column);
+  });
+  maps.def("item_place", [](unsigned item, unsigned heads, unsigned query_blocks) {
+    const auto place = hopper::item_place(item, heads, query_blocks);
+    return py::make_tuple(place.seq, place.head, place.first);
+  });
+  maps.def("item_of", &hopper::item_of);
+  maps.def("share_of", [](int group, int left, int head, int heads) {
+    const auto share = hopper::share_of(group, left, head, heads);
+    return py::make_tuple(share.streams, share.stream, share.skipped, share.queries);
   });
   maps.def("ring_place", [](int64_t step, int stages) {
     const auto place = hopper::ring_place(step, stages);

@@ -6,6 +6,7 @@
 #include "bindings/cuda.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
+#include "cuda/hopper/attention.h"
 #include "cuda/linear_tiles.h"
 #include "plan/plan.h"
 
@@ -131,28 +132,35 @@ py::array linear_s8(const py::array& x, const py::array_t<int8_t, py::array::c_s
   return out.download();
 }
 
-// Seconds of the product alone, the mean of so many one after the other behind a first one.
+// Seconds of what `run` puts into a stream, the mean of so many one after the other behind a first.
+template <class Run>
+double seconds_of(int64_t repeats, const Run& run) {
+  require(repeats > 0, "repeats must be above 0");
+  const cuda::OwnedStream stream;
+  const cuda::Event begin, end;
+  for (int64_t i = 0; i <= repeats; ++i) {
+    if (i == 1) begin.record(stream);
+    run(static_cast<cudaStream_t>(stream));
+  }
+  end.record(stream);
+  stream.wait();
+  return cuda::Event::seconds(begin, end) / static_cast<double>(repeats);
+}
+
+// Of the product alone.
 double linear_seconds(const std::string& element_name, const py::array& x, const py::array& weight,
                       const std::optional<std::string>& tiles, int64_t repeats) {
   const cuda::Element element = parse_element(element_name);
   const DeviceMatrix rows(x, element), weights(weight, element);
   require(rows.cols() == weights.cols(), "x must be (rows, inputs), weight (outputs, inputs)");
-  require(repeats > 0, "repeats must be above 0");
   const DeviceMatrix out(rows.count(), weights.count(), element);
   const cuda::Linear product{weights.rows(), weights.cols(),    weights.count(),
                              nullptr,        Activation::kNone, {}};
   const auto choice =
       tiles ? parse_tiles(*tiles) : cuda::choose_tiles(element, rows.count(), weights.count());
-  const cuda::OwnedStream stream;
-  const cuda::Event begin, end;
-  for (int64_t i = 0; i <= repeats; ++i) {
-    if (i == 1) begin.record(stream);
-    cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(),
-                          static_cast<cudaStream_t>(stream));
-  }
-  end.record(stream);
-  stream.wait();
-  return cuda::Event::seconds(begin, end) / static_cast<double>(repeats);
+  return seconds_of(repeats, [&](cudaStream_t stream) {
+    cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(), stream);
+  });
 }
 
 // cu_seqlens and the like on the device.
@@ -208,11 +216,18 @@ class DeviceAttention {
   Attention attention_;
 };
 
+// The attention that layers take, or, named "hopper", that of Hopper's instructions.
+auto parse_attention(const std::optional<std::string>& kernel) {
+  require(!kernel || *kernel == "hopper", "kernel must be hopper, if given");
+  return kernel ? cuda::hopper::attention : cuda::attention;
+}
+
 py::array attention(const std::string& element_name, const py::array& qkv,
                     const IntArray& cu_seqlens, int64_t heads, double scale,
                     const std::optional<IntArray>& attended,
                     const std::optional<py::array>& first_queries,
-                    const std::optional<FloatArray>& bias) {
+                    const std::optional<FloatArray>& bias,
+                    const std::optional<std::string>& kernel) {
   const cuda::Element element = parse_element(element_name);
   const DeviceMatrix rows(qkv, element);
   const DeviceSequences sequences(cu_seqlens, attended, rows.count());
@@ -224,10 +239,26 @@ py::array attention(const std::string& element_name, const py::array& qkv,
             "first_queries must be (seqs, heads * head_dim)");
   }
   const DeviceMatrix out(queries ? sequences.get().seqs : rows.count(), rows.cols() / 3, element);
-  cuda::attention(shape.get(), sequences.get(), rows.rows(),
-                  queries ? cuda::ConstDeviceRows(queries->rows()) : cuda::ConstDeviceRows(),
-                  out.rows(), nullptr);
+  const auto run = parse_attention(kernel);
+  run(shape.get(), sequences.get(), rows.rows(),
+      queries ? cuda::ConstDeviceRows(queries->rows()) : cuda::ConstDeviceRows(), out.rows(),
+      nullptr);
   return out.download();
+}
+
+// Seconds of attention alone, as linear_seconds has those of a product.
+double attention_seconds(const std::string& element_name, const py::array& qkv,
+                         const IntArray& cu_seqlens, int64_t heads, double scale,
+                         const std::optional<std::string>& kernel, int64_t repeats) {
+  const cuda::Element element = parse_element(element_name);
+  const DeviceMatrix rows(qkv, element);
+  const DeviceSequences sequences(cu_seqlens, std::nullopt, rows.count());
+  const DeviceAttention shape(rows, heads, scale, std::nullopt, sequences.get());
+  const DeviceMatrix out(rows.count(), rows.cols() / 3, element);
+  const auto run = parse_attention(kernel);
+  return seconds_of(repeats, [&](cudaStream_t stream) {
+    run(shape.get(), sequences.get(), rows.rows(), {}, out.rows(), stream);
+  });
 }
 
 py::array attention_weights(const std::string& element_name, const py::array& qkv,
@@ -268,7 +299,11 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("weight"), py::arg("tiles") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
-              py::arg("first_queries") = py::none(), py::arg("bias") = py::none());
+              py::arg("first_queries") = py::none(), py::arg("bias") = py::none(),
+              py::arg("kernel") = py::none());
+  kernels.def("attention_seconds", &attention_seconds, py::arg("element"), py::arg("qkv"),
+              py::arg("cu_seqlens"), py::arg("heads"), py::arg("scale"),
+              py::arg("kernel") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention_weights", &attention_weights, py::arg("element"), py::arg("qkv"),
               py::arg("cu_seqlens"), py::arg("heads"), py::arg("scale"),
               py::arg("attended") = py::none(), py::arg("bias") = py::none());
