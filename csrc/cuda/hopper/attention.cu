@@ -30,11 +30,11 @@ constexpr int kRowLanes = 4;  // that hold a row of sums
 constexpr float kLog2E = 1.44269504f;
 
 // Copies run ahead of the products by so many stages, of which the last kUnderWay may be under way.
-// A warpgroup holds one stage while it waits for the next of its own, two further on where there
-// are two streams: what is published by then must reach that far.
+// A warpgroup holds two stages while it waits for the next of its own, of which every other one is
+// where there are two streams: what is published by then must reach four further than the first.
 constexpr int kStages = 8;
 constexpr int kUnderWay = 3;
-static_assert(kStages >= kUnderWay + 3);
+static_assert(kStages >= kUnderWay + 5);
 
 template <int kHeadDim>
 struct Sizes {
@@ -346,28 +346,36 @@ __device__ __forceinline__ void multiply_items(const AttentionTask<T>& task, con
       }
     };
 
-    skip_to(first);
-    wait_for(turn);
+    const auto wait_for_block = [&](int block) {
+      if (block >= blocks) return;
+      skip_to(first + static_cast<unsigned>(block) * streams);
+      wait_for(turn);
+    };
+    wait_for_block(0);
     wgmma_fence();
     begin_scores(turn);
     wgmma_wait<0>(scores);
     softmax.weigh(scores, part.work.keys, scale, shrink);
     pack();
     unsigned before = turn++;
+    wait_for_block(1);
     for (int block = 1; block < blocks; ++block) {
-      skip_to(first + static_cast<unsigned>(block) * streams);
-      wait_for(turn);
       wgmma_fence();
       begin_scores(turn);
       begin_sums(before, block > 1);
       wgmma_wait<1>(scores);
       softmax.weigh(scores, part.work.keys - block * kTileKeys, scale, shrink);
+      compute_here(scores);
+      const unsigned now = turn++;
+      // Here, since ptxas moves the wait for the sums up to the last branch, and with it ahead of
+      // the weights that are to be computed meanwhile.
+      wait_for_block(block + 1);
       wgmma_wait<0>(sums);
       release(before);
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) sums[i] *= shrink[i / 2 % 2];
       pack();
-      before = turn++;
+      before = now;
     }
     wgmma_fence();
     begin_sums(before, blocks > 1);

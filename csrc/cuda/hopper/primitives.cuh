@@ -99,6 +99,7 @@ __device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity,
                                              Site = Site::current()) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma unroll 1
   for (unsigned tries = 0; tries < 1u << 24; ++tries) {
     uint32_t over;
     asm volatile(

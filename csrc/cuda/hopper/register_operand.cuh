@@ -18,6 +18,14 @@ __device__ __forceinline__ void fence_for_wgmma() {
 #endif
 }
 
+// Has values computed here and not behind a wait that follows: to the compiler they have nothing to
+// do with it, and without this it lets them wait too.
+template <int kCount>
+__device__ __forceinline__ void compute_here(float (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i]));
+}
+
 // sums[64 x kColumns] += a[64 x 16] * b, b of the tile that the descriptor names: its rows are
 // columns of b (K-major), or, if kTransposed, its 16 rows are those of b (MN-major). From zero on
 // unless `add`. All 128 threads of a warpgroup. The operand's registers too are nobody's until the

@@ -86,6 +86,8 @@ void wgmma_m64n128k16(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
   emulator::wgmma(sums, nullptr, a, b, false, 128, add, cuda::emulator::widening<T>());
 }
 
+template <int kCount>
+void compute_here(float (&)[kCount]) {}
 inline void fence_for_wgmma() { emulator::fence_for_wgmma(); }
 template <class T, bool kTransposed, int kSums>
 void wgmma_of_registers(float (&sums)[kSums], const uint32_t (&a)[4], uint64_t b, bool add) {
