@@ -86,10 +86,11 @@ void start(int64_t blocks, int threads, size_t shared_bytes) {
   cuda::probes::start_empty(blocks, threads, shared_bytes, nullptr);
 }
 
-FloatArray hopper_probe(const std::string& name, const py::array_t<uint16_t>& tile) {
+FloatArray hopper_probe(void (*run)(const std::string&, const uint16_t*, float*),
+                        const std::string& name, const py::array_t<uint16_t>& tile) {
   const DeviceArray in(tile);
   const DeviceMatrix out(1, 128, cuda::Element::kFp32);
-  cuda::probes::run_hopper(name, in.as<uint16_t>(), static_cast<float*>(out.rows().data));
+  run(name, in.as<uint16_t>(), static_cast<float*>(out.rows().data));
   return out.download().attr("ravel")();
 }
 
@@ -177,7 +178,17 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
   probes.def("hopper_names", &cuda::probes::hopper_names);
-  probes.def("run_hopper", &bindings::hopper_probe, py::arg("name"), py::arg("tile"));
+  const auto def_hopper = [&](const char* name, auto run) {
+    probes.def(
+        name,
+        [run](const std::string& probe, const py::array_t<uint16_t>& tile) {
+          return bindings::hopper_probe(run, probe, tile);
+        },
+        py::arg("name"), py::arg("tile"));
+  };
+  def_hopper("run_hopper", &cuda::probes::run_hopper);
+  def_hopper("run_hopper_registers", &cuda::probes::run_hopper_registers);
+  probes.def("hopper_register_names", &cuda::probes::hopper_register_names);
   probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
              py::arg("weights") = false);
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),
