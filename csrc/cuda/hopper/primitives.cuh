@@ -25,15 +25,6 @@ inline bool available() {
          major == 9 && minor == 0;
 }
 
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    throw DeviceError("a device's number of multiprocessors is not known");
-  }
-  return count;
-}
-
 // Rows of 16-bit elements as TMA reads them, box_rows x 64 at a time; what is beyond becomes zeros.
 // The function comes from the driver through the runtime, so that nothing links with libcuda.
 template <class T>

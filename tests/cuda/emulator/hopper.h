@@ -47,7 +47,6 @@ void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool 
 }  // namespace emulator
 
 inline bool available() { return true; }
-inline int multiprocessors() { return 2; }
 
 template <class T>
 TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
