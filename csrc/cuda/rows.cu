@@ -147,8 +147,8 @@ __device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const T* c
       const Vector<float> beta = read_columns<kWhole>(norm.beta, col + i, cols);
 #pragma unroll
       for (int j = 0; j < Vector<float>::kSize; ++j) {
-        result.values[i + j] = from_float<T>(fmaf((values[i + j] - of_row.mean) * of_row.scale,
-                                                  gamma.values[j], beta.values[j]));
+        result.values[i + j] = from_float<T>(
+            fmaf((values[i + j] - of_row.mean) * of_row.scale, gamma.values[j], beta.values[j]));
       }
     }
     write_columns<kWhole>(out, col, cols, result);

@@ -63,7 +63,8 @@ struct Work {
 template <class T>
 __device__ __forceinline__ Work work_of(const AttentionTask<T>& task, unsigned item, int heads) {
   Work work;
-  work.at = item_place(item, static_cast<unsigned>(heads), static_cast<unsigned>(task.query_blocks));
+  work.at =
+      item_place(item, static_cast<unsigned>(heads), static_cast<unsigned>(task.query_blocks));
   work.begin = task.cu_seqlens[work.at.seq];
   const int length = static_cast<int>(task.cu_seqlens[work.at.seq + 1] - work.begin);
   work.left = (task.first_only ? 1 : length) - work.at.first;
@@ -128,9 +129,9 @@ __device__ __forceinline__ void copy(const AttentionTask<T>& task, const Ring& r
   while (published < turn) publish();
 }
 
-// Four lanes that share a row have four words of it each: lane l words[i] becomes lane i's words[l].
-// So chunks of 16 bytes, a lane each, become each lane's part of all, as operands and sums have
-// them; and back.
+// Four lanes that share a row have four words of it each: lane l words[i] becomes lane i's
+// words[l]. So chunks of 16 bytes, a lane each, become each lane's part of all, as operands and
+// sums have them; and back.
 __device__ __forceinline__ void exchange(uint32_t (&words)[4], Site site = Site::current()) {
 #pragma unroll
   for (int mask = 1; mask <= 2; mask *= 2) {

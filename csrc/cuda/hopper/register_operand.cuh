@@ -35,21 +35,23 @@ __device__ __forceinline__ void compute_here(float (&values)[kCount]) {
       "+f"(s[i + 6]), "+f"(s[i + 7])
 #define BERTRT_A(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 #define BERTRT_16_NAMES "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define BERTRT_32_NAMES                                                                       \
-  BERTRT_16_NAMES                                                                             \
+#define BERTRT_32_NAMES \
+  BERTRT_16_NAMES       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define BERTRT_N64(element)                                                                   \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                   \
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." element "." element              \
-               " {" BERTRT_32_NAMES "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"        \
-               : BERTRT_8(sums, 0), BERTRT_8(sums, 8), BERTRT_8(sums, 16), BERTRT_8(sums, 24) \
-               : BERTRT_A(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed ? 1 : 0))
-#define BERTRT_N32(element)                                                            \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                            \
-               "wgmma.mma_async.sync.aligned.m64n32k16.f32." element "." element       \
-               " {" BERTRT_16_NAMES "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n" \
-               : BERTRT_8(sums, 0), BERTRT_8(sums, 8)                                  \
-               : BERTRT_A(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed ? 1 : 0))
+#define BERTRT_N64(element)                                                                  \
+  asm volatile(                                                                              \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                           \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." element "." element " {" BERTRT_32_NAMES \
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"                                     \
+      : BERTRT_8(sums, 0), BERTRT_8(sums, 8), BERTRT_8(sums, 16), BERTRT_8(sums, 24)         \
+      : BERTRT_A(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed ? 1 : 0))
+#define BERTRT_N32(element)                                                                  \
+  asm volatile(                                                                              \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                           \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." element "." element " {" BERTRT_16_NAMES \
+      "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"                                     \
+      : BERTRT_8(sums, 0), BERTRT_8(sums, 8)                                                 \
+      : BERTRT_A(a), "l"(b), "r"(static_cast<int>(add)), "n"(kTransposed ? 1 : 0))
 template <class T, bool kTransposed, int kSums>
 __device__ __forceinline__ void wgmma_of_registers(float (&sums)[kSums], const uint32_t (&a)[4],
                                                    uint64_t b, bool add) {

@@ -156,9 +156,9 @@ void end_phase_if_over(size_t at, BarrierState& barrier) {
   machine().make_progress();
 }
 
-// "Matrix Descriptor Format": the bytes of an operand in the swizzle of 128 bytes or of 64. Its rows
-// stand below each other: K-major, the operand's own, 16 elements of each; MN-major, a row for each
-// step of the depth.
+// "Matrix Descriptor Format": the bytes of an operand in the swizzle of 128 bytes or of 64. Its
+// rows stand below each other: K-major, the operand's own, 16 elements of each; MN-major, a row for
+// each step of the depth.
 struct Operand {
   size_t start, stride, row_bytes;
   bool transposed;
@@ -246,7 +246,8 @@ bool reads(const Product& product, size_t begin, size_t end) {
   return within(product.a, product.left_rows()) || within(product.b, right_rows);
 }
 
-// Before something comes to these bytes: whoever reads there has let them go, and this thread knows.
+// Before something comes to these bytes: whoever reads there has let them go, and this thread
+// knows.
 void require_released(const char* what, size_t begin, size_t end) {
   for (size_t g = 0; g < model.products.size(); ++g) {
     for (const Product& product : model.products[g]) {
@@ -418,10 +419,10 @@ void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool 
   }
   const auto t = static_cast<size_t>(machine().current() % kGroup);
   if (registers) product.left[t].hold(registers, 4);
-  const bool under_way = std::any_of(
-      products.begin() + static_cast<std::ptrdiff_t>(thread.waited),
-      products.begin() + static_cast<std::ptrdiff_t>(thread.products - 1),
-      [&](const Product& other) { return !other.done && other.sums[t] == sums; });
+  const bool under_way =
+      std::any_of(products.begin() + static_cast<std::ptrdiff_t>(thread.waited),
+                  products.begin() + static_cast<std::ptrdiff_t>(thread.products - 1),
+                  [&](const Product& other) { return !other.done && other.sums[t] == sums; });
   if (!under_way) product.before[t].hold(sums, static_cast<size_t>(columns) / 2);
   product.sums[machine().current() % kGroup] = sums;
   if (++product.arrived == kGroup) machine().make_progress();
