@@ -160,8 +160,11 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     const auto place = hopper::left_place(thread, i, half);
     return py::make_tuple(place.row, place.column);
   });
-  maps.def("item_place", [](unsigned item, unsigned heads, unsigned query_blocks) {
-    const auto place = hopper::item_place(item, heads, query_blocks);
+  maps.def("items_of_text", [](int64_t heads, int64_t longest) {
+    return hopper::items_of_text(hopper::items_of(heads, longest));
+  });
+  maps.def("item_place", [](int64_t heads, int64_t longest, unsigned item) {
+    const auto place = hopper::item_place(hopper::items_of(heads, longest), item);
     return py::make_tuple(place.seq, place.head, place.first);
   });
   maps.def("item_of", &hopper::item_of);

@@ -61,10 +61,10 @@ struct Work {
   int keys;
 };
 template <class T>
-__device__ __forceinline__ Work work_of(const AttentionTask<T>& task, unsigned item, int heads) {
+__device__ __forceinline__ Work work_of(const AttentionTask<T>& task, const Items& items,
+                                        unsigned item) {
   Work work;
-  work.at =
-      item_place(item, static_cast<unsigned>(heads), static_cast<unsigned>(task.query_blocks));
+  work.at = item_place(items, item);
   work.begin = task.cu_seqlens[work.at.seq];
   const int length = static_cast<int>(task.cu_seqlens[work.at.seq + 1] - work.begin);
   work.left = (task.first_only ? 1 : length) - work.at.first;
@@ -90,8 +90,8 @@ __device__ __forceinline__ void copy_tile(unsigned char* tile, const T* rows, in
 // What the warpgroup does that copies: keys and values of each item, in the order of its blocks of
 // keys, its streams by turns.
 template <class T, int kHeadDim>
-__device__ __forceinline__ void copy(const AttentionTask<T>& task, const Ring& ring, unsigned items,
-                                     int heads) {
+__device__ __forceinline__ void copy(const AttentionTask<T>& task, const Ring& ring,
+                                     const Items& items, unsigned count) {
   using S = Sizes<kHeadDim>;
   unsigned turn = 0, published = 0;
   const auto publish = [&] {
@@ -99,11 +99,11 @@ __device__ __forceinline__ void copy(const AttentionTask<T>& task, const Ring& r
     barrier_arrive(ring.full + ring_place(published, kStages).stage);
     ++published;
   };
-  for (unsigned round = 0; round * gridDim.x < items; ++round) {
+  for (unsigned round = 0; round * gridDim.x < count; ++round) {
     const unsigned item = item_of(blockIdx.x, round, gridDim.x);
-    if (item >= items) continue;
-    const Work work = work_of(task, item, heads);
-    const int streams = share_of(0, work.left, work.at.head, heads).streams;
+    if (item >= count) continue;
+    const Work work = work_of(task, items, item);
+    const int streams = share_of(0, work.left, work.at.head, static_cast<int>(items.heads)).streams;
     if (streams == 0) continue;
     const int64_t column = static_cast<int64_t>(work.at.head) * kHeadDim;
     const T* key = task.key + work.begin * task.stride + column;
@@ -170,10 +170,11 @@ struct Part {
 
   // Starts to read the queries: they are there when they are first used.
   template <class T>
-  __device__ __forceinline__ void begin(const AttentionTask<T>& task, unsigned item, int heads) {
-    work = work_of(task, item, heads);
+  __device__ __forceinline__ void begin(const AttentionTask<T>& task, const Items& items,
+                                        unsigned item) {
+    work = work_of(task, items, item);
     const int group = static_cast<int>(threadIdx.x) / kWarpgroup;
-    share = share_of(group, work.left, work.at.head, heads);
+    share = share_of(group, work.left, work.at.head, static_cast<int>(items.heads));
     const T* query = task.query + first_row(task) * task.query_stride + first_column();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -248,7 +249,7 @@ struct Softmax {
 // What a warpgroup does that multiplies.
 template <class T, int kHeadDim>
 __device__ __forceinline__ void multiply_items(const AttentionTask<T>& task, const Ring& ring,
-                                               unsigned items, int heads) {
+                                               const Items& items, unsigned count) {
   using S = Sizes<kHeadDim>;
   constexpr int kVectors = Part<kHeadDim>::kVectors;
   const float scale = task.scale * kLog2E;
@@ -277,10 +278,10 @@ __device__ __forceinline__ void multiply_items(const AttentionTask<T>& task, con
   // The first item of this block from a round on: its queries are read while the one before is
   // computed.
   const auto find = [&](unsigned& round) {
-    for (; round * gridDim.x < items; ++round) {
+    for (; round * gridDim.x < count; ++round) {
       const unsigned item = item_of(blockIdx.x, round, gridDim.x);
-      if (item >= items) continue;
-      next.begin(task, item, heads);
+      if (item >= count) continue;
+      next.begin(task, items, item);
       if (next.share.streams > 0) return true;
     }
     return false;
@@ -404,7 +405,7 @@ __device__ __forceinline__ void multiply_items(const AttentionTask<T>& task, con
 
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_wgmma(AttentionTask<T> task, unsigned items, int heads) {
+    attention_wgmma(AttentionTask<T> task, Items items, unsigned count) {
   using S = Sizes<kHeadDim>;
   unsigned char* shared = shared_memory<unsigned char>();
   shared += (kSwizzleBytes - shared_address(shared) % kSwizzleBytes) % kSwizzleBytes;
@@ -420,25 +421,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   syncthreads();
   wait_for_kernels_before();
   if (threadIdx.x / kWarpgroup == kConsumers) {
-    copy<T, kHeadDim>(task, ring, items, heads);
+    copy<T, kHeadDim>(task, ring, items, count);
   } else {
-    multiply_items<T, kHeadDim>(task, ring, items, heads);
+    multiply_items<T, kHeadDim>(task, ring, items, count);
   }
 }
 
 template <class T, int kHeadDim>
-void run(AttentionTask<T> task, int64_t seqs, int64_t longest, int64_t heads, Stream stream) {
-  constexpr int kQueries = kConsumers * kTileQueries;
-  task.query_blocks = static_cast<int>((longest + kQueries - 1) / kQueries);
-  const int64_t items = seqs * heads * task.query_blocks;
-  const int64_t blocks = std::min<int64_t>(items, multiprocessors());
-  if (items + blocks > INT_MAX) {
+void run(const AttentionTask<T>& task, int64_t seqs, int64_t longest, int64_t heads,
+         Stream stream) {
+  const Items items = items_of(heads, longest);
+  const int64_t count = seqs * items_of_text(items);
+  const int64_t blocks = std::min<int64_t>(count, multiprocessors());
+  if (count + blocks > INT_MAX) {
     throw DeviceError("Hopper's attention takes 2^31 blocks of queries at most, not " +
-                      std::to_string(items));
+                      std::to_string(count));
   }
   launch(attention_wgmma<T, kHeadDim>, dim3(static_cast<unsigned>(blocks)), kThreads,
-         Sizes<kHeadDim>::kSharedBytes, stream, task, static_cast<unsigned>(items),
-         static_cast<int>(heads));
+         Sizes<kHeadDim>::kSharedBytes, stream, task, items, static_cast<unsigned>(count));
 }
 
 template <class T>

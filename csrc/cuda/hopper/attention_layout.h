@@ -34,17 +34,33 @@ BERTRT_BOTH constexpr Place left_place(int thread, int i, int half) {
   return {thread / 32 * 16 + thread % 32 / 4 + i % 2 * 8, i / 2 * 8 + thread % 4 * 2 + half};
 }
 
-// The items of a launch: 128 queries of one text and head each, as far as there are any.
-// Neighbours read the same keys, then those of the next head.
+// The items of a launch: 128 queries of one text and head each, as far as there are any; or, where
+// no text has more than 64, those of two heads. Neighbours read the same keys, then those of the
+// next head.
+struct Items {
+  unsigned heads;         // of the model
+  unsigned item_heads;    // 1 or 2
+  unsigned query_blocks;  // of the longest text
+};
+BERTRT_BOTH constexpr Items items_of(int64_t heads, int64_t longest) {
+  return {static_cast<unsigned>(heads), longest > kTileQueries ? 1U : 2U,
+          static_cast<unsigned>((longest + 2 * kTileQueries - 1) / (2 * kTileQueries))};
+}
+BERTRT_BOTH constexpr unsigned items_of_text(const Items& items) {
+  return (items.heads + items.item_heads - 1) / items.item_heads * items.query_blocks;
+}
+
 struct Item {
   int seq;
   int head;
   int first;  // of the queries
 };
-BERTRT_BOTH constexpr Item item_place(unsigned item, unsigned heads, unsigned query_blocks) {
-  const unsigned above = item / query_blocks;
-  return {static_cast<int>(above / heads), static_cast<int>(above % heads),
-          static_cast<int>(item % query_blocks) * 2 * kTileQueries};
+BERTRT_BOTH constexpr Item item_place(const Items& items, unsigned item) {
+  const unsigned of_text = items_of_text(items);
+  const unsigned within = item % of_text;
+  return {static_cast<int>(item / of_text),
+          static_cast<int>(within / items.query_blocks * items.item_heads),
+          static_cast<int>(within % items.query_blocks) * 2 * kTileQueries};
 }
 
 // The item that a block does in its round. Blocks change places from round to round: items without
