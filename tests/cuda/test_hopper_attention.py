@@ -43,7 +43,7 @@ def require_close(products, half, found, values, lengths, heads, attended=None):
         (2, [2, 0, 17, 1, 0]),  # both warpgroups have a head
         (3, [63, 64, 65]),  # the last head has no other beside it
         (2, [127, 0, 129, 5]),  # a second block of queries, of one alone
-        (1, [300]),  # more stages than the ring has, through blocks of both kinds
+        (2, [400]),  # more stages than the ring has, of one stream of keys and of two
     ],
 )
 def test_attention(attend, products, rng, half, head_dim, heads, lengths):
