@@ -40,6 +40,7 @@ def require_close(products, half, found, values, lengths, heads, attended=None):
     ("heads", "lengths"),
     [
         (1, [1]),
+        (1, [5, 64] * 10),  # one warpgroup has a head, and the ring goes round
         (2, [2, 0, 17, 1, 0]),  # both warpgroups have a head
         (3, [63, 64, 65]),  # the last head has no other beside it
         (2, [127, 0, 129, 5]),  # a second block of queries, of one alone
