@@ -89,8 +89,8 @@ def test_descriptors_of_heads(maps):
 
 
 def test_left_operands_in_registers(maps):
-    # "wgmma.mma_async.m64nNk16", the figure of A: T0 has (0, 0), (8, 0), (0, 8) and (8, 8), each with
-    # the one behind it.
+    # "wgmma.mma_async.m64nNk16", the figure of A: T0 has (0, 0), (8, 0), (0, 8) and (8, 8), each
+    # with the one behind it.
     assert [maps.left_place(0, i, 0) for i in range(4)] == [(0, 0), (8, 0), (0, 8), (8, 8)]
     assert maps.left_place(0, 0, 1) == (0, 1)
     assert maps.left_place(1, 0, 0) == (0, 2)
