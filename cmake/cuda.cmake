@@ -13,9 +13,10 @@ string(REGEX REPLACE ".*\"(.*)\"" "\\1" version "${version}")
 set_source_files_properties(csrc/bindings/cuda_engine.cpp
                             PROPERTIES COMPILE_DEFINITIONS BERTRT_VERSION="${version}")
 
-set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/linear.cu
-            csrc/cuda/hopper/linear_fp8.cu
-            csrc/cuda/linear.cu csrc/cuda/linear_fp8.cu csrc/cuda/rows.cu)
+set(kernels
+    csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/attention.cu
+    csrc/cuda/hopper/linear.cu csrc/cuda/hopper/linear_fp8.cu csrc/cuda/linear.cu
+    csrc/cuda/linear_fp8.cu csrc/cuda/rows.cu)
 set(host
     csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
     csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
@@ -23,7 +24,8 @@ set(host
     csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
-  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/probes.cu)
+  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/hopper_register_probes.cu
+       tests/cuda/probes.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(bertrt_cuda OBJECT ${kernels})
   # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;

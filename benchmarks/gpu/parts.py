@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attention as of_attention
 import models
 import numpy as np
 from models import OUTPUTS, PRECISIONS, Sizes, batch_of, bound, plan_of
@@ -398,6 +399,27 @@ def products(place: Place) -> dict[str, Any]:
     return {"TFLOP/s": found}
 
 
+def attention(place: Place) -> dict[str, Any]:
+    """TFLOP/s of attention as it runs, and by Hopper's instructions, which no model takes yet;
+    Skipped where the GPU is not of compute capability 9.0."""
+    if not place.trial and place.cuda.devices()[0].arch != "sm_90":
+        raise Skipped("Hopper's attention needs a GPU of compute capability 9.0")
+    # 16,384 tokens of one length, one text of it, and SQuAD's lengths.
+    lengths = {f"{n} x {n_tokens}": [n_tokens] * n for n, n_tokens in [(1, 128), (1, 384)]}
+    lengths |= {f"{16384 // n} x {n}": [n] * (16384 // n) for n in (16, 64, 128, 384, 512)}
+    lengths["squad"] = models.squad(92)
+    shapes = [(12, 64), (16, 64), (12, 32)]
+    if place.trial:
+        lengths, shapes = {"of a trial": [3, 70]}, [(1, 32)]
+    found: dict[str, Any] = {}
+    for heads, head_dim in shapes:
+        for name, texts in lengths.items():
+            key = f"{name}, {heads} heads of {head_dim}"
+            found[key] = of_attention.compare(place.cuda.kernels, texts, heads, head_dim)
+            print(f"   {key}  {shown(found[key])}", flush=True)
+    return {"TFLOP/s in bf16": found}
+
+
 def operations(name: str, lengths: list[int]) -> float:
     """Additions and multiplications of the encoder's products."""
     layers, hidden, _ = Sizes.models[name]
@@ -526,6 +548,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "threads": threads,
     "steps": steps,
     "products": products,
+    "attention": attention,
     "offline": offline,
     "texts": texts,
     "onnxruntime": onnxruntime,

@@ -58,6 +58,16 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
   }
 }
 
+// Those of the calling thread's device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    throw DeviceError("a device's number of multiprocessors is not known");
+  }
+  return count;
+}
+
 // Whether this code, as it runs, has what wait_for_kernels_before() is made of: PTX of an older
 // architecture, compiled for a newer one by the driver, has not.
 __device__ __forceinline__ bool compiled_to_wait() {

@@ -9,6 +9,7 @@
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
 #include "core/fp8.h"
+#include "cuda/hopper/attention.h"
 #include "cuda/linear_tiles.h"
 #include "plan/plan.h"
 
@@ -151,15 +152,15 @@ py::array linear_8_bits(const py::array& x, const py::array_t<Weight, py::array:
   return out.download();
 }
 
-// Seconds of one of the products alone, the mean of so many one after the other behind a first one.
-template <class Multiply>
-double mean_seconds(int64_t repeats, const Multiply& multiply) {
+// Seconds of what `run` puts into a stream, the mean of so many one after the other behind a first.
+template <class Run>
+double seconds_of(int64_t repeats, const Run& run) {
   require(repeats > 0, "repeats must be above 0");
   const cuda::OwnedStream stream;
   const cuda::Event begin, end;
   for (int64_t i = 0; i <= repeats; ++i) {
     if (i == 1) begin.record(stream);
-    multiply(static_cast<cudaStream_t>(stream));
+    run(static_cast<cudaStream_t>(stream));
   }
   end.record(stream);
   stream.wait();
@@ -190,11 +191,12 @@ double linear_e4m3_seconds(const py::array& x,
   cuda::check(cudaDeviceSynchronize(), "a kernel");
   const auto choice =
       tiles ? parse_tiles(*tiles) : cuda::choose_tiles(cuda::Element::kFp16, rows.count(), outputs);
-  return mean_seconds(repeats, [&](cudaStream_t stream) {
+  return seconds_of(repeats, [&](cudaStream_t stream) {
     cuda::linear_in_tiles(choice, product, of_x, {}, rows.count(), out.rows(), stream);
   });
 }
 
+// Of the product alone.
 double linear_seconds(const std::string& element_name, const py::array& x, const py::array& weight,
                       const std::optional<std::string>& tiles, int64_t repeats) {
   const cuda::Element element = parse_element(element_name);
@@ -205,7 +207,7 @@ double linear_seconds(const std::string& element_name, const py::array& x, const
                              nullptr,        Activation::kNone, {}};
   const auto choice =
       tiles ? parse_tiles(*tiles) : cuda::choose_tiles(element, rows.count(), weights.count());
-  return mean_seconds(repeats, [&](cudaStream_t stream) {
+  return seconds_of(repeats, [&](cudaStream_t stream) {
     cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(), stream);
   });
 }
@@ -263,11 +265,18 @@ class DeviceAttention {
   Attention attention_;
 };
 
+// The attention that layers take, or, named "hopper", that of Hopper's instructions.
+auto parse_attention(const std::optional<std::string>& kernel) {
+  require(!kernel || *kernel == "hopper", "kernel must be hopper, if given");
+  return kernel ? cuda::hopper::attention : cuda::attention;
+}
+
 py::array attention(const std::string& element_name, const py::array& qkv,
                     const IntArray& cu_seqlens, int64_t heads, double scale,
                     const std::optional<IntArray>& attended,
                     const std::optional<py::array>& first_queries,
-                    const std::optional<FloatArray>& bias) {
+                    const std::optional<FloatArray>& bias,
+                    const std::optional<std::string>& kernel) {
   const cuda::Element element = parse_element(element_name);
   const DeviceMatrix rows(qkv, element);
   const DeviceSequences sequences(cu_seqlens, attended, rows.count());
@@ -279,10 +288,26 @@ py::array attention(const std::string& element_name, const py::array& qkv,
             "first_queries must be (seqs, heads * head_dim)");
   }
   const DeviceMatrix out(queries ? sequences.get().seqs : rows.count(), rows.cols() / 3, element);
-  cuda::attention(shape.get(), sequences.get(), rows.rows(),
-                  queries ? cuda::ConstDeviceRows(queries->rows()) : cuda::ConstDeviceRows(),
-                  out.rows(), nullptr);
+  const auto run = parse_attention(kernel);
+  run(shape.get(), sequences.get(), rows.rows(),
+      queries ? cuda::ConstDeviceRows(queries->rows()) : cuda::ConstDeviceRows(), out.rows(),
+      nullptr);
   return out.download();
+}
+
+// Seconds of attention alone, as linear_seconds has those of a product.
+double attention_seconds(const std::string& element_name, const py::array& qkv,
+                         const IntArray& cu_seqlens, int64_t heads, double scale,
+                         const std::optional<std::string>& kernel, int64_t repeats) {
+  const cuda::Element element = parse_element(element_name);
+  const DeviceMatrix rows(qkv, element);
+  const DeviceSequences sequences(cu_seqlens, std::nullopt, rows.count());
+  const DeviceAttention shape(rows, heads, scale, std::nullopt, sequences.get());
+  const DeviceMatrix out(rows.count(), rows.cols() / 3, element);
+  const auto run = parse_attention(kernel);
+  return seconds_of(repeats, [&](cudaStream_t stream) {
+    run(shape.get(), sequences.get(), rows.rows(), {}, out.rows(), stream);
+  });
 }
 
 py::array attention_weights(const std::string& element_name, const py::array& qkv,
@@ -330,7 +355,11 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("tiles") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention", &attention, py::arg("element"), py::arg("qkv"), py::arg("cu_seqlens"),
               py::arg("heads"), py::arg("scale"), py::arg("attended") = py::none(),
-              py::arg("first_queries") = py::none(), py::arg("bias") = py::none());
+              py::arg("first_queries") = py::none(), py::arg("bias") = py::none(),
+              py::arg("kernel") = py::none());
+  kernels.def("attention_seconds", &attention_seconds, py::arg("element"), py::arg("qkv"),
+              py::arg("cu_seqlens"), py::arg("heads"), py::arg("scale"),
+              py::arg("kernel") = py::none(), py::arg("repeats") = 20);
   kernels.def("attention_weights", &attention_weights, py::arg("element"), py::arg("qkv"),
               py::arg("cu_seqlens"), py::arg("heads"), py::arg("scale"),
               py::arg("attended") = py::none(), py::arg("bias") = py::none());

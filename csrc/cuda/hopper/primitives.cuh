@@ -25,15 +25,6 @@ inline bool available() {
          major == 9 && minor == 0;
 }
 
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    throw DeviceError("a device's number of multiprocessors is not known");
-  }
-  return count;
-}
-
 // Rows as TMA reads them, box_rows x 128 bytes at a time; what is beyond becomes zeros.
 // The function comes from the driver through the runtime, so that nothing links with libcuda.
 template <class T>
@@ -100,6 +91,7 @@ __device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity,
                                              Site = Site::current()) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma unroll 1
   for (unsigned tries = 0; tries < 1u << 24; ++tries) {
     uint32_t over;
     asm volatile(

@@ -83,6 +83,8 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
   }
 }
 
+inline int multiprocessors() { return 2; }
+
 inline bool compiled_to_wait() { return true; }
 inline void wait_for_kernels_before() { emulator::wait_for_kernels_before(); }
 
