@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
-# A plan's weights; bfloat16 as uint16.
-WeightArray = npt.NDArray[np.float32 | np.uint16 | np.int8]
+# A plan's weights; bfloat16 as uint16, e4m3 as uint8.
+WeightArray = npt.NDArray[np.float32 | np.uint16 | np.int8 | np.uint8]
 IntArray = npt.NDArray[np.int32]
 
 MAX_THREADS: int

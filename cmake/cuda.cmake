@@ -13,8 +13,10 @@ string(REGEX REPLACE ".*\"(.*)\"" "\\1" version "${version}")
 set_source_files_properties(csrc/bindings/cuda_engine.cpp
                             PROPERTIES COMPILE_DEFINITIONS BERTRT_VERSION="${version}")
 
-set(kernels csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/linear.cu
-            csrc/cuda/linear.cu csrc/cuda/rows.cu)
+set(kernels
+    csrc/cuda/attention.cu csrc/cuda/attention_mma.cu csrc/cuda/hopper/attention.cu
+    csrc/cuda/hopper/linear.cu csrc/cuda/hopper/linear_fp8.cu csrc/cuda/linear.cu
+    csrc/cuda/linear_fp8.cu csrc/cuda/rows.cu)
 set(host
     csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
     csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
@@ -22,7 +24,8 @@ set(host
     csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
-  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/probes.cu)
+  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/hopper_register_probes.cu
+       tests/cuda/probes.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(bertrt_cuda OBJECT ${kernels})
   # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;
@@ -59,12 +62,20 @@ else()
   set(CMAKE_CUDA_FLAGS "-L${toolkit}/../lib")
   enable_language(CUDA)
   add_library(bertrt_cuda STATIC ${kernels})
-  # sm_80 runs on all of 8.x, and its PTX on whatever comes later; sm_90a on Hopper alone.
+  # sm_80 runs on all of 8.x, and its PTX on whatever comes later; sm_90a on Hopper alone. fp8 begins
+  # with sm_89.
+  foreach(kernel ${kernels})
+    set(oldest 80)
+    if(kernel MATCHES "linear_fp8")
+      set(oldest 89)
+    endif()
+    set_source_files_properties(
+      ${kernel} PROPERTIES COMPILE_OPTIONS
+                           "-gencode=arch=compute_${oldest},code=[sm_${oldest},compute_${oldest}]")
+  endforeach()
   target_compile_options(
-    bertrt_cuda
-    PRIVATE "-gencode=arch=compute_80,code=[sm_80,compute_80]"
-            -gencode=arch=compute_90a,code=sm_90a -Xcompiler=-Wall,-Wextra,-fvisibility=hidden
-            -Xptxas=-warn-spills)
+    bertrt_cuda PRIVATE -gencode=arch=compute_90a,code=sm_90a
+                        -Xcompiler=-Wall,-Wextra,-fvisibility=hidden -Xptxas=-warn-spills)
   target_include_directories(bertrt_cuda PUBLIC csrc ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   set_target_properties(bertrt_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   pybind11_add_module(_cuda csrc/bindings/cuda_module.cpp ${host})

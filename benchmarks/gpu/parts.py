@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attention as of_attention
 import models
 import numpy as np
 from models import OUTPUTS, PRECISIONS, Sizes, batch_of, bound, plan_of
@@ -168,11 +169,13 @@ def parity(place: Place, name: str) -> dict[str, Any]:
     return {"differences": found}
 
 
-def int8(place: Place, name: str) -> dict[str, Any]:
-    """Products in int8: what they cost beside what they cost on the CPU, a text's bits alone, and
-    milliseconds from host to host."""
+def eight_bits(place: Place, name: str, precision: str) -> dict[str, Any]:
+    """Products in int8 or fp8: what they cost beside int8 on the CPU and fp16, a text's bits alone,
+    and milliseconds from host to host."""
     from bertrt import _native
 
+    if precision == "fp8" and not has_fp8(place.cuda.devices()[0].arch):
+        raise Skipped("fp8 needs sm_89 or later")
     made, output = plan_of(name), "sequence_output"
     batch = batch_of([1, 7, Sizes.length // 4 + 1, Sizes.length // 2, Sizes.length])
     threads = min(os.cpu_count() or 1, 16)
@@ -184,11 +187,19 @@ def int8(place: Place, name: str) -> dict[str, Any]:
     def rms(difference: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.square(difference))))
 
-    exact, engine = on_cpu("fp32"), place.engine(name, "int8")
+    exact, engine = on_cpu("fp32"), place.engine(name, precision)
     got = answer(engine, *batch, output)
-    cost = {"cpu": rms(on_cpu("int8") - exact), "gpu": rms(got - exact)}
-    if not cost["gpu"] <= 1.5 * cost["cpu"]:
-        raise AssertionError(f"int8 costs {cost['gpu']}, and on the CPU {cost['cpu']}")
+    cost = {
+        "int8 on the CPU": rms(on_cpu("int8") - exact),
+        "fp16": rms(answer(place.engine(name, "fp16"), *batch, output) - exact),
+        precision: rms(got - exact),
+    }
+    # A row of normally distributed values has steps of some 0.027 of their deviation in int8, an
+    # error of 0.008; that of three bits of fraction is 0.026.
+    factor = {"int8": 1.5, "fp8": 6}[precision]
+    most = factor * (cost["int8 on the CPU"] + cost["fp16"])  # rows between products are fp16
+    if not cost[precision] <= most:
+        raise AssertionError(f"{precision} costs {cost[precision]}, at most {most} is right")
     ids, types, ends = batch
     for begin, end in itertools.pairwise(ends):
         one = np.array([0, end - begin], np.int32)
@@ -203,6 +214,11 @@ def int8(place: Place, name: str) -> dict[str, Any]:
         times[f"{count} x {length}"] = place.median_ms(partial(answer, engine, *shape, output))
     print(f"   {cost} {times}", flush=True)
     return {"rms": cost, "milliseconds": times}
+
+
+def has_fp8(arch: str) -> bool:
+    """Of an architecture, "sm_90"."""
+    return int(arch.removeprefix("sm_")) >= 89
 
 
 def verify(place: Place) -> dict[str, Any]:
@@ -342,8 +358,9 @@ def steps(place: Place) -> dict[str, Any]:
 
 
 def products(place: Place) -> dict[str, Any]:
-    """TFLOP/s of a layer's products as they run, and by Hopper's instructions (docs/cuda.md), which
-    no model takes yet; Skipped where the GPU is not of compute capability 9.0."""
+    """TFLOP/s of a layer's products in bf16 and fp8 as they run, and by Hopper's instructions
+    (docs/cuda.md), which no model takes yet; Skipped where the GPU is not of compute capability
+    9.0."""
     if not place.trial and place.cuda.devices()[0].arch != "sm_90":
         raise Skipped("Hopper's products need a GPU of compute capability 9.0")
     kernels = place.cuda.kernels
@@ -351,7 +368,7 @@ def products(place: Place) -> dict[str, Any]:
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (4096, 1024), (1024, 4096)]
     rows_of = [16, 128, 1024, 16384]
     if place.trial:
-        shapes, rows_of = [(24, 72)], [9]
+        shapes, rows_of = [(24, 80)], [9]
     found: dict[str, Any] = {}
     for outputs, inputs in shapes:
         # The upper halves of floats: bf16.
@@ -361,13 +378,44 @@ def products(place: Place) -> dict[str, Any]:
             )
             for count in (outputs, max(rows_of))
         )
+        codes = rng.integers(0, 0x7F, weight.shape, np.uint8)
+        half = rng.normal(size=x.shape).astype(np.float16).view(np.uint16)
         for rows in rows_of:
-            rate = {}
-            for tiles in (None, "hopper"):
-                seconds = kernels.linear_seconds("bf16", x[:rows], weight, tiles)
-                rate[tiles or "as it runs"] = 2e-12 * rows * outputs * inputs / max(seconds, 1e-9)
-            key = f"{rows} x {outputs} x {inputs}"
-            found[key] = {**rate, "ahead": max(rate, key=lambda name: rate[name])}
+            key, found_here = f"{rows} x {outputs} x {inputs}", {}
+            for element in ("bf16", "fp8"):
+                rate = {}
+                for tiles in (None, "hopper"):
+                    seconds = (
+                        kernels.linear_seconds("bf16", x[:rows], weight, tiles)
+                        if element == "bf16"
+                        else kernels.linear_e4m3_seconds(half[:rows], codes, tiles)
+                    )
+                    done = 2e-12 * rows * outputs * inputs
+                    rate[tiles or "as it runs"] = done / max(seconds, 1e-9)
+                ahead = max(rate, key=lambda name: rate[name])
+                found_here[element] = {**rate, "ahead": ahead}
+                print(f"   {key} {element}  {shown(found_here[element])}", flush=True)
+            found[key] = found_here
+    return {"TFLOP/s": found}
+
+
+def attention(place: Place) -> dict[str, Any]:
+    """TFLOP/s of attention as it runs, and by Hopper's instructions, which no model takes yet;
+    Skipped where the GPU is not of compute capability 9.0."""
+    if not place.trial and place.cuda.devices()[0].arch != "sm_90":
+        raise Skipped("Hopper's attention needs a GPU of compute capability 9.0")
+    # 16,384 tokens of one length, one text of it, and SQuAD's lengths.
+    lengths = {f"{n} x {n_tokens}": [n_tokens] * n for n, n_tokens in [(1, 128), (1, 384)]}
+    lengths |= {f"{16384 // n} x {n}": [n] * (16384 // n) for n in (16, 64, 128, 384, 512)}
+    lengths["squad"] = models.squad(92)
+    shapes = [(12, 64), (16, 64), (12, 32)]
+    if place.trial:
+        lengths, shapes = {"of a trial": [3, 70]}, [(1, 32)]
+    found: dict[str, Any] = {}
+    for heads, head_dim in shapes:
+        for name, texts in lengths.items():
+            key = f"{name}, {heads} heads of {head_dim}"
+            found[key] = of_attention.compare(place.cuda.kernels, texts, heads, head_dim)
             print(f"   {key}  {shown(found[key])}", flush=True)
     return {"TFLOP/s in bf16": found}
 
@@ -489,13 +537,18 @@ def onnxruntime(place: Place) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "machine": machine,
     **{f"parity {name}": partial(parity, name=name) for name in ("base", "large")},
-    **{f"int8 {name}": partial(int8, name=name) for name in ("base", "large")},
+    **{
+        f"{precision} {name}": partial(eight_bits, name=name, precision=precision)
+        for precision in ("int8", "fp8")
+        for name in ("base", "large")
+    },
     "verify": verify,
     "soak": soak,
     **{f"latency {name}": partial(latency, name=name) for name in ("base", "large")},
     "threads": threads,
     "steps": steps,
     "products": products,
+    "attention": attention,
     "offline": offline,
     "texts": texts,
     "onnxruntime": onnxruntime,

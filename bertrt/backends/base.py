@@ -40,7 +40,7 @@ class Backend(ABC):
     Attributes:
         name: the backend's name in `BACKENDS`.
         device: where it really runs: "cpu", "cuda:0".
-        precision: "fp32", "bf16", "fp16" or "int8".
+        precision: "fp32", "bf16", "fp16", "int8" or "fp8".
         threads: the threads that it really uses.
         provider: what executes the kernels: an instruction set, an execution provider, a library.
         pads: whether it pads inside. The engine then bounds the padded size of what it passes in,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["NativeBackend", "load"]
 
 PRECISIONS = ("fp32", "bf16", "int8")
-CUDA_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+CUDA_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 # What explain() says of the CUDA kernels until a GPU has run the tests of this version.
 UNPROVEN = (
@@ -39,8 +39,9 @@ UNPROVEN = (
     "was tested on an emulator: docs/cuda.md names it. make gpu-check tests all of it on this GPU."
 )
 
-# What it says besides where the products are in int8.
+# What it says besides where the products are in 8 bits.
 UNPROVEN_INT8 = "No GPU has run the products in int8 yet."
+UNPROVEN_FP8 = "No GPU has run the products in fp8 yet."
 
 # The tokens of a batch, at most, and of each thread's share of one: a matrix product has long
 # reached its full speed there, and whoever comes while a batch runs waits for less.
@@ -60,7 +61,6 @@ def load(
         trace = os.environ.get(TRACE, "0") not in ("", "0")
     if device != "cpu":
         return _load_cuda(model, device, precision, trace)
-    check_precision("native", precision, PRECISIONS)
     try:
         from bertrt import _native
     except ImportError as error:
@@ -72,6 +72,7 @@ def load(
         raise InvalidInputError(f"threads is {threads}; expected 1 to {_native.MAX_THREADS}")
     plan = model.plan()
     _check_stated(model, plan, precision, device)
+    check_precision("native", precision, PRECISIONS)
     # In a plan that states precisions, what states none runs in fp32.
     rest = precision if plan.precision is None else "fp32"
     packed = _shared(
@@ -131,7 +132,12 @@ def _check_stated(model: Model, plan: Plan, precision: str, device: str) -> None
             f"{model.path} is quantised to {plan.precision}, and holds no weights for {precision}; "
             f"use precision={plan.precision!r}, or the bundle that it was made from"
         )
-    if device != "cpu" and plan.precision != "int8":
+    if device == "cpu" and plan.precision == "fp8":
+        raise DeviceError(
+            f"{model.path} is quantised to fp8, which runs on GPUs only; load it with "
+            "device='cuda', or use the bundle that it was made from"
+        )
+    if device != "cpu" and plan.precision not in ("int8", "fp8"):
         raise DeviceError(
             f"{model.path} is quantised to {plan.precision}, which runs on the CPU only; on "
             f"{device!r} use the bundle that it was made from, with precision={plan.precision!r}"
@@ -296,8 +302,8 @@ class CudaBackend(NativeBackend):
     def explain(self) -> str:
         """How batches were launched; then as on the CPU: times are the GPUs', and stand beside
         rates, not beside peaks."""
-        unproven = f"{UNPROVEN} {UNPROVEN_INT8}" if self.precision == "int8" else UNPROVEN
-        return f"{unproven}\n{self._explain_launches()}\n\n{super().explain()}"
+        more = {"int8": f" {UNPROVEN_INT8}", "fp8": f" {UNPROVEN_FP8}"}.get(self.precision, "")
+        return f"{UNPROVEN}{more}\n{self._explain_launches()}\n\n{super().explain()}"
 
     def _explain_launches(self) -> str:
         done = self._engine.launches()

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 BACKENDS = ("native", "onnxruntime", "mxnet")
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""``bertrt quantize``: a bundle in int8 or bf16, and what that costs on a task."""
+"""``bertrt quantize``: a bundle in int8, bf16 or fp8, and what that costs on a task."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from bertrt.commands.options import (
     add_columns,
+    add_device,
     add_json,
     add_out,
     add_task,
     bound,
-    thread_count,
     to_json,
 )
 from bertrt.tasks.settings import PRESETS, SCORED
@@ -22,10 +22,10 @@ __all__ = ["add", "run"]
 def add(commands: Any) -> None:
     """Add the command to the parser's, which `commands` are (see argparse's add_subparsers)."""
     parser = commands.add_parser(
-        "quantize", help="a bundle in int8 or bf16, and what that costs on a task"
+        "quantize", help="a bundle in int8, bf16 or fp8, and what that costs on a task"
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's directory")
-    parser.add_argument("--precision", required=True, choices=("int8", "bf16"))
+    parser.add_argument("--precision", required=True, choices=("int8", "bf16", "fp8"))
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
@@ -53,9 +53,7 @@ def add(commands: Any) -> None:
         help="move outliers of activations into the weights, where that helps",
     )
     add_out(parser)
-    parser.add_argument(
-        "--threads", metavar="N", type=thread_count, help="default: the cores usable here"
-    )
+    add_device(parser)
     add_json(parser, "JSON")
     parser.set_defaults(command=run, usage_error=parser.error)
 
@@ -81,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_error=arguments.max_error,
         smooth=arguments.smooth,
         threads=arguments.threads,
+        device=arguments.device,
     )
     print(to_json(report.to_dict()) if arguments.json else report)
     return 0

@@ -17,7 +17,7 @@ from bertrt.host.cores import MAX_THREADS
 
 __all__ = ["check_load", "check_on_error", "check_set", "check_threads", "check_turn"]
 
-_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 
 def check_load(backend: Any, device: Any, precision: Any, batching: Any) -> None:

@@ -87,8 +87,8 @@ class Engine:
                 tokenizer: `run` works, `predict` does not.
             backend: "native", "onnxruntime" or "mxnet".
             device: "cpu", "cuda" or "cuda:N"; "cuda:0,1" shares each batch among several GPUs.
-            precision: "fp32", "bf16", "fp16" or "int8"; None: the model's own, which of a quantised
-                bundle is the one it was quantised to, and of others fp32.
+            precision: "fp32", "bf16", "fp16", "int8" or, on GPUs, "fp8"; None: the model's own,
+                which of a quantised bundle is the one it was quantised to, and of others fp32.
             threads: the threads to use, 1 to 1024; None: the cores that this process may really
                 use.
             settings: what goes before the model's own settings, by name: ``max_length``, and for

@@ -34,7 +34,7 @@ _AT_ONCE = 32
 
 
 class Calibration:
-    """The data, and what fp32 makes of them."""
+    """The data, and what fp32 makes of them on the device."""
 
     def __init__(
         self,
@@ -44,8 +44,11 @@ class Calibration:
         columns: Sequence[str] | None,
         labelled: bool,
         threads: int | None,
+        device: str = "cpu",
     ) -> None:
         self.model = model
+        self.device = device
+        self.provider: str | None = None  # of another device than the CPU
         self.threads = usable_cores() if threads is None else threads
         self.task: str | None = None
         self.metrics: tuple[str, ...] = ()
@@ -77,7 +80,10 @@ class Calibration:
 
     def engine(self, plan: Plan) -> Engine:
         """The model with another plan."""
-        return engine_of(self.model.with_plan(plan), self.threads)
+        engine = engine_of(self.model.with_plan(plan), self.threads, self.device)
+        if self.device != "cpu":
+            self.provider = engine.provider
+        return engine
 
     def batches(self) -> Iterator[PackedBatch]:
         """The sample, as an engine takes it."""
@@ -133,8 +139,8 @@ def _difference(found: Outcome, expected: Outcome) -> tuple[float, float]:
     return math.sqrt(squares / count), largest
 
 
-def engine_of(model: Model, threads: int) -> Engine:
+def engine_of(model: Model, threads: int, device: str) -> Engine:
     """The native engine of a model as it is, in its own precision."""
-    options: dict[str, Any] = {"device": "cpu", "precision": model.precision, "threads": threads}
+    options: dict[str, Any] = {"device": device, "precision": model.precision, "threads": threads}
     load = functools.partial(load_backend, model, "native", **options)
     return Engine(model, load, {"path": str(model.path), "backend": "native", **options})

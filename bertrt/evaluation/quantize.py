@@ -1,4 +1,4 @@
-"""Quantisation with its receipt: a bundle in int8 or bf16, and what that cost.
+"""Quantisation with its receipt: a bundle in int8, bf16 or fp8, and what that cost.
 
 Each encoder step is tried alone in the lower precision, on calibration data: the error that it
 brings into the logits orders the steps. All are lowered; while that breaks a bound, the steps with
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bertrt.engine.checks import check_load
 from bertrt.errors import BertrtError, InvalidInputError, InvalidTypeError, ModelFormatError
 from bertrt.evaluation.calibration import Calibration, engine_of
 from bertrt.evaluation.receipt import Report, StepError, make_report
@@ -29,7 +30,7 @@ from bertrt.models.manifest import GOLDEN, MODULES
 from bertrt.models.model import Model
 from bertrt.models.safetensors import write_safetensors
 from bertrt.plan.plan import Plan
-from bertrt.plan.quantized import product_steps, state_precisions, store_quantized
+from bertrt.plan.quantized import lowered_steps, state_precisions, store_quantized
 
 __all__ = ["quantize"]
 
@@ -48,13 +49,14 @@ def quantize(
     max_error: float | None = None,
     smooth: bool = False,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> Report:
     """Make a bundle whose encoder runs in a lower precision, its weights stored in it.
 
     Args:
         path: a bundle in fp32.
         out: the bundle to make; must not exist.
-        precision: "int8" or "bf16".
+        precision: "int8", "bf16" or, on a GPU, "fp8".
         calibrate: a file to measure on. With `task`, `columns` or `max_loss` labelled data, as
             `bertrt.evaluation.datasets.read_examples` reads them; else texts, one a line, with a
             tab between those of a pair. None: every step is lowered, and nothing is measured.
@@ -65,6 +67,7 @@ def quantize(
         smooth: whether outliers of a matrix's input go into the weights, exactly, in the steps
             where that makes the error smaller. See `bertrt.plan.smoothing`.
         threads: as for `Engine.load`.
+        device: as for `Engine.load`: where everything is measured, fp32 too.
 
     Returns:
         The report, which the bundle holds too.
@@ -73,11 +76,19 @@ def quantize(
         BoundError: a bound cannot be held; nothing is written. The message names the worst steps.
         InvalidInputError: an argument, or the data; the message has file and line. A bundle that is
             quantised already, or holds weights that are not finite.
+        DeviceError: the device cannot be used, or not in this precision.
         OutputExistsError, MissingFileError, WriteError, ModelFormatError,
         MissingDependencyError: as for `Engine.load`, `bertrt.evaluation.run.evaluate` and
             `bertrt.models.bundle.writing`.
     """
     _check_arguments(precision, calibrate, task, columns, max_loss, max_error, smooth)
+    check_load("native", device, precision, None)
+    if precision == "fp8" and device == "cpu":
+        raise InvalidInputError("fp8 runs on GPUs only, and is measured on one: give device='cuda'")
+    if precision == "bf16" and device != "cpu":
+        raise InvalidInputError(
+            f"bundles in bf16 run on the CPU only, and device is {device!r}; give device='cpu'"
+        )
     with writing(out) as draft:
         model = Model.open(path)
         if model.manifest is None:
@@ -91,7 +102,7 @@ def quantize(
                 "was made from"
             )
         if calibrate is None:
-            lowered = {step.name: precision for step in product_steps(plan)}
+            lowered = {step.name: precision for step in lowered_steps(plan, precision)}
             stated = state_precisions(plan, lowered)
             errors = [
                 StepError(name, math.nan, math.nan, precision, smoothed=False) for name in lowered
@@ -100,7 +111,7 @@ def quantize(
         else:
             labelled = task is not None or columns is not None or max_loss is not None
             calibration = Calibration(
-                model, calibrate, task if labelled else None, columns, labelled, threads
+                model, calibrate, task if labelled else None, columns, labelled, threads, device
             )
             search = Search(model, calibration, precision, max_loss, max_error)
             stated, report = search.run(smooth)
@@ -116,7 +127,7 @@ def quantize(
                 | {"source": {"manifest_sha256": model.manifest["manifest_sha256"]}}
             }
         )
-        _check_bits(model, stated, draft.directory, threads)
+        _check_bits(model, stated, draft.directory, threads, device)
     return report
 
 
@@ -130,7 +141,7 @@ def _check_arguments(
     smooth: Any,
 ) -> None:
     if precision not in FALLBACKS:
-        raise InvalidInputError(f"precision is {precision!r}; expected one of int8, bf16")
+        raise InvalidInputError(f"precision is {precision!r}; expected one of int8, bf16, fp8")
     for name, bound in (("max_loss", max_loss), ("max_error", max_error)):
         if bound is None:
             continue
@@ -168,7 +179,9 @@ def _write(model: Model, stated: Plan, report: Report, directory: Path) -> None:
             copy_file(model.path / name, directory / name)
 
 
-def _check_bits(model: Model, stated: Plan, directory: Path, threads: int | None) -> None:
+def _check_bits(
+    model: Model, stated: Plan, directory: Path, threads: int | None, device: str
+) -> None:
     """Check that a finished bundle gives what was measured, bit for bit.
 
     Raises:
@@ -178,7 +191,7 @@ def _check_bits(model: Model, stated: Plan, directory: Path, threads: int | None
     threads = usable_cores() if threads is None else threads
     answers = []
     for own in (model.with_plan(stated), Model.open(directory)):
-        with engine_of(own, threads) as engine:
+        with engine_of(own, threads, device) as engine:
             answers.append([engine.run(**case.inputs) for case in cases])
     for expected, found in zip(*answers, strict=True):
         for name, array in expected.items():

@@ -75,6 +75,7 @@ class Report:
         steps: in the plan's order, with their errors; those are NaN without data.
         weight_bytes: of the encoder's matrices, before and after.
         cpu: where it was measured.
+        device: likewise, a GPU; None: the CPU.
     """
 
     precision: str
@@ -90,6 +91,7 @@ class Report:
     steps: tuple[StepError, ...]
     weight_bytes: tuple[int, int]
     cpu: str
+    device: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON."""
@@ -115,7 +117,7 @@ class Report:
                 for step in self.steps
             ],
             "weight_bytes": list(self.weight_bytes),
-            "machine": {"cpu": self.cpu},
+            "machine": {"cpu": self.cpu} | ({} if self.device is None else {"device": self.device}),
             "versions": {
                 "bertrt": __version__,
                 "numpy": np.__version__,
@@ -148,6 +150,7 @@ def describe(report: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"measured on {data['examples']} examples of {data['file']}"
         + (f" ({data['task']})" if data["task"] else "")
+        + (f" by {report['machine']['device']}" if "device" in report["machine"] else "")
         + f"; {', '.join(held) or 'without a bound'}"
     )
     table: list[tuple[str, ...]] = [("", "fp32", f"all {report['precision']}", "this bundle")]

@@ -43,7 +43,7 @@ __all__ = [
     "run_examples",
 ]
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 # Examples given to an engine at once. Outputs over tokens are large, and only what is compared is
 # kept of them; a backend that pads sorts those that it is given by length.
@@ -280,9 +280,10 @@ def evaluate(
         # Of what was not asked for by name nobody expects a row.
         missing = {name: why for name, why in missing.items() if name in BACKENDS}
     backend, precision = _reference(compared, threads, missing)
-    first, expected = row(compared, backend, "cpu", precision, None)
+    where = device if precision == "fp8" else "cpu"  # which has none
+    first, expected = row(compared, backend, where, precision, None)
     rows = [first]
-    if compared is model and device == "cpu":
+    if compared is model and device == where:
         chosen = [own for own in chosen if own != (backend, precision)]
     rows += [row(model, own[0], device, own[1], expected)[0] for own in chosen]
     return Report(

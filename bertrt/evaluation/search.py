@@ -15,13 +15,14 @@ from bertrt.evaluation.receipt import BoundError, Cost, Report, StepError, make_
 from bertrt.host.progress import progress
 from bertrt.models.model import Model
 from bertrt.plan.plan import Plan
-from bertrt.plan.quantized import product_steps, state_precisions
+from bertrt.plan.quantized import lowered_steps, product_steps, state_precisions
 from bertrt.plan.smoothing import Pair, smooth, smoothing_pairs
 
 __all__ = ["FALLBACKS", "Search"]
 
-# Where a step goes that costs too much, nearest first.
-FALLBACKS = {"int8": ("bf16", "fp32"), "bf16": ("fp32",)}
+# Where a step goes that costs too much, nearest first. Beside fp8 and int8, on a GPU, all of these
+# run in fp16.
+FALLBACKS = {"int8": ("bf16", "fp32"), "bf16": ("fp32",), "fp8": ("fp32",)}
 
 
 class Search:
@@ -40,7 +41,7 @@ class Search:
         self._max_loss = max_loss
         self._max_error = max_error
         self._plan = self._source = model.plan()
-        self._names = [step.name for step in product_steps(self._plan)]
+        self._names = [step.name for step in lowered_steps(self._plan, precision)]
         self._matrices = {step.name for step in product_steps(self._plan) if step.weights}
         if max_loss is not None and math.isnan(self._score(calibration.before)):
             raise InvalidInputError(
@@ -76,6 +77,7 @@ class Search:
             before=calibration.before,
             plain=plain,
             cost=cost,
+            device=calibration.provider,
         )
         return chosen, report
 

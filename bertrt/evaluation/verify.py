@@ -244,11 +244,12 @@ def bound(output: str, layers: int, precision: str = "fp32") -> float:
 
     In fp32 two right answers differ because sums are taken in another order; the differences grow
     with the layers, and a pooler or classifier, which ends in few numbers, shrinks them. In bf16
-    and int8 a value is rounded to 2^-9 and to a 255th of its row's range, and the bounds tell a
-    right run from a wrong one; what a precision costs on a task, only the task's metric tells.
+    and int8 a value is rounded to 2^-9 and to a 255th of its row's range, in fp8 to 2^-4, and the
+    bounds tell a right run from a wrong one; what a precision costs on a task, only the task's
+    metric tells.
     """
     if precision != "fp32":
-        return {"bf16": 3e-2, "fp16": 5e-3, "int8": 2e-1}[precision]
+        return {"bf16": 3e-2, "fp16": 5e-3, "int8": 2e-1, "fp8": 5e-1}[precision]
     if output in ("sequence_output", "all_encodings", "masked_lm_outputs"):
         return 5e-5 if layers <= 12 else 1e-4
     return 2e-5

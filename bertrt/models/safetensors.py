@@ -48,8 +48,9 @@ WIDENED = ("F64", "F16", "BF16")
 # The format's own limit is 100 MB. A tensor takes some 100 bytes, and a thousand where Python has
 # read them.
 _LONGEST_HEADER = 16 << 20
-# What is written; numpy has no bfloat16, and a plan's weights have its bits as uint16.
-_WRITTEN = {"float32": "F32", "uint16": "BF16", "int8": "I8"}
+# What is written; numpy has no bfloat16 and no e4m3, and a plan's weights have their bits as uint16
+# and uint8.
+_WRITTEN = {"float32": "F32", "uint16": "BF16", "int8": "I8", "uint8": "F8_E4M3"}
 # The data begin at a cache line, for readers that map them.
 _ALIGNMENT = 64
 
@@ -91,8 +92,8 @@ def read_safetensors(path: str | Path) -> dict[str, Constant]:
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Constant]:
-    """Write arrays to a safetensors file, one after the other: float32, int8, or uint16, which are
-    the bits of bfloat16.
+    """Write arrays to a safetensors file, one after the other: float32, int8, or uint16 and uint8,
+    which are the bits of bfloat16 and e4m3.
 
     Returns name -> :class:`~bertrt.plan.weights.Constant`: the same arrays, with their places in
     the file. Raises WriteError.

@@ -244,8 +244,8 @@ class _Checker:
         precision = step.fields.get("precision")
         if dtype != "float32" and (role != "weight" or STORED[dtype] != precision):
             self._fail(step, f"{role} {name!r} is {dtype}, and the precision {precision}")
-        if role == "weight" and (dtype == "int8") != ("scale" in step.weights):
-            self._fail(step, f"weight {name!r} is {dtype}; int8 and a scale need each other")
+        if role == "weight" and (dtype in ("int8", "uint8")) != ("scale" in step.weights):
+            self._fail(step, f"weight {name!r} is {dtype}; 8 bits and a scale need each other")
         first = step.weights[role][0]
         if self.weights[name].dtype != self.weights[first].dtype:
             self._fail(step, f"{role} {name!r} is {dtype}, and {first!r} beside it is not")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from bertrt.plan.plan import Plan
-from bertrt.plan.quantized import from_bfloat16
+from bertrt.plan.quantized import from_bfloat16, from_e4m3
 from bertrt.plan.steps import Step
 from bertrt.plan.tail import TAIL_OPS, apply_tail
 
@@ -88,6 +88,8 @@ class _Run:
         array = self._plan.weights[step.weights[role][index]].array
         if array.dtype == np.uint16:
             array = from_bfloat16(array)
+        elif array.dtype == np.uint8:
+            array = from_e4m3(array)
         values = array.astype(np.float64)
         if role != "weight" or "scale" not in step.weights:
             return values

@@ -39,7 +39,7 @@ class Plan:
     steps: in execution order.
     outputs: output name -> value, in the order of the Gluon model.
     weights: name -> :class:`~bertrt.plan.weights.Constant`: float32, but for matrices in int8, or
-        bfloat16 as uint16, of steps that state this precision.
+        bfloat16 as uint16, or e4m3 as uint8, of steps that state this precision.
     architecture: derived from steps and weights when the plan is made.
     rows: output name -> what its rows are counted by: "tokens", "seqs" (sequences), "positions"
         (masked ones) or "pairs" (of tokens of a sequence, by head); derived likewise.

@@ -3,7 +3,8 @@
 int8: each output of a matrix, `q * scale` with q from -127 to 127 and zero exact. bfloat16: the
 upper half of a float32, to nearest, ties to even; numpy has no such type, so its bits are uint16.
 Both are what the native engine makes of float32 weights when it is told to compute in int8 or bf16
-(csrc/cpu/panel_matrix.cpp), bit for bit.
+(csrc/cpu/panel_matrix.cpp), bit for bit. fp8: each output of a matrix, `q * scale` with q in e4m3,
+whose bits are uint8: what GPUs make of them (csrc/core/fp8.h), bit for bit.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from bertrt.plan.steps import Step
 from bertrt.plan.weights import Constant
 
 __all__ = [
+    "fp8_outputs",
     "from_bfloat16",
+    "from_e4m3",
+    "lowered_steps",
     "product_steps",
     "quantize_outputs",
     "state_precisions",
     "store_quantized",
     "to_bfloat16",
+    "to_e4m3",
 ]
 
 _STEPS = np.float32(127)
+_LARGEST_E4M3 = np.float32(448)
 
 
 def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,14 +48,67 @@ def quantize_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InvalidInputError: a weight is not finite.
     """
+    scaled, scale = _scaled(weight, _STEPS)
+    return np.rint(scaled).astype(np.int8), scale
+
+
+def fp8_outputs(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise a matrix to e4m3, each output by itself: its largest magnitude becomes 448.
+
+    Args:
+        weight: finite float32, shape (outputs, inputs).
+
+    Returns:
+        uint8, the codes, of the same shape, and float32 scales of shape (outputs,).
+
+    Raises:
+        InvalidInputError: a weight is not finite.
+    """
+    scaled, scale = _scaled(weight, _LARGEST_E4M3)
+    return to_e4m3(scaled), scale
+
+
+def _scaled(weight: np.ndarray, largest: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Weights in which each output's largest magnitude is `largest`, and what 1 of it is worth."""
     if not np.isfinite(weight).all():
         raise InvalidInputError("weights that are not finite cannot be quantised")
     limit = np.abs(weight).max(axis=1)
-    scale = limit / _STEPS
+    scale = limit / largest
     # An output whose steps would be denormals is zero, as they are to the engine.
     scale[scale < np.finfo(np.float32).tiny] = 0
-    inverse = np.divide(_STEPS, limit, out=np.zeros_like(limit), where=scale > 0)
-    return np.rint(weight * inverse[:, None]).astype(np.int8), scale
+    inverse = np.divide(largest, limit, out=np.zeros_like(limit), where=scale > 0)
+    return weight * inverse[:, None], scale
+
+
+def to_e4m3(values: np.ndarray) -> np.ndarray:
+    """The codes of the nearest e4m3 numbers, ties to even: uint8. What is beyond 448 becomes 448;
+    NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    sign, size = bits >> 24 & 0x80, bits & 0x7FFFFFFF
+    # Below 2^-6 steps are of 2^-9: adding 2^14 leaves them in the last bits of the sum, rounded.
+    small = np.where(size < 0x3C800000, size, 0).astype(np.uint32).view(np.float32)
+    steps = (small + np.float32(2**14)).view(np.uint32) - 0x46800000
+    # The exponent's bias goes from 127 to 7, 20 bits of the fraction go.
+    normal = (size - 0x3C000000 + 0x7FFFF + (size >> 20 & 1)) >> 20
+    code = np.where(size < 0x3C800000, steps, normal)
+    code = np.where(size >= 0x43E00000, 0x7E, code)
+    return (sign | np.where(size > 0x7F800000, 0x7F, code)).astype(np.uint8)
+
+
+def from_e4m3(codes: np.ndarray) -> np.ndarray:
+    """The float32 values of e4m3 codes."""
+    return _E4M3[codes]
+
+
+def _e4m3_values() -> np.ndarray:
+    codes = np.arange(256)
+    exponent, fraction = codes >> 3 & 15, (codes & 7).astype(np.float32)
+    size = np.where(exponent == 0, fraction, 8 + fraction) * np.exp2(np.maximum(exponent, 1) - 10.0)
+    size[codes & 0x7F == 0x7F] = np.nan
+    return np.where(codes & 0x80, -size, size).astype(np.float32)
+
+
+_E4M3 = _e4m3_values()
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -82,12 +141,18 @@ def product_steps(plan: Plan) -> list[Step]:
     return found
 
 
+def lowered_steps(plan: Plan, precision: str) -> list[Step]:
+    """The steps that run in `precision` where all do: of `product_steps` all, but for attention in
+    fp8, which has none."""
+    return [step for step in product_steps(plan) if precision != "fp8" or step.weights]
+
+
 def state_precisions(plan: Plan, precisions: Mapping[str, str]) -> Plan:
     """A plan in which some steps state their precision; the weights are as they were.
 
     Args:
         plan: a plan that states none.
-        precisions: "fp32", "bf16" or "int8" by the names of steps that compute products.
+        precisions: "fp32", "bf16", "int8" or "fp8" by the names of steps that compute products.
     """
     steps = tuple(
         dataclasses.replace(step, fields=step.fields | {"precision": precisions[step.name]})
@@ -103,7 +168,7 @@ def store_quantized(plan: Plan) -> Plan:
     of other steps, biases, tables and LayerNorms stay float32.
 
     Raises:
-        InvalidInputError: a matrix that is to be int8 holds numbers that are not finite; the
+        InvalidInputError: a matrix that is to be int8 or fp8 holds numbers that are not finite; the
             message names it.
     """
     weights: dict[str, Constant] = {}
@@ -128,7 +193,7 @@ _Made = dict[tuple[str, str, bool], dict[str, Constant]]
 def _stored(plan: Plan, step: Step, made: _Made) -> dict[str, list[Constant]]:
     """What a step's matrices become, by role; nothing where they stay."""
     precision = step.fields.get("precision")
-    if "weight" not in step.weights or precision not in ("bf16", "int8"):
+    if "weight" not in step.weights or precision not in ("bf16", "int8", "fp8"):
         return {}
     transposed = step.fields["transposed"]
     found: dict[str, list[Constant]] = {}
@@ -152,9 +217,10 @@ def _stored_matrix(
 ) -> dict[str, Constant]:
     if precision == "bf16":
         return {"weight": Constant(f"{label}.bf16", to_bfloat16(array))}
-    quantized, scale = quantize_outputs(array.T if transposed else array)
+    quantize = fp8_outputs if precision == "fp8" else quantize_outputs
+    quantized, scale = quantize(array.T if transposed else array)
     stored = np.ascontiguousarray(quantized.T if transposed else quantized)
     return {
-        "weight": Constant(f"{label}.int8", stored),
+        "weight": Constant(f"{label}.{precision}", stored),
         "scale": Constant(f"{label}.scale", scale),
     }

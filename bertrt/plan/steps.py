@@ -30,7 +30,7 @@ POSITIONS = "position_ids"
 ACTIVATIONS = ("none", "relu", "gelu_erf", "gelu_tanh", "tanh")
 LAYOUTS = ("separate", "interleaved")
 # From the most exact on.
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "bf16", "int8", "fp8")
 # The kinds of rows that an output may have. `embedding_output` is what the first layer reads,
 # `encoding_0`, ... are what a layer before the last one returns, `attention_weights_0`, ... the
 # probabilities of each layer.

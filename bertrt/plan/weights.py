@@ -91,10 +91,11 @@ class Constant:
 
 # What a fused step reads beside its inputs: role -> names of constants.
 Weights = dict[str, tuple[str, ...]]
-# How weights are stored; numpy has no bfloat16, so its bits are uint16. A matrix that is not
+# How weights are stored; numpy has no bfloat16 and no e4m3, so their bits are uint16 and uint8. A
+# matrix that is not
 # float32 belongs to a step that states the precision.
-DTYPES = {"float32": "float32", "bfloat16": "uint16", "int8": "int8"}
-STORED = {"uint16": "bf16", "int8": "int8"}
+DTYPES = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "float8_e4m3": "uint8"}
+STORED = {"uint16": "bf16", "int8": "int8", "uint8": "fp8"}
 
 
 def dtype_name(array: np.ndarray | Constant) -> str:

@@ -68,18 +68,21 @@ Raises bertrt.DeviceError that says which of driver and device is missing.)");
   py::class_<PyModel>(module, "Model", py::module_local(), R"(A plan with its weights on a GPU.
 
 plan, weights, fetch: as for bertrt._native.Model; the weights are copied. precision: "fp32",
-"fp16", "bf16" or "int8", in which a plan runs that states the precision of its steps. device: the
-GPU's number.
+"fp16", "bf16", "int8" or "fp8"; a plan that states the precision of its steps runs in "int8" or
+"fp8". device: the GPU's number.
 Raises bertrt.ModelFormatError for an inconsistent plan and bertrt.DeviceError if the GPU cannot be
 used or has too little memory.)")
       .def(py::init([](const py::dict& plan, const py::dict& weights, const std::string& precision,
                        int device, const py::object& fetch) {
              const plan::Plan read = read_plan(plan, weights, fetch);
-             const bool int8 = precision == "int8";
-             const cuda::Element element = parse_element(int8 ? "fp16" : precision);
+             std::optional<cuda::EightBits> bits;
+             if (precision == "int8") bits = cuda::EightBits::kInt8;
+             if (precision == "fp8") bits = cuda::EightBits::kFp8;
+             const cuda::Element element = parse_element(bits ? "fp16" : precision);
              const WithoutGil here;
-             PyModel model{int8 ? std::make_shared<cuda::Model>(cuda::Model::in_int8(read, device))
-                                : std::make_shared<cuda::Model>(read, element, device)};
+             PyModel model{
+                 bits ? std::make_shared<cuda::Model>(cuda::Model::in_8_bits(read, *bits, device))
+                      : std::make_shared<cuda::Model>(read, element, device)};
              read.load({});  // what was copied last goes too
              return model;
            }),

@@ -112,6 +112,8 @@ std::optional<Storage> storage_of(const py::dtype& dtype) {
   // numpy has no bfloat16: its bits come as uint16.
   if (dtype.equal(py::dtype::of<uint16_t>())) return Storage::kBfloat16;
   if (dtype.equal(py::dtype::of<int8_t>())) return Storage::kInt8;
+  // Nor has it e4m3.
+  if (dtype.equal(py::dtype::of<uint8_t>())) return Storage::kFp8;
   return std::nullopt;
 }
 
@@ -138,8 +140,9 @@ plan::Weight weight(const Source& source, const std::string& name) {
     weight.shape = object.attr("shape").cast<std::vector<int64_t>>();
   }
   if (!storage) {
-    throw PlanError("plan: weight '" + name +
-                    "' is not a C-contiguous array of float32, uint16 (bfloat16) or int8");
+    throw PlanError(
+        "plan: weight '" + name +
+        "' is not a C-contiguous array of float32, uint16 (bfloat16), int8 or uint8 (e4m3)");
   }
   weight.storage = *storage;
   return weight;

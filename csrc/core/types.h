@@ -15,10 +15,12 @@ enum class Activation { kNone, kRelu, kGeluErf, kGeluTanh, kTanh };
 //
 // kInt8: weights in 254 steps per output, around zero; rows in 255 steps per token, from its lowest
 // to its highest value; exact integer sums.
-enum class Precision { kFp32, kBf16, kInt8 };
+//
+// kFp8: on GPUs alone; weights and rows in e4m3 (fp8.h), scaled by output and by token.
+enum class Precision { kFp32, kBf16, kInt8, kFp8 };
 
-// What a weight is stored as. A matrix in int8 has a scale for each output: what a step is worth.
-enum class Storage { kFloat32, kBfloat16, kInt8 };
+// What a weight is stored as. A matrix in int8 or fp8 has a scale for each output: what 1 is worth.
+enum class Storage { kFloat32, kBfloat16, kInt8, kFp8 };
 
 // A ragged batch: the tokens of all sequences end to end, nothing padded. Sequence s holds tokens
 // [cu_seqlens[s], cu_seqlens[s + 1]); an empty sequence is allowed.

@@ -138,6 +138,7 @@ void PanelMatrix::set_columns(const WeightBlock& block, int64_t first, int64_t l
             return std::transform(from, from + count, values, to_bf16) - count;
           });
     case Precision::kInt8:
+    case Precision::kFp8:  // no CPU's
       break;
   }
   WeightSteps scales[kMostColumns];

@@ -177,38 +177,10 @@ void attention_fma(AttentionTask<T> task, int64_t seqs, int64_t longest, int64_t
 }
 
 template <class T>
-AttentionTask<T> task_of(const Attention& attention, const Sequences& sequences,
-                         ConstDeviceRows qkv) {
-  const int64_t hidden = attention.heads * attention.head_dim;
-  AttentionTask<T> task = {};
-  task.query = static_cast<const T*>(qkv.data);
-  task.key = task.query + hidden;
-  task.value = task.key + hidden;
-  task.query_stride = qkv.stride;
-  task.stride = qkv.stride;
-  task.cu_seqlens = sequences.cu_seqlens;
-  task.attended = sequences.attended;
-  task.head_dim = static_cast<int>(attention.head_dim);
-  task.scale = attention.scale;
-  task.bias = attention.distance_bias;
-  task.bias_stride = attention.distance_stride;
-  task.bias_units = 1.0f / attention.scale;
-  return task;
-}
-
-template <class T>
 void run_attention(const Attention& attention, const Sequences& sequences, ConstDeviceRows qkv,
                    ConstDeviceRows first_queries, DeviceRows out, Stream stream) {
-  AttentionTask<T> task = task_of<T>(attention, sequences, qkv);
-  task.out = static_cast<T*>(out.data);
-  task.out_stride = out.stride;
-  int64_t longest = sequences.longest;
-  if (first_queries.data) {
-    task.first_only = true;
-    task.query = static_cast<const T*>(first_queries.data);
-    task.query_stride = first_queries.stride;
-    longest = 1;
-  }
+  const auto task = attention_task<T>(attention, sequences, qkv, first_queries, out);
+  const int64_t longest = first_queries.data ? 1 : sequences.longest;
   if constexpr (sizeof(T) == 2) {
     if (has_attention_mma(attention.head_dim)) {
       return attention_mma(task, sequences.seqs, longest, attention.heads, stream);
@@ -269,7 +241,7 @@ template <class T>
 void run_attention_weights(const Attention& attention, const Sequences& sequences,
                            const int64_t* cu_pairs, ConstDeviceRows qkv, DeviceRows out,
                            Stream stream) {
-  AttentionTask<T> task = task_of<T>(attention, sequences, qkv);
+  AttentionTask<T> task = attention_task<T>(attention, sequences, qkv);
   task.query_blocks = static_cast<int>(sequences.longest);
   launch(attention_weights_kernel<T>,
          dim3(static_cast<unsigned>(sequences.seqs * sequences.longest)), kWeightsWarps * kWarp, 0,

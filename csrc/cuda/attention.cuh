@@ -26,6 +26,35 @@ struct AttentionTask {
   bool first_only;   // query and out have a row a sequence, of its first token
 };
 
+// With first_queries, query and out have a row a sequence; see attention().
+template <class T>
+AttentionTask<T> attention_task(const Attention& attention, const Sequences& sequences,
+                                ConstDeviceRows qkv, ConstDeviceRows first_queries = {},
+                                DeviceRows out = {}) {
+  const int64_t hidden = attention.heads * attention.head_dim;
+  AttentionTask<T> task = {};
+  task.query = static_cast<const T*>(qkv.data);
+  task.key = task.query + hidden;
+  task.value = task.key + hidden;
+  task.query_stride = qkv.stride;
+  task.stride = qkv.stride;
+  if (first_queries.data) {
+    task.first_only = true;
+    task.query = static_cast<const T*>(first_queries.data);
+    task.query_stride = first_queries.stride;
+  }
+  task.out = static_cast<T*>(out.data);
+  task.out_stride = out.stride;
+  task.cu_seqlens = sequences.cu_seqlens;
+  task.attended = sequences.attended;
+  task.head_dim = static_cast<int>(attention.head_dim);
+  task.scale = attention.scale;
+  task.bias = attention.distance_bias;
+  task.bias_stride = attention.distance_stride;
+  task.bias_units = 1.0f / attention.scale;
+  return task;
+}
+
 // The queries of one block: some of one sequence, one head.
 template <class T>
 struct AttentionBlock {

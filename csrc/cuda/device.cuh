@@ -58,6 +58,16 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
   }
 }
 
+// Those of the calling thread's device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    throw DeviceError("a device's number of multiprocessors is not known");
+  }
+  return count;
+}
+
 // Whether this code, as it runs, has what wait_for_kernels_before() is made of: PTX of an older
 // architecture, compiled for a newer one by the driver, has not.
 __device__ __forceinline__ bool compiled_to_wait() {
@@ -168,6 +178,17 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&sums)[4], const uint32_t 
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};\n"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same of e4m3 with sums in fp32, on sm_89 and later. Fewer bits of a sum may be kept than fp32
+// has: see kStepsOfSums.
+__device__ __forceinline__ void mma_m16n8k32(float (&sums)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2], Site = Site::current()) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 

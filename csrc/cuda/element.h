@@ -12,5 +12,9 @@ struct Fp16 {
 struct Bf16 {
   uint16_t bits;
 };
+// Of products alone: their rows and weights.
+struct E4m3 {
+  uint8_t bits;
+};
 
 }  // namespace bertrt::cuda

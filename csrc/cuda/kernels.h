@@ -93,13 +93,17 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
 void gather_rows(ConstDeviceRows x, const int32_t* index, RowCount rows, int64_t cols,
                  DeviceRows out, Stream stream);
 
-// How a row was quantised: a value x is (q - zero) * scale, with q from 0 to 255, as on the CPU.
+// What rows and weights of 8 bits are: integers, or e4m3 floating point (core/fp8.h).
+enum class EightBits { kInt8, kFp8 };
+
+// How a row was quantised: a value x is (q - zero) * scale, with q from 0 to 255, as on the CPU; or
+// q * scale, with q in e4m3.
 struct RowSteps {
   float scale;
   int32_t zero;
 };
 
-// Rows of 8-bit integers, each with its RowSteps in the last kStepsBytes before the next row. They
+// Rows of 8-bit numbers, each with its RowSteps in the last kStepsBytes before the next row. They
 // begin at multiples of 16 bytes.
 struct QuantisedRows {
   void* data = nullptr;
@@ -109,20 +113,22 @@ struct QuantisedRows {
 constexpr int64_t kStepsBytes = 16;
 constexpr int64_t quantised_stride(int64_t cols) { return (cols + 15) / 16 * 16 + kStepsBytes; }
 
-// Rows in 255 steps each, from the lowest to the highest of its values and 0, rounded to nearest,
-// ties to even; a row with a value that is not finite gets steps worth NaN. The rule and its
-// roundings are those of csrc/cpu/generic/gemm.inl.h. x: fp16.
-void quantise_rows(ConstDeviceRows x, RowCount rows, int64_t cols, QuantisedRows out,
-                   Stream stream);
+// kInt8: rows in 255 steps each, from the lowest to the highest of its values and 0, rounded to
+// nearest, ties to even; the rule and its roundings are those of csrc/cpu/generic/gemm.inl.h.
+// kFp8: the largest magnitude of a row becomes 448. A row with a value that is not finite gets
+// steps worth NaN. x: fp16.
+void quantise_rows(EightBits bits, ConstDeviceRows x, RowCount rows, int64_t cols,
+                   QuantisedRows out, Stream stream);
 
-// Weights in 8-bit integers, -127 to 127: a row of `inputs` for each output.
+// Weights in 8-bit integers, -127 to 127, or in e4m3: a row of `inputs` for each output.
 struct QuantisedWeights {
   static constexpr int64_t kBeyond = 128;  // further values of scale and sum, which are read
 
-  const int8_t* data = nullptr;
+  const uint8_t* data = nullptr;
   int64_t stride = 0;            // bytes, a multiple of 16
   const float* scale = nullptr;  // what a step of each output's weights is worth
-  const int32_t* sum = nullptr;  // of each output's weights
+  const int32_t* sum = nullptr;  // of each output's weights, where they are integers
+  EightBits bits = EightBits::kInt8;
 
   explicit operator bool() const { return data != nullptr; }
 };
@@ -142,8 +148,8 @@ struct Linear {
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream);
 
-// The same of rows and weights in 8 bits. Sums are exact; what they are worth is rounded as on the
-// CPU. out and residual: fp16.
+// The same of rows and weights in the same 8 bits. Sums of integers are exact, and what they are
+// worth is rounded as on the CPU; those of fp8 are in fp32 (linear_fp8.cu). out and residual: fp16.
 void linear(const Linear& linear, QuantisedRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream);
 
@@ -172,7 +178,7 @@ void attention_weights(const Attention& attention, const Sequences& sequences,
 
 // The kernels that these run on, for explain().
 const char* linear_kernel(Element element);
-const char* quantised_linear_kernel();
+const char* quantised_linear_kernel(EightBits bits);
 const char* attention_kernel(Element element, int64_t head_dim);
 
 }  // namespace bertrt::cuda

@@ -1,145 +1,17 @@
 // Matrix products: fp16, bf16 and 8-bit integers on tensor cores, fp32 by fused multiply-adds
-// (never in TF32, which rounds to 10 bits).
+// (never in TF32, which rounds to 10 bits). Those of e4m3 are in linear_fp8.cu.
 //
 // A block computes one tile of the result over the whole depth, kDepth inputs at a time, while
 // later ones are on their way to shared memory. A sum's order is the depth's whatever the tile, so
 // that tiles can be chosen by shape.
 #include <type_traits>
 
-#include "cuda/epilogue.cuh"
 #include "cuda/hopper/linear.h"
-#include "cuda/linear.cuh"
+#include "cuda/linear_mma.cuh"
 #include "cuda/linear_tiles.h"
 
 namespace bertrt::cuda {
 namespace {
-
-// Of a tile's row of 16-bit elements, or twice as many of 8 bits.
-constexpr int kMmaRowBytes = 64;
-
-// A block's tile of kWarpsDown x kWarpsAcross warps, with kWarpRows x kWarpColumns each.
-template <int kWarpsDown_, int kWarpsAcross_, int kWarpRows_, int kWarpColumns_>
-struct MmaTile {
-  static constexpr int kWarpsAcross = kWarpsAcross_;
-  static constexpr int kWarpRows = kWarpRows_;
-  static constexpr int kWarpColumns = kWarpColumns_;
-  static constexpr int kRows = kWarpsDown_ * kWarpRows;
-  static constexpr int kColumns = kWarpsAcross * kWarpColumns;
-  static constexpr int kThreads = kWarpsDown_ * kWarpsAcross * kWarp;
-  static constexpr int kBlocks = 2;  // that share a multiprocessor, and its registers
-  static constexpr int kStages = 4;
-  // Four lanes write eight neighbours, eight rows at once: eight floats beyond the rows' ends
-  // spread them over all banks.
-  static constexpr int kSumsStride = kColumns + 8;
-  static constexpr int kSharedBytes =
-      shared_bytes(kStages * (kRows + kColumns) * kMmaRowBytes, kRows * kSumsStride * 4);
-};
-
-// What sums of a tile's rows `row` and `row` + 8 are worth: the operations and the order of the
-// CPU's, so that equal integers make equal numbers.
-template <class In>
-struct WorthOfRows {
-  template <class T>
-  __device__ __forceinline__ WorthOfRows(const Product<T, In>&, const Corner&, unsigned, int) {}
-  __device__ __forceinline__ void columns(unsigned) {}
-  __device__ __forceinline__ float operator()(float sum, int, int) const { return sum; }
-};
-template <>
-struct WorthOfRows<uint8_t> {
-  template <class T>
-  __device__ __forceinline__ WorthOfRows(const Product<T, uint8_t>& p, const Corner& corner,
-                                         unsigned row, int rows)
-      : scales_(p.scale + corner.column), sums_(p.sum + corner.column) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int wanted = static_cast<int>(row) + 8 * i;
-      const int there = wanted < rows ? wanted : rows - 1;  // nobody reads what comes of others
-      rows_[i] =
-          *reinterpret_cast<const RowSteps*>(p.x + (corner.row + there) * p.x_stride + p.steps_at);
-    }
-  }
-  // The next two columns of the tile, from `column` on.
-  __device__ __forceinline__ void columns(unsigned column) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      scale_[i] = scales_[column + i];
-      sum_[i] = sums_[column + i];
-    }
-  }
-  __device__ __forceinline__ float operator()(int32_t sum, int row, int column) const {
-    const float scale = multiply(rows_[row].scale, scale_[column]);
-    return multiply(static_cast<float>(sum - rows_[row].zero * sum_[column]), scale);
-  }
-
- private:
-  const float* scales_;
-  const int32_t* sums_;
-  RowSteps rows_[2];
-  float scale_[2];
-  int32_t sum_[2];
-};
-
-template <class T, class In, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Product<T, In> p) {
-  using Sum = std::conditional_t<sizeof(In) == 1, int32_t, float>;
-  constexpr int kChunks = kMmaRowBytes / 16;
-  static_assert(kDepth<In> * sizeof(In) == kMmaRowBytes);
-  constexpr int kDown = Tile::kWarpRows / 16;
-  constexpr int kAcross = Tile::kWarpColumns / 8;
-  const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
-  const unsigned warp = threadIdx.x / kWarp;
-  const unsigned lane = lane_index();
-  const unsigned warp_row = warp / Tile::kWarpsAcross * Tile::kWarpRows;
-  const unsigned warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
-  unsigned char* shared = shared_memory<unsigned char>();
-
-  Sum sums[kDown][kAcross][4] = {};
-  auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
-  const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
-      p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
-#pragma unroll
-        for (unsigned chunk = 0; chunk < kChunks; chunk += 2) {
-          uint32_t a[kDown][4];
-          uint32_t b[kAcross / 2][4];
-#pragma unroll
-          for (int i = 0; i < kDown; ++i) {
-            ldmatrix_x4(a[i], left_row<kChunks>(x, warp_row + 16 * i, chunk));
-          }
-#pragma unroll
-          for (int j = 0; j < kAcross / 2; ++j) {
-            ldmatrix_x4(b[j], right_row<kChunks>(weight, warp_column + 16 * j, chunk));
-          }
-#pragma unroll
-          for (int i = 0; i < kDown; ++i) {
-#pragma unroll
-            for (int j = 0; j < kAcross / 2; ++j) {
-              mma_pair<In>(sums[i][2 * j], sums[i][2 * j + 1], a[i], b[j]);
-            }
-          }
-        }
-      });
-  if (!any) return;
-  syncthreads();  // the tiles of inputs have been read
-
-  float* laid_out = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int i = 0; i < kDown; ++i) {
-    const unsigned row = warp_row + 16 * i + lane / 4;
-    WorthOfRows<In> worth(p, corner, row, *rows_there);
-#pragma unroll
-    for (int j = 0; j < kAcross; ++j) {
-      const unsigned column = warp_column + 8 * j + lane % 4 * 2;
-      float* place = laid_out + row * Tile::kSumsStride + column;
-      worth.columns(column);
-      place[0] = worth(sums[i][j][0], 0, 0);
-      place[1] = worth(sums[i][j][1], 0, 1);
-      place[8 * Tile::kSumsStride] = worth(sums[i][j][2], 1, 0);
-      place[8 * Tile::kSumsStride + 1] = worth(sums[i][j][3], 1, 1);
-    }
-  }
-  syncthreads();
-  finish<Tile>(p, corner, *rows_there, laid_out);
-}
 
 // A block's tile of kThreadsDown x kThreadsAcross threads, with kDown x kAcross values each. A
 // thread's rows are kThreadsDown apart, and its columns likewise: neighbouring threads read
@@ -223,25 +95,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   finish<Tile>(p, corner, *rows_there, laid_out);
 }
 
-// 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 68 KiB
-// of shared memory, so that two blocks share a multiprocessor.
-using LargeMma = MmaTile<2, 4, 64, 32>;
-using MediumMma = MmaTile<2, 2, 32, 32>;
-using SmallMma = MmaTile<2, 2, 16, 16>;
-
 // 128 x 64: 12 reads of 16 bytes for 128 multiply-adds; with the sums of kDepth products beside
 // those of all, a thread has 64 of them.
 using LargeFma = FmaTile<16, 16, 8, 4>;
 using MediumFma = FmaTile<16, 16, 4, 4>;
 using SmallFma = FmaTile<8, 8, 4, 4>;
-
-template <class Tile, class T, class In>
-void run(void (*kernel)(Product<T, In>), Product<T, In> p, Stream stream) {
-  const int64_t down = (p.rows.most + Tile::kRows - 1) / Tile::kRows;
-  p.tiles_across = (p.outputs + Tile::kColumns - 1) / Tile::kColumns;
-  launch(kernel, dim3(static_cast<unsigned>(down * p.tiles_across)), Tile::kThreads,
-         Tile::kSharedBytes, stream, p);
-}
 
 template <class T, class In>
 void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
@@ -273,27 +131,6 @@ void run(Tiles tiles, const Product<float>& p, Stream stream) {
     case Tiles::kHopper:
       throw DeviceError("Hopper's products have fp16 and bf16 only, not fp32");
   }
-}
-
-// What a product has that does not depend on what is multiplied.
-template <class T, class In>
-Product<T, In> product_of(const Linear& linear, ConstDeviceRows residual, RowCount rows,
-                          DeviceRows out) {
-  const auto at_16_bytes = [](const ConstDeviceRows& r) {
-    return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.stride * sizeof(T) % 16 == 0;
-  };
-  Product<T, In> p;
-  p.bias = linear.bias;
-  p.activation = linear.activation;
-  p.residual = static_cast<const T*>(residual.data);
-  p.residual_stride = residual.stride;
-  p.out = static_cast<T*>(out.data);
-  p.out_stride = out.stride;
-  p.rows = rows;
-  p.inputs = static_cast<int>(linear.inputs);
-  p.outputs = static_cast<int>(linear.outputs);
-  p.vectors = at_16_bytes(out) && at_16_bytes(residual);
-  return p;
 }
 
 template <class T>
@@ -344,13 +181,10 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, Const
 void linear_in_tiles(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
                      RowCount rows, DeviceRows out, Stream stream) {
   if (rows.most == 0) return;
-  auto p = product_of<Fp16, uint8_t>(linear, residual, rows, out);
-  p.x = static_cast<const uint8_t*>(x.data);
-  p.x_stride = x.stride;
-  p.weight = reinterpret_cast<const uint8_t*>(linear.quantised.data);
-  p.weight_stride = linear.quantised.stride;
-  p.steps_at = x.stride - kStepsBytes;
-  p.scale = linear.quantised.scale;
+  if (linear.quantised.bits == EightBits::kFp8) {
+    return linear_fp8(tiles, linear, x, residual, rows, out, stream);
+  }
+  auto p = quantised_product<uint8_t>(linear, x, residual, rows, out);
   p.sum = linear.quantised.sum;
   run(tiles, p, stream);
 }
@@ -367,7 +201,9 @@ void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, R
                   out, stream);
 }
 
-const char* quantised_linear_kernel() { return "linear_s8.mma"; }
+const char* quantised_linear_kernel(EightBits bits) {
+  return bits == EightBits::kInt8 ? "linear_s8.mma" : "linear_e4m3.mma";
+}
 
 const char* linear_kernel(Element element) {
   switch (element) {

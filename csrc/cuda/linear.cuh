@@ -10,7 +10,7 @@ namespace bertrt::cuda {
 template <class In>
 constexpr int kDepth = sizeof(In) == 1 ? 64 : 32;
 
-// What the sums of a product are worth, where it is one of 8-bit integers.
+// What the sums of a product are worth, where it is one of 8-bit numbers.
 template <class In>
 struct Worth {};
 template <>
@@ -19,6 +19,11 @@ struct Worth<uint8_t> {
   // Of the outputs, and of a tile's more behind them.
   const float* scale;
   const int32_t* sum;
+};
+template <>
+struct Worth<E4m3> {
+  int64_t steps_at;
+  const float* scale;
 };
 
 // T: of the result and of what is added to it. In: of x and of the weights, where those are signed.

@@ -18,5 +18,8 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, Const
                      RowCount rows, DeviceRows out, Stream stream);
 void linear_in_tiles(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
                      RowCount rows, DeviceRows out, Stream stream);
+// The latter's part for e4m3, in a source that is compiled for other architectures. Some row.
+void linear_fp8(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
+                RowCount rows, DeviceRows out, Stream stream);
 
 }  // namespace bertrt::cuda

@@ -1,10 +1,13 @@
 #include "cuda/model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 
 #include "core/error.h"
+#include "core/fp8.h"
 #include "core/int8.h"
 #include "runtime/weights.h"
 
@@ -59,27 +62,33 @@ class Uploader {
     return {send(outputs * stride * bytes_of(element)), stride, element};
   }
 
-  // The same as 8-bit integers.
+  // The same in 8 bits.
   QuantisedWeights quantised(const std::vector<WeightBlock>& blocks, int64_t inputs,
-                             int64_t outputs) {
+                             int64_t outputs, EightBits bits) {
     QuantisedWeights made;
+    made.bits = bits;
     made.stride = (inputs + 15) / 16 * 16;
     std::vector<float> scale(static_cast<size_t>(outputs + QuantisedWeights::kBeyond));
     std::vector<int32_t> sum(scale.size());
-    auto* staged = static_cast<int8_t*>(stage(outputs * made.stride));
+    auto* staged = static_cast<uint8_t*>(stage(outputs * made.stride));
     for (const WeightBlock& block : blocks) {
       for (int64_t r = 0; r < block.outputs; ++r) {
         const int64_t row = block.columns ? block.columns[r] : block.first_column + r;
-        int8_t* to = staged + row * made.stride;
+        uint8_t* to = staged + row * made.stride;
         const auto at = static_cast<size_t>(row);
-        scale[at] = quantise(block, r, inputs, to);
-        std::fill(to + inputs, to + made.stride, int8_t{0});
-        for (int64_t i = 0; i < inputs; ++i) sum[at] += to[i];
+        std::fill(to + inputs, to + made.stride, uint8_t{0});
+        if (bits == EightBits::kFp8) {
+          scale[at] = to_fp8(block, r, inputs, to);
+        } else {
+          auto* integers = reinterpret_cast<int8_t*>(to);
+          scale[at] = quantise(block, r, inputs, integers);
+          for (int64_t i = 0; i < inputs; ++i) sum[at] += integers[i];
+        }
       }
     }
-    made.data = static_cast<const int8_t*>(send(outputs * made.stride));
+    made.data = static_cast<const uint8_t*>(send(outputs * made.stride));
     made.scale = vector(scale);
-    made.sum = vector(sum);
+    if (bits == EightBits::kInt8) made.sum = vector(sum);
     return made;
   }
 
@@ -132,9 +141,9 @@ class Uploader {
   };
 
   static Weights weights_of(const WeightBlock& block, int64_t output) {
-    const int64_t bytes = block.storage == Storage::kInt8      ? 1
-                          : block.storage == Storage::kFloat32 ? 4
-                                                               : 2;
+    const int64_t bytes = block.storage == Storage::kFloat32    ? 4
+                          : block.storage == Storage::kBfloat16 ? 2
+                                                                : 1;
     return {static_cast<const char*>(block.data) +
                 output * (block.transposed ? 1 : block.inputs) * bytes,
             block.transposed ? block.outputs : 1, block.storage};
@@ -156,6 +165,25 @@ class Uploader {
       out[i] = to_step(steps.finite() ? weights[i] * steps.inverse : 0.0f);
     }
     return steps.scale;
+  }
+
+  // Writes them in e4m3; what they are worth. NaN where one is not finite, as for a row of values.
+  static float to_fp8(const WeightBlock& block, int64_t output, int64_t count, uint8_t* out) {
+    const Weights weights = weights_of(block, output);
+    if (block.storage == Storage::kFp8) {
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = reinterpret_cast<const uint8_t*>(weights.first)[i * weights.step];
+      }
+      return block.scales[output];
+    }
+    float largest = 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!std::isfinite(weights[i])) return std::numeric_limits<float>::quiet_NaN();
+      largest = std::max(largest, std::fabs(weights[i]));
+    }
+    const E4m3Scale worth(largest);
+    for (int64_t i = 0; i < count; ++i) out[i] = to_e4m3(weights[i] * worth.inverse);
+    return worth.scale;
   }
 
   // A row, and zeros up to the next.
@@ -180,6 +208,13 @@ class Uploader {
   OwnedStream stream_;
 };
 
+void require_fp8(const Device& device) {
+  if (device.major > 8 || (device.major == 8 && device.minor >= 9)) return;
+  throw DeviceError(
+      "cuda:" + std::to_string(device.number) + " is a " + device.name + " (" + device.arch() +
+      "), which has no fp8: that needs sm_89 or later (Ada, Hopper); use int8 or fp16");
+}
+
 // The element as kernels' names end.
 const char* suffix(Element element) {
   switch (element) {
@@ -195,8 +230,11 @@ const char* suffix(Element element) {
 
 }  // namespace
 
-Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int device_number)
+Model::Model(const plan::CheckedPlan& checked, Element element_, std::optional<EightBits> bits,
+             int device_number)
     : Graph(checked), device(open_device(device_number)), element(element_) {
+  const auto lowered = bits == EightBits::kFp8 ? Precision::kFp8 : Precision::kInt8;
+  if (bits == EightBits::kFp8) require_fp8(device);
   Uploader uploader(weights_);
   // Of each matrix, in each form that a step wants, what a product has of it.
   std::map<std::tuple<MatrixIdentity, Element, bool>, Linear> matrices;
@@ -210,16 +248,22 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int 
     nodes.emplace_back(steps[nodes.size()]);
     Node& node = nodes.back();
     node.element = node.head ? Element::kFp32 : element;
-    const bool in_int8 =
-        int8 && (stated ? step.precision == Precision::kInt8 : !node.head) && !bound.matrix.empty();
-    if ((stated && !int8) || (in_int8 && node.head)) {
-      throw PlanError("plan: step '" + step.name + "' states " +
-                      (in_int8 ? "int8, and is a head's: heads are in fp32 on a GPU"
-                               : "its precision; on a GPU such plans run in int8 only"));
+    const bool in_8_bits =
+        bits && (stated ? step.precision == lowered : !node.head) && !bound.matrix.empty();
+    const auto refuse = [&](const std::string& why) {
+      throw PlanError("plan: step '" + step.name + "' states " + why);
+    };
+    if (stated && !bits) refuse("its precision; on a GPU such plans run in int8 or fp8 only");
+    if (bits && step.precision && step.precision != lowered &&
+        (step.precision == Precision::kInt8 || step.precision == Precision::kFp8)) {
+      refuse("another 8 bits than the plan is to run in");
+    }
+    if (in_8_bits && node.head) {
+      refuse("int8 or fp8, and is a head's: heads are in fp32 on a GPU");
     }
     Linear* matrix = nullptr;
     if (!bound.matrix.empty()) {
-      matrix = &matrices[{matrix_identity(bound), node.element, in_int8}];
+      matrix = &matrices[{matrix_identity(bound), node.element, in_8_bits}];
     }
     load_weights(*checked.plan, step, matrix && matrix->outputs);
     if (bound.gamma) {
@@ -241,8 +285,9 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int 
         if (!matrix->outputs) {
           matrix->inputs = bound.matrix_inputs;
           matrix->outputs = bound.matrix_outputs;
-          if (in_int8) {
-            matrix->quantised = uploader.quantised(weights.blocks, matrix->inputs, matrix->outputs);
+          if (in_8_bits) {
+            matrix->quantised =
+                uploader.quantised(weights.blocks, matrix->inputs, matrix->outputs, *bits);
           } else {
             matrix->weight =
                 uploader.matrix(weights.blocks, matrix->inputs, matrix->outputs, node.element);
@@ -251,7 +296,7 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int 
         node.linear = *matrix;
         if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
         node.linear.activation = step.activation;
-        node.kernel = in_int8 ? quantised_linear_kernel() : linear_kernel(node.element);
+        node.kernel = in_8_bits ? quantised_linear_kernel(*bits) : linear_kernel(node.element);
         break;
       }
       case plan::Op::kAttention:

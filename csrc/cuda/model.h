@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,13 +27,13 @@ struct Model : Graph {
   };
 
   // Copies the weights to a device, matrices and tables as `element`; heads, vectors and biases in
-  // fp32. int8: matrices of steps that state it, or of all but heads where none states a precision,
-  // as 8-bit integers; all else is fp16 then. Afterwards the weights' own memory is not read any
-  // more. Throws PlanError, DeviceError.
+  // fp32. Afterwards the weights' own memory is not read any more. Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Element element, int device_number)
-      : Model(plan::validate(plan), element, false, device_number) {}
-  static Model in_int8(const plan::Plan& plan, int device_number) {
-    return Model(plan::validate(plan), Element::kFp16, true, device_number);
+      : Model(plan::validate(plan), element, {}, device_number) {}
+  // Matrices of steps that state int8, or fp8, or of all but heads where none states a precision,
+  // in 8 bits; all else is fp16.
+  static Model in_8_bits(const plan::Plan& plan, EightBits bits, int device_number) {
+    return Model(plan::validate(plan), Element::kFp16, bits, device_number);
   }
 
   // The step that makes an attention's queries, keys and values.
@@ -45,7 +46,8 @@ struct Model : Graph {
   std::vector<Node> nodes;  // by step
 
  private:
-  Model(const plan::CheckedPlan& checked, Element element, bool int8, int device_number);
+  Model(const plan::CheckedPlan& checked, Element element, std::optional<EightBits> bits,
+        int device_number);
 
   std::vector<DeviceMemory> weights_;
 };

@@ -28,7 +28,7 @@ Linear keys_and_values(const Model::Node& qkv) {
   if (QuantisedWeights& weights = linear.quantised) {
     weights.data += qkv.queries * weights.stride;
     weights.scale += qkv.queries;
-    weights.sum += qkv.queries;
+    if (weights.sum) weights.sum += qkv.queries;
   } else {
     linear.weight.data = static_cast<const char*>(linear.weight.data) +
                          qkv.queries * linear.weight.stride * bytes_of(linear.weight.element);
@@ -69,7 +69,7 @@ Part::Place Part::new_rows(int64_t rows, int64_t cols, Element element, int firs
   return new_place(rows, row_stride(cols, element), element, first, last);
 }
 
-// The rows of a product as 8-bit integers, if it is one of those.
+// The rows of a product as 8-bit numbers, if it is one of those.
 Part::Place Part::new_quantised_rows(int64_t rows, const Linear& linear, int step) {
   if (!linear.quantised) return {};
   return new_place(rows, quantised_stride(linear.inputs) / bytes_of(Element::kFp32), Element::kFp32,
@@ -168,7 +168,7 @@ void Part::multiply(int step, const Linear& product, ConstDeviceRows x, ConstDev
                     RowCount rows, DeviceRows out, Stream stream) const {
   if (!product.quantised) return linear(product, x, residual, rows, out, stream);
   const QuantisedRows quantised{at(own_[step].quantised).data, quantised_stride(product.inputs)};
-  quantise_rows(x, rows, product.inputs, quantised, stream);
+  quantise_rows(product.quantised.bits, x, rows, product.inputs, quantised, stream);
   linear(product, quantised, residual, rows, out, stream);
 }
 

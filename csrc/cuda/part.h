@@ -72,7 +72,7 @@ class Part {
 
   // What a step needs besides its inputs and its output: its inputs once more, as rows or elements
   // that it can read; where an attention has first queries, what those are made of, and they; and
-  // where a product is one of 8-bit integers, its rows as such.
+  // where a product is one of 8-bit numbers, its rows as such.
   struct Own {
     Place inputs[2];
     Place queries;

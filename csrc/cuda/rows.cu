@@ -1,6 +1,9 @@
 // Kernels over rows: LayerNorm of a sum of rows, and rows picked by an index.
+#include <algorithm>
+#include <climits>
 #include <type_traits>
 
+#include "core/fp8.h"
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
@@ -15,6 +18,13 @@ constexpr int kRowsOfBlock = kThreads / kWarp;
 // Blocks that a multiprocessor is to hold at least: they leave a thread 128 registers, so that a
 // long row's reads can all be under way at once.
 constexpr int kBlocks = 4;
+
+// The same of a kernel whose threads keep a row, gamma and beta, and what comes of the next row.
+template <int kHeld, int kRows, class T>
+constexpr int kHeldBlocks = [] {
+  constexpr int kRegisters = kHeld * (3 + kRows * static_cast<int>(sizeof(T)) / 4) + 44;
+  return kRegisters <= 128 ? 4 : kRegisters <= 168 ? 3 : 2;
+}();
 
 // The vector of columns from col on; zeros where there is no row, and beyond its end. kWhole: rows
 // are whole vectors.
@@ -46,10 +56,52 @@ __device__ __forceinline__ void write_columns(T* row, int col, int cols, const V
   }
 }
 
-// out = norm(sum of rows, in their order; null: none), by one warp, in two passes over the sum: the
-// mean, then the mean of squared deviations. A lane has every 32nd vector of 16 bytes. It keeps
-// them in registers, kHeld values in all; or, if kHeld is 0, reads them again for each pass, which
-// finds them in the L1 cache. So a sum's order depends on the row's length and element alone.
+// A row's values without their mean, times `scale`, have a deviation of 1.
+struct Moments {
+  float mean;
+  float scale;
+};
+
+// Those of a warp's row, in two passes: the mean, then the mean of squared deviations. A lane has
+// every 32nd vector of 16 bytes; for_each(body) calls body(first column, values) for each of its
+// vectors. So a sum's order depends on the row's length and element alone.
+template <int kSize, class ForEach>
+__device__ __forceinline__ Moments moments_of(const LayerNorm& norm, const ForEach& for_each) {
+  const int cols = static_cast<int>(norm.hidden);
+  float sum = 0.0f;
+  for_each([&](int, const float (&values)[kSize]) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sum += values[i];
+  });
+  const float mean = warp_sum(sum) / static_cast<float>(cols);
+
+  float squares = 0.0f;
+  for_each([&](int col, const float (&values)[kSize]) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const float deviation = col + i < cols ? values[i] - mean : 0.0f;
+      squares = fmaf(deviation, deviation, squares);
+    }
+  });
+  const float variance = warp_sum(squares) / static_cast<float>(cols);
+  return {mean, 1.0f / sqrtf(variance + norm.eps)};
+}
+
+// The sum of vectors of one place, in their order.
+template <class T, int kRows>
+__device__ __forceinline__ void add(const Vector<T> (&vectors)[kRows],
+                                    float (&sums)[Vector<T>::kSize]) {
+#pragma unroll
+  for (int i = 0; i < Vector<T>::kSize; ++i) {
+    sums[i] = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sums[i] += to_float(vectors[r].values[i]);
+  }
+}
+
+// out = norm(sum of rows, in their order; null: none), by one warp. A lane keeps its values in
+// registers, kHeld in all; or, if kHeld is 0, reads them again for each pass, which finds them in
+// the L1 cache.
 template <int kHeld, class T, int kRows>
 __device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const T* const (&rows)[kRows],
                                                T* out) {
@@ -72,14 +124,7 @@ __device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const T* c
       }
     }
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        held[v][i] = 0.0f;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) held[v][i] += to_float(vectors[v][r].values[i]);
-      }
-    }
+    for (int v = 0; v < kVectors; ++v) add(vectors[v], held[v]);
   };
   const auto for_each_vector = [&](const auto& body) {
     if constexpr (kWhole) {
@@ -94,24 +139,7 @@ __device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const T* c
   };
 
   if constexpr (kWhole) read(first);
-  float sum = 0.0f;
-  for_each_vector([&](int, const float (&values)[kSize]) {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) sum += values[i];
-  });
-  const float mean = warp_sum(sum) / static_cast<float>(cols);
-
-  float squares = 0.0f;
-  for_each_vector([&](int col, const float (&values)[kSize]) {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      const float deviation = col + i < cols ? values[i] - mean : 0.0f;
-      squares = fmaf(deviation, deviation, squares);
-    }
-  });
-  const float variance = warp_sum(squares) / static_cast<float>(cols);
-  const float scale = 1.0f / sqrtf(variance + norm.eps);
-
+  const Moments of_row = moments_of<kSize>(norm, for_each_vector);
   for_each_vector([&](int col, const float (&values)[kSize]) {
     Vector<T> result;
 #pragma unroll
@@ -120,8 +148,8 @@ __device__ __forceinline__ void layer_norm_row(const LayerNorm& norm, const T* c
       const Vector<float> beta = read_columns<kWhole>(norm.beta, col + i, cols);
 #pragma unroll
       for (int j = 0; j < Vector<float>::kSize; ++j) {
-        result.values[i + j] =
-            from_float<T>(fmaf((values[i + j] - mean) * scale, gamma.values[j], beta.values[j]));
+        result.values[i + j] = from_float<T>(
+            fmaf((values[i + j] - of_row.mean) * of_row.scale, gamma.values[j], beta.values[j]));
       }
     }
     write_columns<kWhole>(out, col, cols, result);
@@ -133,7 +161,69 @@ __device__ __forceinline__ int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarp;
 }
 
-template <int kHeld, class T>
+// A warp has every so many rows: gamma and beta are read once, ahead of the wait for the kernels
+// before, and a row is on its way while the one before is computed. kRows: with a residual, 2.
+template <int kHeld, int kRows, class T>
+__global__ void __launch_bounds__(kThreads, kHeldBlocks<kHeld, kRows, T>)
+    layer_norm_held_kernel(LayerNorm norm, const T* x, int64_t x_stride, const T* residual,
+                           int64_t residual_stride, RowCount rows, T* out, int64_t out_stride) {
+  constexpr int kSize = Vector<T>::kSize;
+  constexpr int kVectors = kHeld / kSize;
+  constexpr int kStep = kWarp * kSize;
+  constexpr int kFour = Vector<float>::kSize;
+  const int cols = static_cast<int>(norm.hidden);
+  const int first = static_cast<int>(threadIdx.x) % kWarp * kSize;
+  Vector<float> gamma[kVectors][kSize / kFour], beta[kVectors][kSize / kFour];
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+    for (int i = 0; i < kSize / kFour; ++i) {
+      gamma[v][i] = read_columns<true>(norm.gamma, first + v * kStep + i * kFour, cols);
+      beta[v][i] = read_columns<true>(norm.beta, first + v * kStep + i * kFour, cols);
+    }
+  }
+  wait_for_kernels_before();
+  const int64_t end = count_of(rows);
+  Vector<T> coming[kVectors][kRows];
+  const auto begin = [&](int64_t row) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      coming[v][0] = read_columns<true>(x + row * x_stride, first + v * kStep, cols);
+      if constexpr (kRows > 1) {
+        coming[v][1] =
+            read_columns<true>(residual + row * residual_stride, first + v * kStep, cols);
+      }
+    }
+  };
+  int64_t row = row_of_warp();
+  if (row < end) begin(row);
+  while (row < end) {
+    float held[kVectors][kSize];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) add(coming[v], held[v]);
+    const int64_t next = row + static_cast<int64_t>(gridDim.x) * kRowsOfBlock;
+    if (next < end) begin(next);
+    const Moments of_row = moments_of<kSize>(norm, [&](const auto& body) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) body(first + v * kStep, held[v]);
+    });
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      Vector<T> result;
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        result.values[i] = from_float<T>(fmaf((held[v][i] - of_row.mean) * of_row.scale,
+                                              gamma[v][i / kFour].values[i % kFour],
+                                              beta[v][i / kFour].values[i % kFour]));
+      }
+      write_columns<true>(out + row * out_stride, first + v * kStep, cols, result);
+    }
+    row = next;
+  }
+}
+
+// Rows that are not held.
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     layer_norm_kernel(LayerNorm norm, const T* x, int64_t x_stride, const T* residual,
                       int64_t residual_stride, RowCount rows, T* out, int64_t out_stride) {
@@ -142,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (row >= count_of(rows)) return;
   const T* const rows_of_sum[] = {x + row * x_stride,
                                   residual ? residual + row * residual_stride : nullptr};
-  layer_norm_row<kHeld>(norm, rows_of_sum, out + row * out_stride);
+  layer_norm_row<0>(norm, rows_of_sum, out + row * out_stride);
 }
 
 template <int kHeld, class T>
@@ -163,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 // kWhole: rows are whole vectors.
-template <bool kWhole>
+template <bool kWhole, EightBits kBits>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     quantise_kernel(const Fp16* x, int64_t x_stride, RowCount rows, int cols, QuantisedRows out) {
   constexpr int kSize = Vector<Fp16>::kSize;
@@ -175,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   auto* to = static_cast<uint8_t*>(out.data) + row * out.stride;
   const int first = static_cast<int>(threadIdx.x) % kWarp * kSize;
 
-  // The zeros beyond a row's end are among the values in any case.
+  // The zeros beyond a row's end are among the values in any case, or make no magnitude larger.
   float lowest = 0.0f, highest = 0.0f, poison = 0.0f;
   for (int col = first; col < cols; col += kStep) {
     const Vector<Fp16> vector = read_columns<kWhole>(x, col, cols);
@@ -188,13 +278,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
   lowest = -warp_max(-lowest);
-  const float range = warp_max(highest) - lowest;
-  float step = range / 255.0f;
-  constexpr float kSmallestNormal = 1.17549435e-38f;
-  if (step < kSmallestNormal) step = 0.0f;
-  const float inverse = step > 0.0f ? 255.0f / range : 0.0f;
-  const float offset = multiply(-lowest, inverse) + 0.5f;
-  const auto zero = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
+  highest = warp_max(highest);
+  float step, inverse;
+  int32_t zero = 0;
+  if constexpr (kBits == EightBits::kFp8) {
+    const E4m3Scale worth(fmaxf(-lowest, highest));
+    step = worth.scale;
+    inverse = worth.inverse;
+  } else {
+    const float range = highest - lowest;
+    step = range / 255.0f;
+    constexpr float kSmallestNormal = 1.17549435e-38f;
+    if (step < kSmallestNormal) step = 0.0f;
+    inverse = step > 0.0f ? 255.0f / range : 0.0f;
+    const float offset = multiply(-lowest, inverse) + 0.5f;
+    zero = static_cast<int32_t>(offset > 0.0f && offset < 256.0f ? offset : 0.0f);
+  }
   const float scale = step + warp_sum(poison);
   if (first == 0) {
     *reinterpret_cast<RowSteps*>(to + out.stride - kStepsBytes) = {scale, zero};
@@ -205,9 +304,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     uint32_t fours[2] = {};
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      int32_t q = to_nearest_int(multiply(to_float(vector.values[i]), inverse)) + zero;
-      q = q < 0 ? 0 : q > 255 ? 255 : q;
-      fours[i / 4] |= static_cast<uint32_t>(q) << (i % 4 * 8);
+      const float steps = multiply(to_float(vector.values[i]), inverse);
+      uint32_t q;
+      if constexpr (kBits == EightBits::kFp8) {
+        q = to_e4m3(steps);
+      } else {
+        const int32_t whole = to_nearest_int(steps) + zero;
+        q = static_cast<uint32_t>(whole < 0 ? 0 : whole > 255 ? 255 : whole);
+      }
+      fours[i / 4] |= q << (i % 4 * 8);
     }
     if (kWhole || col + kSize <= cols) {
       *reinterpret_cast<uint32_t*>(to + col) = fours[0];
@@ -276,7 +381,8 @@ dim3 blocks_of(int64_t rows) {
 
 }  // namespace
 
-// All kernels are compiled for the same architectures: one tells of all, by running.
+// All kernels are compiled for sm_90a, and but for it for what does not wait: one tells of all, by
+// running.
 bool kernels_wait() {
   const DeviceMemory answer(sizeof(int32_t));
   const OwnedStream stream;
@@ -293,20 +399,48 @@ void layer_norm(const LayerNorm& norm, ConstDeviceRows x, ConstDeviceRows residu
   if (rows.most == 0) return;
   with_type(x.element, [&](auto type) {
     using T = decltype(type);
-    with_held<T>(norm.hidden, [&](auto held) {
-      launch(layer_norm_kernel<held, T>, blocks_of(rows.most), kThreads, 0, stream, norm,
-             static_cast<const T*>(x.data), x.stride, static_cast<const T*>(residual.data),
+    const auto start = [&](auto kernel, int64_t blocks) {
+      const int64_t needed = (rows.most + kRowsOfBlock - 1) / kRowsOfBlock;
+      launch(kernel, dim3(static_cast<unsigned>(std::min(needed, blocks))), kThreads, 0, stream,
+             norm, static_cast<const T*>(x.data), x.stride, static_cast<const T*>(residual.data),
              residual.stride, rows, static_cast<T*>(out.data), out.stride);
+    };
+    const auto start_held = [&](auto held, auto rows_of_sum) {
+      constexpr int kHeld = decltype(held)::value, kRows = decltype(rows_of_sum)::value;
+      start(layer_norm_held_kernel<kHeld, kRows, T>,
+            int64_t{multiprocessors()} * kHeldBlocks<kHeld, kRows, T>);
+    };
+    using std::integral_constant;
+    with_held<T>(norm.hidden, [&](auto held) {
+      constexpr int kHeld = decltype(held)::value;
+      if constexpr (kHeld == 0) {
+        start(layer_norm_kernel<T>, INT_MAX);
+      } else if (residual.data) {
+        // A sum's bits do not depend on how much is held: one kernel does for all.
+        start_held(integral_constant<int, 32>(), integral_constant<int, 2>());
+      } else if (norm.hidden <= 16 * kWarp) {
+        start_held(integral_constant<int, 16>(), integral_constant<int, 1>());
+      } else {
+        start_held(held, integral_constant<int, 1>());
+      }
     });
   });
 }
 
-void quantise_rows(ConstDeviceRows x, RowCount rows, int64_t cols, QuantisedRows out,
-                   Stream stream) {
+void quantise_rows(EightBits bits, ConstDeviceRows x, RowCount rows, int64_t cols,
+                   QuantisedRows out, Stream stream) {
   if (rows.most == 0) return;
+  const auto start = [&](auto kernel) {
+    launch(kernel, blocks_of(rows.most), kThreads, 0, stream, static_cast<const Fp16*>(x.data),
+           x.stride, rows, static_cast<int>(cols), out);
+  };
   const bool whole = cols % Vector<Fp16>::kSize == 0;
-  launch(whole ? quantise_kernel<true> : quantise_kernel<false>, blocks_of(rows.most), kThreads, 0,
-         stream, static_cast<const Fp16*>(x.data), x.stride, rows, static_cast<int>(cols), out);
+  if (bits == EightBits::kInt8) {
+    start(whole ? quantise_kernel<true, EightBits::kInt8>
+                : quantise_kernel<false, EightBits::kInt8>);
+  } else {
+    start(whole ? quantise_kernel<true, EightBits::kFp8> : quantise_kernel<false, EightBits::kFp8>);
+  }
 }
 
 void embed_layer_norm(const EmbeddingTables& tables, const LayerNorm& norm, const int32_t* ids,

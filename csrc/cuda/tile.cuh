@@ -72,13 +72,18 @@ __device__ __forceinline__ const void* right_row(const unsigned char* tile, unsi
   return tile + chunk_offset<kChunks>(row + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2);
 }
 
-// first, second += a * (the two fragments of the right operand).
+// first, second += a * (the two fragments of the right operand). Of e4m3, 32 elements of depth.
 template <class T>
 __device__ __forceinline__ void mma_pair(float (&first)[4], float (&second)[4],
                                          const uint32_t (&a)[4], const uint32_t (&b)[4],
                                          Site site = Site::current()) {
-  mma_m16n8k16<T>(first, a, {b[0], b[1]}, site);
-  mma_m16n8k16<T>(second, a, {b[2], b[3]}, site);
+  if constexpr (sizeof(T) == 1) {
+    mma_m16n8k32(first, a, {b[0], b[1]}, site);
+    mma_m16n8k32(second, a, {b[2], b[3]}, site);
+  } else {
+    mma_m16n8k16<T>(first, a, {b[0], b[1]}, site);
+    mma_m16n8k16<T>(second, a, {b[2], b[3]}, site);
+  }
 }
 
 // The same of 8-bit integers, and 32 elements of depth.

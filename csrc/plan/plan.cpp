@@ -83,6 +83,7 @@ constexpr Named<Precision> kPrecisions[] = {
     {"fp32", Precision::kFp32},
     {"bf16", Precision::kBf16},
     {"int8", Precision::kInt8},
+    {"fp8", Precision::kFp8},
 };
 
 template <class Entry, size_t kCount>
@@ -118,6 +119,8 @@ const char* storage_name(Storage storage) {
       return "bfloat16";
     case Storage::kInt8:
       return "int8";
+    case Storage::kFp8:
+      return "float8_e4m3";
   }
   return "?";
 }
@@ -277,8 +280,8 @@ class Validator {
                         step_->transposed ? std::vector<int64_t>{inputs, outputs}
                                           : std::vector<int64_t>{outputs, inputs},
                         storage);
-    if (has("scale") != (storage == Storage::kInt8)) {
-      fail("int8 weights and a role 'scale' need each other");
+    if (has("scale") != (storage == Storage::kInt8 || storage == Storage::kFp8)) {
+      fail("weights in 8 bits and a role 'scale' need each other");
     }
     if (has("scale")) out.scale = arrays("scale", blocks, {outputs});
     out.matrix_inputs = inputs;
@@ -293,7 +296,8 @@ class Validator {
     const Storage storage = found.front().storage;
     const bool fits = storage == Storage::kFloat32 ||
                       (storage == Storage::kBfloat16 && step_->precision == Precision::kBf16) ||
-                      (storage == Storage::kInt8 && step_->precision == Precision::kInt8);
+                      (storage == Storage::kInt8 && step_->precision == Precision::kInt8) ||
+                      (storage == Storage::kFp8 && step_->precision == Precision::kFp8);
     if (!fits) fail(std::string("precision does not fit weights in ") + storage_name(storage));
     return storage;
   }

@@ -24,6 +24,7 @@ int64_t bytes_of(Precision precision) {
     case Precision::kBf16:
       return 2;
     case Precision::kInt8:
+    case Precision::kFp8:
       return 1;
   }
   return 0;

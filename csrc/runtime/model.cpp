@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "core/error.h"
 #include "core/float_mode.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
@@ -29,6 +30,10 @@ Model::Model(const plan::CheckedPlan& checked, Precision precision, int threads)
     const bool head = steps[precisions.size()].head;
     precisions.push_back(step.step->precision.value_or(head ? Precision::kFp32 : precision));
     packed_of.push_back(nullptr);
+    if (precisions.back() == Precision::kFp8) {
+      throw PlanError("plan: step '" + step.step->name +
+                      "' is to run in fp8, which a CPU has not: load it on a GPU");
+    }
     if (step.matrix.empty()) continue;
     const auto [at, is_new] =
         matrices.emplace(std::pair(matrix_identity(step), precisions.back()), Packed{});

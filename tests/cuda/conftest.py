@@ -146,6 +146,19 @@ def cuda(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture
+def hopper(cuda: ModuleType) -> ModuleType:
+    """A module of CUDA kernels where those for Hopper can run."""
+    if not hasattr(cuda, "emulator") and cuda.devices()[0].arch != "sm_90":
+        pytest.skip("Hopper's kernels need a GPU of compute capability 9.0")
+    return cuda
+
+
+@pytest.fixture(params=["fp16", "bf16"])
+def half(request: pytest.FixtureRequest) -> Element:
+    return Element(request.param)
+
+
+@pytest.fixture
 def element_by_name() -> type[Element]:
     return Element
 
@@ -155,15 +168,25 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(1234)
 
 
-@pytest.fixture(scope="session")
-def handmade() -> ModuleType:
-    """The plan of the CPU engine's tests, and its oracle in double precision."""
-    path = Path(__file__).parents[1] / "kernels" / "test_native_engine.py"
-    spec = importlib.util.spec_from_file_location("handmade", path)
+def load(name: str, path: Path) -> ModuleType:
+    """Another test's module, for what it has beside tests."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def handmade() -> ModuleType:
+    """The plan of the CPU engine's tests, and its oracle in double precision."""
+    return load("handmade", Path(__file__).parents[1] / "kernels" / "test_native_engine.py")
+
+
+@pytest.fixture(scope="session")
+def products() -> ModuleType:
+    """Attention in double precision with its bounds, and draws: those of test_products.py."""
+    return load("products", Path(__file__).with_name("test_products.py"))
 
 
 @pytest.fixture

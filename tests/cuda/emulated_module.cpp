@@ -8,7 +8,7 @@
 #include "bindings/inputs.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
-#include "cuda/hopper/layout.h"
+#include "cuda/hopper/attention_layout.h"
 #include "emulator/emulator.h"
 #include "probes.h"
 
@@ -86,10 +86,11 @@ void start(int64_t blocks, int threads, size_t shared_bytes) {
   cuda::probes::start_empty(blocks, threads, shared_bytes, nullptr);
 }
 
-FloatArray hopper_probe(const std::string& name, const py::array_t<uint16_t>& tile) {
+FloatArray hopper_probe(void (*run)(const std::string&, const uint16_t*, float*),
+                        const std::string& name, const py::array_t<uint16_t>& tile) {
   const DeviceArray in(tile);
   const DeviceMatrix out(1, 128, cuda::Element::kFp32);
-  cuda::probes::run_hopper(name, in.as<uint16_t>(), static_cast<float*>(out.rows().data));
+  run(name, in.as<uint16_t>(), static_cast<float*>(out.rows().data));
   return out.download().attr("ravel")();
 }
 
@@ -132,12 +133,14 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto emulator = module.def_submodule("emulator");
   emulator.def(
       "reset",
-      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails) {
-        cuda::emulator::reset({devices, memory_bytes, backwards, fails});
+      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails,
+         int capability) {
+        cuda::emulator::reset({devices, memory_bytes, backwards, fails, capability});
       },
       py::arg("devices") = cuda::emulator::Settings().devices,
       py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
-      py::arg("backwards") = false, py::arg("fails") = "");
+      py::arg("backwards") = false, py::arg("fails") = "",
+      py::arg("capability") = cuda::emulator::Settings().capability);
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
 
@@ -153,6 +156,24 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     const auto place = hopper::tile_place(tile, down, across);
     return py::make_tuple(place.down, place.across);
   });
+  maps.def("head_swizzled", &hopper::head_swizzled);
+  maps.def("head_descriptor", &hopper::head_descriptor);
+  maps.def("left_place", [](int thread, int i, int half) {
+    const auto place = hopper::left_place(thread, i, half);
+    return py::make_tuple(place.row, place.column);
+  });
+  maps.def("items_of_text", [](int64_t heads, int64_t longest) {
+    return hopper::items_of_text(hopper::items_of(heads, longest));
+  });
+  maps.def("item_place", [](int64_t heads, int64_t longest, unsigned item) {
+    const auto place = hopper::item_place(hopper::items_of(heads, longest), item);
+    return py::make_tuple(place.seq, place.head, place.first);
+  });
+  maps.def("item_of", &hopper::item_of);
+  maps.def("share_of", [](int group, int left, int head, int heads) {
+    const auto share = hopper::share_of(group, left, head, heads);
+    return py::make_tuple(share.streams, share.stream, share.skipped, share.queries);
+  });
   maps.def("ring_place", [](int64_t step, int stages) {
     const auto place = hopper::ring_place(step, stages);
     return py::make_tuple(place.stage, place.full, place.empty);
@@ -162,7 +183,17 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   probes.def("names", &cuda::probes::names);
   probes.def("run", &bindings::probe, py::arg("name"), py::arg("x"));
   probes.def("hopper_names", &cuda::probes::hopper_names);
-  probes.def("run_hopper", &bindings::hopper_probe, py::arg("name"), py::arg("tile"));
+  const auto def_hopper = [&](const char* name, auto run) {
+    probes.def(
+        name,
+        [run](const std::string& probe, const py::array_t<uint16_t>& tile) {
+          return bindings::hopper_probe(run, probe, tile);
+        },
+        py::arg("name"), py::arg("tile"));
+  };
+  def_hopper("run_hopper", &cuda::probes::run_hopper);
+  def_hopper("run_hopper_registers", &cuda::probes::run_hopper_registers);
+  probes.def("hopper_register_names", &cuda::probes::hopper_register_names);
   probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
              py::arg("weights") = false);
   probes.def("run_misplaced", &bindings::misplaced_probe, py::arg("name"), py::arg("x"),

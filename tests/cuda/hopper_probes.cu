@@ -91,7 +91,7 @@ __global__ void tile_product(Wrong wrong, const __grid_constant__ hopper::Tensor
   };
   const uint32_t at = shared_address(tile) + (wrong == Wrong::kStepMisplaced ? 16 : 0);
   uint64_t a = hopper::descriptor(at);
-  if (wrong == Wrong::kOtherSwizzle) a ^= uint64_t{3} << 62;
+  if (wrong == Wrong::kOtherSwizzle) a ^= uint64_t{2} << 62;
   if (wrong == Wrong::kOtherStride) a ^= uint64_t{1} << 32;
   float sums[64];
   if (wrong != Wrong::kNoFence) hopper::wgmma_fence();

@@ -23,6 +23,11 @@ void run_overlapping(const std::string& name, const float* x, float* between, fl
 void run_hopper(const std::string& name, const uint16_t* tile, float* out);
 std::vector<std::string> hopper_names();
 
+// Of products of registers: out has 64 floats of the first row of a * tile^T over 16 of the depth,
+// and 64 of a * the tile's first 16 rows, a being the first 16 columns of a tile of 64 x 64 fp16.
+void run_hopper_registers(const std::string& name, const uint16_t* tile, float* out);
+std::vector<std::string> hopper_register_names();
+
 // A kernel that does nothing.
 void start_empty(int64_t blocks, int threads, size_t shared_bytes, Stream stream);
 

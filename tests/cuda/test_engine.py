@@ -366,8 +366,8 @@ def test_devices(emulated):
     emulated.emulator.reset(devices=2, memory_bytes=1 << 28)
     found = emulated.devices()
     assert [(gpu.number, gpu.arch, gpu.memory) for gpu in found] == [
-        (0, "sm_80", 1 << 28),
-        (1, "sm_80", 1 << 28),
+        (0, "sm_89", 1 << 28),
+        (1, "sm_89", 1 << 28),
     ]
     emulated.emulator.reset(devices=0)
     with pytest.raises(DeviceError, match="finds no GPU"):

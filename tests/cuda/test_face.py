@@ -58,7 +58,7 @@ def test_the_engine_tells_the_truth(as_cuda, path):
         text = engine.explain()
         assert engine.device == "cuda:1"
     assert "device     cuda:1" in text
-    assert "emulated device, sm_80" in text
+    assert "emulated device, sm_89" in text
     assert UNPROVEN in text
     assert "linear_fp16" in text
 
@@ -136,7 +136,7 @@ def test_several_gpus_are_one_engine(as_cuda, path, rng, lengths):
                     found["sequence_output"][i], want["sequence_output"][i]
                 )
             np.testing.assert_array_equal(found["pooled_output"], want["pooled_output"])
-        assert "emulated device, sm_80; emulated device, sm_80" in together.explain()
+        assert "emulated device, sm_89; emulated device, sm_89" in together.explain()
 
 
 def test_what_several_gpus_did_is_told_together(as_cuda, path, monkeypatch):

@@ -13,19 +13,6 @@ from bertrt.errors import DeviceError, InvalidInputError
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.fixture
-def hopper(cuda):
-    """A module of CUDA kernels where these can run."""
-    if not hasattr(cuda, "emulator") and cuda.devices()[0].arch != "sm_90":
-        pytest.skip("Hopper's products need a GPU of compute capability 9.0")
-    return cuda
-
-
-@pytest.fixture(params=["fp16", "bf16"])
-def half(request, element_by_name):
-    return element_by_name(request.param)
-
-
 def draw(rng, half, *shape):
     packed = half.pack(rng.normal(size=shape))
     return packed, half.unpack(packed)

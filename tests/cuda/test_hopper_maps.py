@@ -64,3 +64,81 @@ def test_phases_of_the_ring(maps):
         *[(0, 1, 0), (1, 1, 0), (2, 1, 0)],
         (0, 0, 1),
     ]
+
+
+def test_swizzles_of_heads(maps):
+    for row, chunk in itertools.product(range(24), range(8)):
+        assert maps.head_swizzled(128, row, chunk) == maps.swizzled(row, chunk)
+    # "Swizzling Modes", 64B: two rows in 128 bytes, and the pattern of 32 bytes of them.
+    table = ["0123", "0123", "1032", "1032", "2301", "2301", "3210", "3210"]
+    for row, chunk in itertools.product(range(24), range(4)):
+        at = maps.head_swizzled(64, row, chunk)
+        assert at // 64 == row and at % 16 == 0
+        assert table[row % 8][at // 16 % 4] == str(chunk)
+
+
+def test_descriptors_of_heads(maps):
+    for row_bytes, mode in ((128, 1), (64, 2)):
+        for address in (0, 1024, 1024 + 32, 0x1F000 + 16 * row_bytes):
+            bits = maps.head_descriptor(row_bytes, address)
+            assert (bits & 0x3FFF) << 4 == address
+            assert (bits >> 32 & 0x3FFF) << 4 == 8 * row_bytes
+            assert bits >> 62 == mode
+            assert bits & ~(0x3FFF | 0x3FFF << 16 | 0x3FFF << 32 | 3 << 62) == 0
+    assert maps.head_descriptor(128, 1024) == maps.descriptor(1024)
+
+
+def test_left_operands_in_registers(maps):
+    # "wgmma.mma_async.m64nNk16", the figure of A: T0 has (0, 0), (8, 0), (0, 8) and (8, 8), each
+    # with the one behind it.
+    assert [maps.left_place(0, i, 0) for i in range(4)] == [(0, 0), (8, 0), (0, 8), (8, 8)]
+    assert maps.left_place(0, 0, 1) == (0, 1)
+    assert maps.left_place(1, 0, 0) == (0, 2)
+    assert maps.left_place(31, 3, 1) == (15, 15)
+    assert maps.left_place(32, 0, 0) == (16, 0)
+    everywhere = {
+        maps.left_place(t, i, half) for t in range(128) for i in range(4) for half in range(2)
+    }
+    assert everywhere == set(itertools.product(range(64), range(16)))
+    # Sums of 64 keys become four such operands, of 16 keys each, without leaving their thread.
+    for t, step, i, half in itertools.product(range(128), range(4), range(4), range(2)):
+        row, key = maps.sum_place(t, 8 * step + 2 * i + half)
+        assert maps.left_place(t, i, half) == (row, key - 16 * step)
+
+
+@pytest.mark.parametrize(("items", "blocks"), [(1, 1), (240, 132), (42, 41), (5, 7)])
+def test_each_item_has_its_turn(maps, items, blocks):
+    rounds = range(-(-items // blocks))
+    turns = [[maps.item_of(b, r, blocks) for b in range(blocks)] for r in rounds]
+    assert sorted(itertools.chain(*turns)) == list(range(len(rounds) * blocks))
+    # Of any two rounds, one after the other, a block has items of odd and of even numbers.
+    if blocks % 2 == 0:
+        for before, after in itertools.pairwise(turns):
+            assert all((b - a) % 2 for a, b in zip(before[:-1], after[:-1], strict=True))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 12])
+@pytest.mark.parametrize("longest", [1, 64, 65, 128, 129, 512])
+def test_each_query_has_one_warpgroup(maps, heads, longest):
+    lengths = sorted({0, 1, 63, 64, longest - 1, longest, longest // 2 + 1})
+    lengths = [length for length in lengths if length <= longest]
+    found = []
+    for item in range(len(lengths) * maps.items_of_text(heads, longest)):
+        seq, head, first = maps.item_place(heads, longest, item)
+        left = lengths[seq] - first
+        shares = [maps.share_of(group, left, head, heads) for group in range(2)]
+        assert shares[0][0] == shares[1][0]  # the streams that are copied
+        for streams, stream, skipped, queries in shares:
+            assert 0 <= queries <= 64
+            assert stream < max(streams, 1)
+            found += [(seq, head + stream, first + skipped + q) for q in range(queries)]
+        if shares[0][0] == 2:
+            assert all(share[3] for share in shares)
+        if longest <= 64 and lengths[seq]:
+            assert shares[0][0]  # no item is empty
+    assert sorted(found) == [
+        (seq, head, query)
+        for seq, length in enumerate(lengths)
+        for head in range(heads)
+        for query in range(length)
+    ]

@@ -93,6 +93,31 @@ def test_a_row_has_the_same_bits_anywhere(cuda, element, rng, hidden):
         np.testing.assert_array_equal(again, found[alone])
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("hidden", [384, 768, 1024])
+def test_more_rows_than_warps(cuda, element, rng, hidden, with_residual):
+    # The emulator has two multiprocessors, which hold up to four blocks of four warps: a warp has
+    # three rows and more, one after the other.
+    rows = 101 if hasattr(cuda, "emulator") else 20_001
+    x = element.round(rng.normal(size=(rows, hidden)) * rng.uniform(0.1, 10, (rows, 1)))
+    residual = element.round(rng.normal(size=x.shape)) if with_residual else None
+    gamma, beta = rng.normal(size=(2, hidden)).astype(np.float32)
+
+    def run(chosen, **more):
+        added = element.pack(residual[chosen]) if with_residual else None
+        packed = element.pack(x[chosen])
+        return cuda.kernels.layer_norm(element.name, packed, gamma, beta, 1e-12, added, **more)
+
+    found = run(slice(None))
+    np.testing.assert_array_equal(run(slice(None), in_place=True), found)
+    for row in (0, 31, 32, 33, 95, 96, 100):
+        np.testing.assert_array_equal(run(slice(row, row + 1)), found[row : row + 1])
+    expected = _native.kernels.layer_norm("reference", x, gamma, beta, 1e-12, residual)
+    bound = norm_bound(x + residual if with_residual else x, gamma, hidden)
+    bound += element.rounding(np.abs(expected) + bound)
+    assert (np.abs(element.unpack(found) - expected) <= bound).all()
+
+
 def test_the_order_of_threads_does_not_show(emulated, element, rng):
     x = element.pack(rng.normal(size=(9, 777)))
     gamma, beta = rng.normal(size=(2, 777)).astype(np.float32)

@@ -246,8 +246,8 @@ def test_what_is_refused(bundle, data, tmp_path) -> None:
         evaluate(bundle("MRPC"), data("MRPC"), task="tagging")
     with pytest.raises(InvalidInputError, match="backend 'torch' does not exist"):
         evaluate(bundle("MRPC"), data("MRPC"), task="MRPC", backends=["torch"])
-    with pytest.raises(InvalidInputError, match="precision 'fp8' does not exist"):
-        evaluate(bundle("MRPC"), data("MRPC"), task="MRPC", precisions=["fp8"])
+    with pytest.raises(InvalidInputError, match="precision 'fp4' does not exist"):
+        evaluate(bundle("MRPC"), data("MRPC"), task="MRPC", precisions=["fp4"])
     # Labels of the task that are none of the model
     path = tmp_path / "rte.tsv"
     path.write_text("sentence1\tsentence2\tlabel\nword1\tword2\tentailment\n")

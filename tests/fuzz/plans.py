@@ -225,7 +225,7 @@ _FIELDS = {
     "transposed": (True, False), "weight_layout": ("separate", "interleaved"),
     "bias_layout": ("separate", "interleaved"),
     "activation": ("none", "relu", "gelu_erf", "gelu_tanh", "tanh"),
-    "precision": ("fp32", "bf16", "int8"), "factor": (2.0, -1.0, 0.0), "shift": (1.0, 0.0),
+    "precision": ("fp32", "bf16", "int8", "fp8"), "factor": (2.0, -1.0, 0.0), "shift": (1.0, 0.0),
 }  # fmt: skip
 _ROLES = ("word", "type", "position", "gamma", "beta", "weight", "scale", "bias")
 _OPS = (

@@ -214,7 +214,7 @@ WRONG = {
     "unknown precision": (set_step(2, precision="fp16"), "precision is 'fp16', expected one of"),
     "precision of a step without products": (set_step(0, precision="bf16"), "precision"),
     "a scale of float32 weights": (
-        lambda c: c["steps"][4]["weights"].update(scale=["ffn.b"]), "int8 and a scale need"),
+        lambda c: c["steps"][4]["weights"].update(scale=["ffn.b"]), "8 bits and a scale need"),
     "int8 in a step that says nothing of it": (
         lambda c: c["weights"]["ffn.w"].update(dtype="int8"), "is int8, and the precision None"),
     "a vector in bfloat16": (

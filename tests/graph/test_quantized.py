@@ -16,7 +16,9 @@ from bertrt.models.safetensors import read_safetensors, write_safetensors
 from bertrt.plan.interpret import interpret
 from bertrt.plan.plan import Plan
 from bertrt.plan.quantized import (
+    fp8_outputs,
     from_bfloat16,
+    from_e4m3,
     product_steps,
     quantize_outputs,
     state_precisions,
@@ -166,23 +168,32 @@ def test_a_stored_plan_gives_the_bits_of_the_precision(
             np.testing.assert_array_equal(found[name], array)
 
 
+def scaled(weight: np.ndarray, precision: str) -> np.ndarray:
+    """What the weights of an output each are worth in 8 bits."""
+    if precision == "fp8":
+        codes, scale = fp8_outputs(weight)
+        return from_e4m3(codes) * scale[:, None]
+    integers, scale = quantize_outputs(weight)
+    return integers * scale[:, None]
+
+
 @pytest.mark.parametrize("layout", [lambda plan: plan, in_one_array])
 def test_what_a_stored_plan_means(plan, hugging, layout) -> None:
-    """The integers times their output's scale, the bfloat16 values: in double precision that is the
-    plan with those numbers."""
+    """The integers, or e4m3 numbers, times their output's scale, the bfloat16 values: in double
+    precision that is the plan with those numbers."""
     batch = hugging.batch(hugging.config)
     plan = layout(plan)
-    for precision in ("bf16", "int8"):
+    for precision in ("bf16", "int8", "fp8"):
         weights = dict(plan.weights)
         for step in product_steps(plan):
             for name in step.weights.get("weight", ()):
                 array = plan.weights[name].array
                 if precision == "bf16":
                     values = from_bfloat16(to_bfloat16(array))
-                elif step.fields["transposed"]:
-                    values = np.multiply(*map(np.transpose, quantize_outputs(array.T)))
                 else:
-                    values = np.multiply(quantize_outputs(array)[0].T, quantize_outputs(array)[1]).T
+                    transposed = step.fields["transposed"]
+                    values = scaled(array.T if transposed else array, precision)
+                    values = values.T if transposed else values
                 weights[name] = Constant(name, np.ascontiguousarray(values, np.float32))
         names = {step.name: precision for step in product_steps(plan)}
         stored = store_quantized(state_precisions(plan, names))

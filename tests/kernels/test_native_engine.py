@@ -492,9 +492,9 @@ def change(path: str, value: Any):
         ("steps.4.transposed", KeyError, "no field 'transposed'"),
         ("steps.11.inputs", ["qkv1"], "'qkv1' has rows of qkv, expected rows of tokens"),
         ("steps.11.inputs", ["pooled"], "'pooled' is not made by an earlier step"),
-        ("steps.1.precision", "fp8", "precision 'fp8' is unknown"),
+        ("steps.1.precision", "fp4", "precision 'fp4' is unknown"),
         ("steps.1.precision", 8, "wrong type"),
-        ("steps.4.weights.scale", ["l0.ffn1.bias"], "int8 weights and a role 'scale' need"),
+        ("steps.4.weights.scale", ["l0.ffn1.bias"], "weights in 8 bits and a role 'scale' need"),
         ("outputs.pooled_output", "nothing", "'nothing', which no step makes"),
         ("outputs.pooled_output", "x2", "'x2' is listed as two outputs"),
         ("outputs", {}, "no outputs"),
@@ -509,8 +509,8 @@ def test_broken_plans(made, path, value, message):
 
 
 def test_an_unknown_precision(made):
-    with pytest.raises(ModelFormatError, match="precision 'fp8' is unknown; expected one of fp32"):
-        new_engine(*made, threads=1, precision="fp8")
+    with pytest.raises(ModelFormatError, match="precision 'fp4' is unknown; expected one of fp32"):
+        new_engine(*made, threads=1, precision="fp4")
 
 
 def test_weights_must_be_dense_and_of_a_known_type(made):
@@ -625,7 +625,7 @@ def test_stored_weights_that_do_not_fit_their_step(made):
             new_engine(plan, weights, threads=1)
     plan, weights = lowered(made, ["int8"])
     del plan["steps"][1]["weights"]["scale"]
-    with pytest.raises(ModelFormatError, match="int8 weights and a role 'scale' need each other"):
+    with pytest.raises(ModelFormatError, match="in 8 bits and a role 'scale' need each other"):
         new_engine(plan, weights, threads=1)
     plan, weights = lowered(made, ["int8"])
     name = plan["steps"][1]["weights"]["scale"][0]

@@ -261,7 +261,7 @@ def test_error_of_the_engine(tmp_path, capsys) -> None:
         (["predict"], "required: BUNDLE"),
         (["predict", "b", "--backend", "torch"], "--backend: invalid choice"),
         (["predict", "b", "--device", "gpu"], "'gpu' is not 'cpu', 'cuda' or 'cuda:N'"),
-        (["predict", "b", "--precision", "fp8"], "--precision: invalid choice"),
+        (["predict", "b", "--precision", "fp4"], "--precision: invalid choice"),
         (["predict", "b", "--threads", "0"], "'0' is not a whole number from 1"),
         (["predict", "b", "--threads", "999999999"], "'999999999' is more than 1024"),
         (["predict", "b", "--threads", "two"], "'two' is not a whole number from 1"),

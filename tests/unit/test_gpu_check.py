@@ -65,7 +65,7 @@ def test_all_of_it_runs(tmp_path, hugging):
     assert "failed: nothing" in done.stdout
     found = json.loads((tmp_path / "gpu-emulated-device.json").read_text())
     assert found["driver"] == "580.00"
-    assert found["gpu"]["arch"] == "sm_80"
+    assert found["gpu"]["arch"] == "sm_89"
     parts = found["parts"]
     skipped = {name for name, part in parts.items() if part["status"] != "passed"}
     # It has no recorded outputs, and onnxruntime has no provider for CUDA here.

@@ -54,6 +54,7 @@ FloatArray linear(const std::string& isa, const FloatArray& x, const FloatArray&
   const WeightBlock block{weight.data(), Storage::kFloat32, nullptr, outputs, inputs,
                           false,         nullptr,           0};
   const Precision parsed = plan::parse_precision(precision);
+  if (parsed == Precision::kFp8) throw PlanError("plan: a CPU has no fp8");
   const AlignedBuffer packed(ops->packed_bytes(inputs, outputs, parsed));
   const auto matrix = ops->pack(&block, 1, inputs, outputs, parsed, packed.data());
   const AlignedBuffer operand(static_cast<size_t>(rows * ops->operand_stride(*matrix)));

@@ -10,4 +10,7 @@ namespace bertrt::cuda::hopper {
 template <class T>
 void linear(Product<T> p, Stream stream);
 
+// The same of rows and weights in e4m3 (linear_fp8.cu).
+void linear_fp8(Product<Fp16, E4m3> p, Stream stream);
+
 }  // namespace bertrt::cuda::hopper

@@ -25,20 +25,10 @@ inline bool available() {
          major == 9 && minor == 0;
 }
 
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    throw DeviceError("a device's number of multiprocessors is not known");
-  }
-  return count;
-}
-
-// Rows of 16-bit elements as TMA reads them, box_rows x 64 at a time; what is beyond becomes zeros.
+// Rows as TMA reads them, box_rows x 128 bytes at a time; what is beyond becomes zeros.
 // The function comes from the driver through the runtime, so that nothing links with libcuda.
 template <class T>
 TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
-  static_assert(sizeof(T) == 2);
   void* found = nullptr;
   cudaDriverEntryPointQueryResult status;
   if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
@@ -51,16 +41,18 @@ TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, 
   }
   const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[2] = {kRowBytes / 2, static_cast<cuuint32_t>(box_rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * sizeof(T)};
+  const cuuint32_t box[2] = {kRowBytes / sizeof(T), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
   TensorMap map;
-  const CUresult error = encode(
-      &map,
-      std::is_same_v<T, Fp16> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      2, const_cast<T*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult error =
+      encode(&map,
+             std::is_same_v<T, E4m3>   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+             : std::is_same_v<T, Fp16> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+             2, const_cast<T*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) {
     throw DeviceError("rows cannot be described to TMA: " + std::to_string(rows) + " x " +
                       std::to_string(cols) + ", stride " + std::to_string(stride) + " (CUresult " +
@@ -99,6 +91,7 @@ __device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity,
                                              Site = Site::current()) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma unroll 1
   for (unsigned tries = 0; tries < 1u << 24; ++tries) {
     uint32_t over;
     asm volatile(
@@ -155,33 +148,42 @@ __device__ __forceinline__ void take_registers() {
 #define BERTRT_8(s, i)                                                                        \
   "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), \
       "+f"(s[i + 6]), "+f"(s[i + 7])
-#define BERTRT_WGMMA(element)                                                              \
+#define BERTRT_WGMMA(depth, element, transposed)                                           \
   "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                             \
-  "wgmma.mma_async.sync.aligned.m64n128k16.f32." element "." element                       \
+  "wgmma.mma_async.sync.aligned.m64n128" depth ".f32." element "." element                 \
   " "                                                                                      \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
   "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
   "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
-  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n}\n"
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1" transposed ";\n}\n"
+#define BERTRT_ISSUE(depth, element, transposed)                                                \
+  asm volatile(BERTRT_WGMMA(depth, element, transposed)                                         \
+               : BERTRT_8(sums, 0), BERTRT_8(sums, 8), BERTRT_8(sums, 16), BERTRT_8(sums, 24),  \
+                 BERTRT_8(sums, 32), BERTRT_8(sums, 40), BERTRT_8(sums, 48), BERTRT_8(sums, 56) \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
 template <class T>
 __device__ __forceinline__ void wgmma_m64n128k16(float (&sums)[64], uint64_t a, uint64_t b,
                                                  bool add) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define BERTRT_ISSUE(element)                                                                   \
-  asm volatile(BERTRT_WGMMA(element)                                                            \
-               : BERTRT_8(sums, 0), BERTRT_8(sums, 8), BERTRT_8(sums, 16), BERTRT_8(sums, 24),  \
-                 BERTRT_8(sums, 32), BERTRT_8(sums, 40), BERTRT_8(sums, 48), BERTRT_8(sums, 56) \
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)))
   if constexpr (std::is_same_v<T, Fp16>) {
-    BERTRT_ISSUE("f16");
+    BERTRT_ISSUE("k16", "f16", ", 0, 0");
   } else {
-    BERTRT_ISSUE("bf16");
+    BERTRT_ISSUE("k16", "bf16", ", 0, 0");
   }
-#undef BERTRT_ISSUE
 #else
   __trap();
 #endif
 }
+// The same of e4m3, over 32 of the depth: the bytes of the same descriptors.
+__device__ __forceinline__ void wgmma_m64n128k32(float (&sums)[64], uint64_t a, uint64_t b,
+                                                 bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  BERTRT_ISSUE("k32", "e4m3", "");
+#else
+  __trap();
+#endif
+}
+#undef BERTRT_ISSUE
 #undef BERTRT_WGMMA
 #undef BERTRT_8
 #undef BERTRT_SM90

@@ -49,12 +49,15 @@ void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site);
 void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t),
                   Site site);
 void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site);
+void mma_m16n8k32(float* sums, const uint32_t* a, const uint32_t* b, Site site);
 void require_alignment(const void* p, int bytes);
 void wait_for_kernels_before();
 void* shared_memory();
 
 float fp16_to_float(uint16_t bits);
 float bf16_to_float(uint16_t bits);
+float e4m3_to_float(uint8_t bits);
+float sum_of_few_bits(const double* terms, int count);
 uint16_t float_to_fp16(float value);
 uint16_t float_to_bf16(float value);
 
@@ -79,6 +82,8 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
     throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
 }
+
+inline int multiprocessors() { return 2; }
 
 inline bool compiled_to_wait() { return true; }
 inline void wait_for_kernels_before() { emulator::wait_for_kernels_before(); }
@@ -130,6 +135,11 @@ void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 
 inline void mma_m16n8k32(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                         Site site = Site::current()) {
+  emulator::mma_m16n8k32(sums, a, b, site);
+}
+
+inline void mma_m16n8k32(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                          Site site = Site::current()) {
   emulator::mma_m16n8k32(sums, a, b, site);
 }

@@ -1,4 +1,4 @@
-// fp16 and bf16, from and to float.
+// fp16 and bf16, from and to float; e4m3, to float.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -27,6 +27,19 @@ float bf16_to_float(uint16_t bits) {
   float value;
   std::memcpy(&value, &wide, sizeof(value));
   return value;
+}
+
+float e4m3_to_float(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  float size;
+  if ((bits & 0x7f) == 0x7f) {
+    size = std::nanf("");
+  } else if (exponent == 0) {
+    size = std::ldexp(static_cast<float>(fraction), -9);
+  } else {
+    size = std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
+  }
+  return bits & 0x80 ? -size : size;
 }
 
 uint16_t float_to_fp16(float value) {

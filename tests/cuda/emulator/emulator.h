@@ -94,6 +94,7 @@ struct Settings {
   // A call that fails: "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
   // "cudaGraphLaunch", or "launch in a capture", of the third kernel.
   std::string fails;
+  int capability = 89;  // 10 * major + minor
 };
 void reset(const Settings& settings);
 const Settings& settings();

@@ -4,9 +4,10 @@
 // computed when somebody waits for their group. Faults that it finds: a phase that gets more bytes
 // or arrivals than it expects, or waits for ever; a tile or a descriptor at a wrong place, or of
 // another layout; a product of bytes that have not landed, or whose barrier a thread has not waited
-// for; a tile that lands where products still read, or whose release the copying thread has not
-// waited for; products without a fence before, or that nobody has waited for; threads of a
-// warpgroup that do different products.
+// for, or that their thread has not fenced for wgmma before it arrived there; a tile that lands, or
+// a copy that begins, where products still read, or whose release the copying thread has not waited
+// for; products without a fence before, or that nobody has waited for; registers that change while
+// a product reads or sums them; threads of a warpgroup that do different products.
 #pragma once
 
 #include "emulator/device.h"
@@ -23,11 +24,12 @@ struct Barrier {
   uint64_t opaque;
 };
 
-// The box is box_rows x 64 elements of 16 bits.
+// The box is box_rows x 128 bytes.
 struct TensorMap {
   const void* data;
   int64_t rows, cols, stride;
   int box_rows;
+  int bytes;  // of an element
 };
 
 namespace emulator {
@@ -38,18 +40,22 @@ void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups, Site site);
-void wgmma(float* sums, uint64_t a, uint64_t b, bool add, float (*widen)(uint16_t));
+void fence_for_wgmma();
+// Of 64 x 16 by 16 x columns. Its left operand is in `registers`, four a thread, if that is not
+// null; `transposed`: the right one is MN-major. widen: of 16 bits; null: e4m3, of 64 x 32.
+void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool transposed,
+           int columns, bool add, float (*widen)(uint16_t));
 }  // namespace emulator
 
 inline bool available() { return true; }
-inline int multiprocessors() { return 2; }
 
 template <class T>
 TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
-  if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || stride * 2 % 16 != 0 || box_rows > 256) {
+  if (reinterpret_cast<uintptr_t>(data) % 16 != 0 ||
+      stride * static_cast<int64_t>(sizeof(T)) % 16 != 0 || box_rows > 256) {
     throw DeviceError("rows cannot be described to TMA");
   }
-  return {data, rows, cols, stride, box_rows};
+  return {data, rows, cols, stride, box_rows, sizeof(T)};
 }
 
 inline void barrier_init(Barrier* barrier, int arrivals) {
@@ -78,7 +84,18 @@ template <int kRegisters>
 void take_registers() {}
 template <class T>
 void wgmma_m64n128k16(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
-  emulator::wgmma(sums, a, b, add, cuda::emulator::widening<T>());
+  emulator::wgmma(sums, nullptr, a, b, false, 128, add, cuda::emulator::widening<T>());
+}
+
+template <int kCount>
+void compute_here(float (&)[kCount]) {}
+inline void fence_for_wgmma() { emulator::fence_for_wgmma(); }
+template <class T, bool kTransposed, int kSums>
+void wgmma_of_registers(float (&sums)[kSums], const uint32_t (&a)[4], uint64_t b, bool add) {
+  emulator::wgmma(sums, a, 0, b, kTransposed, kSums * 2, add, cuda::emulator::widening<T>());
+}
+inline void wgmma_m64n128k32(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
+  emulator::wgmma(sums, nullptr, a, b, false, 128, add, nullptr);
 }
 
 }  // namespace hopper

@@ -235,6 +235,7 @@ void Machine::copy(void* shared, const void* global, bool there) {
   touch_shared(shared, 16, true, current_);
   touch_global(global, 16, false);
   shared_.send(shared_.offset(shared));
+  hopper::emulator::begin_copy(shared_.offset(shared));
   Thread& thread = here();
   thread.copies.push_back({static_cast<unsigned char*>(shared), global, there, thread.group});
 }
@@ -248,6 +249,7 @@ void Machine::wait_for_copies(int groups) {
     std::memset(copy->to, 0, 16);
     if (copy->there) std::memcpy(copy->to, copy->from, 16);
     shared_.land(shared_.offset(copy->to), current_);
+    hopper::emulator::end_copy(shared_.offset(copy->to));
   }
   thread.copies.erase(landed, thread.copies.end());
 }

@@ -156,4 +156,7 @@ namespace bertrt::cuda::hopper::emulator {
 void begin_block(int threads);
 void end_thread();
 void end_block();
+// A cp.async of 16 bytes to there begins; and has landed.
+void begin_copy(size_t at);
+void end_copy(size_t at);
 }  // namespace bertrt::cuda::hopper::emulator

@@ -1,4 +1,6 @@
 // The primitives of device.cuh: barriers, copies to shared memory, tensor core products.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -90,18 +92,24 @@ void mma_m16n8k16(float* sums, const uint32_t* a, const uint32_t* b, float (*wid
   });
 }
 
-// PTX ISA 9.7.14.5.9, "Matrix Fragments for mma.m16n8k32", of integers.
-void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site) {
-  struct Lane {
-    int32_t* sums;
-    const uint32_t* a;
-    const uint32_t* b;
-  } mine{sums, a, b};
-  warp_collective("mma", site, &mine, [](void* const* lanes) {
-    uint8_t a[16][32];
-    int8_t b[8][32];  // by columns
+namespace {
+
+// What a lane brings to a product of 8-bit numbers, and the fragments of all ("Matrix Fragments for
+// mma.m16n8k32", PTX ISA 9.7.14.5.9).
+template <class Sum>
+struct Lane8 {
+  Sum* sums;
+  const uint32_t* a;
+  const uint32_t* b;
+};
+template <class Sum>
+struct Operands8 {
+  uint8_t a[16][32];
+  uint8_t b[8][32];  // by columns
+
+  explicit Operands8(void* const* lanes) {
     for (int l = 0; l < kWarp; ++l) {
-      const Lane& lane = *static_cast<Lane*>(lanes[l]);
+      const auto& lane = *static_cast<Lane8<Sum>*>(lanes[l]);
       const int group = l / 4, four = l % 4 * 4;
       for (int i = 0; i < 16; ++i) {
         const int row = group + (i / 4 % 2 ? 8 : 0);
@@ -110,19 +118,64 @@ void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site
       }
       for (int i = 0; i < 8; ++i) {
         b[group][four + i % 4 + (i < 4 ? 0 : 16)] =
-            static_cast<int8_t>(lane.b[i / 4] >> (i % 4 * 8));
+            static_cast<uint8_t>(lane.b[i / 4] >> (i % 4 * 8));
       }
     }
+  }
+  // body(sum, row of a, column of b) for each.
+  template <class Body>
+  void for_each(void* const* lanes, const Body& body) const {
     for (int l = 0; l < kWarp; ++l) {
-      const Lane& lane = *static_cast<Lane*>(lanes[l]);
       for (int i = 0; i < 4; ++i) {
-        const uint8_t* row = a[l / 4 + (i < 2 ? 0 : 8)];
-        const int8_t* column = b[l % 4 * 2 + i % 2];
-        int64_t sum = lane.sums[i];
-        for (int k = 0; k < 32; ++k) sum += row[k] * column[k];
-        lane.sums[i] = static_cast<int32_t>(sum);  // it wraps around, as on the device
+        body(static_cast<Lane8<Sum>*>(lanes[l])->sums[i], a[l / 4 + (i < 2 ? 0 : 8)],
+             b[l % 4 * 2 + i % 2]);
       }
     }
+  }
+};
+
+}  // namespace
+
+// A sum as tensor cores are known to make those of fp8 (Hopper's; arXiv:2412.19437, 3.3.2): the
+// terms are aligned to the largest and cut off behind 13 bits of it, towards zero, then added.
+float sum_of_few_bits(const double* terms, int count) {
+  double largest = 0.0, sum = 0.0;
+  for (int i = 0; i < count; ++i) {
+    if (!std::isfinite(terms[i])) return std::nanf("");
+    largest = std::max(largest, std::fabs(terms[i]));
+  }
+  if (largest == 0.0) return 0.0f;
+  const double step = std::ldexp(1.0, std::ilogb(largest) - 13);
+  for (int i = 0; i < count; ++i) sum += std::trunc(terms[i] / step);
+  return static_cast<float>(sum * step);
+}
+
+// Unsigned by signed integers.
+void mma_m16n8k32(int32_t* sums, const uint32_t* a, const uint32_t* b, Site site) {
+  Lane8<int32_t> mine{sums, a, b};
+  warp_collective("mma", site, &mine, [](void* const* lanes) {
+    const auto multiply = [](int32_t& total, const uint8_t* row, const uint8_t* column) {
+      int64_t sum = total;
+      for (int k = 0; k < 32; ++k) sum += row[k] * static_cast<int8_t>(column[k]);
+      total = static_cast<int32_t>(sum);  // it wraps around, as on the device
+    };
+    Operands8<int32_t>(lanes).for_each(lanes, multiply);
+  });
+}
+
+// e4m3 by e4m3.
+void mma_m16n8k32(float* sums, const uint32_t* a, const uint32_t* b, Site site) {
+  Lane8<float> mine{sums, a, b};
+  warp_collective("mma", site, &mine, [](void* const* lanes) {
+    const auto multiply = [](float& total, const uint8_t* row, const uint8_t* column) {
+      double terms[33];
+      for (int k = 0; k < 32; ++k) {
+        terms[k] = static_cast<double>(e4m3_to_float(row[k])) * e4m3_to_float(column[k]);
+      }
+      terms[32] = total;
+      total = sum_of_few_bits(terms, 33);
+    };
+    Operands8<float>(lanes).for_each(lanes, multiply);
   });
 }
 

@@ -65,7 +65,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::strcpy(properties->name, "emulated device");
   properties->totalGlobalMem = runtime().settings.memory_bytes;
   properties->sharedMemPerBlockOptin = kMaxSharedBytes;
-  properties->major = 8;
+  properties->major = runtime().settings.capability / 10;
+  properties->minor = runtime().settings.capability % 10;
   properties->multiProcessorCount = 1;
   return cudaSuccess;
 }
