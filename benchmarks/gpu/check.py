@@ -9,7 +9,7 @@ PyTorch (peers.py), beside what MLPerf published, and beside onnxruntime.
 Each part is a process of its own that has so many seconds, so that none can hang the others or
 break their GPU. What each found is in benchmarks/results/gpu-<name of the GPU>.json as soon as it
 ends. Exits with 1 if anything failed, with 2 if there is no GPU. What the parts may take comes to
-eight minutes, besides the build, and two for each bundle.
+ten minutes, besides the build, and two for each bundle.
 
 It needs numpy, tokenizers, tqdm, pybind11, cmake, ninja, pytest, hypothesis, nvcc and
 compute-sanitizer, which is looked for in $CUDA_HOME, on the PATH, in /usr/local/cuda and in the
@@ -48,7 +48,7 @@ DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 TOGETHER = 220
 SLOWER = 10
 # Tests of products: half of what the sanitizers run.
-PRODUCTS = ("test_hopper", "test_products")
+PRODUCTS = ("test_hopper", "test_kernel_choice", "test_products")
 # What the sanitizers say when they have found nothing.
 CLEAN = re.compile(r"(ERROR|RACECHECK) SUMMARY: 0 (errors|hazards)")
 PASSED = re.compile(r"(\d+) passed")
@@ -303,6 +303,8 @@ def alone(bundles: list[Path], trial: bool, soak: float) -> list[Part]:
         part_of("threads", 20, trial),
         part_of("steps", 20, trial),
         part_of("products", 30, trial),
+        part_of("kernels base", 40, trial),
+        part_of("kernels large", 60, trial),
         part_of("offline", 60, trial),
     ]
     for bundle in bundles:

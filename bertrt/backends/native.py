@@ -49,13 +49,16 @@ _TOKENS, _THREAD_TOKENS = 4096, 512
 # With this variable set to anything but 0, an engine measures each step and explain() tells.
 TRACE = "BERTRT_TRACE"
 
+# This one names the kernels of a GPU, which the extension reads: csrc/cuda/kernel_choice.h.
+KERNELS = "BERTRT_CUDA_KERNELS"
+
 
 def load(
     model: Model, *, device: str, precision: str, threads: int, trace: bool | None = None
 ) -> NativeBackend:
     """Load a model's plan. Arguments and errors as for `bertrt.backends.base.load_backend`; a
-    BERTRT_ISA that cannot be used here is a DeviceError. `trace`: whether steps are measured; None:
-    as BERTRT_TRACE says."""
+    BERTRT_ISA or a BERTRT_CUDA_KERNELS that cannot be used here is a DeviceError. `trace`: whether
+    steps are measured; None: as BERTRT_TRACE says."""
     if trace is None:
         trace = os.environ.get(TRACE, "0") not in ("", "0")
     if device != "cpu":
@@ -110,7 +113,7 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
         # A child that was forked has the parent's objects, and nothing on the GPU.
         packed = _shared(
             plan,
-            (precision, f"cuda:{number}", os.getpid()),
+            (precision, f"cuda:{number}", os.getpid(), os.environ.get(KERNELS, "")),
             lambda weights: module.Model(plan.to_engine(), weights, precision, number, Fetcher()),
         )
         return module.Engine(packed, trace)

@@ -363,20 +363,21 @@ void linear(const Linear& linear, QuantisedRows x, ConstDeviceRows residual, Row
 
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream) {
-  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows,
-                  out, stream);
+  const Tiles tiles =
+      linear.hopper ? Tiles::kHopper : choose_tiles(out.element, rows.most, linear.outputs);
+  linear_in_tiles(tiles, linear, x, residual, rows, out, stream);
 }
 
 const char* quantised_linear_kernel() { return "linear_s8.mma"; }
 
-const char* linear_kernel(Element element) {
+const char* linear_kernel(Element element, bool hopper) {
   switch (element) {
     case Element::kFp32:
       return "linear_fp32.fma";
     case Element::kFp16:
-      return "linear_fp16.mma";
+      return hopper ? "linear_fp16.wgmma" : "linear_fp16.mma";
     case Element::kBf16:
-      return "linear_bf16.mma";
+      return hopper ? "linear_bf16.wgmma" : "linear_bf16.mma";
   }
   return "";
 }

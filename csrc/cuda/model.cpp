@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/int8.h"
+#include "cuda/kernel_choice.h"
 #include "runtime/weights.h"
 
 namespace bertrt::cuda {
@@ -197,6 +198,7 @@ const char* suffix(Element element) {
 
 Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int device_number)
     : Graph(checked), device(open_device(device_number)), element(element_) {
+  const Kernels kernels = chosen_kernels();
   Uploader uploader(weights_);
   // Of each matrix, in each form that a step wants, what a product has of it.
   std::map<std::tuple<MatrixIdentity, Element, bool>, Linear> matrices;
@@ -251,7 +253,9 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, bool int8, int 
         node.linear = *matrix;
         if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
         node.linear.activation = step.activation;
-        node.kernel = in_int8 ? quantised_linear_kernel() : linear_kernel(node.element);
+        node.linear.hopper = !in_int8 && hopper_takes_linear(kernels, node.element);
+        node.kernel =
+            in_int8 ? quantised_linear_kernel() : linear_kernel(node.element, node.linear.hopper);
         break;
       }
       case plan::Op::kAttention:

@@ -28,7 +28,7 @@ struct Model : Graph {
   // Copies the weights to a device, matrices and tables as `element`; heads, vectors and biases in
   // fp32. int8: matrices of steps that state it, or of all but heads where none states a precision,
   // as 8-bit integers; all else is fp16 then. Afterwards the weights' own memory is not read any
-  // more. Throws PlanError, DeviceError.
+  // more. Takes the kernels of chosen_kernels(). Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Element element, int device_number)
       : Model(plan::validate(plan), element, false, device_number) {}
   static Model in_int8(const plan::Plan& plan, int device_number) {

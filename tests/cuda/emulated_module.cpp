@@ -132,12 +132,12 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto emulator = module.def_submodule("emulator");
   emulator.def(
       "reset",
-      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails) {
-        cuda::emulator::reset({devices, memory_bytes, backwards, fails});
+      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails, bool hopper) {
+        cuda::emulator::reset({devices, memory_bytes, backwards, fails, hopper});
       },
       py::arg("devices") = cuda::emulator::Settings().devices,
       py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
-      py::arg("backwards") = false, py::arg("fails") = "");
+      py::arg("backwards") = false, py::arg("fails") = "", py::arg("hopper") = true);
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
 
@@ -153,6 +153,7 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     const auto place = hopper::tile_place(tile, down, across);
     return py::make_tuple(place.down, place.across);
   });
+  maps.def("wide_tiles", &hopper::wide_tiles);
   maps.def("ring_place", [](int64_t step, int stages) {
     const auto place = hopper::ring_place(step, stages);
     return py::make_tuple(place.stage, place.full, place.empty);

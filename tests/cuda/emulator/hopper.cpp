@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 
+#include "emulator/emulator.h"
 #include "emulator/machine.h"
 
 namespace bertrt::cuda {
@@ -30,6 +31,7 @@ struct Load {
   TensorMap map;
   int64_t row;
   int column;
+  std::vector<bool> written;  // of the box's rows
 };
 
 // How many releases of each warp somebody knows of: who arrives counts one, who waits learns.
@@ -104,7 +106,9 @@ void land(const Load& load, size_t barrier, int phase) {
       const int64_t row = load.row + r, column = load.column + c;
       uint16_t bits = 0;
       if (row >= 0 && row < load.map.rows && column >= 0 && column < load.map.cols) {
-        bits = static_cast<const uint16_t*>(load.map.data)[row * load.map.stride + column];
+        bits = load.written[static_cast<size_t>(r)]
+                   ? static_cast<const uint16_t*>(load.map.data)[row * load.map.stride + column]
+                   : uint16_t{0x7fff};  // no number, in fp16 and in bf16
       }
       std::memcpy(shared + to, &bits, 2);
       model.chunks[to / kChunk] = {barrier, phase, false};
@@ -262,13 +266,15 @@ void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier
       }
     }
   }
+  std::vector<bool> written(static_cast<size_t>(map.box_rows));
   for (int64_t r = std::max<int64_t>(row, 0); r < std::min(map.rows, row + map.box_rows); ++r) {
     const int64_t columns = std::min<int64_t>(map.cols - column, 64);
     if (columns <= 0) break;
-    machine().read_global(static_cast<const uint16_t*>(map.data) + r * map.stride + column,
-                          static_cast<size_t>(columns) * 2);
+    written[static_cast<size_t>(r - row)] =
+        machine().read_written(static_cast<const uint16_t*>(map.data) + r * map.stride + column,
+                               static_cast<size_t>(columns) * 2);
   }
-  state.loads.push_back({begin, map, row, column});
+  state.loads.push_back({begin, map, row, column, written});
   state.brought += map.box_rows * 128;
   end_phase_if_over(machine().shared_offset(barrier), state);
 }
@@ -337,4 +343,7 @@ void wgmma_wait(int groups, Site site) {
 }
 
 }  // namespace hopper::emulator
+
+bool hopper::available() { return cuda::emulator::settings().hopper; }
+
 }  // namespace bertrt::cuda

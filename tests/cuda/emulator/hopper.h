@@ -6,7 +6,8 @@
 // another layout; a product of bytes that have not landed, or whose barrier a thread has not waited
 // for; a tile that lands where products still read, or whose release the copying thread has not
 // waited for; products without a fence before, or that nobody has waited for; threads of a
-// warpgroup that do different products.
+// warpgroup that do different products. Rows that nobody has written may be copied, since a launch
+// is made for more rows than there are: they land as NaN, and nothing may come of them.
 #pragma once
 
 #include "emulator/device.h"
@@ -41,7 +42,7 @@ void wgmma_wait(int groups, Site site);
 void wgmma(float* sums, uint64_t a, uint64_t b, bool add, float (*widen)(uint16_t));
 }  // namespace emulator
 
-inline bool available() { return true; }
+bool available();  // as the settings say
 inline int multiprocessors() { return 2; }
 
 template <class T>
@@ -70,6 +71,10 @@ inline void wgmma_fence() { emulator::wgmma_fence(); }
 inline void wgmma_commit() { emulator::wgmma_commit(); }
 template <int kGroups, int kSums>
 void wgmma_wait(float (&)[kSums], Site site = Site::current()) {
+  emulator::wgmma_wait(kGroups, site);
+}
+template <int kGroups, int kParts, int kSums>
+void wgmma_wait(float (&)[kParts][kSums], Site site = Site::current()) {
   emulator::wgmma_wait(kGroups, site);
 }
 template <int kRegisters>
