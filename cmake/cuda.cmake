@@ -20,8 +20,8 @@ set(kernels
 set(host
     csrc/bindings/cuda_engine.cpp csrc/bindings/inputs.cpp
     csrc/bindings/testing/cuda_kernels.cpp csrc/bindings/testing/cuda_products.cpp
-    csrc/cuda/batch_inputs.cpp csrc/cuda/engine.cpp csrc/cuda/model.cpp csrc/cuda/part.cpp
-    csrc/cuda/runtime.cpp)
+    csrc/cuda/batch_inputs.cpp csrc/cuda/engine.cpp csrc/cuda/kernel_choice.cpp csrc/cuda/model.cpp
+    csrc/cuda/part.cpp csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
   list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/hopper_register_probes.cu

@@ -48,7 +48,13 @@ DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 TOGETHER = 220
 SLOWER = 10
 # Tests of products: half of what the sanitizers run.
-PRODUCTS = ("test_fp8", "test_hopper", "test_hopper_attention", "test_products")
+PRODUCTS = (
+    "test_fp8",
+    "test_hopper",
+    "test_hopper_attention",
+    "test_kernel_choice",
+    "test_products",
+)
 # What the sanitizers say when they have found nothing.
 CLEAN = re.compile(r"(ERROR|RACECHECK) SUMMARY: 0 (errors|hazards)")
 PASSED = re.compile(r"(\d+) passed")
@@ -308,6 +314,8 @@ def alone(bundles: list[Path], trial: bool, soak: float) -> list[Part]:
         part_of("fp8 base", 20, trial),
         part_of("fp8 large", 40, trial),
         part_of("attention", 30, trial),
+        part_of("kernels base", 40, trial),
+        part_of("kernels large", 60, trial),
         part_of("offline", 60, trial),
     ]
     for bundle in bundles:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from models import OUTPUTS, PRECISIONS, Sizes, batch_of, bound, plan_of
 __all__ = ["PARTS", "Skipped", "main"]
 
 SPANS = "span_logits"
+KERNELS = "BERTRT_CUDA_KERNELS"
 # Samples a second of one GPU, BERT large on SQuAD 1.1, offline, closed division, with 99 and with
 # 99.9 percent of the accuracy in fp32: https://mlcommons.org/benchmarks/inference-datacenter
 MLPERF = {
@@ -131,7 +132,9 @@ def machine(place: Place) -> dict[str, Any]:
     return {name: getattr(gpu, name) for name in shown}
 
 
-def parity(place: Place, name: str) -> dict[str, Any]:
+def parity(
+    place: Place, name: str, precisions: Sequence[str] = tuple(PRECISIONS)
+) -> dict[str, Any]:
     """Against the CPU engine in fp32, at lengths from 0 to the longest; and a text's bits alone."""
     from bertrt import _native
 
@@ -145,7 +148,7 @@ def parity(place: Place, name: str) -> dict[str, Any]:
     model = _native.Model(*made, "fp32", threads)
     exact = _native.Engine(model, threads).run(ids, types, ends, None, outputs)
     found: dict[str, Any] = {}
-    for precision in PRECISIONS:
+    for precision in precisions:
         engine = place.engine(name, precision)
         got = engine.run(ids, types, ends, None, outputs)
         found[precision] = {key: float(np.abs(got[key] - exact[key]).max()) for key in outputs}
@@ -359,8 +362,8 @@ def steps(place: Place) -> dict[str, Any]:
 
 def products(place: Place) -> dict[str, Any]:
     """TFLOP/s of a layer's products in bf16 and fp8 as they run, and by Hopper's instructions
-    (docs/cuda.md), which no model takes yet; Skipped where the GPU is not of compute capability
-    9.0."""
+    (docs/cuda.md), which no model takes unasked; Skipped where the GPU is not of compute
+    capability 9.0."""
     if not place.trial and place.cuda.devices()[0].arch != "sm_90":
         raise Skipped("Hopper's products need a GPU of compute capability 9.0")
     kernels = place.cuda.kernels
@@ -418,6 +421,31 @@ def attention(place: Place) -> dict[str, Any]:
             found[key] = of_attention.compare(place.cuda.kernels, texts, heads, head_dim)
             print(f"   {key}  {shown(found[key])}", flush=True)
     return {"TFLOP/s in bf16": found}
+
+
+def kernels(place: Place, name: str) -> dict[str, Any]:
+    """Whole models on Hopper's kernels: right, the same bits alone, and milliseconds from host to
+    host beside mma.sync's; Skipped where the GPU is not of compute capability 9.0."""
+    if not place.trial and place.cuda.devices()[0].arch != "sm_90":
+        raise Skipped("Hopper's kernels need a GPU of compute capability 9.0")
+    os.environ[KERNELS] = "hopper"
+    found = parity(place, name, ["fp16", "bf16"])
+    engines = {}
+    for choice in ("mma", "hopper"):
+        os.environ[KERNELS] = choice  # read when a model is loaded
+        engines[choice] = place.engine(name, "bf16")
+    times: dict[str, Any] = {}
+    for case, lengths in cases(place, name).items():
+        run = {
+            choice: partial(answer, engine, *batch_of(lengths), "sequence_output")
+            for choice, engine in engines.items()
+        }
+        limit = 2 * bound(name, "bf16", "sequence_output")
+        differing(run["hopper"](), run["mma"](), limit)
+        row = {choice: place.median_ms(once) for choice, once in run.items()}
+        times[case] = {**row, "ahead": min(row, key=lambda choice: row[choice])}
+        print(f"   {name} {case:18}", shown(times[case]), flush=True)
+    return {**found, "milliseconds in bf16": times}
 
 
 def operations(name: str, lengths: list[int]) -> float:
@@ -549,6 +577,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "steps": steps,
     "products": products,
     "attention": attention,
+    **{f"kernels {name}": partial(kernels, name=name) for name in ("base", "large")},
     "offline": offline,
     "texts": texts,
     "onnxruntime": onnxruntime,

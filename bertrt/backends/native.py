@@ -42,6 +42,7 @@ UNPROVEN = (
 # What it says besides where the products are in 8 bits.
 UNPROVEN_INT8 = "No GPU has run the products in int8 yet."
 UNPROVEN_FP8 = "No GPU has run the products in fp8 yet."
+UNPROVEN_HOPPER = "No GPU has run Hopper's own kernels yet."
 
 # The tokens of a batch, at most, and of each thread's share of one: a matrix product has long
 # reached its full speed there, and whoever comes while a batch runs waits for less.
@@ -50,13 +51,16 @@ _TOKENS, _THREAD_TOKENS = 4096, 512
 # With this variable set to anything but 0, an engine measures each step and explain() tells.
 TRACE = "BERTRT_TRACE"
 
+# This one names the kernels of a GPU, which the extension reads: csrc/cuda/kernel_choice.h.
+KERNELS = "BERTRT_CUDA_KERNELS"
+
 
 def load(
     model: Model, *, device: str, precision: str, threads: int, trace: bool | None = None
 ) -> NativeBackend:
     """Load a model's plan. Arguments and errors as for `bertrt.backends.base.load_backend`; a
-    BERTRT_ISA that cannot be used here is a DeviceError. `trace`: whether steps are measured; None:
-    as BERTRT_TRACE says."""
+    BERTRT_ISA or a BERTRT_CUDA_KERNELS that cannot be used here is a DeviceError. `trace`: whether
+    steps are measured; None: as BERTRT_TRACE says."""
     if trace is None:
         trace = os.environ.get(TRACE, "0") not in ("", "0")
     if device != "cpu":
@@ -111,7 +115,7 @@ def _load_cuda(model: Model, device: str, precision: str, trace: bool) -> CudaBa
         # A child that was forked has the parent's objects, and nothing on the GPU.
         packed = _shared(
             plan,
-            (precision, f"cuda:{number}", os.getpid()),
+            (precision, f"cuda:{number}", os.getpid(), os.environ.get(KERNELS, "")),
             lambda weights: module.Model(plan.to_engine(), weights, precision, number, Fetcher()),
         )
         return module.Engine(packed, trace)
@@ -303,6 +307,8 @@ class CudaBackend(NativeBackend):
         """How batches were launched; then as on the CPU: times are the GPUs', and stand beside
         rates, not beside peaks."""
         more = {"int8": f" {UNPROVEN_INT8}", "fp8": f" {UNPROVEN_FP8}"}.get(self.precision, "")
+        if any(step.kernel.endswith(".wgmma") for step in self.trace()):
+            more += f" {UNPROVEN_HOPPER}"
         return f"{UNPROVEN}{more}\n{self._explain_launches()}\n\n{super().explain()}"
 
     def _explain_launches(self) -> str:

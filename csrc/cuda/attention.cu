@@ -278,15 +278,15 @@ void attention_weights(const Attention& attention, const Sequences& sequences,
   }
 }
 
-const char* attention_kernel(Element element, int64_t head_dim) {
+const char* attention_kernel(Element element, int64_t head_dim, bool hopper) {
   const bool mma = has_attention_mma(head_dim);
   switch (element) {
     case Element::kFp32:
       return "attention_fp32.fma";
     case Element::kFp16:
-      return mma ? "attention_fp16.mma" : "attention_fp16.fma";
+      return hopper ? "attention_fp16.wgmma" : mma ? "attention_fp16.mma" : "attention_fp16.fma";
     case Element::kBf16:
-      return mma ? "attention_bf16.mma" : "attention_bf16.fma";
+      return hopper ? "attention_bf16.wgmma" : mma ? "attention_bf16.mma" : "attention_bf16.fma";
   }
   return "";
 }

@@ -141,6 +141,9 @@ struct Linear {
   const float* bias = nullptr;  // outputs values, or null
   Activation activation = Activation::kNone;
   QuantisedWeights quantised;  // in the place of `weight`
+  // Whether it is Hopper's, where linear() would take mma.sync: of all batches or of none, for its
+  // sums may have other bits (kernel_choice.h).
+  bool hopper = false;
 };
 
 // out = activation(x * weight^T + bias) + residual; residual may be without data, or be out. One
@@ -177,8 +180,8 @@ void attention_weights(const Attention& attention, const Sequences& sequences,
                        const int64_t* cu_pairs, ConstDeviceRows qkv, DeviceRows out, Stream stream);
 
 // The kernels that these run on, for explain().
-const char* linear_kernel(Element element);
-const char* quantised_linear_kernel(EightBits bits);
-const char* attention_kernel(Element element, int64_t head_dim);
+const char* linear_kernel(Element element, bool hopper);
+const char* quantised_linear_kernel(EightBits bits, bool hopper);
+const char* attention_kernel(Element element, int64_t head_dim, bool hopper);
 
 }  // namespace bertrt::cuda

@@ -158,6 +158,10 @@ Tiles choose(int64_t rows, int64_t outputs) {
   return enough(Medium::kRows, Medium::kColumns) ? Tiles::kMedium : Tiles::kSmall;
 }
 
+Tiles tiles_of(const Linear& linear, Element element, int64_t rows) {
+  return linear.hopper ? Tiles::kHopper : choose_tiles(element, rows, linear.outputs);
+}
+
 }  // namespace
 
 Tiles choose_tiles(Element element, int64_t rows, int64_t outputs) {
@@ -191,28 +195,27 @@ void linear_in_tiles(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDe
 
 void linear(const Linear& linear, QuantisedRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream) {
-  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows,
-                  out, stream);
+  linear_in_tiles(tiles_of(linear, out.element, rows.most), linear, x, residual, rows, out, stream);
 }
 
 void linear(const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual, RowCount rows,
             DeviceRows out, Stream stream) {
-  linear_in_tiles(choose_tiles(out.element, rows.most, linear.outputs), linear, x, residual, rows,
-                  out, stream);
+  linear_in_tiles(tiles_of(linear, out.element, rows.most), linear, x, residual, rows, out, stream);
 }
 
-const char* quantised_linear_kernel(EightBits bits) {
-  return bits == EightBits::kInt8 ? "linear_s8.mma" : "linear_e4m3.mma";
+const char* quantised_linear_kernel(EightBits bits, bool hopper) {
+  if (bits == EightBits::kInt8) return "linear_s8.mma";
+  return hopper ? "linear_e4m3.wgmma" : "linear_e4m3.mma";
 }
 
-const char* linear_kernel(Element element) {
+const char* linear_kernel(Element element, bool hopper) {
   switch (element) {
     case Element::kFp32:
       return "linear_fp32.fma";
     case Element::kFp16:
-      return "linear_fp16.mma";
+      return hopper ? "linear_fp16.wgmma" : "linear_fp16.mma";
     case Element::kBf16:
-      return "linear_bf16.mma";
+      return hopper ? "linear_bf16.wgmma" : "linear_bf16.mma";
   }
   return "";
 }

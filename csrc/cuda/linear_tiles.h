@@ -6,12 +6,12 @@
 
 namespace bertrt::cuda {
 
-// kHopper: hopper/linear.h, for 16 bits on compute capability 9.0; DeviceError elsewhere. linear()
-// never takes it, since no GPU has shown it: its sums have other bits than those of the other
-// tiles, and then all batches of a layer would have to take it.
+// kHopper: hopper/linear.h, for 16 bits on compute capability 9.0; DeviceError elsewhere. Its sums
+// may have other bits than those of the other tiles: it is no choice of rows, but of a layer for
+// all its batches, Linear::hopper.
 enum class Tiles { kSmall, kMedium, kLarge, kHopper };
 
-// What linear() takes.
+// What linear() takes of those of mma.sync.
 Tiles choose_tiles(Element element, int64_t rows, int64_t outputs);
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/fp8.h"
 #include "core/int8.h"
+#include "cuda/kernel_choice.h"
 #include "runtime/weights.h"
 
 namespace bertrt::cuda {
@@ -235,6 +236,7 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, std::optional<E
     : Graph(checked), device(open_device(device_number)), element(element_) {
   const auto lowered = bits == EightBits::kFp8 ? Precision::kFp8 : Precision::kInt8;
   if (bits == EightBits::kFp8) require_fp8(device);
+  const Kernels kernels = chosen_kernels();
   Uploader uploader(weights_);
   // Of each matrix, in each form that a step wants, what a product has of it.
   std::map<std::tuple<MatrixIdentity, Element, bool>, Linear> matrices;
@@ -296,7 +298,10 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, std::optional<E
         node.linear = *matrix;
         if (!weights.bias.empty()) node.linear.bias = uploader.vector(weights.bias);
         node.linear.activation = step.activation;
-        node.kernel = in_8_bits ? quantised_linear_kernel(*bits) : linear_kernel(node.element);
+        node.linear.hopper =
+            hopper_takes_linear(kernels, node.element, in_8_bits ? bits : std::nullopt);
+        node.kernel = in_8_bits ? quantised_linear_kernel(*bits, node.linear.hopper)
+                                : linear_kernel(node.element, node.linear.hopper);
         break;
       }
       case plan::Op::kAttention:
@@ -312,9 +317,11 @@ Model::Model(const plan::CheckedPlan& checked, Element element_, std::optional<E
           node.attention.distance_stride = stride;
           node.attention.distance_bias = uploaded + stride / 2;
         }
-        node.kernel = step.op == plan::Op::kAttention
-                          ? attention_kernel(element, step.head_dim)
-                          : std::string("attention_weights_") + suffix(element);
+        node.hopper = step.op == plan::Op::kAttention &&
+                      hopper_takes_attention(kernels, node.attention, element);
+        node.kernel = step.op == plan::Op::kAttentionWeights
+                          ? std::string("attention_weights_") + suffix(element)
+                          : attention_kernel(element, step.head_dim, node.hopper);
         break;
       case plan::Op::kLayerNorm:
         node.kernel = std::string("layer_norm_") + suffix(node.element);

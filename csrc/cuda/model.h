@@ -24,10 +24,12 @@ struct Model : Graph {
     LayerNorm norm;
     EmbeddingTables embedding;
     Attention attention;
+    bool hopper = false;  // attention by hopper/attention.h
   };
 
   // Copies the weights to a device, matrices and tables as `element`; heads, vectors and biases in
-  // fp32. Afterwards the weights' own memory is not read any more. Throws PlanError, DeviceError.
+  // fp32. Afterwards the weights' own memory is not read any more. Takes the kernels of
+  // chosen_kernels(). Throws PlanError, DeviceError.
   Model(const plan::Plan& plan, Element element, int device_number)
       : Model(plan::validate(plan), element, {}, device_number) {}
   // Matrices of steps that state int8, or fp8, or of all but heads where none states a precision,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/hopper/attention.h"
+
 namespace bertrt::cuda {
 namespace {
 
@@ -228,8 +230,8 @@ void Part::run(int step, Stream stream) const {
     case plan::Op::kAttention: {
       const ConstDeviceRows queries =
           has_first_queries(node) ? first_queries(step, stream) : ConstDeviceRows{};
-      attention(node.attention, inputs_.sequences(), at(values_[node.inputs[0]]), queries, out,
-                stream);
+      (node.hopper ? hopper::attention : attention)(
+          node.attention, inputs_.sequences(), at(values_[node.inputs[0]]), queries, out, stream);
       return;
     }
     case plan::Op::kAttentionWeights:

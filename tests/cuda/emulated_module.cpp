@@ -133,14 +133,14 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   auto emulator = module.def_submodule("emulator");
   emulator.def(
       "reset",
-      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails,
-         int capability) {
-        cuda::emulator::reset({devices, memory_bytes, backwards, fails, capability});
+      [](int devices, size_t memory_bytes, bool backwards, const std::string& fails, int capability,
+         bool hopper) {
+        cuda::emulator::reset({devices, memory_bytes, backwards, fails, capability, hopper});
       },
       py::arg("devices") = cuda::emulator::Settings().devices,
       py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
       py::arg("backwards") = false, py::arg("fails") = "",
-      py::arg("capability") = cuda::emulator::Settings().capability);
+      py::arg("capability") = cuda::emulator::Settings().capability, py::arg("hopper") = true);
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
 
@@ -156,6 +156,7 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     const auto place = hopper::tile_place(tile, down, across);
     return py::make_tuple(place.down, place.across);
   });
+  maps.def("wide_tiles", &hopper::wide_tiles);
   maps.def("head_swizzled", &hopper::head_swizzled);
   maps.def("head_descriptor", &hopper::head_descriptor);
   maps.def("left_place", [](int thread, int i, int half) {

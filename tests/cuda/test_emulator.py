@@ -148,12 +148,12 @@ def test_out_of_memory_is_an_error_and_no_more(emulated, backwards):
 
 @pytest.mark.parametrize(
     ("blocks", "threads", "shared_bytes"),
-    [(0, 32, 0), (1, 0, 0), (1, 33, 0), (1, 1056, 0), (1, 32, 163 * 1024 + 1), (2**31, 32, 0)],
+    [(0, 32, 0), (1, 0, 0), (1, 33, 0), (1, 1056, 0), (1, 32, 227 * 1024 + 1), (2**31, 32, 0)],
 )
 def test_what_no_device_starts(probes, blocks, threads, shared_bytes):
     with pytest.raises(DeviceError, match="cannot run: cudaErrorInvalidConfiguration"):
         probes.start(blocks, threads, shared_bytes)
-    probes.start(2, 1024, 163 * 1024)
+    probes.start(2, 1024, 227 * 1024)
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["ldmatrix", "ldmatrix.trans"])

@@ -26,6 +26,7 @@ def draw(rng, half, *shape):
         (130, 136, 72, "gelu_erf"),  # two tiles each way, by two blocks
         (65, 40, 328, "gelu_tanh"),  # more steps than stages
         (9, 129, 64, "tanh"),  # a column in a tile of its own
+        (130, 260, 72, "gelu_erf"),  # wide tiles, one of them with four columns
     ],
 )
 def test_products(hopper, rng, half, rows, columns, depth, activation):
@@ -65,6 +66,35 @@ def test_a_row_has_the_same_bits_in_any_batch(hopper, rng, half):
     for count in (1, 2, 15, 16, 17, 127, 128, 129):
         np.testing.assert_array_equal(product(slice(0, count)), whole[:count])
     np.testing.assert_array_equal(product(slice(131, 150)), whole[131:150])
+
+
+def test_a_row_has_the_same_bits_in_wide_tiles(emulated, rng, half):
+    counts = {1: False, 128: False, 129: True, 257: False, 400: True}
+    for count, wide in counts.items():
+        assert emulated.hopper.wide_tiles((count + 127) // 128, 256, 2) is wide
+    x, _ = draw(rng, half, max(counts), 72)
+    weight, _ = draw(rng, half, 256, 72)
+    bias = rng.normal(size=256).astype(np.float32)
+    results = {
+        count: emulated.kernels.linear(half.name, x[:count], weight, bias, tiles="hopper")
+        for count in counts
+    }
+    for count, found in results.items():
+        np.testing.assert_array_equal(found, results[400][:count])
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(768, 3072), (3072, 768)])
+def test_a_row_has_the_same_bits_at_sizes_of_models(hopper, rng, columns, depth, element_by_name):
+    if hasattr(hopper, "emulator"):
+        pytest.skip("the emulator takes an hour for as many rows")
+    bf16 = element_by_name("bf16")
+    counts = [1, 2, 15, 16, 17, 127, 128, 129, 1000, 20000]
+    x, _ = draw(rng, bf16, counts[-1], depth)
+    weight, _ = draw(rng, bf16, columns, depth)
+    whole = hopper.kernels.linear("bf16", x, weight, tiles="hopper")
+    for count in counts[:-1]:
+        found = hopper.kernels.linear("bf16", x[:count], weight, tiles="hopper")
+        np.testing.assert_array_equal(found, whole[:count])
 
 
 def test_into_columns_of_wider_rows(hopper, rng, half):

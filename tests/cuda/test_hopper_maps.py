@@ -56,6 +56,22 @@ def test_each_tile_has_its_turn(maps, down, across):
         assert (row, column) == (tile, 0)
 
 
+@pytest.mark.parametrize(
+    ("down", "outputs", "wide"),
+    [
+        (1, 768, False),  # six tiles, or three, for 132 multiprocessors
+        (1, 3072, False),
+        (11, 1536, False),  # one turn of 132 narrow tiles
+        (12, 1536, True),  # two turns of narrow ones, one of 72 wide
+        (128, 768, True),  # 768 or 384: six turns, or three
+        (128, 3072, True),
+        (128, 128, False),  # nothing in its second half
+    ],
+)
+def test_wide_tiles_where_no_block_has_more_to_do(maps, down, outputs, wide):
+    assert maps.wide_tiles(down, outputs, 132) is wide
+
+
 def test_phases_of_the_ring(maps):
     # "mbarrier.test_wait": a wait for a parity ends when the phase of that parity has; a barrier
     # begins in phase 0, and the one before, of parity 1, counts as over.

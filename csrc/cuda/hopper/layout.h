@@ -55,6 +55,23 @@ BERTRT_BOTH constexpr TilePlace tile_place(int64_t tile, int64_t tiles_down, int
   return {band * kBand + within % height, within / height};
 }
 
+// A block's tile of the result: 128 rows, and 128 columns or twice as many.
+constexpr int kTileRows = 128;
+constexpr int kNarrow = 128;
+constexpr int kWide = 2 * kNarrow;
+
+// Whether a result of so many tiles down is computed in wide tiles. Of a tile's inputs and weights
+// a wide one reads three quarters as much for each of its sums. It takes as long as two narrow
+// ones: so it is taken where the blocks of all multiprocessors have no more to do in turn. A sum is
+// made by the same instructions in both, and its bits are the same.
+BERTRT_BOTH constexpr bool wide_tiles(int64_t tiles_down, int64_t outputs, int multiprocessors) {
+  const auto turns = [=](int64_t columns) {
+    const int64_t tiles = tiles_down * ((outputs + columns - 1) / columns);
+    return (tiles + multiprocessors - 1) / multiprocessors;
+  };
+  return 2 * turns(kWide) <= turns(kNarrow);
+}
+
 // Where a step of a ring of stages stands: its stage, and the parity of the phase in which its
 // barrier is full ("mbarrier": phases are counted from 0). It is empty in the phase before, which a
 // fresh barrier counts as completed.

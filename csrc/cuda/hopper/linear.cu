@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cuda/epilogue.cuh"
+#include "cuda/hopper/present.h"
 #include "cuda/hopper/primitives.cuh"
 
 namespace bertrt::cuda::hopper {
@@ -17,11 +18,11 @@ constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2;  // warpgroups, one above the other
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kRows = kConsumers * 64;
-constexpr int kColumns = 128;
+static_assert(kRows == kTileRows);
 constexpr int kStepDepth = kRowBytes / 2;
 constexpr int kStages = 4;
 constexpr int kLeftBytes = kRows * kRowBytes;
-constexpr int kStageBytes = kLeftBytes + kColumns * kRowBytes;
+constexpr int kHalfBytes = kNarrow * kRowBytes;  // of weights, for one wgmma
 
 // Sums go by way of shared memory, a warp's 16 rows and 32 columns at a time; eight floats beyond
 // the rows' ends spread them over all banks.
@@ -30,10 +31,15 @@ constexpr int kPartStride = kPartColumns + 8;
 constexpr int kPartBytes = 16 * kPartStride * 4;
 
 // Stages, parts of sums, barriers, and what stages need to begin at a multiple of 1,024.
-constexpr int kPartsAt = kStages * kStageBytes;
-constexpr int kBarriersAt = kPartsAt + kConsumers * 4 * kPartBytes;
-constexpr int kSharedBytes =
-    kBarriersAt + 2 * kStages * static_cast<int>(sizeof(Barrier)) + kSwizzleBytes;
+template <int kColumns>
+struct Shared {
+  static constexpr int kStageBytes = kLeftBytes + kColumns * kRowBytes;
+  static constexpr int kPartsAt = kStages * kStageBytes;
+  static constexpr int kBarriersAt = kPartsAt + kConsumers * 4 * kPartBytes;
+  static constexpr int kBytes =
+      kBarriersAt + 2 * kStages * static_cast<int>(sizeof(Barrier)) + kSwizzleBytes;
+};
+static_assert(Shared<kWide>::kBytes <= 227 * 1024);
 
 // Writes a part of the result from the warp's sums in shared memory: 16 bytes a thread at a time,
 // bias, activation and residual before the only rounding.
@@ -84,13 +90,18 @@ __device__ __forceinline__ void finish_part(const Product<T>& p, int64_t first_r
   }
 }
 
-template <class T>
+// Sums of a wide tile are two halves, each of the instruction that a narrow tile's are: one of 256
+// columns would read inputs once where these read them twice, but shared memory brings what either
+// reads in less time than it multiplies; and that its sums have the same bits is nowhere promised.
+template <class T, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_wgmma(Product<T> p, const __grid_constant__ TensorMap x,
                  const __grid_constant__ TensorMap weight) {
+  constexpr int kHalves = kColumns / kNarrow;
+  constexpr int kStageBytes = Shared<kColumns>::kStageBytes;
   unsigned char* shared = shared_memory<unsigned char>();
   shared += (kSwizzleBytes - shared_address(shared) % kSwizzleBytes) % kSwizzleBytes;
-  auto* full = reinterpret_cast<Barrier*>(shared + kBarriersAt);
+  auto* full = reinterpret_cast<Barrier*>(shared + Shared<kColumns>::kBarriersAt);
   Barrier* empty = full + kStages;
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
@@ -128,13 +139,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   take_registers<232>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp;  // of those that compute
-  float* part = reinterpret_cast<float*>(shared + kPartsAt + warp * kPartBytes);
+  float* part = reinterpret_cast<float*>(shared + Shared<kColumns>::kPartsAt + warp * kPartBytes);
   const auto release = [&](int64_t of_turn) {
     if (lane_index() == 0) barrier_arrive(empty + ring_place(of_turn, kStages).stage);
   };
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const TilePlace at = tile_place(tile, down, p.tiles_across);
-    float sums[64];
+    float sums[kHalves][64];
     for (int step = 0; step < steps; ++step, ++turn) {
       const RingPlace ring = ring_place(turn, kStages);
       const uint32_t stage = shared_address(shared + ring.stage * kStageBytes);
@@ -143,8 +154,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kStepDepth / 16; ++k) {
-        wgmma_m64n128k16<T>(sums, descriptor(left + k * 32),
-                            descriptor(stage + kLeftBytes + k * 32), step + k > 0);
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+          wgmma_m64n128k16<T>(sums[half], descriptor(left + k * 32),
+                              descriptor(stage + kLeftBytes + half * kHalfBytes + k * 32),
+                              step + k > 0);
+        }
       }
       wgmma_commit();
       if (step > 0) {
@@ -158,12 +173,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int columns = 0; columns < kColumns; columns += kPartColumns) {
 #pragma unroll
-      for (int i = 0; i < 64; i += 2) {
+      for (int i = 0; i < kColumns / 2; i += 2) {
         const Place place = sum_place(static_cast<int>(lane_index()), i);
         if (i / (kPartColumns / 2) == columns / kPartColumns) {
           float* to = part + place.row * kPartStride + place.column % kPartColumns;
-          to[0] = sums[i];
-          to[1] = sums[i + 1];
+          to[0] = sums[i / 64][i % 64];
+          to[1] = sums[i / 64][i % 64 + 1];
         }
       }
       syncwarp();
@@ -173,19 +188,29 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+template <int kColumns, class T>
+void run(Product<T> p, int64_t down, int blocks, Stream stream) {
+  const TensorMap x = tensor_map(p.x, p.rows.most, p.inputs, p.x_stride, kRows);
+  const TensorMap weight = tensor_map(p.weight, p.outputs, p.inputs, p.weight_stride, kColumns);
+  p.tiles_across = (p.outputs + kColumns - 1) / kColumns;
+  launch(linear_wgmma<T, kColumns>,
+         dim3(static_cast<unsigned>(std::min<int64_t>(down * p.tiles_across, blocks))), kThreads,
+         Shared<kColumns>::kBytes, stream, p, x, weight);
+}
+
 }  // namespace
+
+bool present() { return available(); }
 
 template <class T>
 void linear(Product<T> p, Stream stream) {
   if (!available()) {
     throw DeviceError("Hopper's products need a GPU of compute capability 9.0");
   }
-  const TensorMap x = tensor_map(p.x, p.rows.most, p.inputs, p.x_stride, kRows);
-  const TensorMap weight = tensor_map(p.weight, p.outputs, p.inputs, p.weight_stride, kColumns);
-  p.tiles_across = (p.outputs + kColumns - 1) / kColumns;
-  const int64_t tiles = (p.rows.most + kRows - 1) / kRows * p.tiles_across;
-  launch(linear_wgmma<T>, dim3(static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors()))),
-         kThreads, kSharedBytes, stream, p, x, weight);
+  const int64_t down = (p.rows.most + kRows - 1) / kRows;
+  const int blocks = multiprocessors();
+  if (wide_tiles(down, p.outputs, blocks)) return run<kWide>(p, down, blocks, stream);
+  run<kNarrow>(p, down, blocks, stream);
 }
 
 template void linear(Product<Fp16> p, Stream stream);

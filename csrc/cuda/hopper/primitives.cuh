@@ -132,6 +132,16 @@ __device__ __forceinline__ void wgmma_wait(float (&sums)[kSums]) {
 #pragma unroll
   for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
+// Likewise of sums in several parts.
+template <int kGroups, int kParts, int kSums>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[kParts][kSums]) {
+  BERTRT_SM90("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kGroups) : "memory");
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[part][i])::"memory");
+  }
+}
 
 // Registers for a thread of a warpgroup: fewer for one that copies, more for those that compute.
 template <int kRegisters>

@@ -37,10 +37,9 @@
 
 namespace bertrt::cuda::emulator {
 
-// Of the smallest device that the kernels are made for, compute capability 8.0: "CUDA C++
-// Programming Guide", table "Technical Specifications per Compute Capability".
+// "CUDA C++ Programming Guide", table "Technical Specifications per Compute Capability".
 constexpr int kMaxThreads = 1024;
-constexpr size_t kMaxSharedBytes = 163 << 10;
+constexpr size_t kMaxSharedBytes = 227 << 10;  // of 9.0; 163 KiB on 8.0
 
 // What a kernel did wrong.
 struct Fault : std::runtime_error {
@@ -95,6 +94,7 @@ struct Settings {
   // "cudaGraphLaunch", or "launch in a capture", of the third kernel.
   std::string fails;
   int capability = 89;  // 10 * major + minor
+  bool hopper = true;   // whether they run Hopper's kernels
 };
 void reset(const Settings& settings);
 const Settings& settings();

@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 
+#include "emulator/emulator.h"
 #include "emulator/machine.h"
 
 namespace bertrt::cuda {
@@ -31,6 +32,7 @@ struct Load {
   TensorMap map;
   int64_t row;
   int column;
+  std::vector<bool> written;  // of the box's rows
 };
 
 // How many releases of each warp somebody knows of: who arrives counts one, who waits learns.
@@ -134,10 +136,14 @@ void land(const Load& load, size_t barrier, int phase) {
       const int64_t row = load.row + r, column = load.column + c;
       uint16_t bits = 0;
       if (row >= 0 && row < load.map.rows && column >= 0 && column < load.map.cols) {
-        std::memcpy(
-            &bits,
-            static_cast<const char*>(load.map.data) + (row * load.map.stride + column) * bytes,
-            bytes);
+        // Where nobody has written: no number, in any of the elements.
+        bits = 0x7fff;
+        if (load.written[static_cast<size_t>(r)]) {
+          std::memcpy(
+              &bits,
+              static_cast<const char*>(load.map.data) + (row * load.map.stride + column) * bytes,
+              bytes);
+        }
       }
       std::memcpy(shared + to, &bits, bytes);
       model.chunks[to / kChunk] = {barrier, phase, false, -1, 0};
@@ -347,14 +353,15 @@ void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier
     model.chunks[chunk].on_its_way = true;
   }
   require_released("a copy by TMA", begin, end);
+  std::vector<bool> written(static_cast<size_t>(map.box_rows));
   for (int64_t r = std::max<int64_t>(row, 0); r < std::min(map.rows, row + map.box_rows); ++r) {
     const int64_t columns = std::min<int64_t>(map.cols - column, 128 / map.bytes);
     if (columns <= 0) break;
-    machine().read_global(
+    written[static_cast<size_t>(r - row)] = machine().read_written(
         static_cast<const char*>(map.data) + (r * map.stride + column) * map.bytes,
         static_cast<size_t>(columns * map.bytes));
   }
-  state.loads.push_back({begin, map, row, column});
+  state.loads.push_back({begin, map, row, column, written});
   state.brought += map.box_rows * 128;
   end_phase_if_over(machine().shared_offset(barrier), state);
 }
@@ -456,4 +463,7 @@ void wgmma_wait(int groups, Site site) {
 }
 
 }  // namespace hopper::emulator
+
+bool hopper::available() { return cuda::emulator::settings().hopper; }
+
 }  // namespace bertrt::cuda

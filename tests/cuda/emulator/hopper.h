@@ -7,7 +7,9 @@
 // for, or that their thread has not fenced for wgmma before it arrived there; a tile that lands, or
 // a copy that begins, where products still read, or whose release the copying thread has not waited
 // for; products without a fence before, or that nobody has waited for; registers that change while
-// a product reads or sums them; threads of a warpgroup that do different products.
+// a product reads or sums them; threads of a warpgroup that do different products. Rows that nobody
+// has written may be copied, since a launch is made for more rows than there are: they land as NaN,
+// and nothing may come of them.
 #pragma once
 
 #include "emulator/device.h"
@@ -47,7 +49,7 @@ void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool 
            int columns, bool add, float (*widen)(uint16_t));
 }  // namespace emulator
 
-inline bool available() { return true; }
+bool available();  // as the settings say
 
 template <class T>
 TensorMap tensor_map(const T* data, int64_t rows, int64_t cols, int64_t stride, int box_rows) {
@@ -76,6 +78,10 @@ inline void wgmma_fence() { emulator::wgmma_fence(); }
 inline void wgmma_commit() { emulator::wgmma_commit(); }
 template <int kGroups, int kSums>
 void wgmma_wait(float (&)[kSums], Site site = Site::current()) {
+  emulator::wgmma_wait(kGroups, site);
+}
+template <int kGroups, int kParts, int kSums>
+void wgmma_wait(float (&)[kParts][kSums], Site site = Site::current()) {
   emulator::wgmma_wait(kGroups, site);
 }
 template <int kRegisters>

@@ -266,7 +266,7 @@ void Machine::require_alignment(const void* p, size_t bytes) {
   }
 }
 
-void Machine::touch_global(const void* p, size_t bytes, bool write) {
+bool Machine::touch_global(const void* p, size_t bytes, bool write, bool may_be_unwritten) {
   const auto address = reinterpret_cast<uintptr_t>(p);
   const Allocation* allocation = find_allocation(address);
   if (!allocation) fail_access(write, p, "which is no device memory in use");
@@ -283,8 +283,10 @@ void Machine::touch_global(const void* p, size_t bytes, bool write) {
     allocation->write(address, bytes);
     allocation->kernels_write = true;
   } else if (allocation->first_unwritten(address, bytes) != allocation->end) {
+    if (may_be_unwritten) return false;
     fail_access(write, p, "to which nothing has been written");
   }
+  return true;
 }
 
 void Machine::touch_shared(const void* p, size_t bytes, bool write, int thread) {

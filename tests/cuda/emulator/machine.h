@@ -72,6 +72,8 @@ class Machine {
   }
   void make_progress() { ++progress_; }
   void read_global(const void* p, size_t bytes) { touch_global(p, bytes, false); }
+  // Likewise, and whether all of it has been written, for who may read what has not.
+  bool read_written(const void* p, size_t bytes) { return touch_global(p, bytes, false, true); }
   [[noreturn]] void fail(const std::string& what);
   // What is wrong with a block as a whole, found by no thread.
   void report(const std::string& what) { fault_ = what; }
@@ -124,7 +126,7 @@ class Machine {
 
   [[noreturn]] void fail_access(bool write, const void* p, const std::string& why);
 
-  void touch_global(const void* p, size_t bytes, bool write);
+  bool touch_global(const void* p, size_t bytes, bool write, bool may_be_unwritten = false);
   void touch_shared(const void* p, size_t bytes, bool write, int thread);
 
   const Launch* launch_ = nullptr;
