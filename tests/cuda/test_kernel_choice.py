@@ -28,7 +28,9 @@ def kernels_of(engine):
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.02), ("bf16", 0.15), ("fp8", 0.5)])
 def test_a_whole_model(hopper, made, handmade, rng, monkeypatch, precision, bound):
     ids, types, ends, masked = handmade.batch_of(rng, [1, 5, 40, 17, 2])
-    exact = _native.Engine(_native.Model(*made, "fp32", 1), 1).run(ids, types, ends, masked, OUTPUTS)
+    exact = _native.Engine(_native.Model(*made, "fp32", 1), 1).run(
+        ids, types, ends, masked, OUTPUTS
+    )
     monkeypatch.setenv(KERNELS, "hopper")
     engine = new_engine(hopper, made, precision)
     monkeypatch.delenv(KERNELS)  # it is read at load
@@ -36,7 +38,7 @@ def test_a_whole_model(hopper, made, handmade, rng, monkeypatch, precision, boun
     rows = "fp16" if precision == "fp8" else precision
     assert kernels_of(engine) == {
         f"linear_{'e4m3' if precision == 'fp8' else precision}.wgmma",
-        f"attention_{rows}.wgmma",
+        f"attention_{rows}.fma",  # heads of 12
         "linear_fp32.fma",
     }
     found = engine.run(ids, types, ends, masked, OUTPUTS)
@@ -74,12 +76,14 @@ def test_by_default_no_model_takes_them(cuda, made, monkeypatch, value):
     if value is not None:
         monkeypatch.setenv(KERNELS, value)
     kernels = kernels_of(new_engine(cuda, made, "fp16"))
-    assert kernels == {"linear_fp16.mma", "attention_fp16.mma", "linear_fp32.fma"}
+    assert kernels == {"linear_fp16.mma", "attention_fp16.fma", "linear_fp32.fma"}
 
 
 def test_an_unknown_name_is_refused(cuda, made, monkeypatch):
     monkeypatch.setenv(KERNELS, "Hopper")
-    with pytest.raises(DeviceError, match="BERTRT_CUDA_KERNELS is 'Hopper'; known are: mma, hopper"):
+    with pytest.raises(
+        DeviceError, match="BERTRT_CUDA_KERNELS is 'Hopper'; known are: mma, hopper"
+    ):
         cuda.Model(*made, "fp32", 0)
 
 
@@ -90,6 +94,39 @@ def test_a_device_without_them_is_refused(emulated, made, monkeypatch):
         emulated.Model(*made, "fp16", 0)
     monkeypatch.setenv(KERNELS, "mma")
     emulated.Model(*made, "fp16", 0)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_attention_too(hopper, hugging, monkeypatch, precision):
+    """Heads of 32: answers as near to fp32 as the usual kernels', and bits alone and in a batch."""
+    monkeypatch.setitem(sys.modules, "bertrt._cuda", hopper)
+    monkeypatch.setenv(KERNELS, "hopper")
+    config = {**hugging.config, "hidden_size": 64, "num_attention_heads": 2}
+    path = hugging.write(config, hugging.weights(config))
+    texts = [
+        np.random.default_rng(i).integers(4, 9, count) for i, count in enumerate((1, 3, 16, 9))
+    ]
+    with Engine.load(path) as cpu:
+        want = cpu.run(texts)
+    monkeypatch.setenv(KERNELS, "mma")
+    with Engine.load(path, device="cuda", precision=precision) as engine:
+        usual = engine.run(texts)
+    monkeypatch.setenv(KERNELS, "hopper")
+    with Engine.load(path, device="cuda", precision=precision) as engine:
+        rows = "fp16" if precision == "fp8" else precision
+        assert f"attention_{rows}.wgmma" in engine.explain()
+        together = engine.run(texts)
+        for name in want:
+            own, other, exact = (np.concatenate(found[name]) for found in (together, usual, want))
+            error = [np.sqrt(np.mean(np.square(found - exact))) for found in (own, other)]
+            assert 0 < error[0] < 1.2 * error[1], name
+        for _ in range(3):  # the second captures a graph, the third runs by it
+            for i, ids in enumerate(texts):
+                for name, value in engine.run([ids]).items():
+                    np.testing.assert_array_equal(value[0], together[name][i], name)
+        # The last layer's first queries alone, of several texts and of one.
+        vectors = [own.vector for own in engine.predict(["the boat", "sea", "boat the sea"])]
+        np.testing.assert_array_equal(engine.predict("boat the sea").vector, vectors[2])
 
 
 def test_engines_of_both_live_side_by_side(emulated, hugging, monkeypatch):
