@@ -34,7 +34,9 @@ def kernels_of(engine):
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.02), ("bf16", 0.15)])
 def test_a_whole_model(hopper, made, handmade, rng, monkeypatch, precision, bound):
     ids, types, ends, masked = handmade.batch_of(rng, [1, 5, 40, 17, 2])
-    exact = _native.Engine(_native.Model(*made, "fp32", 1), 1).run(ids, types, ends, masked, OUTPUTS)
+    exact = _native.Engine(_native.Model(*made, "fp32", 1), 1).run(
+        ids, types, ends, masked, OUTPUTS
+    )
     monkeypatch.setenv(KERNELS, "hopper")
     engine = new_engine(hopper, made, precision)
     monkeypatch.delenv(KERNELS)  # it is read at load
@@ -79,14 +81,14 @@ def test_by_default_no_model_takes_them(cuda, made, monkeypatch, value):
 
 def test_an_unknown_name_is_refused(cuda, made, monkeypatch):
     monkeypatch.setenv(KERNELS, "Hopper")
-    with pytest.raises(DeviceError, match="BERTRT_CUDA_KERNELS is 'Hopper'; known are: mma, hopper"):
+    with pytest.raises(DeviceError, match="is 'Hopper'; known are: mma, hopper"):
         cuda.Model(*made, "fp32", 0)
 
 
 def test_a_device_without_them_is_refused(emulated, made, monkeypatch):
     monkeypatch.setenv(KERNELS, "hopper")
     emulated.emulator.reset(hopper=False)
-    with pytest.raises(DeviceError, match="need a GPU of compute capability 9.0"):
+    with pytest.raises(DeviceError, match="need a GPU of compute capability 9"):
         emulated.Model(*made, "fp16", 0)
     monkeypatch.setenv(KERNELS, "mma")
     emulated.Model(*made, "fp16", 0)
