@@ -23,10 +23,11 @@ def draw(rng, half, *shape):
     [
         (1, 1, 1, "none"),  # all of it zeros beyond
         (3, 7, 70, "relu"),  # a step and six inputs
-        (130, 136, 72, "gelu_erf"),  # two tiles each way, by two blocks
+        (258, 136, 72, "gelu_erf"),  # three tiles down, two across, by two blocks
         (65, 40, 328, "gelu_tanh"),  # more steps than stages
         (9, 129, 64, "tanh"),  # a column in a tile of its own
-        (130, 260, 72, "gelu_erf"),  # wide tiles, one of them with four columns
+        (130, 136, 72, "gelu_erf"),  # wide tiles, eight columns in their second halves
+        (130, 388, 72, "relu"),  # the same, and more across
     ],
 )
 def test_products(hopper, rng, half, rows, columns, depth, activation):

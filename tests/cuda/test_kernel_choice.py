@@ -90,7 +90,7 @@ def test_an_unknown_name_is_refused(cuda, made, monkeypatch):
 def test_a_device_without_them_is_refused(emulated, made, monkeypatch):
     monkeypatch.setenv(KERNELS, "hopper")
     emulated.emulator.reset(hopper=False)
-    with pytest.raises(DeviceError, match="need a GPU of compute capability 9.0"):
+    with pytest.raises(DeviceError, match=r"need a GPU of compute capability 9\.0"):
         emulated.Model(*made, "fp16", 0)
     monkeypatch.setenv(KERNELS, "mma")
     emulated.Model(*made, "fp16", 0)
