@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     "tests/cuda/threads.cpp",
-    *(f"csrc/cuda/{name}.cpp" for name in ("batch_inputs", "engine", "model", "part", "runtime")),
+    *(f"csrc/cuda/{name}.cpp" for name in ("batch_inputs", "engine", "kernel_choice", "model")),
+    *(f"csrc/cuda/{name}.cpp" for name in ("part", "runtime")),
     *(f"csrc/runtime/{name}.cpp" for name in ("arena", "graph", "weights")),
     "csrc/plan/plan.cpp",
     *(f"tests/cuda/emulator/{name}.cpp" for name in ("device_memory", "runtime", "streams")),

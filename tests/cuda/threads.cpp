@@ -12,6 +12,8 @@
 
 #include "core/error.h"
 #include "cuda/engine.h"
+#include "cuda/hopper/attention.h"
+#include "cuda/hopper/present.h"
 #include "emulator/emulator.h"
 
 namespace bertrt::cuda {
@@ -28,15 +30,23 @@ void layer_norm(const LayerNorm&, ConstDeviceRows, ConstDeviceRows, RowCount, De
 void gather_rows(ConstDeviceRows, const int32_t*, RowCount, int64_t, DeviceRows, Stream) {}
 void linear(const Linear&, ConstDeviceRows, ConstDeviceRows, RowCount, DeviceRows, Stream) {}
 void linear(const Linear&, QuantisedRows, ConstDeviceRows, RowCount, DeviceRows, Stream) {}
-void quantise_rows(ConstDeviceRows, RowCount, int64_t, QuantisedRows, Stream) {}
+void quantise_rows(EightBits, ConstDeviceRows, RowCount, int64_t, QuantisedRows, Stream) {}
 void attention(const Attention&, const Sequences&, ConstDeviceRows, ConstDeviceRows, DeviceRows,
                Stream) {}
 void attention_weights(const Attention&, const Sequences&, const int64_t*, ConstDeviceRows,
                        DeviceRows, Stream) {}
 bool kernels_wait() { return true; }
-const char* linear_kernel(Element) { return "none"; }
-const char* quantised_linear_kernel() { return "none"; }
-const char* attention_kernel(Element, int64_t) { return "none"; }
+const char* linear_kernel(Element, bool) { return "none"; }
+const char* quantised_linear_kernel(EightBits, bool) { return "none"; }
+const char* attention_kernel(Element, int64_t, bool) { return "none"; }
+
+bool hopper_attention_fits(const Attention&, Element) { return false; }
+
+namespace hopper {
+void attention(const Attention&, const Sequences&, ConstDeviceRows, ConstDeviceRows, DeviceRows,
+               Stream) {}
+bool present() { return false; }
+}  // namespace hopper
 
 namespace emulator {
 void run(const Launch&) {}

@@ -22,7 +22,7 @@ import pytest
 from bertrt import _native
 from bertrt.backends.native import NativeBackend, load
 from bertrt.batch import PackedBatch
-from bertrt.errors import BertrtError, ModelFormatError
+from bertrt.errors import BertrtError, DeviceError, ModelFormatError
 from bertrt.plan.interpret import interpret
 from bertrt.plan.plan import Plan
 from bertrt.plan.tail import TAIL_OPS
@@ -121,6 +121,13 @@ def run_and_compare(random: Random, plan: Plan, threads: int) -> str:
     """Every output, together and alone; gives how it was held against its meaning."""
     precision = plan.precision or random.choice(("fp32", "fp32", "bf16", "int8"))
     model: Any = SimpleNamespace(plan=lambda: plan, path="mutant")
+    if precision == "fp8":  # which is a GPU's, and both say so
+        with pytest.raises(DeviceError, match="fp8, which runs on GPUs only"):
+            load(model, device="cpu", precision=precision, threads=threads)
+        weights = {name: constant.array for name, constant in plan.weights.items()}
+        with pytest.raises(ModelFormatError, match="fp8"):
+            _native.Model(plan.to_engine(), weights, "fp32", 1)
+        return "refused"
     backend: NativeBackend = load(model, device="cpu", precision=precision, threads=threads)
     positions = plan.inputs["masked_positions"] is not None
     batch = draw_batch(random, plan.to_engine(), positions)
