@@ -91,14 +91,18 @@ def line(*cells: object) -> None:
 def measure(compiler: str, rounds: int, kernel: Kernel, folder: Path) -> None:
     """Print a kernel's tables."""
     programs = {tile: build(compiler, folder, kernel, tile) for tile in kernel.tiles}
-    # By tile, depth and height, in per cent.
-    reached: dict[tuple[tuple[int, int], int, int], float] = defaultdict(float)
+    # Operations a second, by tile, depth and height; and the most that any round reached at all.
+    rates: dict[tuple[tuple[int, int], int, int], float] = defaultdict(float)
+    peak = 0.0
     for _ in range(rounds):
         for tile, program in programs.items():
-            for told in subprocess.check_output([program], text=True).splitlines():
-                depth, rows, _, part = told.split()
+            first, *lines = subprocess.check_output([program], text=True).splitlines()
+            peak = max(peak, float(first))
+            for told in lines:
+                depth, rows, rate = told.split()
                 key = tile, int(depth), int(rows)
-                reached[key] = max(reached[key], 100 * float(part))
+                rates[key] = max(rates[key], float(rate))
+    reached = {key: 100 * rate / peak for key, rate in rates.items()}
     own = vec_of(kernel)[1]
     print(f"\n{kernel.name}: per cent of the peak, by depth\n")
     line("tile", *DEPTHS)

@@ -51,9 +51,9 @@ char* memory(int64_t bytes) {
   return static_cast<char*>(std::memset(found, 0, whole));
 }
 
-// The part of the peak that products of tiles of so many rows reach, over 8 panels of weights and 4
-// tiles of rows, which stay in the second-level cache.
-double reached(const GemmKernel& kernel, int64_t depth, int rows, double peak) {
+// The operations a second of tiles of so many rows, over 8 panels of weights and 4 tiles of rows,
+// which stay in the second-level cache.
+double rate(const GemmKernel& kernel, int64_t depth, int rows) {
   constexpr int kPanels = 8, kTiles = 4;
   const int64_t groups = depth / kernel.group;
   const int weight = kernel.group == 1 ? 4 : kernel.group == 2 ? 2 : 1;  // bytes
@@ -95,22 +95,21 @@ double reached(const GemmKernel& kernel, int64_t depth, int rows, double peak) {
   std::free(weights);
   std::free(a);
   std::free(out);
-  return 2.0 * rows * kTiles * kernel.panel * kPanels * static_cast<double>(depth) / took / peak;
+  return 2.0 * rows * kTiles * kernel.panel * kPanels * static_cast<double>(depth) / took;
 }
 
 }  // namespace
 
-// Prints a line for each depth and height: depth, rows, columns, part of the peak.
+// Prints the peak, and a line for each depth and height: depth, rows, rate.
 int main() {
   const GemmKernel& kernel = bertrt::cpu::KERNEL;
   float kept[16] = {};
   int64_t operations = 0;
   const double seconds = best(60, [&] { operations = kernel.peak(20000, 0.5f, kept); });
-  const double peak = static_cast<double>(operations) / seconds;
+  std::printf("%.6g\n", static_cast<double>(operations) / seconds);
   for (const int64_t depth : {384, 768, 3072}) {
     for (int rows = 1; rows <= kernel.rows; ++rows) {
-      std::printf("%d %d %d %.4f\n", static_cast<int>(depth), rows, kernel.panel,
-                  reached(kernel, depth, rows, peak));
+      std::printf("%d %d %.6g\n", static_cast<int>(depth), rows, rate(kernel, depth, rows));
     }
   }
   return kept[0] == 0.0f;

@@ -134,3 +134,21 @@ def test_a_step_of_amx_moves_no_sums(loops, multiply):
             found[tuple(counts)] = spills(loop)
     # One block of 16 rows, and two; and the loop that measures the peak.
     assert found == {(2, 3, 0): [], (4, 4, 0): [], (6, 0, 0): []}
+
+
+@pytest.mark.parametrize("multiply", [tile.multiply for tile in TILES if tile.rows == 14])
+def test_no_height_of_a_tile_spills(loops, multiply):
+    """Of the products' loops, which fetch ahead, on AVX-512."""
+    mnemonic, registers = multiply.rsplit(maxsplit=1)
+    pattern = re.compile(mnemonic.replace("...", r"\d+") + rf"\b.*{registers}")
+    heights = set()
+    for loop in loops:
+        if not any(text.startswith("prefetch") for text in loop):
+            continue
+        count = sum(1 for text in loop if pattern.match(text))
+        if count == 0 or any(text.startswith(WIDENING) for text in loop):
+            continue
+        heights.add(count // 2)
+        assert not spills(loop), f"{count // 2} rows"
+    if "vpdpwssd" not in multiply:  # attention, whose loops fetch nothing
+        assert heights == set(range(1, 15))
