@@ -146,6 +146,20 @@ def cuda(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture
+def installed(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module in the place of bertrt._cuda, on the emulator or on a GPU."""
+    monkeypatch.setitem(sys.modules, "bertrt._cuda", cuda)
+    return cuda
+
+
+@pytest.fixture
+def path(hugging: Any) -> Path:
+    """A small model's Hugging Face directory, with a head of 32."""
+    config = {**hugging.config, "hidden_size": 32, "num_attention_heads": 1}
+    return hugging.write(config, hugging.weights(config))
+
+
+@pytest.fixture
 def hopper(cuda: ModuleType) -> ModuleType:
     """A module of CUDA kernels where those for Hopper can run."""
     if not hasattr(cuda, "emulator") and cuda.devices()[0].arch != "sm_90":

@@ -17,25 +17,10 @@ LENGTHS = np.array([5, 3, 0])
 
 
 @pytest.fixture
-def path(hugging):
-    return hugging.write(
-        {**hugging.config, "hidden_size": 32, "num_attention_heads": 1},
-        hugging.weights({**hugging.config, "hidden_size": 32}),
-    )
-
-
-@pytest.fixture
 def as_cuda(emulated, monkeypatch):
     """The emulated module in the place of bertrt._cuda."""
     monkeypatch.setitem(sys.modules, "bertrt._cuda", emulated)
     return emulated
-
-
-@pytest.fixture
-def installed(cuda, monkeypatch):
-    """A module in the place of bertrt._cuda, on the emulator or on a GPU."""
-    monkeypatch.setitem(sys.modules, "bertrt._cuda", cuda)
-    return cuda
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-5), ("fp16", 0.02), ("bf16", 0.15)])

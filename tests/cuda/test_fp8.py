@@ -337,18 +337,6 @@ def test_a_model_is_near_to_float(cuda, made, handmade, rng):
 
 
 @pytest.fixture
-def installed(cuda, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bertrt._cuda", cuda)
-    return cuda
-
-
-@pytest.fixture
-def path(hugging):
-    config = {**hugging.config, "hidden_size": 32, "num_attention_heads": 1}
-    return hugging.write(config, hugging.weights({**hugging.config, "hidden_size": 32}))
-
-
-@pytest.fixture
 def bundle(path, tmp_path):
     return import_huggingface(path, tmp_path / "bundle")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from bertrt.export.huggingface import import_huggingface
@@ -163,18 +161,6 @@ def test_a_model_is_as_near_to_float_as_on_the_cpu(cuda, made, handmade, rng):
     exact = _native.Engine(_native.Model(*made, "fp32", 1), 1).run(*batch, outputs)
     for name in outputs:
         costs_no_more_than_on_the_cpu(found[name], low[name], exact[name])
-
-
-@pytest.fixture
-def installed(cuda, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bertrt._cuda", cuda)
-    return cuda
-
-
-@pytest.fixture
-def path(hugging):
-    config = {**hugging.config, "hidden_size": 32, "num_attention_heads": 1}
-    return hugging.write(config, hugging.weights({**hugging.config, "hidden_size": 32}))
 
 
 def test_the_engine_in_int8(installed, path):
