@@ -8,6 +8,7 @@
 #include "bindings/inputs.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
+#include "cuda/depth.h"
 #include "cuda/hopper/attention_layout.h"
 #include "emulator/emulator.h"
 #include "probes.h"
@@ -143,6 +144,10 @@ PYBIND11_MODULE(_cuda_emulated, module) {
       py::arg("capability") = cuda::emulator::Settings().capability, py::arg("hopper") = true);
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
+
+  auto depth = module.def_submodule("depth");
+  depth.def("depth_parts", &cuda::depth_parts);
+  depth.def("part_begin", &cuda::part_begin);
 
   auto maps = module.def_submodule("hopper");
   namespace hopper = cuda::hopper;

@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define BERTRT_BOTH __host__ __device__
-#else
-#define BERTRT_BOTH
-#endif
+#include "cuda/both.h"
 
 namespace bertrt::cuda::hopper {
 
