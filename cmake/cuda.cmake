@@ -39,7 +39,8 @@ if(BERTRT_CUDA STREQUAL "EMULATED")
     tests/cuda/emulator/device_memory.cpp tests/cuda/emulator/elements.cpp
     tests/cuda/emulator/hopper.cpp tests/cuda/emulator/machine.cpp tests/cuda/emulator/primitives.cpp
     tests/cuda/emulator/runtime.cpp tests/cuda/emulator/shared_memory.cpp
-    tests/cuda/emulator/streams.cpp tests/cuda/emulator/tsan_hooks.cpp ${host})
+    tests/cuda/emulator/streams.cpp tests/cuda/emulator/tsan_hooks.cpp
+    tests/cuda/emulator/wgmma.cpp ${host})
   target_link_libraries(_cuda_emulated PRIVATE bertrt_cuda bertrt_core)
 else()
   execute_process(

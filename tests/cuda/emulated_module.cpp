@@ -173,6 +173,7 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     return py::make_tuple(place.down, place.across);
   });
   maps.def("wide_tiles", &hopper::wide_tiles);
+  maps.def("shared_weights", &hopper::shared_weights);
   maps.def("parts_in_clusters", &hopper::parts_in_clusters);
   maps.def("head_swizzled", &hopper::head_swizzled);
   maps.def("head_descriptor", &hopper::head_descriptor);

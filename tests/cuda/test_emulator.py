@@ -173,14 +173,14 @@ WRONG_IN_CLUSTERS = {
     "threads 33 to 33 of block 2 have ended",
     "a barrier of one block": "threads 0 to 63 of block 0 have ended, threads 0 to 63 of block 1 "
     "wait at the cluster's barrier",
-    "no barrier at the end": "(the block ends, and its shared memory is read with no barrier of "
-    r"the cluster between|reads in block \d of its cluster, which has ended)",
-    "a reader is late": r"thread \d+ reads in block 0 of its cluster, which has ended",
+    "no barrier at the end": "(the block ends, and another has reached its shared memory with no "
+    r"barrier of the cluster between|reaches for block \d of its cluster, which has ended)",
+    "a reader is late": r"thread \d+ reaches for block 0 of its cluster, which has ended",
     "overwritten": r"(writes byte \d+ of shared memory, which block \d of the cluster has read "
     "with no barrier of the cluster between|which its thread .* has written with no barrier of)",
     "unwritten": "reads byte 20 of another block's shared memory, to which nothing has been "
     "written",
-    "no such rank": "reads in block 4 of a cluster of 4",
+    "no such rank": "reaches for block 4 of a cluster of 4",
     "unaligned": "must be a multiple of 16",
     "past the end": "past the end of shared memory",
     "not shared": "which is not shared memory",

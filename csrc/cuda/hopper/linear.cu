@@ -38,13 +38,16 @@ constexpr int kPartsBytes = kConsumers * 4 * kPartBytes;
 constexpr int kSumsStride = kNarrow + 8;
 constexpr int kAllSumsBytes = kRows * kSumsStride * 4;
 
-// Tiles of kRows rows of inputs and kColumns of weights on their way through shared memory.
-template <int kColumns>
+// Tiles of kRows rows of inputs and kColumns of weights on their way through shared memory. The
+// kSharers blocks of a cluster may multiply by the same weights: each copies a share of them to
+// all, and a stage is empty when all have read it.
+template <int kColumns, int kSharers = 1>
 class Ring {
  public:
   static constexpr int kHalves = kColumns / kNarrow;
   static constexpr int kStageBytes = kLeftBytes + kColumns * kRowBytes;
   static constexpr int kBytes = kStages * kStageBytes;
+  static constexpr int kShareRows = kColumns / kSharers;  // of weights, that a block copies
 
   // All threads of the block; the barriers stand behind what a kernel has beside the stages.
   __device__ __forceinline__ explicit Ring(int other_bytes) {
@@ -55,11 +58,15 @@ class Ring {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
         barrier_init(full_ + s, 1);
-        barrier_init(empty_ + s, kConsumers * 4);  // a lane of each warp
+        barrier_init(empty_ + s, kSharers * kConsumers * 4);  // a lane of each warp
       }
       barrier_init_done();
     }
-    syncthreads();
+    if constexpr (kSharers > 1) {
+      cluster_barrier();
+    } else {
+      syncthreads();
+    }
   }
 
   __device__ __forceinline__ float* beside() const {
@@ -75,8 +82,15 @@ class Ring {
       barrier_wait(empty_ + ring.stage, ring.empty);
       barrier_expect(full_ + ring.stage, kStageBytes);
       tma_load(stage, x, at.down * kRows, step * kStepDepth, full_ + ring.stage);
-      tma_load(stage + kLeftBytes, weight, at.across * kColumns, step * kStepDepth,
-               full_ + ring.stage);
+      const unsigned share = kSharers > 1 ? cluster_rank() : 0;
+      unsigned char* weights = stage + kLeftBytes + share * kShareRows * kRowBytes;
+      const int64_t first = at.across * kColumns + share * kShareRows;
+      if constexpr (kSharers > 1) {
+        tma_load(weights, weight, first, step * kStepDepth, full_ + ring.stage,
+                 (1U << kSharers) - 1);
+      } else {
+        tma_load(weights, weight, first, step * kStepDepth, full_ + ring.stage);
+      }
     }
   }
 
@@ -89,7 +103,12 @@ class Ring {
   template <class T>
   __device__ __forceinline__ void multiply(float (&sums)[kHalves][64], int group, int steps) {
     const auto release = [&](int64_t of_turn) {
-      if (lane_index() == 0) barrier_arrive(empty_ + ring_place(of_turn, kStages).stage);
+      Barrier* const empty = empty_ + ring_place(of_turn, kStages).stage;
+      if constexpr (kSharers > 1) {
+        if (lane_index() < kSharers) barrier_arrive(empty, lane_index());
+      } else {
+        if (lane_index() == 0) barrier_arrive(empty);
+      }
     };
     for (int step = 0; step < steps; ++step, ++turn_) {
       const RingPlace ring = ring_place(turn_, kStages);
@@ -198,33 +217,43 @@ __device__ __forceinline__ void finish_part(const Product<T>& p, int64_t first_r
   }
 }
 
-// kParts: how many the depth has.
-template <class T, int kColumns, int kParts>
+// kParts: how many the depth has. kSharers: the blocks of a cluster, which make tiles one above the
+// other at the same time; what is below the last one is made, too, and not written.
+template <class T, int kColumns, int kParts, int kSharers>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_wgmma(Product<T> p, const __grid_constant__ TensorMap x,
                  const __grid_constant__ TensorMap weight) {
-  Ring<kColumns> ring(kPartsBytes);
+  Ring<kColumns, kSharers> ring(kPartsBytes);
   wait_for_kernels_before();
 
   const int64_t rows = count_of(p.rows);
-  const int64_t down = (rows + kRows - 1) / kRows;
-  const int64_t tiles = down * p.tiles_across;
+  const int64_t down = (rows + kSharers * kRows - 1) / (kSharers * kRows);
+  const int64_t tiles = down * p.tiles_across;  // or, of a cluster, so many at once
+  const int64_t first_tile = blockIdx.x / kSharers;
+  const int64_t tiles_apart = gridDim.x / kSharers;
+  const auto place_of = [&](int64_t tile) {
+    TilePlace at = tile_place(tile, down, p.tiles_across);
+    if constexpr (kSharers > 1) at.down = at.down * kSharers + cluster_rank();
+    return at;
+  };
   const int steps = steps_of(p.inputs);
   const int group = static_cast<int>(threadIdx.x) / kWarpgroup;
   if (group == kConsumers) {
     give_registers<40>();
-    if (threadIdx.x % kWarpgroup != 0) return;
-    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      ring.copy(x, weight, tile_place(tile, down, p.tiles_across), 0, steps);
+    if (threadIdx.x % kWarpgroup == 0) {
+      for (int64_t tile = first_tile; tile < tiles; tile += tiles_apart) {
+        ring.copy(x, weight, place_of(tile), 0, steps);
+      }
     }
+    if constexpr (kSharers > 1) cluster_barrier();  // as below
     return;
   }
 
   take_registers<232>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp;  // of those that compute
   float* part_of_sums = ring.beside() + warp * kPartBytes / 4;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const TilePlace at = tile_place(tile, down, p.tiles_across);
+  for (int64_t tile = first_tile; tile < tiles; tile += tiles_apart) {
+    const TilePlace at = place_of(tile);
     float sums[kColumns / kNarrow][64];
     if constexpr (kParts == 1) {
       ring.template multiply<T>(sums, group, steps);
@@ -261,6 +290,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       syncwarp();
     }
   }
+  if constexpr (kSharers > 1) cluster_barrier();  // nothing comes from the others any more
 }
 
 // A tile by a cluster of as many blocks as the depth has parts. Each lays the sums of its part out
@@ -323,12 +353,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_barrier();  // nobody reads this block's sums any more
 }
 
-// `grid`: blocks, in clusters of so many; beside: bytes of shared memory beside the stages.
+// `grid`: blocks, in clusters of so many; beside: bytes of shared memory beside the stages;
+// copied: rows of weights that a block copies at a time.
 template <int kColumns, class T>
 void run(void (*kernel)(Product<T>, TensorMap, TensorMap), unsigned cluster, Product<T> p,
-         int64_t grid, int beside, Stream stream) {
+         int64_t grid, int beside, Stream stream, int copied = kColumns) {
   const TensorMap x = tensor_map(p.x, p.rows.most, p.inputs, p.x_stride, kRows);
-  const TensorMap weight = tensor_map(p.weight, p.outputs, p.inputs, p.weight_stride, kColumns);
+  const TensorMap weight = tensor_map(p.weight, p.outputs, p.inputs, p.weight_stride, copied);
   p.tiles_across = (p.outputs + kColumns - 1) / kColumns;
   launch_clusters(cluster, kernel, dim3(static_cast<unsigned>(grid)), kThreads,
                   static_cast<size_t>(shared_bytes<kColumns>(beside)), stream, p, x, weight);
@@ -345,20 +376,25 @@ void linear(Product<T> p, Stream stream) {
   }
   const int64_t down = (p.rows.most + kRows - 1) / kRows;
   const int64_t narrow = down * ((p.outputs + kNarrow - 1) / kNarrow);
-  const int64_t wide = down * ((p.outputs + kWide - 1) / kWide);
-  const int64_t blocks = multiprocessors();
+  const int64_t wide_across = (p.outputs + kWide - 1) / kWide;
+  const int blocks = multiprocessors();
+  const auto at_once = [=](int64_t tiles) { return std::min<int64_t>(tiles, blocks); };
   if (depth_parts(p.inputs) > 1) {
-    if (parts_in_clusters(narrow, p.inputs, static_cast<int>(blocks))) {
+    if (parts_in_clusters(narrow, p.inputs, blocks)) {
       run<kNarrow>(linear_wgmma_cluster<T>, kMostParts, p, narrow * kMostParts, kAllSumsBytes,
                    stream);
     } else {
-      run<kNarrow>(linear_wgmma<T, kNarrow, kMostParts>, 1, p, std::min(narrow, blocks),
-                   kPartsBytes, stream);
+      run<kNarrow>(linear_wgmma<T, kNarrow, kMostParts, 1>, 1, p, at_once(narrow), kPartsBytes,
+                   stream);
     }
-  } else if (wide_tiles(down, p.outputs, static_cast<int>(blocks))) {
-    run<kWide>(linear_wgmma<T, kWide, 1>, 1, p, std::min(wide, blocks), kPartsBytes, stream);
+  } else if (!wide_tiles(down, p.outputs, blocks)) {
+    run<kNarrow>(linear_wgmma<T, kNarrow, 1, 1>, 1, p, at_once(narrow), kPartsBytes, stream);
+  } else if (shared_weights(down, wide_across, blocks)) {
+    const int64_t pairs = std::min<int64_t>((down + 1) / 2 * wide_across, blocks / 2);
+    run<kWide>(linear_wgmma<T, kWide, 1, 2>, 2, p, 2 * pairs, kPartsBytes, stream, kWide / 2);
   } else {
-    run<kNarrow>(linear_wgmma<T, kNarrow, 1>, 1, p, std::min(narrow, blocks), kPartsBytes, stream);
+    run<kWide>(linear_wgmma<T, kWide, 1, 1>, 1, p, at_once(down * wide_across), kPartsBytes,
+               stream);
   }
 }
 

@@ -79,6 +79,15 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
   BERTRT_SM90(
       "mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
 }
+// At the barrier of the cluster's block of that rank, which stands there where this one does here.
+__device__ __forceinline__ void barrier_arrive(Barrier* barrier, unsigned rank) {
+  BERTRT_SM90(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(
+          shared_address(barrier)),
+      "r"(rank) : "memory");
+}
 // An arrival, and so many bytes to come by TMA in this phase.
 __device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
   BERTRT_SM90(
@@ -115,6 +124,17 @@ __device__ __forceinline__ void tma_load(void* tile, const TensorMap& map, int64
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4}], [%2];\n" ::"r"(shared_address(tile)),
       "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(static_cast<int>(row)) : "memory");
+}
+
+// The same to all blocks of the cluster that have a bit in `blocks`: to the same place in the
+// shared memory of each, where its bytes count for the barrier that stands where this one does.
+__device__ __forceinline__ void tma_load(void* tile, const TensorMap& map, int64_t row, int column,
+                                         Barrier* barrier, unsigned blocks) {
+  BERTRT_SM90(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(shared_address(tile)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(static_cast<int>(row)),
+      "h"(static_cast<uint16_t>(blocks)) : "memory");
 }
 
 // The block's place among those of its cluster, which are neighbours along x.

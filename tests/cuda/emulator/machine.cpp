@@ -191,8 +191,10 @@ void Machine::end_thread() {
   }
   hopper::emulator::end_thread();
   here().state = State::kDone;
-  if (--block_->left == 0 && block_->shared.is_read_from_elsewhere()) {
-    fail("the block ends, and its shared memory is read with no barrier of the cluster between");
+  if (--block_->left == 0 && block_->shared.may_be_reached()) {
+    fail(
+        "the block ends, and another has reached its shared memory with no barrier of the cluster "
+        "between");
   }
 }
 
@@ -241,20 +243,26 @@ void Machine::cluster_barrier(Site site) {
   }
 }
 
+void Machine::reach_peer(unsigned rank) {
+  const auto fail_of = [&](const std::string& whose) {
+    fail("thread " + std::to_string(current_) + " reaches for block " + std::to_string(rank) +
+         " of " + whose);
+  };
+  if (rank >= launch_->cluster) fail_of("a cluster of " + std::to_string(launch_->cluster));
+  Block& peer = *blocks_[rank];
+  if (&peer == block_) return;
+  if (peer.left == 0) fail_of("its cluster, which has ended");
+  peer.shared.reach_from_elsewhere();
+}
+
 const void* Machine::read_peer(const void* p, unsigned rank) {
-  if (rank >= launch_->cluster) {
-    fail("thread " + std::to_string(current_) + " reads in block " + std::to_string(rank) +
-         " of a cluster of " + std::to_string(launch_->cluster));
-  }
+  reach_peer(rank);
   if (!block_->shared.holds(p)) fail_access(false, p, "which is not shared memory");
   require_alignment(p, 16);
-  const size_t first = block_->shared.offset(p);
+  const size_t first = shared_offset(p);
   Block& peer = *blocks_[rank];
   if (&peer == block_ || first + 16 > launch_->shared_bytes) {
     touch_shared(p, 16, false, current_);
-  } else if (peer.left == 0) {
-    fail("thread " + std::to_string(current_) + " reads in block " + std::to_string(rank) +
-         " of its cluster, which has ended");
   } else {
     const std::string wrong = peer.shared.touch_from(block_->rank, first, 16);
     if (!wrong.empty()) fail("thread " + std::to_string(current_) + " reads " + wrong);
@@ -363,6 +371,7 @@ void Machine::touch_shared(const void* p, size_t bytes, bool write, int thread) 
 }
 
 void Machine::fail(const std::string& what) {
+  reports_ = false;
   fault_ = what;
   if (code_) {
     // For addr2line.

@@ -26,7 +26,7 @@ class Machine {
 
   // Every access of a kernel to memory.
   void touch_aligned(const void* p, size_t bytes, bool write, const void* code) {
-    if (current_ >= 0 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    if (current_ >= 0 && !reports_ && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
       code_ = code;
       fail_access(write, p, "whose address is no multiple of " + std::to_string(bytes));
     }
@@ -35,7 +35,7 @@ class Machine {
   void touch(const void* p, size_t bytes, bool write, const void* code) {
     const auto address = reinterpret_cast<uintptr_t>(p);
     if (address - reinterpret_cast<uintptr_t>(stacks_) < kStacks * kStackBytes) return;
-    if (current_ < 0) return;
+    if (current_ < 0 || reports_) return;
     code_ = code;
     if (block_->shared.holds(p)) {
       touch_shared(p, bytes, write, current_);
@@ -51,6 +51,8 @@ class Machine {
   // By the last lane of a warp to come to its barrier.
   void begin_warp_epoch() { block_->shared.begin_warp_epoch(current_ / kWarp); }
   void cluster_barrier(Site site);
+  // The block of that rank is there, and is to stay until a barrier of the cluster.
+  void reach_peer(unsigned rank);
   // 16 bytes of the shared memory of a block of the cluster, by their place in one's own.
   const void* read_peer(const void* p, unsigned rank);
 
@@ -78,11 +80,18 @@ class Machine {
   void read_global(const void* p, size_t bytes) { touch_global(p, bytes, false); }
   // Likewise, and whether all of it has been written, for who may read what has not.
   bool read_written(const void* p, size_t bytes) { return touch_global(p, bytes, false, true); }
+  // A string is made for fail(): of its templates the linker may take those that kernels have,
+  // whose accesses come to touch().
+  void begin_report() { reports_ = true; }
   [[noreturn]] void fail(const std::string& what);
   // What is wrong with a block as a whole, found by no thread.
   void report(const std::string& what) { fault_ = what; }
 
   unsigned char* shared() const { return block_->shared.data(); }
+  unsigned char* shared(int rank) const {  // of a block of the cluster
+    return blocks_[static_cast<size_t>(rank)]->shared.data();
+  }
+  uint32_t cluster_epoch() const { return block_->shared.cluster_epoch(); }
   size_t shared_offset(const void* p) const { return block_->shared.offset(p); }
   size_t shared_bytes() const { return launch_->shared_bytes; }
   int current() const { return current_; }
@@ -157,6 +166,7 @@ class Machine {
   static inline thread_local int current_ __attribute__((tls_model("initial-exec"))) = -1;
   jmp_buf scheduler_;
   std::string fault_;
+  bool reports_ = false;
   const void* code_ = nullptr;  // the access that is looked at
 
   unsigned char* stacks_ = nullptr;

@@ -75,7 +75,6 @@ std::string SharedMemory::touch_from(int rank, size_t first, size_t bytes) {
     shadow.read_from_epoch = cluster_epoch_;
     shadow.read_from = static_cast<int16_t>(rank);
   }
-  last_read_from_ = cluster_epoch_;
   return {};
 }
 

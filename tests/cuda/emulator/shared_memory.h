@@ -41,8 +41,11 @@ class SharedMemory {
 
   // A thread of another block reads bytes: likewise.
   std::string touch_from(int rank, size_t first, size_t bytes);
-  // Whether another block may be reading here, since no barrier of the cluster came behind it.
-  bool is_read_from_elsewhere() const { return last_read_from_ == cluster_epoch_; }
+  // Another block reads or writes here, or arrives at a barrier; and whether one may still, since
+  // no barrier of the cluster has come behind it.
+  void reach_from_elsewhere() { last_reached_ = cluster_epoch_; }
+  bool may_be_reached() const { return last_reached_ == cluster_epoch_; }
+  uint32_t cluster_epoch() const { return cluster_epoch_; }
 
   // A cp.async of 16 bytes: on its way, behind a touch of the thread; and landed in its wait.
   void send(size_t first);
@@ -75,7 +78,7 @@ class SharedMemory {
   uint32_t epoch_ = 0;
   uint32_t first_epoch_ = 0;  // of this block
   uint32_t cluster_epoch_ = 0;
-  uint32_t last_read_from_ = 0;  // by another block
+  uint32_t last_reached_ = 0;  // by another block
   std::vector<uint32_t> warp_epochs_;
 };
 
