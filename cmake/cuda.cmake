@@ -25,7 +25,7 @@ set(host
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
   list(APPEND kernels tests/cuda/cluster_probes.cu tests/cuda/hopper_probes.cu
-       tests/cuda/hopper_register_probes.cu tests/cuda/probes.cu)
+       tests/cuda/hopper_register_probes.cu tests/cuda/multicast_probes.cu tests/cuda/probes.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(bertrt_cuda OBJECT ${kernels})
   # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;

@@ -212,6 +212,8 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   };
   def_hopper("run_hopper", &cuda::probes::run_hopper);
   def_hopper("run_hopper_registers", &cuda::probes::run_hopper_registers);
+  def_hopper("run_multicast", &cuda::probes::run_multicast);
+  probes.def("multicast_names", &cuda::probes::multicast_names);
   probes.def("hopper_register_names", &cuda::probes::hopper_register_names);
   probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
              py::arg("weights") = false);

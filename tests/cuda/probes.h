@@ -33,6 +33,10 @@ std::vector<std::string> hopper_register_names();
 void run_cluster(const std::string& name, const float* x, float* out);
 std::vector<std::string> cluster_names();
 
+// As run_hopper, by two blocks of a cluster that copy half of the tile each to both.
+void run_multicast(const std::string& name, const uint16_t* tile, float* out);
+std::vector<std::string> multicast_names();
+
 // A kernel that does nothing.
 void start_empty(unsigned cluster, int64_t blocks, int threads, size_t shared_bytes, Stream stream);
 

@@ -76,6 +76,38 @@ def test_a_row_has_the_same_bits_in_any_batch(hopper, rng, half):
     np.testing.assert_array_equal(product(slice(131, 150)), whole[131:150])
 
 
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_wide_tiles_that_share_their_weights(emulated, rng, half, backwards):
+    """Two, three and eight tiles down: the same bits as alone, and as in narrow tiles."""
+    x, _ = draw(rng, half, 1000, 136)
+    weight, _ = draw(rng, half, 512, 136)
+    bias = rng.normal(size=512).astype(np.float32)
+    residual, _ = draw(rng, half, 1000, 512)
+
+    def product(rows, outputs, multiprocessors, wide, shared):
+        emulated.emulator.reset(backwards=backwards, multiprocessors=multiprocessors)
+        down, across = -(-rows // 128), -(-outputs // 256)
+        assert emulated.hopper.wide_tiles(down, outputs, multiprocessors) is wide
+        if wide:
+            assert emulated.hopper.shared_weights(down, across, multiprocessors) is shared
+        return emulated.kernels.linear(
+            *(half.name, x[:rows], weight[:outputs], bias[:outputs], "gelu_erf"),
+            np.ascontiguousarray(residual[:rows, :outputs]),
+            tiles="hopper",
+        )
+
+    whole = product(1000, 512, 4, True, True)
+    for rows, outputs, multiprocessors, wide, shared in (
+        (130, 256, 2, True, True),
+        (300, 256, 4, True, True),  # three tiles down: nothing comes of a fourth
+        (300, 512, 2, True, False),  # which would be another turn
+        (100, 512, 2, True, False),  # one down
+        (300, 256, 2, False, False),
+    ):
+        found = product(rows, outputs, multiprocessors, wide, shared)
+        np.testing.assert_array_equal(found, whole[:rows, :outputs])
+
+
 def test_a_row_has_the_same_bits_in_wide_tiles(emulated, rng, half):
     counts = {1: False, 128: False, 129: True, 257: False, 400: True}
     for count, wide in counts.items():
@@ -289,3 +321,34 @@ def test_a_tile_and_its_product(emulated, rng, element_by_name):
 def test_the_emulator_finds_what_a_device_does_not_say(emulated, name):
     with pytest.raises(DeviceError, match=FAULTS[name]):
         emulated.probes.run_hopper(name, np.zeros((128, 64), np.uint16))
+
+
+# Of two blocks that copy to each other. By either order of the threads, some.
+SHARED_FAULTS = {
+    "no barrier behind init": "(no mbarrier has been initialised there|an mbarrier of another "
+    "block with no barrier of the cluster behind its initialisation)",
+    "own bytes only": "a wgmma of bytes that have not landed",
+    "to one too many": "reaches for block 2 of a cluster of 2",
+    "release to oneself": "wait for an mbarrier",
+    "wait for oneself": "a copy by TMA to where products read that have not been released",
+    "release to one too many": "reaches for block 2 of a cluster of 2",
+    "no barrier at the end": "(the block ends, and another has reached its shared memory|"
+    "reaches for block . of its cluster, which has ended)",
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_blocks_that_share_a_tile(emulated, rng, element_by_name, backwards):
+    emulated.emulator.reset(backwards=backwards)
+    tile, values = draw(rng, element_by_name("fp16"), 128, 64)
+    found = emulated.probes.run_multicast("nothing", tile)
+    np.testing.assert_allclose(found, values[:, :16] @ values[0, :16], rtol=1e-5, atol=1e-5)
+    assert sorted(emulated.probes.multicast_names()) == sorted([*SHARED_FAULTS, "nothing"])
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("name", SHARED_FAULTS)
+def test_the_emulator_finds_what_blocks_do_to_each_other(emulated, name, backwards):
+    emulated.emulator.reset(backwards=backwards)
+    with pytest.raises(DeviceError, match=SHARED_FAULTS[name]):
+        emulated.probes.run_multicast(name, np.zeros((128, 64), np.uint16))

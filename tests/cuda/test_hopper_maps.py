@@ -73,6 +73,22 @@ def test_wide_tiles_where_no_block_has_more_to_do(maps, down, outputs, wide):
 
 
 @pytest.mark.parametrize(
+    ("down", "across", "shared"),
+    [
+        (1, 140, False),  # there is no other below
+        (12, 6, True),
+        (33, 12, False),  # 396 tiles, three turns; 204 pairs in 66 clusters, four
+        (128, 3, True),
+        (129, 3, True),  # 387, three turns; 195 pairs, three
+        (11, 12, False),  # one turn of 132; 72 pairs are two
+    ],
+)
+def test_weights_are_shared_where_no_block_has_more_to_do(maps, down, across, shared):
+    assert maps.shared_weights(down, across, 132) is shared
+    assert not maps.shared_weights(down, across, 1)
+
+
+@pytest.mark.parametrize(
     ("tiles", "inputs", "clusters"),
     [
         (6, 3072, True),  # BERT base, up to 128 rows: 12 steps for 48

@@ -20,7 +20,7 @@ BarrierState& find(const Barrier* barrier, int rank) {
   auto& barriers = models[rank].barriers;
   const auto found = barriers.find(machine().shared_offset(barrier));
   if (found == barriers.end()) fail("no mbarrier has been initialised there");
-  if (!own && found->second.cluster_epoch == machine().cluster_epoch()) {
+  if (!own && found->second.cluster_epoch == machine().cluster_epoch(rank)) {
     fail("an mbarrier of another block with no barrier of the cluster behind its initialisation");
   }
   return found->second;
@@ -114,7 +114,7 @@ void barrier_init(Barrier* barrier, int arrivals) {
   BarrierState state;
   state.arrivals = state.pending = arrivals;
   state.fences_coming = state.fences_known = here().fences_seen;
-  state.cluster_epoch = machine().cluster_epoch();
+  state.cluster_epoch = machine().cluster_epoch(machine().rank());
   if (!model().barriers.emplace(machine().shared_offset(barrier), state).second) {
     fail("an mbarrier is initialised again");
   }

@@ -91,7 +91,9 @@ class Machine {
   unsigned char* shared(int rank) const {  // of a block of the cluster
     return blocks_[static_cast<size_t>(rank)]->shared.data();
   }
-  uint32_t cluster_epoch() const { return block_->shared.cluster_epoch(); }
+  uint32_t cluster_epoch(int rank) const {  // by that block's count
+    return blocks_[static_cast<size_t>(rank)]->shared.cluster_epoch();
+  }
   size_t shared_offset(const void* p) const { return block_->shared.offset(p); }
   size_t shared_bytes() const { return launch_->shared_bytes; }
   int current() const { return current_; }
