@@ -362,16 +362,17 @@ def steps(place: Place) -> dict[str, Any]:
 
 def products(place: Place) -> dict[str, Any]:
     """TFLOP/s of a layer's products in bf16 and fp8 as they run, and by Hopper's instructions
-    (docs/cuda.md), which no model takes unasked; Skipped where the GPU is not of compute
-    capability 9.0."""
+    (docs/cuda.md), which no model takes unasked, with clusters of blocks where it takes them and
+    without; the same bits with and without. Skipped where the GPU is not of compute capability
+    9.0."""
     if not place.trial and place.cuda.devices()[0].arch != "sm_90":
         raise Skipped("Hopper's products need a GPU of compute capability 9.0")
     kernels = place.cuda.kernels
     rng = np.random.default_rng(0)
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (4096, 1024), (1024, 4096)]
-    rows_of = [16, 128, 1024, 16384]
+    rows_of = [16, 128, 1024, 2048, 16384]
     if place.trial:
-        shapes, rows_of = [(24, 80)], [9]
+        shapes, rows_of = [(24, 80), (9, 2048)], [9]
     found: dict[str, Any] = {}
     for outputs, inputs in shapes:
         # The upper halves of floats: bf16.
@@ -385,9 +386,15 @@ def products(place: Place) -> dict[str, Any]:
         half = rng.normal(size=x.shape).astype(np.float16).view(np.uint16)
         for rows in rows_of:
             key, found_here = f"{rows} x {outputs} x {inputs}", {}
+            own, alone = (
+                kernels.linear("bf16", x[:rows], weight, tiles=tiles)
+                for tiles in ("hopper", "hopper blocks")
+            )
+            if not np.array_equal(own, alone):
+                raise AssertionError(f"{key}: clusters of blocks give other bits than blocks alone")
             for element in ("bf16", "fp8"):
                 rate = {}
-                for tiles in (None, "hopper"):
+                for tiles in (None, "hopper", "hopper blocks"):
                     seconds = (
                         kernels.linear_seconds("bf16", x[:rows], weight, tiles)
                         if element == "bf16"

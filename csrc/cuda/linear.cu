@@ -111,8 +111,9 @@ void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
     case Tiles::kLarge:
       return run<LargeMma>(linear_mma<T, In, LargeMma>, p, stream);
     case Tiles::kHopper:
+    case Tiles::kHopperBlocks:
       if constexpr (std::is_same_v<T, In>) {
-        return hopper::linear(p, stream);
+        return hopper::linear(p, stream, tiles == Tiles::kHopper);
       } else {
         throw DeviceError("8-bit integers have no product for Hopper alone");
       }
@@ -129,6 +130,7 @@ void run(Tiles tiles, const Product<float>& p, Stream stream) {
     case Tiles::kLarge:
       return run<LargeFma>(linear_fma<LargeFma>, p, stream);
     case Tiles::kHopper:
+    case Tiles::kHopperBlocks:
       throw DeviceError("Hopper's products have fp16 and bf16 only, not fp32");
   }
 }

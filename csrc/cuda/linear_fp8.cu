@@ -21,7 +21,8 @@ void linear_fp8(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceR
     case Tiles::kLarge:
       return run<LargeE4m3>(linear_mma<Fp16, E4m3, LargeE4m3>, p, stream);
     case Tiles::kHopper:
-      return hopper::linear_fp8(p, stream);
+    case Tiles::kHopperBlocks:
+      return hopper::linear_fp8(p, stream, tiles == Tiles::kHopper);
   }
 }
 

@@ -97,6 +97,10 @@ def test_wide_tiles_that_share_their_weights(emulated, rng, half, backwards):
         )
 
     whole = product(1000, 512, 4, True, True)
+    blocks = emulated.kernels.linear(
+        *(half.name, x, weight, bias, "gelu_erf", residual), tiles="hopper blocks"
+    )
+    np.testing.assert_array_equal(blocks, whole)
     for rows, outputs, multiprocessors, wide, shared in (
         (130, 256, 2, True, True),
         (300, 256, 4, True, True),  # three tiles down: nothing comes of a fourth
@@ -240,8 +244,8 @@ def test_a_row_has_the_same_bits_at_sizes_of_models(hopper, rng, columns, depth,
     x, _ = draw(rng, bf16, counts[-1], depth)
     weight, _ = draw(rng, bf16, columns, depth)
     whole = hopper.kernels.linear("bf16", x, weight, tiles="hopper")
-    for count in counts[:-1]:
-        found = hopper.kernels.linear("bf16", x[:count], weight, tiles="hopper")
+    for count, tiles in itertools.product(counts, ("hopper", "hopper blocks")):
+        found = hopper.kernels.linear("bf16", x[:count], weight, tiles=tiles)
         np.testing.assert_array_equal(found, whole[:count])
 
 
@@ -272,7 +276,7 @@ def test_the_order_of_threads_does_not_show(emulated, rng, half):
 
 def test_seconds_of_a_product(hopper, half):
     ones = half.pack(np.ones((9, 72)))
-    for tiles in (None, "hopper"):
+    for tiles in (None, "hopper", "hopper blocks"):
         assert hopper.kernels.linear_seconds(half.name, ones, ones, tiles, repeats=2) >= 0
     with pytest.raises(InvalidInputError, match="repeats must be above 0"):
         hopper.kernels.linear_seconds(half.name, ones, ones, repeats=0)

@@ -27,7 +27,8 @@ cuda::Tiles parse_tiles(const std::string& name) {
   if (name == "medium") return cuda::Tiles::kMedium;
   if (name == "large") return cuda::Tiles::kLarge;
   if (name == "hopper") return cuda::Tiles::kHopper;
-  throw BatchError("tiles must be small, medium, large or hopper, not " + name);
+  if (name == "hopper blocks") return cuda::Tiles::kHopperBlocks;
+  throw BatchError("tiles must be small, medium, large, hopper or hopper blocks, not " + name);
 }
 
 // `into`: wider rows, of which the result becomes the columns from first_column on.

@@ -370,7 +370,7 @@ void run(void (*kernel)(Product<T>, TensorMap, TensorMap), unsigned cluster, Pro
 bool present() { return available(); }
 
 template <class T>
-void linear(Product<T> p, Stream stream) {
+void linear(Product<T> p, Stream stream, bool clusters) {
   if (!available()) {
     throw DeviceError("Hopper's products need a GPU of compute capability 9.0");
   }
@@ -380,7 +380,7 @@ void linear(Product<T> p, Stream stream) {
   const int blocks = multiprocessors();
   const auto at_once = [=](int64_t tiles) { return std::min<int64_t>(tiles, blocks); };
   if (depth_parts(p.inputs) > 1) {
-    if (parts_in_clusters(narrow, p.inputs, blocks)) {
+    if (clusters && parts_in_clusters(narrow, p.inputs, blocks)) {
       run<kNarrow>(linear_wgmma_cluster<T>, kMostParts, p, narrow * kMostParts, kAllSumsBytes,
                    stream);
     } else {
@@ -389,7 +389,7 @@ void linear(Product<T> p, Stream stream) {
     }
   } else if (!wide_tiles(down, p.outputs, blocks)) {
     run<kNarrow>(linear_wgmma<T, kNarrow, 1, 1>, 1, p, at_once(narrow), kPartsBytes, stream);
-  } else if (shared_weights(down, wide_across, blocks)) {
+  } else if (clusters && shared_weights(down, wide_across, blocks)) {
     const int64_t pairs = std::min<int64_t>((down + 1) / 2 * wide_across, blocks / 2);
     run<kWide>(linear_wgmma<T, kWide, 1, 2>, 2, p, 2 * pairs, kPartsBytes, stream, kWide / 2);
   } else {
@@ -398,7 +398,7 @@ void linear(Product<T> p, Stream stream) {
   }
 }
 
-template void linear(Product<Fp16> p, Stream stream);
-template void linear(Product<Bf16> p, Stream stream);
+template void linear(Product<Fp16> p, Stream stream, bool clusters);
+template void linear(Product<Bf16> p, Stream stream, bool clusters);
 
 }  // namespace bertrt::cuda::hopper

@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
 }  // namespace
 
-void linear_fp8(Product<Fp16, E4m3> p, Stream stream) {
+void linear_fp8(Product<Fp16, E4m3> p, Stream stream, bool clusters) {
   if (!available()) {
     throw DeviceError("Hopper's products need a GPU of compute capability 9.0");
   }
@@ -202,7 +202,7 @@ void linear_fp8(Product<Fp16, E4m3> p, Stream stream) {
   };
   if (depth_parts(p.inputs) == 1) {
     run(linear_wgmma_fp8<Fp16, Walk::kWhole>, 1);
-  } else if (parts_in_clusters(tiles, p.inputs, multiprocessors())) {
+  } else if (clusters && parts_in_clusters(tiles, p.inputs, multiprocessors())) {
     run(linear_wgmma_fp8<Fp16, Walk::kCluster>, kMostParts);
   } else {
     run(linear_wgmma_fp8<Fp16, Walk::kParts>, 1);
