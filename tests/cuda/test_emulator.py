@@ -164,8 +164,9 @@ def test_clusters_that_no_device_starts(probes, blocks, cluster):
 
 
 # By both orders again: who reads may come before who writes, or ends, and after.
-CLUSTER_RACE = r"thread \d+ reads byte \d+ of another block's shared memory, (which its thread \d+ "
-CLUSTER_RACE += "has written with no barrier of the cluster between|to which nothing has been written)"
+CLUSTER_RACE = r"thread \d+ reads byte \d+ of another block's shared memory, (which its "
+CLUSTER_RACE += r"thread \d+ has written with no barrier of the cluster between|"
+CLUSTER_RACE += "to which nothing has been written)"
 WRONG_IN_CLUSTERS = {
     "no barrier": CLUSTER_RACE,
     "a block's barrier": CLUSTER_RACE,
@@ -190,9 +191,7 @@ WRONG_IN_CLUSTERS = {
 def test_blocks_of_a_cluster_read_each_other(probes, rng):
     x = rng.normal(size=512).astype(np.float32)
     found = probes.run_cluster("nothing", x)
-    np.testing.assert_array_equal(
-        found.reshape(2, 4, 64), np.roll(x.reshape(2, 4, 64), -1, axis=1)
-    )
+    np.testing.assert_array_equal(found.reshape(2, 4, 64), np.roll(x.reshape(2, 4, 64), -1, axis=1))
     assert set(probes.cluster_names()) == {"nothing", *WRONG_IN_CLUSTERS}
 
 

@@ -151,7 +151,10 @@ __device__ __forceinline__ unsigned cluster_rank() {
 // By all threads of all blocks of the cluster: what each wrote before, all can read behind it. The
 // device waits for none that has ended, but a block's shared memory ends with it.
 __device__ __forceinline__ void cluster_barrier(Site = Site::current()) {
-  BERTRT_SM90("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" :: : "memory");
+  syncwarp();  // a warp arrives as one
+  BERTRT_SM90(
+      "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::
+          : "memory");
 }
 
 // 16 bytes of the shared memory of the cluster's block of that rank, which stand there where `own`
