@@ -80,12 +80,13 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
       "mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
 }
 // At the barrier of the cluster's block of that rank, which stands there where this one does here.
+// It says that something has been read, and hands nothing on that was written: released for the
+// cluster it would wait, in each step, for all that the warp has written to memory.
 __device__ __forceinline__ void barrier_arrive(Barrier* barrier, unsigned rank) {
   BERTRT_SM90(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(
-          shared_address(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
       "r"(rank) : "memory");
 }
 // An arrival, and so many bytes to come by TMA in this phase.
