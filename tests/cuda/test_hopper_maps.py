@@ -93,11 +93,12 @@ def test_weights_are_shared_where_no_block_has_more_to_do(maps, down, across, sh
     [
         (6, 3072, True),  # BERT base, up to 128 rows: 12 steps for 48
         (8, 4096, True),
-        (99, 3072, True),  # three turns of 33 clusters: 36 steps for 48
-        (100, 3072, False),  # four: 48 for 48
-        (133, 3072, True),  # five turns: 60, for 96 of two
-        (264, 3072, False),  # eight for two
-        (6, 2049, True),  # nine steps for 33
+        (66, 3072, True),  # two turns of 33 clusters: 24 steps for 48, and 16 for the exchange
+        (67, 3072, False),  # three: 36 and 24
+        (133, 3072, False),  # five: 60 and 40, for 96 of two turns of blocks
+        (133, 4096, True),  # 80 and 40 for 128
+        (768, 3072, False),  # 16,384 rows
+        (6, 2049, True),  # nine steps and eight for 33
     ],
 )
 def test_clusters_where_they_have_fewer_steps_in_turn(maps, tiles, inputs, clusters):
