@@ -27,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from bertrt.errors import BertrtError
 from bertrt.serve import tracing
 from bertrt.serve.bodies import check_coding, decode
+from bertrt.serve.crowd import Crowd
 from bertrt.serve.logs import log
 from bertrt.serve.metrics import Metrics
 from bertrt.serve.models import Models
@@ -35,10 +36,21 @@ from bertrt.serve.served import Answered, Served
 from bertrt.serve.settings import Settings
 from bertrt.serve.statistics import Recent
 
-__all__ = ["Call", "Endpoint", "State", "json_response", "let_in", "request_id", "tell"]
+__all__ = [
+    "CONNECTION",
+    "Call",
+    "Endpoint",
+    "State",
+    "json_response",
+    "let_in",
+    "request_id",
+    "tell",
+]
 
 # What nginx logs for a client that did not wait; nobody gets it.
 _GONE = 499
+# Where a scope has the connection, if that tells itself when its client goes; see `_unless_gone`.
+CONNECTION = "bertrt.connection"
 # Bodies of so many requests of the greatest size may be in memory at a time.
 _BODIES = 16
 # Of a body that is refused so many bytes are read and dropped, so that its client, which may not
@@ -57,8 +69,7 @@ class State:
         self.models = Models(settings, self.metrics)
         self.recent = Recent()
         self.draining = False
-        # Whether the event loop does not get round to what has come.
-        self.late = False
+        self.crowd = Crowd(self.models, settings.wait_seconds)
         self.under_way = 0
         self.body_bytes = 0
         # By connection, those that wait longest first: bytes of answers that nobody has taken yet.
@@ -301,7 +312,7 @@ class Endpoint:
                 raw = await _read(call, receive)
                 call.body = raw if self.body is None else decode(raw, self.body, call.request)
                 del raw
-            return await _unless_gone(self.handle(call), receive)
+            return await _unless_gone(self.handle(call), call.request.scope, receive)
         except _GoneError:
             return None
         except BertrtError as error:
@@ -431,26 +442,36 @@ async def _drop(receive: Receive, seconds: float) -> None:
         await asyncio.wait_for(parts(), seconds)
 
 
-async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response:
+async def _unless_gone(answer: Awaitable[Response], scope: Scope, receive: Receive) -> Response:
     """The answer; cancels it and raises _GoneError when the client goes first."""
-    own, over = asyncio.current_task(), False
+    own, under_way, gone = asyncio.current_task(), True, False
     assert own is not None
-    gone = asyncio.ensure_future(_disconnected(receive))
 
-    def leave(gone: asyncio.Future[None]) -> None:
-        if not over:
+    def leave() -> None:
+        nonlocal gone
+        if under_way:
+            gone = True
             own.cancel()
 
-    gone.add_done_callback(leave)
+    # A task that waits for ASGI's word takes a tenth of all that a request does.
+    connection = scope.get(CONNECTION)
+    if connection is None:
+        waits = asyncio.ensure_future(_disconnected(receive))
+        waits.add_done_callback(lambda _: leave())
+    else:
+        connection.when_gone(leave)
     try:
         return await answer
     except asyncio.CancelledError:
-        if gone.done():
+        if gone:
             raise _GoneError from None
         raise
     finally:
-        over = True
-        gone.cancel()
+        under_way = False
+        if connection is None:
+            waits.cancel()
+        else:
+            connection.when_gone(None)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from types import FrameType
@@ -30,14 +31,16 @@ __all__ = ["serve"]
 # A connection without a request is kept so long: longer than by balancers, whose usual minute would
 # else end with a request on a connection that is closed under it.
 _IDLE_SECONDS = 75
+# Connections that wait to be accepted; the system may have a bound of its own (somaxconn). One that
+# finds no place is tried again by its client's system after a second, and then after two.
+_BACKLOG = 8192
+# The event loop accepts one connection of a socket in each of its rounds, since libuv 1.45
+# (https://github.com/libuv/libuv/pull/3696), and a round may take a tenth of a second: thousands
+# that come at a time would wait for minutes. So it has the socket so many times.
+_LISTENERS = 16
 # So long no request is under way before the socket is closed, at the end: what a client has sent
 # and nobody has read yet, is read and told by then.
 _QUIET = 0.3
-# uvicorn's time between ticks, by how much one may be late, and how long none has to be before the
-# server takes new requests again, in seconds.
-_TICK, _LATE, _CALM = 0.1, 0.1, 0.3
-# With fewer connections it is others who make the event loop late.
-_CROWD = 256
 
 
 def serve(
@@ -94,6 +97,7 @@ def serve(
         log_config=None,
         access_log=False,
         timeout_keep_alive=_IDLE_SECONDS,
+        backlog=_BACKLOG,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         **(tls or {}),
@@ -114,7 +118,22 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._draining: asyncio.Task[None] | None = None
-        self._ticked = self._late_until = 0.0
+
+    async def startup(self, sockets: Any = None) -> None:
+        """uvicorn's; it listens several times over then."""
+        await super().startup(sockets)
+        make = functools.partial(
+            BoundedProtocol, self.config, self.server_state, self.lifespan.state
+        )
+        loop, config = asyncio.get_running_loop(), self.config
+        for own in [own for server in self.servers for own in server.sockets]:
+            for _ in range(_LISTENERS - 1):
+                again = socket.socket(fileno=os.dup(own.fileno()))
+                self.servers.append(
+                    await loop.create_server(
+                        make, sock=again, ssl=config.ssl, backlog=config.backlog
+                    )
+                )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal's handler: drain, or, if that is under way, end."""
@@ -140,13 +159,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, where the event loop is not late."""
         now = asyncio.get_running_loop().time()
-        crowd = len(self.server_state.connections) > _CROWD
-        if crowd and now - self._ticked > _TICK + _LATE:
-            self._late_until = now + _CALM
-        self._ticked = now
-        state = self._state
-        state.late = now < self._late_until or (state.late and state.models.full)
-        if state.draining and self._draining is None:
+        self._state.crowd.tick(now, len(self.server_state.connections))
+        if self._state.draining and self._draining is None:
             self._draining = asyncio.ensure_future(self._drain())
         return bool(await super().on_tick(counter))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
+import re
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +22,9 @@ import uvicorn
 from bertrt.errors import QueueFull
 from bertrt.serve.app import make_app
 from bertrt.serve.backlog import Backlog
+from bertrt.serve.crowd import Crowd
 from bertrt.serve.http import BoundedProtocol
+from bertrt.serve.server import _Server
 from bertrt.serve.settings import Settings
 
 
@@ -128,36 +135,161 @@ def test_what_would_wait_too_long_is_refused() -> None:
     backlog.check()
 
 
-def test_who_comes_while_the_loop_is_late_is_refused_unread() -> None:
-    app = make_app(Settings(models={}))
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, http=BoundedProtocol, lifespan="on", log_config=None)
-    )
+class Told(_Server):
+    """A server that tells its event loop."""
+
+    loop: Any = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+
+@contextlib.contextmanager
+def serving(app: Any) -> Iterator[tuple[Told, int]]:
+    """A server in a thread of this process, and its port."""
+    config = uvicorn.Config(app, port=0, http=BoundedProtocol, lifespan="on", log_config=None)
+    server = Told(config, app.state.bertrt)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield server, server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def late() -> Iterator[tuple[Any, int]]:
+    """The state of a server whose event loop is always late, and its port."""
+    app = make_app(Settings(models={}))
+    state = app.state.bertrt
+    state.crowd.tick = Mock()
+    state.crowd.late = True
+    with serving(app) as (_, port):
+        yield state, port
+
+
+def exchange(port: int, sent: bytes) -> bytes:
+    """What comes until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as own:
+        own.sendall(sent)
+        return b"".join(iter(lambda: own.recv(1 << 16), b""))
+
+
+def test_who_comes_while_the_loop_is_late_is_refused_unread(late: Any) -> None:
+    state, port = late
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def ask(method: str, path: str, body: bytes | None = None) -> http.client.HTTPResponse:
+    def ask(method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
         connection.request(method, path, body, {"content-type": "application/json"})
         answer = connection.getresponse()
-        answer.read()
+        assert not answer.read() or method != "HEAD"
         return answer
 
-    # The connection is kept.
-    app.state.bertrt.late = True
-    for body in (b"{", b" " * (1 << 20)):
+    # The connection is kept; a body of parts is chunked.
+    for body in (b"{", b" " * (1 << 20), iter([b"{", b"}"])):
         answer = ask("POST", "/models/m/predict", body)
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
         assert answer.headers["connection"] is None
+    assert ask("HEAD", "/models/m/predict").status == 429
     assert ask("GET", "/health/live").status == 200
-    app.state.bertrt.late = False
+    state.crowd.late = False
     assert ask("POST", "/models/m/predict", b"{").status == 400
-    assert b"bertrt_turned_away_total 2.0" in app.state.bertrt.metrics.text()
+    assert b"bertrt_turned_away_total 4.0" in state.metrics.text()
     connection.close()
-    server.should_exit = True
-    thread.join(60)
-    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("head", "begin"),
+    [
+        (b"POST /a HTTP/1.0\r\n", b"HTTP/1.1 429 "),
+        (b"POST /a HTTP/1.1\r\nconnection: close\r\n", b"HTTP/1.1 429 "),
+        (
+            b"POST /a HTTP/1.1\r\nconnection: close\r\nexpect: 100-continue\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 ",
+        ),
+        (
+            b"POST /a HTTP/1.1\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n",
+            b"HTTP/1.1 429 ",
+        ),
+    ],
+)
+def test_a_refusal_closes_where_the_client_wants_it(late: Any, head: bytes, begin: bytes) -> None:
+    found = exchange(late[1], head + b"content-length: 2\r\n\r\n{}")
+    assert found.startswith(begin)
+    head, body = found.split(b"\r\n\r\n")[-2:]
+    assert b"\r\nretry-after: 1" in head and b"\r\nconnection: close" in head
+    assert json.loads(body) == {"error": "the server has more requests than it can read; ask later"}
+
+
+def test_refusals_come_in_the_order_of_their_requests(late: Any) -> None:
+    post = b"POST /a HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
+    get = b"GET /health/live HTTP/1.1\r\n\r\n"
+    last = b"POST /a HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
+    found = exchange(late[1], post + post + get + post + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"429", b"429", b"200", b"429", b"429"]
+
+
+def test_more_than_a_loop_takes_in_at_a_time_are_refused() -> None:
+    loop, models = Mock(), Mock(full=False)
+    crowd = Crowd(models, 1.0)
+    assert [crowd.comes(loop) for _ in range(257)] == [False] * 256 + [True]
+    ((all_came,),) = [call.args for call in loop.call_soon.call_args_list]
+    all_came()
+    assert crowd.comes(loop)  # until a tick finds that there is room
+    crowd.tick(1.0, 100)
+    all_came()
+    assert not any(crowd.comes(loop) for _ in range(256))
+    # As many more come at a time as more may be waited for.
+    assert not any(Crowd(models, 10.0).comes(loop) for _ in range(2560))
+
+
+def test_with_a_full_queue_few_are_refused_in_words() -> None:
+    crowd = Crowd(Mock(full=True), 1.0)
+    assert [crowd.comes(Mock()) for _ in range(9)] == [False] * 8 + [True]
+    assert not crowd.late
+
+
+def test_a_late_tick_refuses_until_there_is_room() -> None:
+    models = Mock(full=False)
+    crowd = Crowd(models, 1.0)
+    found = []
+    for now, connections, full in [
+        *((0.0, 300, False), (0.1, 300, False), (0.35, 200, False)),
+        *((0.6, 300, False), (0.75, 300, True), (0.95, 300, True), (1.0, 300, False)),
+    ]:
+        models.full = full
+        crowd.tick(now, connections)
+        found.append(crowd.late)
+    assert found == [False, False, False, True, True, True, False]
+
+
+def test_connections_that_come_at_a_time_are_accepted_in_few_rounds() -> None:
+    app = make_app(Settings(models={}))
+    with serving(app) as (server, port), contextlib.ExitStack() as stack:
+        here, accepted = threading.Event(), threading.Event()
+        rounds = 0
+
+        def block() -> None:
+            here.wait(60)
+            look()
+
+        def look() -> None:
+            nonlocal rounds
+            if len(server.server_state.connections) < 64:
+                rounds += 1
+                server.loop.call_soon(look)
+            else:
+                accepted.set()
+
+        server.loop.call_soon_threadsafe(block)
+        for _ in range(64):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+        here.set()
+        assert accepted.wait(60)
+        assert rounds < 16
