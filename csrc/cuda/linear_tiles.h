@@ -9,10 +9,13 @@ namespace bertrt::cuda {
 // kHopper: hopper/linear.h, for 16 bits on compute capability 9.0; DeviceError elsewhere. Its sums
 // may have other bits than those of the other tiles: it is no choice of rows, but of a layer for
 // all its batches, Linear::hopper.
-enum class Tiles { kSmall, kMedium, kLarge, kHopper };
+// kWide: in 16 bits for layers of one part of the depth (depth.h), and for 8-bit integers;
+// DeviceError elsewhere.
+enum class Tiles { kSmall, kMedium, kLarge, kWide, kHopper };
 
-// What linear() takes of those of mma.sync.
-Tiles choose_tiles(Element element, int64_t rows, int64_t outputs);
+// What linear() takes of those of mma.sync, or of fp32, on a device of so many multiprocessors.
+// element: of the result.
+Tiles choose_tiles(const Linear& linear, Element element, int64_t rows, int multiprocessors);
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
                      RowCount rows, DeviceRows out, Stream stream);

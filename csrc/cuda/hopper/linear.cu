@@ -10,6 +10,7 @@
 #include "cuda/epilogue.cuh"
 #include "cuda/hopper/present.h"
 #include "cuda/hopper/primitives.cuh"
+#include "cuda/tile_order.h"
 
 namespace bertrt::cuda::hopper {
 namespace {

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   syncthreads();
   wait_for_kernels_before();
 
-  const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
+  const auto corner = corner_of_block<Tile>(p);
   const int64_t left_rows = count_of(p.rows) - corner.row;
   const int rows = left_rows < Tile::kRows ? static_cast<int>(left_rows) : Tile::kRows;
   if (rows <= 0) return;
