@@ -111,7 +111,6 @@ struct TileSet {
   using Large = Large_;
   using Wide = Wide_;
 };
-using FmaTiles = TileSet<SmallFma, MediumFma, LargeFma>;
 using MmaTiles = TileSet<SmallMma, MediumMma, LargeMma, WideMma>;
 using DeepTiles = TileSet<DeepSmallMma, DeepMediumMma, DeepLargeMma>;
 // Sums of integers are exact in any order: a deep layer has parts where they are quicker.
@@ -177,16 +176,20 @@ void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDevic
   run(tiles, p, stream);
 }
 
+template <class Tile>
+int64_t count_tiles(int64_t rows, int64_t outputs) {
+  return (rows + Tile::kRows - 1) / Tile::kRows * ((outputs + Tile::kColumns - 1) / Tile::kColumns);
+}
+
 // Rows of inputs, of x and of weights, that one of so many multiprocessors reads for its share of a
 // result in such tiles.
 template <class Tile>
 int64_t rows_read(int64_t rows, int64_t outputs, int multiprocessors) {
-  const auto times = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };
-  const int64_t tiles = times(rows, Tile::kRows) * times(outputs, Tile::kColumns);
-  return times(tiles, multiprocessors) * (Tile::kRows + Tile::kColumns);
+  const int64_t tiles = count_tiles<Tile>(rows, outputs);
+  return (tiles + multiprocessors - 1) / multiprocessors * (Tile::kRows + Tile::kColumns);
 }
 
-// Which tiles have a multiprocessor read least, of equal ones the smaller.
+// Which tiles on tensor cores have a multiprocessor read least, of equal ones the smaller.
 //
 // Reckoned from what one H200 did, and not measured. In tiles of 128 x 128 it reached 270 TFLOP/s:
 // a multiprocessor then reads 18 bytes a cycle, and all of them 4.2 TB/s of the L2 cache, which
@@ -211,6 +214,13 @@ Tiles choose(int64_t rows, int64_t outputs, int multiprocessors) {
   return best;
 }
 
+// Which of multiply-adds, that are short of arithmetic: the largest that leave no multiprocessor
+// without any.
+Tiles choose_fma(int64_t rows, int64_t outputs, int multiprocessors) {
+  if (count_tiles<LargeFma>(rows, outputs) >= multiprocessors) return Tiles::kLarge;
+  return count_tiles<MediumFma>(rows, outputs) >= multiprocessors ? Tiles::kMedium : Tiles::kSmall;
+}
+
 Tiles tiles_of(const Linear& linear, Element element, int64_t rows) {
   return linear.hopper ? Tiles::kHopper : choose_tiles(linear, element, rows, multiprocessors());
 }
@@ -219,7 +229,7 @@ Tiles tiles_of(const Linear& linear, Element element, int64_t rows) {
 
 Tiles choose_tiles(const Linear& linear, Element element, int64_t rows, int multiprocessors) {
   const int64_t outputs = linear.outputs;
-  if (element == Element::kFp32) return choose<FmaTiles>(rows, outputs, multiprocessors);
+  if (element == Element::kFp32) return choose_fma(rows, outputs, multiprocessors);
   if (linear.quantised && linear.quantised.bits == EightBits::kFp8) {
     return choose<E4m3Tiles>(rows, outputs, multiprocessors);
   }

@@ -218,8 +218,8 @@ def test_tiles_that_there_are_not(cuda, half):
         )
 
 
-# On 132 multiprocessors. What one of them reads at least for, in rows of inputs, in tiles of
-# 32 x 32, 64 x 64, 128 x 128 and 128 x 256:
+# On 132 multiprocessors. The rows of inputs that one of them reads, in tiles of 32 x 32, 64 x 64,
+# 128 x 128 and 128 x 256:
 CHOICES = [
     ("bf16", 1, 768, 768, "small"),  # 24 tiles: 64, 128, 256, 384
     ("bf16", 128, 768, 768, "small"),  # 96, 24, 6, 3 tiles: as before
@@ -242,6 +242,9 @@ CHOICES = [
     ("fp8", 61000, 4096, 1024, "large"),
     ("fp32", 61000, 4096, 1024, "large"),
     ("fp32", 1, 768, 768, "small"),
+    ("fp32", 384, 768, 768, "small"),  # 72 of 64 x 64 are too few
+    ("fp32", 1024, 768, 768, "medium"),  # 192 are enough; 96 of 128 x 64 are not
+    ("fp32", 1056, 960, 768, "large"),  # 135
 ]
 
 
