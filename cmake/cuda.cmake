@@ -24,8 +24,8 @@ set(host
     csrc/cuda/part.cpp csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
-  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/hopper_register_probes.cu
-       tests/cuda/probes.cu)
+  list(APPEND kernels tests/cuda/cluster_probes.cu tests/cuda/hopper_probes.cu
+       tests/cuda/hopper_register_probes.cu tests/cuda/probes.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(bertrt_cuda OBJECT ${kernels})
   # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;

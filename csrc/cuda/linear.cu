@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   constexpr int kChunks = kDepth<float> / 4;
   constexpr int kDown = Tile::kDown;
   constexpr int kAcross = Tile::kAcross;
-  const auto corner = corner_of_block<Tile>(p);
+  const auto corner = corner_of_tile<Tile>(p, blockIdx.x);
   const unsigned down = threadIdx.x / Tile::kThreadsAcross;
   const unsigned across = threadIdx.x % Tile::kThreadsAcross;
   unsigned char* shared = shared_memory<unsigned char>();

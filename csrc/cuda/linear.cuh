@@ -48,16 +48,16 @@ struct Product : Worth<In> {
   bool vectors;      // whether rows of out and residual are at multiples of 16 bytes
 };
 
-// Where the block's tile begins.
+// Where a tile begins.
 struct Corner {
   int64_t row;
   int column;
 };
 
 template <class Tile, class T, class In>
-__device__ __forceinline__ Corner corner_of_block(const Product<T, In>& p) {
+__device__ __forceinline__ Corner corner_of_tile(const Product<T, In>& p, unsigned tile) {
   const int64_t down = (p.rows.most + Tile::kRows - 1) / Tile::kRows;
-  const TilePlace at = tile_place(blockIdx.x, down, p.tiles_across);
+  const TilePlace at = tile_place(tile, down, p.tiles_across);
   return {at.down * Tile::kRows, static_cast<int>(at.across) * Tile::kColumns};
 }
 

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
   static_assert(kDepth<In> * sizeof(In) == kMmaRowBytes);
   constexpr int kDown = Tile::kWarpRows / 16;
   constexpr int kAcross = Tile::kWarpColumns / 8;
-  const auto corner = corner_of_block<Tile>(p);
+  const auto corner = corner_of_tile<Tile>(p, blockIdx.x);
   const unsigned group = Tile::kGroups == 1 ? 0 : threadIdx.x / Tile::kGroupThreads;
   const unsigned warp = threadIdx.x % Tile::kGroupThreads / kWarp;
   const unsigned lane = lane_index();

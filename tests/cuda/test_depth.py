@@ -33,11 +33,12 @@ def test_where_parts_begin(depth, inputs, parts, begins):
     assert [depth.part_begin(inputs, parts, part) for part in range(parts + 1)] == begins
 
 
-def test_parts_are_whole_steps_and_as_equal_as_they_can_be(depth):
+@pytest.mark.parametrize("step", [64, 128])
+def test_parts_are_whole_steps_and_as_equal_as_they_can_be(depth, step):
     for inputs in [*range(1, 2200), 2303, 3071, 3073, 4095, 16385]:
         parts = depth.depth_parts(inputs)
-        begins = [depth.part_begin(inputs, parts, part) for part in range(parts + 1)]
+        begins = [depth.part_begin(inputs, parts, part, step) for part in range(parts + 1)]
         assert begins[0] == 0 and begins[-1] == inputs
-        assert all(begin % 64 == 0 for begin in begins[:-1])
-        steps = [-(-(end - begin) // 64) for begin, end in itertools.pairwise(begins)]
+        assert all(begin % step == 0 for begin in begins[:-1])
+        steps = [-(-(end - begin) // step) for begin, end in itertools.pairwise(begins)]
         assert min(steps) >= 1 and max(steps) - min(steps) <= 1

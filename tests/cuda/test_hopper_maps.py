@@ -72,6 +72,26 @@ def test_wide_tiles_where_no_block_has_more_to_do(maps, down, outputs, wide):
     assert maps.wide_tiles(down, outputs, 132) is wide
 
 
+@pytest.mark.parametrize(
+    ("tiles", "inputs", "clusters"),
+    [
+        (6, 3072, True),  # BERT base, up to 128 rows: 12 steps for 48
+        (8, 4096, True),
+        (99, 3072, True),  # three turns of 33 clusters: 36 steps for 48
+        (100, 3072, False),  # four: 48 for 48
+        (133, 3072, True),  # five turns: 60, for 96 of two
+        (264, 3072, False),  # eight for two
+        (6, 2049, True),  # nine steps for 33
+    ],
+)
+def test_clusters_where_they_have_fewer_steps_in_turn(maps, tiles, inputs, clusters):
+    assert maps.parts_in_clusters(tiles, inputs, 132) is clusters
+
+
+def test_no_clusters_where_none_fits(maps):
+    assert [maps.parts_in_clusters(1, 3072, count) for count in (2, 3, 4)] == [False, False, True]
+
+
 def test_phases_of_the_ring(maps):
     # "mbarrier.test_wait": a wait for a parity ends when the phase of that parity has; a barrier
     # begins in phase 0, and the one before, of parity 1, counts as over.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/both.h"
+#include "cuda/depth.h"
 
 namespace bertrt::cuda::hopper {
 
@@ -51,6 +52,19 @@ BERTRT_BOTH constexpr bool wide_tiles(int64_t tiles_down, int64_t outputs, int m
     return (tiles + multiprocessors - 1) / multiprocessors;
   };
   return 2 * turns(kWide) <= turns(kNarrow);
+}
+
+// Whether a result of so many tiles, whose depth has several parts, is computed by clusters, in
+// which a block walks one part of a tile, and not by blocks that walk all of them: where blocks
+// have fewer steps in turn. As many clusters run at once as the multiprocessors are made for, less
+// what their groups leave over, which is not known here. The sums are the same in both.
+BERTRT_BOTH constexpr bool parts_in_clusters(int64_t tiles, int inputs, int multiprocessors) {
+  const int parts = depth_parts(inputs);
+  const int clusters = multiprocessors / parts;
+  if (clusters == 0) return false;
+  const int64_t steps = (int64_t{inputs} + kPartStep - 1) / kPartStep;
+  const auto turns = [=](int at_once) { return (tiles + at_once - 1) / at_once; };
+  return turns(clusters) * ((steps + parts - 1) / parts) < turns(multiprocessors) * steps;
 }
 
 // Where a step of a ring of stages stands: its stage, and the parity of the phase in which its

@@ -117,6 +117,39 @@ __device__ __forceinline__ void tma_load(void* tile, const TensorMap& map, int64
       "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(static_cast<int>(row)) : "memory");
 }
 
+// The block's place among those of its cluster, which are neighbours along x.
+__device__ __forceinline__ unsigned cluster_rank() {
+  uint32_t rank = 0;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+#else
+  __trap();
+#endif
+  return rank;
+}
+
+// By all threads of all blocks of the cluster: what each wrote before, all can read behind it. The
+// device waits for none that has ended, but a block's shared memory ends with it.
+__device__ __forceinline__ void cluster_barrier(Site = Site::current()) {
+  BERTRT_SM90("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" :: : "memory");
+}
+
+// 16 bytes of the shared memory of the cluster's block of that rank, which stand there where `own`
+// does here, at a multiple of 16.
+__device__ __forceinline__ void load_peer(float (&to)[4], const float* own, unsigned rank) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n.reg .b32 peer;\n"
+      "mapa.shared::cluster.u32 peer, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [peer];\n}\n"
+      : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+      : "r"(shared_address(own)), "r"(rank)
+      : "memory");
+#else
+  __trap();
+#endif
+}
+
 // A warpgroup's registers are ready for wgmma; the products since then make a group; at most the
 // last kGroups are still under way. Their sums are nobody's until then.
 __device__ __forceinline__ void wgmma_fence() {

@@ -109,18 +109,20 @@ struct Model {
   std::vector<std::deque<Product>> products;  // of each warpgroup
   Releases releases;
 };
-Model model;
+// Of each block of a cluster.
+Model models[cuda::emulator::kMaxCluster];
+Model& model() { return models[machine().rank()]; }
 
 [[noreturn]] void fail(const std::string& what) {
   machine().fail("thread " + std::to_string(machine().current()) + ": " + what);
 }
 
-ThreadState& here() { return model.threads[static_cast<size_t>(machine().current())]; }
+ThreadState& here() { return model().threads[static_cast<size_t>(machine().current())]; }
 size_t warpgroup() { return static_cast<size_t>(machine().current() / kGroup); }
 
 BarrierState& find(const Barrier* barrier) {
-  const auto found = model.barriers.find(machine().shared_offset(barrier));
-  if (found == model.barriers.end()) fail("no mbarrier has been initialised there");
+  const auto found = model().barriers.find(machine().shared_offset(barrier));
+  if (found == model().barriers.end()) fail("no mbarrier has been initialised there");
   return found->second;
 }
 
@@ -146,7 +148,7 @@ void land(const Load& load, size_t barrier, int phase) {
         }
       }
       std::memcpy(shared + to, &bits, bytes);
-      model.chunks[to / kChunk] = {barrier, phase, false, -1, 0};
+      model().chunks[to / kChunk] = {barrier, phase, false, -1, 0};
     }
   }
 }
@@ -266,8 +268,8 @@ bool reads(const Product& product, size_t begin, size_t end) {
 // Before something comes to these bytes: whoever reads there has let them go, and this thread
 // knows.
 void require_released(const char* what, size_t begin, size_t end) {
-  for (size_t g = 0; g < model.products.size(); ++g) {
-    for (const Product& product : model.products[g]) {
+  for (size_t g = 0; g < model().products.size(); ++g) {
+    for (const Product& product : model().products[g]) {
       if (!reads(product, begin, end)) continue;
       for (size_t w = 0; w < kGroup / kWarp; ++w) {
         const uint32_t released = product.released[w];
@@ -281,7 +283,8 @@ void require_released(const char* what, size_t begin, size_t end) {
 
 }  // namespace
 
-void begin_block(int threads) {
+void begin_block(int rank, int threads) {
+  Model& model = models[rank];
   const auto count = static_cast<size_t>(threads);
   model.barriers.clear();
   model.chunks.assign(kMaxSharedBytes / kChunk, {});
@@ -297,8 +300,8 @@ void end_thread() {
   if (thread.waited != thread.products) fail("a wgmma that it has not waited for");
 }
 
-void end_block() {
-  for (const auto& [at, barrier] : model.barriers) {
+void end_block(int rank) {
+  for (const auto& [at, barrier] : models[rank].barriers) {
     if (!barrier.loads.empty()) machine().report("the block ends before a copy by TMA has");
   }
 }
@@ -308,7 +311,7 @@ void barrier_init(Barrier* barrier, int arrivals) {
   BarrierState state;
   state.arrivals = state.pending = arrivals;
   state.fences_coming = state.fences_known = here().fences_seen;
-  if (!model.barriers.emplace(machine().shared_offset(barrier), state).second) {
+  if (!model().barriers.emplace(machine().shared_offset(barrier), state).second) {
     fail("an mbarrier is initialised again");
   }
 }
@@ -317,8 +320,8 @@ void barrier_arrive(Barrier* barrier, int bytes) {
   BarrierState& state = find(barrier);
   if (state.pending == 0) fail("an mbarrier gets more arrivals than it expects");
   const auto warp = static_cast<size_t>(machine().current() / kWarp);
-  const uint32_t count = ++model.releases[warp];
-  auto& products = model.products[warpgroup()];
+  const uint32_t count = ++model().releases[warp];
+  auto& products = model().products[warpgroup()];
   for (size_t i = 0; i < here().waited; ++i) {
     uint32_t& released = products[i].released[warp % (kGroup / kWarp)];
     if (released == 0) released = count;
@@ -349,8 +352,8 @@ void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier
   const size_t end = begin + static_cast<size_t>(map.box_rows) * 128;
   if (end > machine().shared_bytes()) fail("a copy by TMA past the end of shared memory");
   for (size_t chunk = begin / kChunk; chunk < end / kChunk; ++chunk) {
-    if (model.chunks[chunk].on_its_way) fail("two copies by TMA to one place");
-    model.chunks[chunk].on_its_way = true;
+    if (model().chunks[chunk].on_its_way) fail("two copies by TMA to one place");
+    model().chunks[chunk].on_its_way = true;
   }
   require_released("a copy by TMA", begin, end);
   std::vector<bool> written(static_cast<size_t>(map.box_rows));
@@ -374,18 +377,18 @@ void fence_for_wgmma() { ++here().fences; }
 
 void begin_copy(size_t at) {
   require_released("a cp.async", at, at + kChunk);
-  model.chunks[at / kChunk].on_its_way = true;
+  model().chunks[at / kChunk].on_its_way = true;
 }
 
 void end_copy(size_t at) {
-  model.chunks[at / kChunk] = {SIZE_MAX, 0, false, machine().current(), here().fences};
+  model().chunks[at / kChunk] = {SIZE_MAX, 0, false, machine().current(), here().fences};
 }
 
 void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool transposed,
            int columns, bool add, float (*widen)(uint16_t)) {
   ThreadState& thread = here();
   if (!thread.fenced) fail("a wgmma without a wgmma.fence before");
-  auto& products = model.products[warpgroup()];
+  auto& products = model().products[warpgroup()];
   if (thread.products == products.size()) {
     Product product;
     product.a = a;
@@ -401,7 +404,7 @@ void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool 
         for (int k = 0; k < 16; k += operand.transposed ? 1 : 8) {
           const size_t at = operand.at(r, k);
           if (at + kChunk > machine().shared_bytes()) fail("a wgmma past the end of shared memory");
-          const Chunk& chunk = model.chunks[at / kChunk];
+          const Chunk& chunk = model().chunks[at / kChunk];
           if ((chunk.barrier == SIZE_MAX && chunk.writer < 0) || chunk.on_its_way) {
             fail("a wgmma of bytes that have not landed");
           }
@@ -449,7 +452,7 @@ void wgmma(float* sums, const uint32_t* registers, uint64_t a, uint64_t b, bool 
 
 void wgmma_wait(int groups, Site site) {
   ThreadState& thread = here();
-  auto& products = model.products[warpgroup()];
+  auto& products = model().products[warpgroup()];
   while (thread.waited < thread.products && products[thread.waited].group < thread.group - groups) {
     Product& product = products[thread.waited];
     machine().poll("wgmma", site, [&] { return product.arrived == kGroup; });

@@ -74,6 +74,11 @@ inline void barrier_wait(Barrier* barrier, unsigned parity, Site site = Site::cu
 inline void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier* barrier) {
   emulator::tma_load(tile, map, row, column, barrier);
 }
+inline unsigned cluster_rank() { return cuda::emulator::cluster_rank(); }
+inline void cluster_barrier(Site site = Site::current()) { cuda::emulator::cluster_barrier(site); }
+inline void load_peer(float (&to)[4], const float* shared, unsigned rank) {
+  cuda::emulator::load_peer(to, shared, rank);
+}
 inline void wgmma_fence() { emulator::wgmma_fence(); }
 inline void wgmma_commit() { emulator::wgmma_commit(); }
 template <int kGroups, int kSums>
