@@ -23,6 +23,7 @@ from typing import Any
 import attention as of_attention
 import models
 import numpy as np
+import tiles as of_tiles
 from models import OUTPUTS, PRECISIONS, Sizes, batch_of, bound, plan_of
 
 __all__ = ["PARTS", "Skipped", "main"]
@@ -409,6 +410,24 @@ def products(place: Place) -> dict[str, Any]:
     return {"TFLOP/s": found}
 
 
+def tiles(place: Place) -> dict[str, Any]:
+    """Microseconds of each tile of a product at the shapes of BERT base and large, in bf16, beside
+    the tile that is chosen."""
+    shapes = [*of_tiles.shapes_of(768), *of_tiles.shapes_of(1024)]
+    rows_of, repeats = of_tiles.ROWS, 20
+    if place.trial:
+        shapes, rows_of, repeats = [(24, 80), (9, 2048)], (3, 40), 1
+    kernels, found = place.cuda.kernels, {}
+    for shape in shapes:
+        found |= of_tiles.compare(
+            kernels, place.cuda.devices()[0].multiprocessors, shape, rows_of, repeats
+        )
+    worst = max(found, key=lambda key: found[key]["loses"])
+    right = sum(row["best"] == row["chosen"] for row in found.values())
+    print(f"   the best is chosen for {right} of {len(found)}; worst at {worst}", flush=True)
+    return {"microseconds in bf16": found, "chosen rightly": right, "worst": worst}
+
+
 def attention(place: Place) -> dict[str, Any]:
     """TFLOP/s of attention as it runs, and by Hopper's instructions, which no model takes yet;
     Skipped where the GPU is not of compute capability 9.0."""
@@ -583,6 +602,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "threads": threads,
     "steps": steps,
     "products": products,
+    "tiles": tiles,
     "attention": attention,
     **{f"kernels {name}": partial(kernels, name=name) for name in ("base", "large")},
     "offline": offline,

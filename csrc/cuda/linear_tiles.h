@@ -10,10 +10,13 @@ namespace bertrt::cuda {
 // may have other bits than those of the other tiles: it is no choice of rows, but of a layer for
 // all its batches, Linear::hopper.
 // kHopperBlocks: the same without clusters of blocks, and with the same bits: for measurements.
-enum class Tiles { kSmall, kMedium, kLarge, kHopper, kHopperBlocks };
+// kWide: in 16 bits for layers of one part of the depth (depth.h), and for 8-bit integers;
+// DeviceError elsewhere.
+enum class Tiles { kSmall, kMedium, kLarge, kWide, kHopper, kHopperBlocks };
 
-// What linear() takes of those of mma.sync.
-Tiles choose_tiles(Element element, int64_t rows, int64_t outputs);
+// What linear() takes of those of mma.sync, or of fp32, on a device of so many multiprocessors.
+// element: of the result.
+Tiles choose_tiles(const Linear& linear, Element element, int64_t rows, int multiprocessors);
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,
                      RowCount rows, DeviceRows out, Stream stream);

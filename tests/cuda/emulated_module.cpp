@@ -10,6 +10,7 @@
 #include "bindings/testing/device_arrays.h"
 #include "cuda/depth.h"
 #include "cuda/hopper/attention_layout.h"
+#include "cuda/tile_order.h"
 #include "emulator/emulator.h"
 #include "probes.h"
 
@@ -169,7 +170,7 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     return py::make_tuple(place.row, place.column);
   });
   maps.def("tile_place", [](int64_t tile, int64_t down, int64_t across) {
-    const auto place = hopper::tile_place(tile, down, across);
+    const auto place = cuda::tile_place(tile, down, across);
     return py::make_tuple(place.down, place.across);
   });
   maps.def("wide_tiles", &hopper::wide_tiles);

@@ -1,5 +1,5 @@
 // Hopper's maps as plain functions: where elements of tiles stand, what describes a tile to wgmma,
-// who holds which sum, which tile comes when. Of PTX ISA 8.x, whose sections are named.
+// who holds which sum. Of PTX ISA 8.x, whose sections are named.
 #pragma once
 
 #include <cstdint>
@@ -35,21 +35,6 @@ struct Place {
 };
 BERTRT_BOTH constexpr Place sum_place(int thread, int i) {
   return {thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2};
-}
-
-// The tiles of a result, in bands of kBand tiles down: those that run at the same time read few
-// rows and few columns of weights, which the L2 cache then holds.
-constexpr int64_t kBand = 8;
-struct TilePlace {
-  int64_t down;
-  int64_t across;
-};
-BERTRT_BOTH constexpr TilePlace tile_place(int64_t tile, int64_t tiles_down, int64_t tiles_across) {
-  const int64_t band = tile / (kBand * tiles_across);
-  const int64_t left = tiles_down - band * kBand;
-  const int64_t height = left < kBand ? left : kBand;
-  const int64_t within = tile - band * kBand * tiles_across;
-  return {band * kBand + within % height, within / height};
 }
 
 // A block's tile of the result: 128 rows, and 128 columns or twice as many.

@@ -13,6 +13,7 @@
 #include "cuda/epilogue.cuh"
 #include "cuda/hopper/parts.cuh"
 #include "cuda/hopper/present.h"
+#include "cuda/tile_order.h"
 
 namespace bertrt::cuda::hopper {
 namespace {

@@ -93,9 +93,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   syncthreads();
   wait_for_kernels_before();
 
-  const int tile = static_cast<int>(blockIdx.x) / (kWalk == Walk::kCluster ? kMostParts : 1);
-  const Corner corner{static_cast<int64_t>(tile / p.tiles_across) * Tile::kRows,
-                      tile % p.tiles_across * Tile::kColumns};
+  const auto corner =
+      corner_of_tile<Tile>(p, blockIdx.x / (kWalk == Walk::kCluster ? kMostParts : 1));
   const int64_t left_rows = count_of(p.rows) - corner.row;
   const int rows = left_rows < Tile::kRows ? static_cast<int>(left_rows) : Tile::kRows;
   if (rows <= 0) return;
