@@ -235,6 +235,16 @@ def test_refusals_come_in_the_order_of_their_requests(late: Any) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"429", b"429", b"200", b"429", b"429"]
 
 
+def test_who_takes_no_refusals_sends_no_more_requests(late: Any) -> None:
+    post = b"POST /a HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}" * 1000
+    with socket.create_connection(("127.0.0.1", late[1]), timeout=60) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        own.settimeout(2)
+        with pytest.raises(TimeoutError):  # of a server that no longer reads
+            for _ in range(1000):
+                own.sendall(post)
+
+
 def test_more_than_a_loop_takes_in_at_a_time_are_refused() -> None:
     loop, models = Mock(), Mock(full=False)
     crowd = Crowd(models, 1.0)
