@@ -13,9 +13,10 @@ from bertrt.serve.models import Models
 
 __all__ = ["Crowd"]
 
-# Seconds between ticks, by how much one may be late, and how long none has to be before requests
-# are taken again.
-_TICK, _LATE, _CALM = 0.1, 0.1, 0.3
+# Seconds between ticks, and how long none has to be late before requests are taken again.
+_TICK, _CALM = 0.1, 0.3
+# By how much a tick may be late: for each second that a request may wait, and at least.
+_LATE, _LEAST = 0.1, 0.1
 # With fewer connections it is others who make the event loop late.
 _FEW = 256
 # So many requests may come at a time, and so many for each second that one may wait, if those are
@@ -37,6 +38,7 @@ class Crowd:
         self.late = False
         self._models = models
         self._most = max(_AT_ONCE, round(_AT_ONCE * wait_seconds))
+        self._may_be_late = max(_LEAST, _LATE * wait_seconds)
         # Those that were read one after the other; what they do is still to come.
         self._coming = 0
         self._ticked = self._late_until = 0.0
@@ -60,7 +62,7 @@ class Crowd:
             now: its time, in seconds.
             connections: that are open.
         """
-        if connections > _FEW and now - self._ticked > _TICK + _LATE:
+        if connections > _FEW and now - self._ticked > _TICK + self._may_be_late:
             self._late_until = now + _CALM
         self._ticked = now
         self.late = now < self._late_until or (self.late and self._models.full)

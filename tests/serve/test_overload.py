@@ -277,6 +277,10 @@ def test_a_late_tick_refuses_until_there_is_room() -> None:
         crowd.tick(now, connections)
         found.append(crowd.late)
     assert found == [False, False, False, True, True, True, False]
+    patient = Crowd(models, 10.0)
+    for now, late in ((0.0, False), (1.0, False), (2.2, True)):
+        patient.tick(now, 300)
+        assert patient.late == late
 
 
 def test_connections_that_come_at_a_time_are_accepted_in_few_rounds() -> None:
