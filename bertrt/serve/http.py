@@ -240,6 +240,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head = None
         self._within(_REQUEST_SECONDS)
+        # It may have come in one piece with a request that was refused, whose end began this.
+        self._unset_keepalive_if_required()
         app, before = self.app, self.cycle
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded

@@ -23,6 +23,7 @@ from bertrt.errors import QueueFull
 from bertrt.serve.app import make_app
 from bertrt.serve.backlog import Backlog
 from bertrt.serve.crowd import Crowd
+from bertrt.serve.endpoint import CONNECTION
 from bertrt.serve.http import BoundedProtocol
 from bertrt.serve.server import _Server
 from bertrt.serve.settings import Settings
@@ -233,6 +234,25 @@ def test_refusals_come_in_the_order_of_their_requests(late: Any) -> None:
     last = b"POST /a HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
     found = exchange(late[1], post + post + get + post + last)
     assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"429", b"429", b"200", b"429", b"429"]
+
+
+def test_a_request_in_one_piece_with_a_refused_one_may_take_its_time() -> None:
+    app = make_app(Settings(models={}))
+    app.state.bertrt.crowd.comes = Mock(return_value=True)
+    timers = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        timers.append(scope[CONNECTION].timeout_keep_alive_task)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with serving(app) as (server, port):
+        server.config.loaded_app = slow
+        post = b"POST /a HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
+        found = exchange(port, post + b"GET /a HTTP/1.1\r\nconnection: close\r\n\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"429", b"200"]
+    # Else the connection would be closed as an idle one while the request is under way.
+    assert timers == [None]
 
 
 def test_more_than_a_loop_takes_in_at_a_time_are_refused() -> None:
