@@ -24,8 +24,8 @@ set(host
     csrc/cuda/part.cpp csrc/cuda/runtime.cpp)
 
 if(BERTRT_CUDA STREQUAL "EMULATED")
-  list(APPEND kernels tests/cuda/hopper_probes.cu tests/cuda/hopper_register_probes.cu
-       tests/cuda/probes.cu)
+  list(APPEND kernels tests/cuda/cluster_probes.cu tests/cuda/hopper_probes.cu
+       tests/cuda/hopper_register_probes.cu tests/cuda/multicast_probes.cu tests/cuda/probes.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(bertrt_cuda OBJECT ${kernels})
   # -fsanitize=thread makes the compiler call the emulator before each access of a kernel to memory;
@@ -39,7 +39,8 @@ if(BERTRT_CUDA STREQUAL "EMULATED")
     tests/cuda/emulator/device_memory.cpp tests/cuda/emulator/elements.cpp
     tests/cuda/emulator/hopper.cpp tests/cuda/emulator/machine.cpp tests/cuda/emulator/primitives.cpp
     tests/cuda/emulator/runtime.cpp tests/cuda/emulator/shared_memory.cpp
-    tests/cuda/emulator/streams.cpp tests/cuda/emulator/tsan_hooks.cpp ${host})
+    tests/cuda/emulator/streams.cpp tests/cuda/emulator/tsan_hooks.cpp
+    tests/cuda/emulator/wgmma.cpp ${host})
   target_link_libraries(_cuda_emulated PRIVATE bertrt_cuda bertrt_core)
 else()
   execute_process(

@@ -54,6 +54,7 @@ PRODUCTS = (
     "test_hopper_attention",
     "test_kernel_choice",
     "test_products",
+    "test_tiles",
 )
 # What the sanitizers say when they have found nothing.
 CLEAN = re.compile(r"(ERROR|RACECHECK) SUMMARY: 0 (errors|hazards)")
@@ -309,6 +310,7 @@ def alone(bundles: list[Path], trial: bool, soak: float) -> list[Part]:
         part_of("threads", 20, trial),
         part_of("steps", 20, trial),
         part_of("products", 30, trial),
+        part_of("tiles", 90, trial),
         part_of("int8 base", 20, trial),
         part_of("int8 large", 40, trial),
         part_of("fp8 base", 20, trial),

@@ -23,6 +23,7 @@ from typing import Any
 import attention as of_attention
 import models
 import numpy as np
+import tiles as of_tiles
 from models import OUTPUTS, PRECISIONS, Sizes, batch_of, bound, plan_of
 
 __all__ = ["PARTS", "Skipped", "main"]
@@ -362,16 +363,17 @@ def steps(place: Place) -> dict[str, Any]:
 
 def products(place: Place) -> dict[str, Any]:
     """TFLOP/s of a layer's products in bf16 and fp8 as they run, and by Hopper's instructions
-    (docs/cuda.md), which no model takes unasked; Skipped where the GPU is not of compute
-    capability 9.0."""
+    (docs/cuda.md), which no model takes unasked, with clusters of blocks where it takes them and
+    without; the same bits with and without. Skipped where the GPU is not of compute capability
+    9.0."""
     if not place.trial and place.cuda.devices()[0].arch != "sm_90":
         raise Skipped("Hopper's products need a GPU of compute capability 9.0")
     kernels = place.cuda.kernels
     rng = np.random.default_rng(0)
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072), (4096, 1024), (1024, 4096)]
-    rows_of = [16, 128, 1024, 16384]
+    rows_of = [16, 128, 1024, 2048, 16384]
     if place.trial:
-        shapes, rows_of = [(24, 80)], [9]
+        shapes, rows_of = [(24, 80), (9, 2048)], [9]
     found: dict[str, Any] = {}
     for outputs, inputs in shapes:
         # The upper halves of floats: bf16.
@@ -385,9 +387,15 @@ def products(place: Place) -> dict[str, Any]:
         half = rng.normal(size=x.shape).astype(np.float16).view(np.uint16)
         for rows in rows_of:
             key, found_here = f"{rows} x {outputs} x {inputs}", {}
+            own, alone = (
+                kernels.linear("bf16", x[:rows], weight, tiles=tiles)
+                for tiles in ("hopper", "hopper blocks")
+            )
+            if not np.array_equal(own, alone):
+                raise AssertionError(f"{key}: clusters of blocks give other bits than blocks alone")
             for element in ("bf16", "fp8"):
                 rate = {}
-                for tiles in (None, "hopper"):
+                for tiles in (None, "hopper", "hopper blocks"):
                     seconds = (
                         kernels.linear_seconds("bf16", x[:rows], weight, tiles)
                         if element == "bf16"
@@ -400,6 +408,24 @@ def products(place: Place) -> dict[str, Any]:
                 print(f"   {key} {element}  {shown(found_here[element])}", flush=True)
             found[key] = found_here
     return {"TFLOP/s": found}
+
+
+def tiles(place: Place) -> dict[str, Any]:
+    """Microseconds of each tile of a product at the shapes of BERT base and large, in bf16, beside
+    the tile that is chosen."""
+    shapes = [*of_tiles.shapes_of(768), *of_tiles.shapes_of(1024)]
+    rows_of, repeats = of_tiles.ROWS, 20
+    if place.trial:
+        shapes, rows_of, repeats = [(24, 80), (9, 2048)], (3, 40), 1
+    kernels, found = place.cuda.kernels, {}
+    for shape in shapes:
+        found |= of_tiles.compare(
+            kernels, place.cuda.devices()[0].multiprocessors, shape, rows_of, repeats
+        )
+    worst = max(found, key=lambda key: found[key]["loses"])
+    right = sum(row["best"] == row["chosen"] for row in found.values())
+    print(f"   the best is chosen for {right} of {len(found)}; worst at {worst}", flush=True)
+    return {"microseconds in bf16": found, "chosen rightly": right, "worst": worst}
 
 
 def attention(place: Place) -> dict[str, Any]:
@@ -576,6 +602,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "threads": threads,
     "steps": steps,
     "products": products,
+    "tiles": tiles,
     "attention": attention,
     **{f"kernels {name}": partial(kernels, name=name) for name in ("base", "large")},
     "offline": offline,

@@ -29,10 +29,12 @@ struct Site {
 };
 
 // Runs kernel(args...) in `grid` blocks of `threads` threads (a multiple of 32) with so many bytes
-// of shared memory each. Raises DeviceError if it cannot be started.
+// of shared memory each. Blocks run in clusters of so many neighbours along x, 8 at most, of which
+// the grid has whole ones; more than 1 on compute capability 9.0 and later alone. Raises
+// DeviceError if it cannot be started.
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
-            Args... args) {
+void launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 grid, int threads,
+                     size_t shared_bytes, Stream stream, Args... args) {
   constexpr size_t kWithoutAsking = 48 << 10;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kWithoutAsking) {
@@ -40,22 +42,37 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_byt
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    cudaLaunchAttribute overlap;
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2];
+    unsigned count = 0;
+    if (stream.overlaps) {
+      cudaLaunchAttribute& overlap = attributes[count++];
+      overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      overlap.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+      cudaLaunchAttribute& together = attributes[count++];
+      together.id = cudaLaunchAttributeClusterDimension;
+      together.val.clusterDim = {cluster, 1, 1};
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = stream.overlaps ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     error = cudaLaunchKernelEx(&config, kernel, args...);
   }
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
     throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
+            Args... args) {
+  launch_clusters(1, kernel, grid, threads, shared_bytes, stream, args...);
 }
 
 // Those of the calling thread's device.

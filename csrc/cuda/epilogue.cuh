@@ -58,10 +58,11 @@ __device__ __forceinline__ void write(T* out, const float (&values)[Vector<T>::k
   }
 }
 
-// Makes a block's tile of the result from its sums, which stand in shared memory, behind a barrier.
-// A thread writes 16 bytes at a time, below each other: all that is done to a value is there once
-// in the program, not once for each of a thread's many values.
-template <class Tile, class T, class In>
+// Makes kRows rows of a block's tile of the result from their sums, which stand in shared memory,
+// behind a barrier; the first `rows` of them are there. A thread writes 16 bytes at a time, below
+// each other: all that is done to a value is there once in the program, not once for each of a
+// thread's many values.
+template <class Tile, unsigned kRows = Tile::kRows, class T, class In>
 __device__ __forceinline__ void finish(const Product<T, In>& p, const Corner& corner, int rows,
                                        const float* sums) {
   constexpr int kCount = Vector<T>::kSize;
@@ -74,7 +75,7 @@ __device__ __forceinline__ void finish(const Product<T, In>& p, const Corner& co
 #pragma unroll
   for (int i = 0; i < kCount; ++i) bias[i] = p.bias && i < left ? p.bias[column + i] : 0.0f;
 #pragma unroll 1
-  for (unsigned tile_row = threadIdx.x / kAcross; tile_row < Tile::kRows;
+  for (unsigned tile_row = threadIdx.x / kAcross; tile_row < kRows;
        tile_row += Tile::kThreads / kAcross) {
     const int64_t row = corner.row + tile_row;
     if (static_cast<int>(tile_row) >= rows || left <= 0) break;

@@ -122,7 +122,7 @@ void quantise_rows(EightBits bits, ConstDeviceRows x, RowCount rows, int64_t col
 
 // Weights in 8-bit integers, -127 to 127, or in e4m3: a row of `inputs` for each output.
 struct QuantisedWeights {
-  static constexpr int64_t kBeyond = 128;  // further values of scale and sum, which are read
+  static constexpr int64_t kBeyond = 256;  // further values of scale and sum, which are read
 
   const uint8_t* data = nullptr;
   int64_t stride = 0;            // bytes, a multiple of 16

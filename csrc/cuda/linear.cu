@@ -3,7 +3,8 @@
 //
 // A block computes one tile of the result over the whole depth, kDepth inputs at a time, while
 // later ones are on their way to shared memory. A sum's order is the depth's whatever the tile, so
-// that tiles can be chosen by shape.
+// that tiles can be chosen by shape. Of a deep layer's products in fp16 and bf16 it is that of
+// depth.h: each part is summed from zero, and parts are added in their order.
 #include <type_traits>
 
 #include "cuda/hopper/linear.h"
@@ -25,6 +26,7 @@ struct FmaTile {
   static constexpr int kRows = kThreadsDown * kDown;
   static constexpr int kColumns = kThreadsAcross * kAcross;
   static constexpr int kThreads = kThreadsDown * kThreadsAcross;
+  static constexpr int kGroups = 1;
   static constexpr int kBlocks = 2;
   static constexpr int kStages = 3;
   // As many floats beyond the rows' ends as a row of threads writes.
@@ -39,14 +41,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_fma(Prod
   constexpr int kChunks = kDepth<float> / 4;
   constexpr int kDown = Tile::kDown;
   constexpr int kAcross = Tile::kAcross;
-  const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
+  const auto corner = corner_of_tile<Tile>(p, blockIdx.x);
   const unsigned down = threadIdx.x / Tile::kThreadsAcross;
   const unsigned across = threadIdx.x % Tile::kThreadsAcross;
   unsigned char* shared = shared_memory<unsigned char>();
 
   float sums[kDown][kAcross] = {};
   auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
-  const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+  const bool any = walk_depth<Tile>(
       p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
         const auto four = [&](const unsigned char* tile, unsigned row, unsigned chunk) {
           return load_vector(
@@ -101,22 +103,51 @@ using LargeFma = FmaTile<16, 16, 8, 4>;
 using MediumFma = FmaTile<16, 16, 4, 4>;
 using SmallFma = FmaTile<8, 8, 4, 4>;
 
-template <class T, class In>
-void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
+// Tiles that a product may have: one for each of Tiles but kHopper. void: there is none.
+template <class Small_, class Medium_, class Large_, class Wide_ = void>
+struct TileSet {
+  using Small = Small_;
+  using Medium = Medium_;
+  using Large = Large_;
+  using Wide = Wide_;
+};
+using MmaTiles = TileSet<SmallMma, MediumMma, LargeMma, WideMma>;
+using DeepTiles = TileSet<DeepSmallMma, DeepMediumMma, DeepLargeMma>;
+// Sums of integers are exact in any order: a deep layer has parts where they are quicker.
+using DeepInt8Tiles = TileSet<DeepSmallMma, MediumMma, LargeMma, WideMma>;
+using E4m3Tiles = TileSet<SmallMma, MediumMma, LargeE4m3>;
+
+template <class Set, class T, class In>
+void run_in(Tiles tiles, const Product<T, In>& p, Stream stream) {
   switch (tiles) {
     case Tiles::kSmall:
-      return run<SmallMma>(linear_mma<T, In, SmallMma>, p, stream);
+      return run<typename Set::Small>(linear_mma<T, In, typename Set::Small>, p, stream);
     case Tiles::kMedium:
-      return run<MediumMma>(linear_mma<T, In, MediumMma>, p, stream);
+      return run<typename Set::Medium>(linear_mma<T, In, typename Set::Medium>, p, stream);
     case Tiles::kLarge:
-      return run<LargeMma>(linear_mma<T, In, LargeMma>, p, stream);
+      return run<typename Set::Large>(linear_mma<T, In, typename Set::Large>, p, stream);
+    case Tiles::kWide:
+      if constexpr (std::is_void_v<typename Set::Wide>) {
+        throw DeviceError("a layer of " + std::to_string(p.inputs) +
+                          " inputs has no tiles of 128 x 256: it is summed in parts");
+      } else {
+        return run<typename Set::Wide>(linear_mma<T, In, typename Set::Wide>, p, stream);
+      }
     case Tiles::kHopper:
+    case Tiles::kHopperBlocks:
       if constexpr (std::is_same_v<T, In>) {
-        return hopper::linear(p, stream);
+        return hopper::linear(p, stream, tiles == Tiles::kHopper);
       } else {
         throw DeviceError("8-bit integers have no product for Hopper alone");
       }
   }
+}
+
+template <class T, class In>
+void run(Tiles tiles, const Product<T, In>& p, Stream stream) {
+  using Deep = std::conditional_t<std::is_same_v<In, uint8_t>, DeepInt8Tiles, DeepTiles>;
+  if (depth_parts(p.inputs) > 1) return run_in<Deep>(tiles, p, stream);
+  run_in<MmaTiles>(tiles, p, stream);
 }
 
 template <>
@@ -128,7 +159,10 @@ void run(Tiles tiles, const Product<float>& p, Stream stream) {
       return run<MediumFma>(linear_fma<MediumFma>, p, stream);
     case Tiles::kLarge:
       return run<LargeFma>(linear_fma<LargeFma>, p, stream);
+    case Tiles::kWide:
+      throw DeviceError("fp32 has no tiles of 128 x 256");
     case Tiles::kHopper:
+    case Tiles::kHopperBlocks:
       throw DeviceError("Hopper's products have fp16 and bf16 only, not fp32");
   }
 }
@@ -144,29 +178,68 @@ void run_linear(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDevic
   run(tiles, p, stream);
 }
 
-// Larger tiles read less for each product; but where they leave multiprocessors (108 on A100, 132
-// on H100) without any, smaller ones are done sooner.
-constexpr int64_t kEnoughTiles = 108;
+template <class Tile>
+int64_t count_tiles(int64_t rows, int64_t outputs) {
+  return (rows + Tile::kRows - 1) / Tile::kRows * ((outputs + Tile::kColumns - 1) / Tile::kColumns);
+}
 
-template <class Large, class Medium>
-Tiles choose(int64_t rows, int64_t outputs) {
-  const auto enough = [&](int64_t tile_rows, int64_t tile_columns) {
-    const int64_t down = (rows + tile_rows - 1) / tile_rows;
-    return down * ((outputs + tile_columns - 1) / tile_columns) >= kEnoughTiles;
+// Rows of inputs, of x and of weights, that one of so many multiprocessors reads for its share of a
+// result in such tiles.
+template <class Tile>
+int64_t rows_read(int64_t rows, int64_t outputs, int multiprocessors) {
+  const int64_t tiles = count_tiles<Tile>(rows, outputs);
+  return (tiles + multiprocessors - 1) / multiprocessors * (Tile::kRows + Tile::kColumns);
+}
+
+// Which tiles on tensor cores have a multiprocessor read least, of equal ones the smaller.
+//
+// Reckoned from what one H200 did, and not measured. In tiles of 128 x 128 it reached 270 TFLOP/s:
+// a multiprocessor then reads 18 bytes a cycle, and all of them 4.2 TB/s of the L2 cache, which
+// gives little more, while tensor cores would do twice as much. 128 rows in 384 tiles of 32 x 32
+// and 24 steps took 11 us, launch included: 18 bytes a cycle again. So time goes as what is read.
+// It did not where 96 blocks walked 96 steps, in 31 us: the 12 KiB that a lone block had on its way
+// were 8 bytes a cycle, so that 18 take 28 KiB. Each tile has as many now (linear_mma.cuh).
+template <class Set>
+Tiles choose(int64_t rows, int64_t outputs, int multiprocessors) {
+  Tiles best = Tiles::kSmall;
+  int64_t least = rows_read<typename Set::Small>(rows, outputs, multiprocessors);
+  const auto offer = [&](Tiles tiles, int64_t read) {
+    if (read >= least) return;
+    best = tiles;
+    least = read;
   };
-  if (enough(Large::kRows, Large::kColumns)) return Tiles::kLarge;
-  return enough(Medium::kRows, Medium::kColumns) ? Tiles::kMedium : Tiles::kSmall;
+  offer(Tiles::kMedium, rows_read<typename Set::Medium>(rows, outputs, multiprocessors));
+  offer(Tiles::kLarge, rows_read<typename Set::Large>(rows, outputs, multiprocessors));
+  if constexpr (!std::is_void_v<typename Set::Wide>) {
+    offer(Tiles::kWide, rows_read<typename Set::Wide>(rows, outputs, multiprocessors));
+  }
+  return best;
+}
+
+// Which of multiply-adds, that are short of arithmetic: the largest that leave no multiprocessor
+// without any.
+Tiles choose_fma(int64_t rows, int64_t outputs, int multiprocessors) {
+  if (count_tiles<LargeFma>(rows, outputs) >= multiprocessors) return Tiles::kLarge;
+  return count_tiles<MediumFma>(rows, outputs) >= multiprocessors ? Tiles::kMedium : Tiles::kSmall;
 }
 
 Tiles tiles_of(const Linear& linear, Element element, int64_t rows) {
-  return linear.hopper ? Tiles::kHopper : choose_tiles(element, rows, linear.outputs);
+  return linear.hopper ? Tiles::kHopper : choose_tiles(linear, element, rows, multiprocessors());
 }
 
 }  // namespace
 
-Tiles choose_tiles(Element element, int64_t rows, int64_t outputs) {
-  return element == Element::kFp32 ? choose<LargeFma, MediumFma>(rows, outputs)
-                                   : choose<LargeMma, MediumMma>(rows, outputs);
+Tiles choose_tiles(const Linear& linear, Element element, int64_t rows, int multiprocessors) {
+  const int64_t outputs = linear.outputs;
+  if (element == Element::kFp32) return choose_fma(rows, outputs, multiprocessors);
+  if (linear.quantised && linear.quantised.bits == EightBits::kFp8) {
+    return choose<E4m3Tiles>(rows, outputs, multiprocessors);
+  }
+  if (depth_parts(static_cast<int>(linear.inputs)) == 1) {
+    return choose<MmaTiles>(rows, outputs, multiprocessors);
+  }
+  return linear.quantised ? choose<DeepInt8Tiles>(rows, outputs, multiprocessors)
+                          : choose<DeepTiles>(rows, outputs, multiprocessors);
 }
 
 void linear_in_tiles(Tiles tiles, const Linear& linear, ConstDeviceRows x, ConstDeviceRows residual,

@@ -1,8 +1,10 @@
 // What the kernels of matrix products share: the way of their inputs to shared memory.
 #pragma once
 
+#include "cuda/depth.h"
 #include "cuda/kernels.h"
 #include "cuda/tile.cuh"
+#include "cuda/tile_order.h"
 
 namespace bertrt::cuda {
 
@@ -46,21 +48,22 @@ struct Product : Worth<In> {
   bool vectors;      // whether rows of out and residual are at multiples of 16 bytes
 };
 
-// The tiles of a result are numbered along its rows; where the block's begins.
+// Where a tile begins.
 struct Corner {
   int64_t row;
   int column;
 };
 
-template <int kRows, int kColumns, class T, class In>
-__device__ __forceinline__ Corner corner_of_block(const Product<T, In>& p) {
-  const int tile = static_cast<int>(blockIdx.x);
-  return {static_cast<int64_t>(tile / p.tiles_across) * kRows, tile % p.tiles_across * kColumns};
+template <class Tile, class T, class In>
+__device__ __forceinline__ Corner corner_of_tile(const Product<T, In>& p, unsigned tile) {
+  const int64_t down = (p.rows.most + Tile::kRows - 1) / Tile::kRows;
+  const TilePlace at = tile_place(tile, down, p.tiles_across);
+  return {at.down * Tile::kRows, static_cast<int>(at.across) * Tile::kColumns};
 }
 
-// This thread's copies of kRows rows to a tile, kDepth<T> inputs at a time: where they begin is
-// worked out once. Rows beyond the valid ones repeat the last of them, and nobody reads what comes
-// of it.
+// This thread's copies of kRows rows to a tile, kDepth<T> inputs at a time, by kThreads threads of
+// the block that begin at a multiple of as many: where they begin is worked out once. Rows beyond
+// the valid ones repeat the last of them, and nobody reads what comes of it.
 template <int kRows, int kThreads, class T>
 class RowCopies {
  public:
@@ -70,7 +73,7 @@ class RowCopies {
 
   __device__ __forceinline__ RowCopies(const T* rows, int64_t stride, int64_t valid_rows)
       : rows_(rows) {
-    const unsigned row = threadIdx.x / kChunks;
+    const unsigned row = threadIdx.x % kThreads / kChunks;
     const unsigned chunk = threadIdx.x % kChunks;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
@@ -103,7 +106,7 @@ class RowCopies {
  private:
   static constexpr int kCopies = kRows * kChunks / kThreads;
   static constexpr int kRowsApart = kThreads / kChunks;
-  static_assert(kRows * kChunks % kThreads == 0);
+  static_assert(kRows * kChunks % kThreads == 0 && kThreads % kChunks == 0);
   static_assert(kRowsApart % 8 == 0, "chunk_offset repeats every eight rows");
   static_assert(spreads_over_banks<kChunks>());
 
@@ -113,23 +116,35 @@ class RowCopies {
 };
 
 // Walks over the depth: calls compute(x tile, weight tile) for each kDepth<In> inputs in order,
-// with kStages - 1 tiles on their way meanwhile. Between the last call and other use of shared
+// with kStages - 1 tiles on their way meanwhile. Each of the tile's kGroups groups of threads walks
+// its own part of the depth, in stages of its own. Between the last call and other use of shared
 // memory, a barrier is needed. Returns whether any of the tile's rows is there, or nothing was
 // computed; how many are goes to `rows_there`, in shared memory: a register less in the loop, for
 // which the large tile has none.
-template <int kRows, int kColumns, int kThreads, int kStages, class T, class In, class Compute>
+template <class Tile, class T, class In, class Compute>
 __device__ __forceinline__ bool walk_depth(const Product<T, In>& p, const Corner& corner,
                                            unsigned char* shared, int* rows_there,
                                            Compute compute) {
+  constexpr int kRows = Tile::kRows;
+  constexpr int kStages = Tile::kStages;
+  constexpr int kThreads = Tile::kThreads / Tile::kGroups;
   using XCopies = RowCopies<kRows, kThreads, In>;
-  using WeightCopies = RowCopies<kColumns, kThreads, In>;
+  using WeightCopies = RowCopies<Tile::kColumns, kThreads, In>;
   constexpr int kStageBytes = XCopies::kTileBytes + WeightCopies::kTileBytes;
+  int begin = 0, end = p.inputs, longest = p.inputs;
+  if constexpr (Tile::kGroups > 1) {
+    const int group = static_cast<int>(threadIdx.x) / kThreads;
+    begin = part_begin(p.inputs, Tile::kGroups, group);
+    end = part_begin(p.inputs, Tile::kGroups, group + 1);
+    longest = (p.inputs + kPartStep * Tile::kGroups - 1) / (kPartStep * Tile::kGroups) * kPartStep;
+    shared += group * kStages * kStageBytes;
+  }
   const WeightCopies weight(p.weight + corner.column * p.weight_stride, p.weight_stride,
                             p.outputs - corner.column);
   const auto load_weight = [&](int step) {
-    const int k = step * kDepth<In>;
-    if (k < p.inputs) {
-      weight.start(shared + step % kStages * kStageBytes + XCopies::kTileBytes, k, p.inputs - k);
+    const int k = begin + step * kDepth<In>;
+    if (k < end) {
+      weight.start(shared + step % kStages * kStageBytes + XCopies::kTileBytes, k, end - k);
     }
   };
   // Weights come while the kernel before this one ends; they belong to the first group.
@@ -146,20 +161,23 @@ __device__ __forceinline__ bool walk_depth(const Product<T, In>& p, const Corner
   if (threadIdx.x == 0) *rows_there = rows;
   const XCopies x(p.x + corner.row * p.x_stride, p.x_stride, rows);
   const auto load_x = [&](int step) {
-    const int k = step * kDepth<In>;
-    if (k < p.inputs) x.start(shared + step % kStages * kStageBytes, k, p.inputs - k);
+    const int k = begin + step * kDepth<In>;
+    if (k < end) x.start(shared + step % kStages * kStageBytes, k, end - k);
     cp_async_commit();  // an empty group keeps the count of those under way
   };
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) load_x(step);
-  const int steps = (p.inputs + kDepth<In> - 1) / kDepth<In>;
+  // Barriers are the block's: each group goes the steps of the longest part.
+  const int steps = (longest + kDepth<In> - 1) / kDepth<In>;
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     syncthreads();  // everybody's copies are here, and everybody has read the stage before
     load_weight(step + kStages - 1);
     load_x(step + kStages - 1);
     const unsigned char* stage = shared + step % kStages * kStageBytes;
-    compute(stage, stage + XCopies::kTileBytes);
+    if (Tile::kGroups == 1 || begin + step * kDepth<In> < end) {
+      compute(stage, stage + XCopies::kTileBytes);
+    }
   }
   return true;
 }

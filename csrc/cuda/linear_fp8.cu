@@ -6,10 +6,6 @@
 
 namespace bertrt::cuda {
 
-// 64 x 128, where the others have 128 x 128: the sums that are taken out are as many again, and
-// sm_90a needs 180 registers for 32 of each, with the operands in fp16.
-using LargeE4m3 = MmaTile<2, 4, 32, 32, 1>;
-
 void linear_fp8(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceRows residual,
                 RowCount rows, DeviceRows out, Stream stream) {
   const auto p = quantised_product<E4m3>(linear, x, residual, rows, out);
@@ -20,8 +16,11 @@ void linear_fp8(Tiles tiles, const Linear& linear, QuantisedRows x, ConstDeviceR
       return run<MediumMma>(linear_mma<Fp16, E4m3, MediumMma>, p, stream);
     case Tiles::kLarge:
       return run<LargeE4m3>(linear_mma<Fp16, E4m3, LargeE4m3>, p, stream);
+    case Tiles::kWide:
+      throw DeviceError("fp8 has no tiles of 128 x 256");
     case Tiles::kHopper:
-      return hopper::linear_fp8(p, stream);
+    case Tiles::kHopperBlocks:
+      return hopper::linear_fp8(p, stream, tiles == Tiles::kHopper);
   }
 }
 

@@ -1,6 +1,7 @@
 // Matrix products on tensor cores, whatever their elements: the kernel, its tiles and its launch.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "cuda/epilogue.cuh"
@@ -12,22 +13,45 @@ namespace bertrt::cuda {
 // Of a tile's row of 16-bit elements, or twice as many of 8 bits.
 constexpr int kMmaRowBytes = 64;
 
-// A block's tile of kWarpsDown x kWarpsAcross warps, with kWarpRows x kWarpColumns each.
-template <int kWarpsDown_, int kWarpsAcross_, int kWarpRows_, int kWarpColumns_, int kBlocks_ = 2>
+// What a block may have of shared memory on sm_86 and sm_89, the least of all.
+constexpr int kMostSharedBytes = 99 * 1024;
+
+// Of a deep layer: of any whose depth has several.
+constexpr int kDeepParts = depth_parts(std::numeric_limits<int>::max());
+
+// How a tile takes a depth of several parts (depth.h): its warps sum one after the other, or there
+// are as many groups of them, of which each sums one.
+enum class Parts { kOne, kInTurn, kAtOnce };
+
+// A block's tile of kWarpsDown x kWarpsAcross warps, with kWarpRows x kWarpColumns each; kBlocks of
+// them share a multiprocessor, and its registers.
+template <int kWarpsDown_, int kWarpsAcross_, int kWarpRows_, int kWarpColumns_, int kBlocks_,
+          int kStages_, Parts kParts_ = Parts::kOne>
 struct MmaTile {
   static constexpr int kWarpsAcross = kWarpsAcross_;
   static constexpr int kWarpRows = kWarpRows_;
   static constexpr int kWarpColumns = kWarpColumns_;
   static constexpr int kRows = kWarpsDown_ * kWarpRows;
   static constexpr int kColumns = kWarpsAcross * kWarpColumns;
-  static constexpr int kThreads = kWarpsDown_ * kWarpsAcross * kWarp;
-  static constexpr int kBlocks = kBlocks_;  // that share a multiprocessor, and its registers
-  static constexpr int kStages = 4;
+  static constexpr Parts kParts = kParts_;
+  static constexpr int kGroups = kParts == Parts::kAtOnce ? kDeepParts : 1;
+  static constexpr int kGroupThreads = kWarpsDown_ * kWarpsAcross * kWarp;
+  static constexpr int kThreads = kGroups * kGroupThreads;
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr int kStages = kStages_;
   // Four lanes write eight neighbours, eight rows at once: eight floats beyond the rows' ends
   // spread them over all banks.
   static constexpr int kSumsStride = kColumns + 8;
+  // Rows whose sums are laid out at once: half, where there is no place for all.
+  static constexpr int kRowsAtOnce =
+      kRows * kSumsStride * 4 + kRowsThereBytes <= kMostSharedBytes ? kRows : kRows / 2;
+  static constexpr int kLaidOutBytes = kRowsAtOnce * kSumsStride * 4;
+  // Behind those, the sums of the groups but the first.
   static constexpr int kSharedBytes =
-      shared_bytes(kStages * (kRows + kColumns) * kMmaRowBytes, kRows * kSumsStride * 4);
+      shared_bytes(kGroups * kStages * (kRows + kColumns) * kMmaRowBytes,
+                   kLaidOutBytes + (kGroups - 1) * kRows * kColumns * 4);
+  static_assert(kSharedBytes <= kMostSharedBytes);
+  static_assert(kRowsAtOnce % kWarpRows == 0);
 };
 
 // What sums of a tile's rows `row` and `row` + 8 are worth: the operations and the order of the
@@ -116,8 +140,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
   static_assert(kDepth<In> * sizeof(In) == kMmaRowBytes);
   constexpr int kDown = Tile::kWarpRows / 16;
   constexpr int kAcross = Tile::kWarpColumns / 8;
-  const auto corner = corner_of_block<Tile::kRows, Tile::kColumns>(p);
-  const unsigned warp = threadIdx.x / kWarp;
+  const auto corner = corner_of_tile<Tile>(p, blockIdx.x);
+  const unsigned group = Tile::kGroups == 1 ? 0 : threadIdx.x / Tile::kGroupThreads;
+  const unsigned warp = threadIdx.x % Tile::kGroupThreads / kWarp;
   const unsigned lane = lane_index();
   const unsigned warp_row = warp / Tile::kWarpsAcross * Tile::kWarpRows;
   const unsigned warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
@@ -125,8 +150,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
 
   Sum sums[kDown][kAcross][4] = {};
   constexpr bool kShortSums = std::is_same_v<In, E4m3>;
-  [[maybe_unused]] Sum whole[kDown][kAcross][4] = {};  // with short sums, those taken out
+  constexpr bool kTakesOut = kShortSums || Tile::kParts != Parts::kOne;
+  static_assert(!kShortSums || Tile::kParts == Parts::kOne);
+  [[maybe_unused]] Sum whole[kDown][kAcross][4] = {};  // of short sums or parts, those taken out
   [[maybe_unused]] int step = 0;
+  [[maybe_unused]] int part = 0;
+  [[maybe_unused]] int part_end = 0;  // of the part before, in steps
   [[maybe_unused]] const auto take_out = [&] {
 #pragma unroll
     for (int i = 0; i < kDown; ++i) {
@@ -141,8 +170,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
     }
   };
   auto* rows_there = reinterpret_cast<int*>(shared + Tile::kSharedBytes - kRowsThereBytes);
-  const bool any = walk_depth<Tile::kRows, Tile::kColumns, Tile::kThreads, Tile::kStages>(
+  const bool any = walk_depth<Tile>(
       p, corner, shared, rows_there, [&](const unsigned char* x, const unsigned char* weight) {
+        if constexpr (Tile::kParts == Parts::kInTurn) {
+          if (step++ == part_end) {
+            if (part > 0) take_out();
+            part_end = part_begin(p.inputs, kDeepParts, ++part) / kDepth<In>;
+          }
+        }
 #pragma unroll
         for (unsigned chunk = 0; chunk < kChunks; chunk += 2) {
           uint32_t a[kDown][4];
@@ -168,35 +203,80 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_mma(Prod
         }
       });
   if (!any) return;
-  if constexpr (kShortSums) take_out();
-  const auto& done = kShortSums ? whole : sums;
   syncthreads();  // the tiles of inputs have been read
-
-  float* laid_out = reinterpret_cast<float*>(shared);
+  if constexpr (Tile::kGroups > 1) {
+    // Of the first group each thread adds to its own sums those of the same thread of the others.
+    Sum* others = reinterpret_cast<Sum*>(shared + Tile::kLaidOutBytes);
+    const auto each = [&](unsigned of_group, const auto& move) {
+      Sum* place = others + (of_group - 1) * Tile::kRows * Tile::kColumns +
+                   threadIdx.x % Tile::kGroupThreads;
 #pragma unroll
-  for (int i = 0; i < kDown; ++i) {
-    const unsigned row = warp_row + 16 * i + lane / 4;
-    WorthOfRows<In> worth(p, corner, row, *rows_there);
-#pragma unroll
-    for (int j = 0; j < kAcross; ++j) {
-      const unsigned column = warp_column + 8 * j + lane % 4 * 2;
-      float* place = laid_out + row * Tile::kSumsStride + column;
-      worth.columns(column);
-      place[0] = worth(done[i][j][0], 0, 0);
-      place[1] = worth(done[i][j][1], 0, 1);
-      place[8 * Tile::kSumsStride] = worth(done[i][j][2], 1, 0);
-      place[8 * Tile::kSumsStride + 1] = worth(done[i][j][3], 1, 1);
+      for (int n = 0; n < kDown * kAcross * 4; ++n) {
+        move(place[n * Tile::kGroupThreads], sums[n / 4 / kAcross][n / 4 % kAcross][n % 4]);
+      }
+    };
+    if (group > 0) each(group, [](Sum& place, const Sum& sum) { place = sum; });
+    syncthreads();
+    if (group == 0) {
+#pragma unroll 1
+      for (unsigned other = 1; other < Tile::kGroups; ++other) {
+        take_out();
+        each(other, [](const Sum& place, Sum& sum) { sum = place; });
+      }
     }
   }
-  syncthreads();
-  finish<Tile>(p, corner, *rows_there, laid_out);
+  if constexpr (kTakesOut) take_out();
+  const auto& done = kTakesOut ? whole : sums;
+
+  float* laid_out = reinterpret_cast<float*>(shared);
+#pragma unroll 1
+  for (int first = 0; first < Tile::kRows; first += Tile::kRowsAtOnce) {
+    if (first > 0) syncthreads();  // the rows before have been read
+    const bool of_these = Tile::kRowsAtOnce == Tile::kRows ||
+                          static_cast<int>(warp_row) / Tile::kRowsAtOnce == (first > 0);
+    if (group == 0 && of_these) {
+#pragma unroll
+      for (int i = 0; i < kDown; ++i) {
+        const unsigned row = warp_row + 16 * i + lane / 4;
+        WorthOfRows<In> worth(p, corner, row, *rows_there);
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j) {
+          const unsigned column = warp_column + 8 * j + lane % 4 * 2;
+          float* place = laid_out + (row - first) * Tile::kSumsStride + column;
+          worth.columns(column);
+          place[0] = worth(done[i][j][0], 0, 0);
+          place[1] = worth(done[i][j][1], 0, 1);
+          place[8 * Tile::kSumsStride] = worth(done[i][j][2], 1, 0);
+          place[8 * Tile::kSumsStride + 1] = worth(done[i][j][3], 1, 1);
+        }
+      }
+    }
+    syncthreads();
+    finish<Tile, Tile::kRowsAtOnce>(p, {corner.row + first, corner.column}, *rows_there - first,
+                                    laid_out);
+  }
 }
 
+// A tile of R x C reads R + C rows of inputs for its sums, and a warp of shared memory likewise: so
+// large ones are better, as far as registers and the number of multiprocessors go (`choose` in
+// linear.cu). Each has 28 KiB of its inputs or more on their way at any time.
+//
+// 128 x 256: 128 sums a thread, eight reads of fragments for 32 products, 96 KiB.
+using WideMma = MmaTile<2, 4, 64, 64, 1, 4>;
 // 128 x 128: 64 sums a thread, six reads of fragments for 16 products of tensor cores, and 68 KiB
 // of shared memory, so that two blocks share a multiprocessor.
-using LargeMma = MmaTile<2, 4, 64, 32>;
-using MediumMma = MmaTile<2, 2, 32, 32>;
-using SmallMma = MmaTile<2, 2, 16, 16>;
+using LargeMma = MmaTile<2, 4, 64, 32, 2, 4>;
+using MediumMma = MmaTile<2, 2, 32, 32, 2, 6>;
+using SmallMma = MmaTile<2, 2, 16, 16, 2, 8>;
+// Of e4m3 64 x 128 in the place of 128 x 128: the sums that are taken out are as many again, and
+// sm_90a needs 180 registers for 32 of each, with the operands in fp16.
+using LargeE4m3 = MmaTile<2, 4, 32, 32, 1, 4>;
+// For deep layers. 128 x 128 with twice the sums, so that one block has a multiprocessor; 128 x 64
+// would leave room for two, but reads fragments half as often again for a product, and inputs
+// likewise.
+using DeepLargeMma = MmaTile<2, 4, 64, 32, 1, 6, Parts::kInTurn>;
+using DeepMediumMma = MmaTile<2, 2, 32, 32, 1, 3, Parts::kAtOnce>;
+using DeepSmallMma = MmaTile<2, 2, 16, 16, 2, 4, Parts::kAtOnce>;
 
 template <class Tile, class T, class In>
 void run(void (*kernel)(Product<T, In>), Product<T, In> p, Stream stream) {

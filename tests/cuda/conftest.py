@@ -203,6 +203,11 @@ def products() -> ModuleType:
     return load("products", Path(__file__).with_name("test_products.py"))
 
 
+@pytest.fixture(scope="session")
+def table_of_tiles() -> ModuleType:
+    return load("gpu_tiles", ROOT / "benchmarks" / "gpu" / "tiles.py")
+
+
 @pytest.fixture
 def made(handmade, rng) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return handmade.make_plan(rng)

@@ -8,7 +8,9 @@
 #include "bindings/inputs.h"
 #include "bindings/testing/cuda_kernels.h"
 #include "bindings/testing/device_arrays.h"
+#include "cuda/depth.h"
 #include "cuda/hopper/attention_layout.h"
+#include "cuda/tile_order.h"
 #include "emulator/emulator.h"
 #include "probes.h"
 
@@ -82,8 +84,16 @@ py::tuple probe_in_stream(const std::string& name, const FloatArray& x) {
   return py::make_tuple(before, copy());
 }
 
-void start(int64_t blocks, int threads, size_t shared_bytes) {
-  cuda::probes::start_empty(blocks, threads, shared_bytes, nullptr);
+void start(int64_t blocks, int threads, size_t shared_bytes, unsigned cluster) {
+  cuda::probes::start_empty(cluster, blocks, threads, shared_bytes, nullptr);
+}
+
+// x: 512 floats.
+FloatArray cluster_probe(const std::string& name, const FloatArray& x) {
+  const DeviceArray in(x);
+  const DeviceMatrix out(1, x.size(), cuda::Element::kFp32);
+  cuda::probes::run_cluster(name, in.as<float>(), static_cast<float*>(out.rows().data));
+  return out.download().attr("ravel")();
 }
 
 FloatArray hopper_probe(void (*run)(const std::string&, const uint16_t*, float*),
@@ -134,15 +144,22 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   emulator.def(
       "reset",
       [](int devices, size_t memory_bytes, bool backwards, const std::string& fails, int capability,
-         bool hopper) {
-        cuda::emulator::reset({devices, memory_bytes, backwards, fails, capability, hopper});
+         bool hopper, int multiprocessors) {
+        cuda::emulator::reset(
+            {devices, memory_bytes, backwards, fails, capability, hopper, multiprocessors});
       },
       py::arg("devices") = cuda::emulator::Settings().devices,
       py::arg("memory_bytes") = cuda::emulator::Settings().memory_bytes,
       py::arg("backwards") = false, py::arg("fails") = "",
-      py::arg("capability") = cuda::emulator::Settings().capability, py::arg("hopper") = true);
+      py::arg("capability") = cuda::emulator::Settings().capability, py::arg("hopper") = true,
+      py::arg("multiprocessors") = cuda::emulator::Settings().multiprocessors);
   emulator.def("graphs_alive", &cuda::emulator::graphs_alive);
   emulator.def("bytes_in_use", &cuda::emulator::bytes_in_use, py::arg("device") = 0);
+
+  auto depth = module.def_submodule("depth");
+  depth.def("depth_parts", &cuda::depth_parts);
+  depth.def("part_begin", &cuda::part_begin, py::arg("inputs"), py::arg("parts"), py::arg("part"),
+            py::arg("step") = cuda::kPartStep);
 
   auto maps = module.def_submodule("hopper");
   namespace hopper = cuda::hopper;
@@ -153,10 +170,12 @@ PYBIND11_MODULE(_cuda_emulated, module) {
     return py::make_tuple(place.row, place.column);
   });
   maps.def("tile_place", [](int64_t tile, int64_t down, int64_t across) {
-    const auto place = hopper::tile_place(tile, down, across);
+    const auto place = cuda::tile_place(tile, down, across);
     return py::make_tuple(place.down, place.across);
   });
   maps.def("wide_tiles", &hopper::wide_tiles);
+  maps.def("shared_weights", &hopper::shared_weights);
+  maps.def("parts_in_clusters", &hopper::parts_in_clusters);
   maps.def("head_swizzled", &hopper::head_swizzled);
   maps.def("head_descriptor", &hopper::head_descriptor);
   maps.def("left_place", [](int thread, int i, int half) {
@@ -194,6 +213,8 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   };
   def_hopper("run_hopper", &cuda::probes::run_hopper);
   def_hopper("run_hopper_registers", &cuda::probes::run_hopper_registers);
+  def_hopper("run_multicast", &cuda::probes::run_multicast);
+  probes.def("multicast_names", &cuda::probes::multicast_names);
   probes.def("hopper_register_names", &cuda::probes::hopper_register_names);
   probes.def("run_overlapping", &bindings::overlapping_probe, py::arg("name"), py::arg("x"),
              py::arg("weights") = false);
@@ -203,7 +224,9 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   probes.def("copy_back", &bindings::copy_back, py::arg("bytes"), py::arg("written"));
   probes.def("run_in_stream", &bindings::probe_in_stream, py::arg("name"), py::arg("x"));
   probes.def("start", &bindings::start, py::arg("blocks"), py::arg("threads"),
-             py::arg("shared_bytes"));
+             py::arg("shared_bytes"), py::arg("cluster") = 1);
+  probes.def("cluster_names", &cuda::probes::cluster_names);
+  probes.def("run_cluster", &bindings::cluster_probe, py::arg("name"), py::arg("x"));
   probes.def("product", &bindings::product, py::arg("element"), py::arg("a"), py::arg("b"),
              py::arg("sums"));
   probes.def("narrow", &bindings::narrow, py::arg("element"), py::arg("x"));

@@ -375,8 +375,10 @@ void run(const std::string& name, const float* x, float* out, Stream stream) {
   launch(probes().at(name), 1, kThreads, kThreads * sizeof(float), stream, x, out);
 }
 
-void start_empty(int64_t blocks, int threads, size_t shared_bytes, Stream stream) {
-  launch(empty, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes, stream);
+void start_empty(unsigned cluster, int64_t blocks, int threads, size_t shared_bytes,
+                 Stream stream) {
+  launch_clusters(cluster, empty, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes,
+                  stream);
 }
 
 std::vector<std::string> names() {

@@ -28,8 +28,17 @@ std::vector<std::string> hopper_names();
 void run_hopper_registers(const std::string& name, const uint16_t* tile, float* out);
 std::vector<std::string> hopper_register_names();
 
+// Two clusters of four blocks with 64 threads each: a block's 64 floats of out are those that the
+// next block of its cluster has of x, whose shared memory it reads. Names likewise.
+void run_cluster(const std::string& name, const float* x, float* out);
+std::vector<std::string> cluster_names();
+
+// As run_hopper, by two blocks of a cluster that copy half of the tile each to both.
+void run_multicast(const std::string& name, const uint16_t* tile, float* out);
+std::vector<std::string> multicast_names();
+
 // A kernel that does nothing.
-void start_empty(int64_t blocks, int threads, size_t shared_bytes, Stream stream);
+void start_empty(unsigned cluster, int64_t blocks, int threads, size_t shared_bytes, Stream stream);
 
 // One warp: sums += a * b^T with a of 16 x 16, b of 8 x 16 and sums of 16 x 8, by way of ldmatrix.
 // If transposed, b is given as 16 x 8 (8 and no pad) and read by ldmatrix.trans.

@@ -156,6 +156,54 @@ def test_what_no_device_starts(probes, blocks, threads, shared_bytes):
     probes.start(2, 1024, 227 * 1024)
 
 
+@pytest.mark.parametrize(("blocks", "cluster"), [(9, 9), (16, 16), (6, 4), (1, 2), (4, 0)])
+def test_clusters_that_no_device_starts(probes, blocks, cluster):
+    with pytest.raises(DeviceError, match="cannot run: cudaErrorInvalidClusterSize"):
+        probes.start(blocks, 32, 0, cluster)
+    probes.start(8, 1024, 227 * 1024, 8)
+
+
+# By both orders again: who reads may come before who writes, or ends, and after.
+CLUSTER_RACE = r"thread \d+ reads byte \d+ of another block's shared memory, (which its "
+CLUSTER_RACE += r"thread \d+ has written with no barrier of the cluster between|"
+CLUSTER_RACE += "to which nothing has been written)"
+WRONG_IN_CLUSTERS = {
+    "no barrier": CLUSTER_RACE,
+    "a block's barrier": CLUSTER_RACE,
+    "a barrier of some": r"threads 0 to 32 of block 2 wait at the cluster's barrier .*, "
+    "threads 33 to 33 of block 2 have ended",
+    "a barrier of one block": "threads 0 to 63 of block 0 have ended, threads 0 to 63 of block 1 "
+    "wait at the cluster's barrier",
+    "no barrier at the end": "(the block ends, and another has reached its shared memory with no "
+    r"barrier of the cluster between|reaches for block \d of its cluster, which has ended)",
+    "a reader is late": r"thread \d+ reaches for block 0 of its cluster, which has ended",
+    "overwritten": r"(writes byte \d+ of shared memory, which block \d of the cluster has read "
+    "with no barrier of the cluster between|which its thread .* has written with no barrier of)",
+    "unwritten": "reads byte 20 of another block's shared memory, to which nothing has been "
+    "written",
+    "no such rank": "reaches for block 4 of a cluster of 4",
+    "unaligned": "must be a multiple of 16",
+    "past the end": "past the end of shared memory",
+    "not shared": "which is not shared memory",
+}
+
+
+def test_blocks_of_a_cluster_read_each_other(probes, rng):
+    x = rng.normal(size=512).astype(np.float32)
+    found = probes.run_cluster("nothing", x)
+    np.testing.assert_array_equal(found.reshape(2, 4, 64), np.roll(x.reshape(2, 4, 64), -1, axis=1))
+    assert set(probes.cluster_names()) == {"nothing", *WRONG_IN_CLUSTERS}
+
+
+@pytest.mark.parametrize("name", WRONG_IN_CLUSTERS)
+def test_wrong_in_clusters(emulated, probes, name):
+    x = np.arange(512, dtype=np.float32)
+    with pytest.raises(DeviceError, match=WRONG_IN_CLUSTERS[name]):
+        probes.run_cluster(name, x)
+    emulated.emulator.reset()
+    probes.run_cluster("nothing", x)
+
+
 @pytest.mark.parametrize("transposed", [False, True], ids=["ldmatrix", "ldmatrix.trans"])
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
 def test_product(probes, element_by_name, name, transposed, rng):

@@ -302,6 +302,71 @@ def test_hopper_against_double_precision(hopper, rng):
     assert (np.abs(found.astype(np.float64) - a @ b.T) <= bound + 2.0**-24).all()
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"),
+    [(1, 1, 2048), (130, 136, 2305), (33, 9, 3072)],  # 16, 19 and 24 steps
+)
+def test_deep_layers_on_hopper(emulated, rng, rows, columns, depth):
+    """By a block that walks all parts of the depth, and by a cluster."""
+    x = rows_of(rng, rows, depth)
+    # Of a size that no result is beyond fp16.
+    codes, scale = fp8_outputs(rng.normal(size=(columns, depth)).astype(np.float32) / 32)
+    bias = rng.normal(size=columns).astype(np.float32)
+    more = half(rng.normal(size=(rows, columns)))
+    of_x, of_rows = scaled(x)
+    a = from_e4m3(of_x).astype(np.float64) * of_rows[:, None]
+    b = from_e4m3(codes).astype(np.float64) * scale[:, None]
+    exact = a @ b.T
+    bound = 4 * 33 * 2.0**-13 * (np.abs(a) @ np.abs(b).T) + np.abs(exact) * 2.0**-10
+    found = {}
+    for multiprocessors in (2, 16):
+        emulated.emulator.reset(multiprocessors=multiprocessors)
+        tiles = -(-rows // 128) * -(-columns // 128)
+        in_clusters = emulated.hopper.parts_in_clusters(tiles, depth, multiprocessors)
+        assert in_clusters is (multiprocessors == 16)
+        plain = emulated.kernels.linear_e4m3(half(x), codes, scale, tiles="hopper")
+        assert (np.abs(plain.view(np.float16) - exact) <= bound + 2.0**-24).all()
+        found[multiprocessors] = emulated.kernels.linear_e4m3(
+            half(x), codes, scale, bias, "gelu_erf", more, tiles="hopper"
+        )
+        for first in (0, rows // 2):  # and alone
+            alone = emulated.kernels.linear_e4m3(
+                half(x[first : first + 1]),
+                *(codes, scale, bias, "gelu_erf", more[first : first + 1]),
+                tiles="hopper",
+            )
+            np.testing.assert_array_equal(alone[0], found[multiprocessors][first])
+    np.testing.assert_array_equal(*found.values())
+
+
+def test_parts_are_added_in_their_order_in_fp8(emulated):
+    # A part's sum is 2**24, which takes a one beside it in, or one.
+    parts = np.array([[2.0**24, 1, -(2.0**24), 1], [1, 2.0**24, -(2.0**24), 1]], np.float32)
+    parts = np.concatenate([parts, parts[:, ::-1]])
+    firsts = np.array([0, 768, 1536, 2304])
+    # 2**24 is 256 by 256, in every input of two steps.
+    x = np.zeros((len(parts), 3072), np.float32)
+    weight = np.zeros((2, 3072), np.float32)
+    x[:, 3071] = 448  # the scale is 1
+    weight[:, 3070] = 448
+    for i, first in enumerate(firsts):
+        large = np.abs(parts[:, i]) > 1
+        x[:, first : first + 256] = np.where(large, np.sign(parts[:, i]) * 256, 0)[:, None]
+        weight[1, first : first + 256] = 256
+        x[~large, first + 256] = parts[~large, i]
+        weight[1, first + 256] = 1
+    codes, scale = scaled(weight)
+    expected = parts[:, 0]
+    for i in range(1, 4):
+        expected = expected + parts[:, i]
+    backwards = parts[:, 0] + (parts[:, 1] + (parts[:, 2] + parts[:, 3]))
+    assert (backwards != expected).any()
+    for multiprocessors in (2, 16):
+        emulated.emulator.reset(multiprocessors=multiprocessors)
+        found = emulated.kernels.linear_e4m3(half(x), codes, scale, tiles="hopper")
+        np.testing.assert_array_equal(found.view(np.float16)[:, 1], expected)
+
+
 def test_a_row_has_the_same_bits_in_any_batch_on_hopper(hopper, rng):
     x = rows_of(rng, 150, 200)
     codes, scale = fp8_outputs(rng.normal(size=(9, 200)).astype(np.float32))

@@ -72,6 +72,43 @@ def test_wide_tiles_where_no_block_has_more_to_do(maps, down, outputs, wide):
     assert maps.wide_tiles(down, outputs, 132) is wide
 
 
+@pytest.mark.parametrize(
+    ("down", "across", "shared"),
+    [
+        (1, 140, False),  # there is no other below
+        (12, 6, True),
+        (33, 12, False),  # 396 tiles, three turns; 204 pairs in 66 clusters, four
+        (128, 3, True),
+        (129, 3, True),  # 387, three turns; 195 pairs, three
+        (11, 12, False),  # one turn of 132; 72 pairs are two
+    ],
+)
+def test_weights_are_shared_where_no_block_has_more_to_do(maps, down, across, shared):
+    assert maps.shared_weights(down, across, 132) is shared
+    assert not maps.shared_weights(down, across, 1)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "inputs", "clusters"),
+    [
+        (6, 3072, True),  # BERT base, up to 128 rows: 12 steps for 48
+        (8, 4096, True),
+        (66, 3072, True),  # two turns of 33 clusters: 24 steps for 48, and 16 for the exchange
+        (67, 3072, False),  # three: 36 and 24
+        (133, 3072, False),  # five: 60 and 40, for 96 of two turns of blocks
+        (133, 4096, True),  # 80 and 40 for 128
+        (768, 3072, False),  # 16,384 rows
+        (6, 2049, True),  # nine steps and eight for 33
+    ],
+)
+def test_clusters_where_they_have_fewer_steps_in_turn(maps, tiles, inputs, clusters):
+    assert maps.parts_in_clusters(tiles, inputs, 132) is clusters
+
+
+def test_no_clusters_where_none_fits(maps):
+    assert [maps.parts_in_clusters(1, 3072, count) for count in (2, 3, 4)] == [False, False, True]
+
+
 def test_phases_of_the_ring(maps):
     # "mbarrier.test_wait": a wait for a parity ends when the phase of that parity has; a barrier
     # begins in phase 0, and the one before, of parity 1, counts as over.

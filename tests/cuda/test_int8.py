@@ -13,7 +13,7 @@ from bertrt.evaluation.verify import verify
 from bertrt.models.model import Model
 from bertrt.plan.quantized import product_steps, state_precisions, store_quantized
 
-TILES = ["small", "medium", "large"]
+TILES = ["small", "medium", "large", "wide"]
 COUNTS = [1, 2, 15, 16, 17, 127, 128, 129]  # of rows, around the tensor cores' and the tiles'
 IDS = np.array([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0], [2, 3, 0, 0, 0]])
 LENGTHS = np.array([5, 3, 0])
@@ -67,7 +67,7 @@ def test_rows_in_255_steps(cuda, rng, rows, cols):
     np.testing.assert_array_equal(found[:, :cols], np.clip(q, 0, 255))
 
 
-# For tiles of 32, 64 and 128 rows and columns, and 64 inputs at a time.
+# For tiles of 32, 64 and 128 rows, as many columns or twice as many, and 64 inputs at a time.
 @pytest.mark.parametrize("tiles", TILES)
 @pytest.mark.parametrize(
     ("rows", "columns", "depth"),

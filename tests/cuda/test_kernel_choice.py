@@ -59,6 +59,41 @@ def test_a_whole_model(hopper, made, handmade, rng, monkeypatch, precision, boun
     assert engine.launches()["by_graph"] > 0
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_deep_layers(emulated, hugging, monkeypatch, precision):
+    """A model whose last products have 2,048 inputs: in clusters, where there are multiprocessors
+    for them, the same bits as without; alone and by graphs, too."""
+    monkeypatch.setitem(sys.modules, "bertrt._cuda", emulated)
+    config = {**hugging.config, "hidden_size": 64, "num_attention_heads": 2}
+    config["intermediate_size"] = 2048
+    path = hugging.write(config, hugging.weights(config))
+    texts = [
+        np.random.default_rng(i).integers(4, 9, count) for i, count in enumerate((1, 3, 16, 9))
+    ]
+    with Engine.load(path) as cpu:
+        want = cpu.run(texts)
+    with Engine.load(path, device="cuda", precision=precision) as engine:
+        usual = engine.run(texts)
+    monkeypatch.setenv(KERNELS, "hopper")
+    found = []
+    for multiprocessors in (2, 8):
+        emulated.emulator.reset(multiprocessors=multiprocessors)
+        in_clusters = emulated.hopper.parts_in_clusters(1, 2048, multiprocessors)
+        assert in_clusters is (multiprocessors == 8)
+        with Engine.load(path, device="cuda", precision=precision) as engine:
+            together = engine.run(texts)
+            for _ in range(3):  # the second captures a graph, the third runs by it
+                for i in (0, 2):
+                    for name, value in engine.run([texts[i]]).items():
+                        np.testing.assert_array_equal(value[0], together[name][i], name)
+            found.append({name: np.concatenate(rows) for name, rows in together.items()})
+    for name, own in found[1].items():
+        np.testing.assert_array_equal(own, found[0][name], name)
+        other, exact = np.concatenate(usual[name]), np.concatenate(want[name])
+        error = [np.sqrt(np.mean(np.square(rows - exact))) for rows in (own, other)]
+        assert 0 < error[0] < 1.2 * error[1], name
+
+
 @pytest.mark.parametrize("precision", ["fp32"])
 def test_what_they_do_not_take_runs_as_ever(hopper, made, handmade, rng, monkeypatch, precision):
     batch = handmade.batch_of(rng, [3, 9])

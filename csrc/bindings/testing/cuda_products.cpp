@@ -26,9 +26,43 @@ cuda::Tiles parse_tiles(const std::string& name) {
   if (name == "small") return cuda::Tiles::kSmall;
   if (name == "medium") return cuda::Tiles::kMedium;
   if (name == "large") return cuda::Tiles::kLarge;
+  if (name == "wide") return cuda::Tiles::kWide;
   if (name == "hopper") return cuda::Tiles::kHopper;
-  throw BatchError("tiles must be small, medium, large or hopper, not " + name);
+  if (name == "hopper blocks") return cuda::Tiles::kHopperBlocks;
+  throw BatchError("tiles must be small, medium, large, wide, hopper or hopper blocks, not " +
+                   name);
 }
+
+// The name of those that products of mma.sync, or of fp32, take.
+std::string choose_tiles(const std::string& element, int64_t rows, int64_t outputs, int64_t inputs,
+                         int multiprocessors) {
+  require(rows >= 0 && outputs > 0 && inputs > 0 && multiprocessors > 0,
+          "outputs, inputs and multiprocessors must be above 0, rows not below");
+  cuda::Linear product;
+  product.inputs = inputs;
+  product.outputs = outputs;
+  const uint8_t some = 0;
+  const bool eight_bits = element == "int8" || element == "fp8";
+  if (eight_bits) product.quantised.data = &some;
+  if (element == "fp8") product.quantised.bits = cuda::EightBits::kFp8;
+  switch (cuda::choose_tiles(product, eight_bits ? cuda::Element::kFp16 : parse_element(element),
+                             rows, multiprocessors)) {
+    case cuda::Tiles::kSmall:
+      return "small";
+    case cuda::Tiles::kMedium:
+      return "medium";
+    case cuda::Tiles::kLarge:
+      return "large";
+    case cuda::Tiles::kWide:
+      return "wide";
+    case cuda::Tiles::kHopper:
+    case cuda::Tiles::kHopperBlocks:
+      break;
+  }
+  throw BatchError("no product of mma.sync");
+}
+
+int multiprocessors() { return cuda::open_device(0).multiprocessors; }
 
 // `into`: wider rows, of which the result becomes the columns from first_column on.
 py::array linear(const std::string& element_name, const py::array& x, const py::array& weight,
@@ -190,7 +224,8 @@ double linear_e4m3_seconds(const py::array& x,
   cuda::quantise_rows(cuda::EightBits::kFp8, rows.rows(), rows.count(), inputs, of_x, nullptr);
   cuda::check(cudaDeviceSynchronize(), "a kernel");
   const auto choice =
-      tiles ? parse_tiles(*tiles) : cuda::choose_tiles(cuda::Element::kFp16, rows.count(), outputs);
+      tiles ? parse_tiles(*tiles)
+            : cuda::choose_tiles(product, cuda::Element::kFp16, rows.count(), multiprocessors());
   return seconds_of(repeats, [&](cudaStream_t stream) {
     cuda::linear_in_tiles(choice, product, of_x, {}, rows.count(), out.rows(), stream);
   });
@@ -205,8 +240,8 @@ double linear_seconds(const std::string& element_name, const py::array& x, const
   const DeviceMatrix out(rows.count(), weights.count(), element);
   const cuda::Linear product{weights.rows(), weights.cols(),    weights.count(),
                              nullptr,        Activation::kNone, {}};
-  const auto choice =
-      tiles ? parse_tiles(*tiles) : cuda::choose_tiles(element, rows.count(), weights.count());
+  const auto choice = tiles ? parse_tiles(*tiles)
+                            : cuda::choose_tiles(product, element, rows.count(), multiprocessors());
   return seconds_of(repeats, [&](cudaStream_t stream) {
     cuda::linear_in_tiles(choice, product, rows.rows(), {}, rows.count(), out.rows(), stream);
   });
@@ -339,6 +374,8 @@ void bind_cuda_products(py::module_& kernels) {
               py::arg("residual") = py::none(), py::arg("into") = py::none(),
               py::arg("first_column") = 0, py::arg("residual_in_place") = false,
               py::arg("tiles") = py::none());
+  kernels.def("choose_tiles", &choose_tiles, py::arg("element"), py::arg("rows"),
+              py::arg("outputs"), py::arg("inputs"), py::arg("multiprocessors"));
   kernels.def("quantise_rows", &quantise_rows, py::arg("x"), py::arg("bits") = "int8");
   kernels.def("e4m3_of", &e4m3_of, py::arg("x"));
   const auto bind_8_bits = [&](const char* name, auto function) {

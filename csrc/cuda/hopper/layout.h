@@ -1,14 +1,11 @@
 // Hopper's maps as plain functions: where elements of tiles stand, what describes a tile to wgmma,
-// who holds which sum, which tile comes when. Of PTX ISA 8.x, whose sections are named.
+// who holds which sum. Of PTX ISA 8.x, whose sections are named.
 #pragma once
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define BERTRT_BOTH __host__ __device__
-#else
-#define BERTRT_BOTH
-#endif
+#include "cuda/both.h"
+#include "cuda/depth.h"
 
 namespace bertrt::cuda::hopper {
 
@@ -40,21 +37,6 @@ BERTRT_BOTH constexpr Place sum_place(int thread, int i) {
   return {thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2};
 }
 
-// The tiles of a result, in bands of kBand tiles down: those that run at the same time read few
-// rows and few columns of weights, which the L2 cache then holds.
-constexpr int64_t kBand = 8;
-struct TilePlace {
-  int64_t down;
-  int64_t across;
-};
-BERTRT_BOTH constexpr TilePlace tile_place(int64_t tile, int64_t tiles_down, int64_t tiles_across) {
-  const int64_t band = tile / (kBand * tiles_across);
-  const int64_t left = tiles_down - band * kBand;
-  const int64_t height = left < kBand ? left : kBand;
-  const int64_t within = tile - band * kBand * tiles_across;
-  return {band * kBand + within % height, within / height};
-}
-
 // A block's tile of the result: 128 rows, and 128 columns or twice as many.
 constexpr int kTileRows = 128;
 constexpr int kNarrow = 128;
@@ -70,6 +52,35 @@ BERTRT_BOTH constexpr bool wide_tiles(int64_t tiles_down, int64_t outputs, int m
     return (tiles + multiprocessors - 1) / multiprocessors;
   };
   return 2 * turns(kWide) <= turns(kNarrow);
+}
+
+// Whether two blocks that make wide tiles, one above the other, are a cluster and share the copies
+// of their weights: where there are two, and no block has more to do in turn. A block then brings
+// 32 KiB for a step in the place of 48. The sums are the same.
+BERTRT_BOTH constexpr bool shared_weights(int64_t tiles_down, int64_t tiles_across,
+                                          int multiprocessors) {
+  const int clusters = multiprocessors / 2;
+  if (tiles_down < 2 || clusters == 0) return false;
+  const int64_t pairs = (tiles_down + 1) / 2 * tiles_across;
+  return (pairs + clusters - 1) / clusters <=
+         (tiles_down * tiles_across + multiprocessors - 1) / multiprocessors;
+}
+
+// Whether a result of so many tiles, whose depth has several parts, is computed by clusters, in
+// which a block walks one part of a tile, and not by blocks that walk all of them: where blocks
+// have fewer steps in turn. As many clusters run at once as the multiprocessors are made for, less
+// what their groups leave over, which is not known here. Each takes kExchangeSteps more: to lay
+// sums out, wait twice and read the others' takes 2 us by reckoning, where a step takes 0.27 (BERT
+// base's 48, 13 us). Nothing of it has been measured. The sums are the same in both.
+constexpr int kExchangeSteps = 8;
+BERTRT_BOTH constexpr bool parts_in_clusters(int64_t tiles, int inputs, int multiprocessors) {
+  const int parts = depth_parts(inputs);
+  const int clusters = multiprocessors / parts;
+  if (clusters == 0) return false;
+  const int64_t steps = (int64_t{inputs} + kPartStep - 1) / kPartStep;
+  const auto turns = [=](int at_once) { return (tiles + at_once - 1) / at_once; };
+  const int64_t of_part = (steps + parts - 1) / parts + kExchangeSteps;
+  return turns(clusters) * of_part < turns(multiprocessors) * steps;
 }
 
 // Where a step of a ring of stages stands: its stage, and the parity of the phase in which its

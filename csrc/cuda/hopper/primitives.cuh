@@ -79,6 +79,16 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
   BERTRT_SM90(
       "mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
 }
+// At the barrier of the cluster's block of that rank, which stands there where this one does here.
+// It says that something has been read, and hands nothing on that was written: released for the
+// cluster it would wait, in each step, for all that the warp has written to memory.
+__device__ __forceinline__ void barrier_arrive(Barrier* barrier, unsigned rank) {
+  BERTRT_SM90(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank) : "memory");
+}
 // An arrival, and so many bytes to come by TMA in this phase.
 __device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
   BERTRT_SM90(
@@ -115,6 +125,53 @@ __device__ __forceinline__ void tma_load(void* tile, const TensorMap& map, int64
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4}], [%2];\n" ::"r"(shared_address(tile)),
       "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(static_cast<int>(row)) : "memory");
+}
+
+// The same to all blocks of the cluster that have a bit in `blocks`: to the same place in the
+// shared memory of each, where its bytes count for the barrier that stands where this one does.
+__device__ __forceinline__ void tma_load(void* tile, const TensorMap& map, int64_t row, int column,
+                                         Barrier* barrier, unsigned blocks) {
+  BERTRT_SM90(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(shared_address(tile)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(static_cast<int>(row)),
+      "h"(static_cast<uint16_t>(blocks)) : "memory");
+}
+
+// The block's place among those of its cluster, which are neighbours along x.
+__device__ __forceinline__ unsigned cluster_rank() {
+  uint32_t rank = 0;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+#else
+  __trap();
+#endif
+  return rank;
+}
+
+// By all threads of all blocks of the cluster: what each wrote before, all can read behind it. The
+// device waits for none that has ended, but a block's shared memory ends with it.
+__device__ __forceinline__ void cluster_barrier(Site = Site::current()) {
+  syncwarp();  // a warp arrives as one
+  BERTRT_SM90(
+      "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::
+          : "memory");
+}
+
+// 16 bytes of the shared memory of the cluster's block of that rank, which stand there where `own`
+// does here, at a multiple of 16.
+__device__ __forceinline__ void load_peer(float (&to)[4], const float* own, unsigned rank) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{\n.reg .b32 peer;\n"
+      "mapa.shared::cluster.u32 peer, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [peer];\n}\n"
+      : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+      : "r"(shared_address(own)), "r"(rank)
+      : "memory");
+#else
+  __trap();
+#endif
 }
 
 // A warpgroup's registers are ready for wgmma; the products since then make a group; at most the

@@ -53,6 +53,9 @@ void mma_m16n8k32(float* sums, const uint32_t* a, const uint32_t* b, Site site);
 void require_alignment(const void* p, int bytes);
 void wait_for_kernels_before();
 void* shared_memory();
+unsigned cluster_rank();
+void cluster_barrier(Site site);
+void load_peer(void* to, const void* shared, unsigned rank);
 
 float fp16_to_float(uint16_t bits);
 float bf16_to_float(uint16_t bits);
@@ -69,21 +72,27 @@ float (*widening())(uint16_t) {
 }  // namespace emulator
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
-            Args... args) {
+void launch_clusters(unsigned cluster, void (*kernel)(Params...), dim3 grid, int threads,
+                     size_t shared_bytes, Stream stream, Args... args) {
   const auto call = [=] { kernel(args...); };
   using Call = decltype(call);
   const cudaError_t error =
       emulator::enqueue({std::make_shared<Call>(call), sizeof(Call),
-                         [](const void* call) { (*static_cast<const Call*>(call))(); }, grid,
-                         threads, shared_bytes, stream.overlaps},
+                         [](const void* call) { (*static_cast<const Call*>(call))(); }, cluster,
+                         grid, threads, shared_bytes, stream.overlaps},
                         stream);
   if (error != cudaSuccess) {
     throw DeviceError(std::string("a kernel cannot run: ") + cudaGetErrorString(error));
   }
 }
 
-inline int multiprocessors() { return 2; }
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
+            Args... args) {
+  launch_clusters(1, kernel, grid, threads, shared_bytes, stream, args...);
+}
+
+inline int multiprocessors() { return emulator::settings().multiprocessors; }
 
 inline bool compiled_to_wait() { return true; }
 inline void wait_for_kernels_before() { emulator::wait_for_kernels_before(); }

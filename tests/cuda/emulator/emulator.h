@@ -2,7 +2,8 @@
 // the host compiler, and holds them to the rules of the device.
 //
 // The threads of a block are fibers of one thread of the CPU. Each runs until it waits for others,
-// in a fixed order, forwards or backwards; blocks run one after the other. Kernels are compiled
+// in a fixed order, forwards or backwards; blocks run one after the other, those of a cluster side
+// by side. Kernels are compiled
 // with -fsanitize=thread, not for its runtime but for the call that it puts before each access to
 // memory: the emulator is what it calls. Faults that it finds:
 //
@@ -15,7 +16,12 @@
 //   - shared memory that two threads touch, one of them writing, with no barrier between;
 //   - shared memory touched while a cp.async is on its way there: its data land in the wait, and
 //     not before; a cp.async that nobody has waited for at the kernel's end;
-//   - what the hardware would refuse: too many threads, too much shared memory, too large a grid;
+//   - of clusters: a barrier that not all threads of all blocks reach, none having ended; another
+//     block's shared memory that is read with no barrier of the cluster behind its writes, or
+//     written with none behind such a read, or whose block has ended, or may while it is read;
+//     a block that the cluster has not;
+//   - what the hardware would refuse: too many threads, too much shared memory, too large a grid, a
+//     cluster of more than 8 blocks, or that is no divisor of the grid;
 //   - in a launch that overlaps the one before it: a thread that ends and has not waited for the
 //     kernels before, or that before its wait writes, or reads memory that kernels write;
 //   - a copy, in a graph that is launched again, of memory that has been freed meanwhile;
@@ -39,6 +45,7 @@ namespace bertrt::cuda::emulator {
 
 // "CUDA C++ Programming Guide", table "Technical Specifications per Compute Capability".
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxCluster = 8;                 // blocks, without asking
 constexpr size_t kMaxSharedBytes = 227 << 10;  // of 9.0; 163 KiB on 8.0
 
 // What a kernel did wrong.
@@ -51,6 +58,7 @@ struct Launch {
   std::shared_ptr<const void> call;
   size_t call_bytes;
   void (*run_thread)(const void* call);
+  unsigned cluster;  // blocks of one, neighbours along x
   dim3 grid;
   int threads;
   size_t shared_bytes;
@@ -93,8 +101,9 @@ struct Settings {
   // A call that fails: "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
   // "cudaGraphLaunch", or "launch in a capture", of the third kernel.
   std::string fails;
-  int capability = 89;  // 10 * major + minor
-  bool hopper = true;   // whether they run Hopper's kernels
+  int capability = 89;      // 10 * major + minor
+  bool hopper = true;       // whether they run Hopper's kernels
+  int multiprocessors = 2;  // as kernels' launches see them
 };
 void reset(const Settings& settings);
 const Settings& settings();

@@ -36,9 +36,11 @@ struct TensorMap {
 
 namespace emulator {
 void barrier_init(Barrier* barrier, int arrivals);
-void barrier_arrive(Barrier* barrier, int bytes);
+void barrier_arrive(Barrier* barrier, int bytes, int rank);
 void barrier_wait(Barrier* barrier, unsigned parity, Site site);
-void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier* barrier);
+// `blocks`: a bit for each of the cluster's to whose shared memory it goes.
+void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier* barrier,
+              unsigned blocks);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int groups, Site site);
@@ -64,15 +66,27 @@ inline void barrier_init(Barrier* barrier, int arrivals) {
   emulator::barrier_init(barrier, arrivals);
 }
 inline void barrier_init_done() {}
-inline void barrier_arrive(Barrier* barrier) { emulator::barrier_arrive(barrier, 0); }
+inline unsigned cluster_rank() { return cuda::emulator::cluster_rank(); }
+inline void barrier_arrive(Barrier* barrier, unsigned rank) {
+  emulator::barrier_arrive(barrier, 0, static_cast<int>(rank));
+}
+inline void barrier_arrive(Barrier* barrier) { barrier_arrive(barrier, cluster_rank()); }
 inline void barrier_expect(Barrier* barrier, int bytes) {
-  emulator::barrier_arrive(barrier, bytes);
+  emulator::barrier_arrive(barrier, bytes, static_cast<int>(cluster_rank()));
 }
 inline void barrier_wait(Barrier* barrier, unsigned parity, Site site = Site::current()) {
   emulator::barrier_wait(barrier, parity, site);
 }
 inline void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier* barrier) {
-  emulator::tma_load(tile, map, row, column, barrier);
+  emulator::tma_load(tile, map, row, column, barrier, 1U << cluster_rank());
+}
+inline void tma_load(void* tile, const TensorMap& map, int64_t row, int column, Barrier* barrier,
+                     unsigned blocks) {
+  emulator::tma_load(tile, map, row, column, barrier, blocks);
+}
+inline void cluster_barrier(Site site = Site::current()) { cuda::emulator::cluster_barrier(site); }
+inline void load_peer(float (&to)[4], const float* shared, unsigned rank) {
+  cuda::emulator::load_peer(to, shared, rank);
 }
 inline void wgmma_fence() { emulator::wgmma_fence(); }
 inline void wgmma_commit() { emulator::wgmma_commit(); }

@@ -32,14 +32,9 @@ std::string hex(uintptr_t value) {
 }  // namespace
 
 Machine::Machine() {
-  stacks_ = static_cast<unsigned char*>(mmap(nullptr, kMaxThreads * kStackBytes, PROT_NONE,
+  stacks_ = static_cast<unsigned char*>(mmap(nullptr, kStacks * kStackBytes, PROT_NONE,
                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stacks_ == MAP_FAILED) throw std::bad_alloc();
-  // The lowest page of a stack stays closed.
-  for (int t = 0; t < kMaxThreads; ++t) {
-    mprotect(stacks_ + t * kStackBytes + kPageBytes, kStackBytes - kPageBytes,
-             PROT_READ | PROT_WRITE);
-  }
   dl_iterate_phdr(&Machine::find_image, this);
 }
 
@@ -66,12 +61,8 @@ void Machine::run(const Launch& launch) {
   gridDim = launch.grid;
   blockDim = dim3(static_cast<unsigned>(launch.threads));
   fault_.clear();
-  for (int64_t b = 0; b < blocks && fault_.empty(); ++b) {
-    const int64_t block = settings().backwards ? blocks - 1 - b : b;
-    blockIdx = {static_cast<unsigned>(block % launch.grid.x),
-                static_cast<unsigned>(block / launch.grid.x % launch.grid.y),
-                static_cast<unsigned>(block / launch.grid.x / launch.grid.y)};
-    run_block();
+  for (int64_t b = 0; b < blocks && fault_.empty(); b += launch.cluster) {
+    run_cluster(settings().backwards ? blocks - launch.cluster - b : b);
   }
   if (!fault_.empty()) {
     // The other threads are left where they stood.
@@ -81,13 +72,26 @@ void Machine::run(const Launch& launch) {
   }
 }
 
-void Machine::run_block() {
-  const auto count = static_cast<size_t>(launch_->threads);
+void Machine::run_cluster(int64_t first_block) {
+  const auto of_block = static_cast<size_t>(launch_->threads);
+  const size_t count = launch_->cluster * of_block;
   threads_.resize(count);
-  warps_.assign(count / kWarp, Warp());
-  at_barrier_ = 0;
-  shared_.begin_block(launch_->shared_bytes, launch_->threads);
-  hopper::emulator::begin_block(launch_->threads);
+  at_cluster_barrier_ = 0;
+  for (size_t rank = 0; rank < launch_->cluster; ++rank) {
+    if (rank == blocks_.size()) blocks_.push_back(std::make_unique<Block>());
+    Block& block = *blocks_[rank];
+    const int64_t index = first_block + static_cast<int64_t>(rank);
+    block.rank = static_cast<int>(rank);
+    block.index = {static_cast<unsigned>(index % launch_->grid.x),
+                   static_cast<unsigned>(index / launch_->grid.x % launch_->grid.y),
+                   static_cast<unsigned>(index / launch_->grid.x / launch_->grid.y)};
+    block.threads = threads_.data() + rank * of_block;
+    block.left = launch_->threads;
+    block.at_barrier = 0;
+    block.warps.assign(of_block / kWarp, Warp());
+    block.shared.begin_block(launch_->shared_bytes, launch_->threads);
+    hopper::emulator::begin_block(block.rank, launch_->threads);
+  }
   for (Thread& thread : threads_) {
     thread.state = State::kReady;
     thread.group = 0;
@@ -100,7 +104,7 @@ void Machine::run_block() {
       const State state = threads_[t].state;
       if (state != State::kReady && state != State::kPolling) continue;
       const uint64_t before = progress_;
-      resume(static_cast<int>(t));
+      resume(t);
       if (!fault_.empty()) return;
       moved = moved || state == State::kReady || progress_ != before;
       if (threads_[t].state == State::kDone) ++done;
@@ -110,29 +114,36 @@ void Machine::run_block() {
       return;
     }
   }
-  hopper::emulator::end_block();
+  for (unsigned rank = 0; rank < launch_->cluster; ++rank) {
+    hopper::emulator::end_block(static_cast<int>(rank));
+  }
 }
 
 // Why no thread can go on.
 std::string Machine::stuck() const {
   std::string what = "divergence:";
+  const auto of_block = static_cast<size_t>(launch_->threads);
   for (size_t t = 0; t < threads_.size();) {
     const Thread& thread = threads_[t];
-    const size_t first = t;
-    while (t < threads_.size() && threads_[t].state == thread.state &&
+    const size_t first = t, end = (t / of_block + 1) * of_block;
+    while (t < end && threads_[t].state == thread.state &&
            (thread.state == State::kDone || same(threads_[t].site, thread.site))) {
       ++t;
     }
-    what += (first ? ", threads " : " threads ") + std::to_string(first) + " to " +
-            std::to_string(t - 1);
+    what += (first ? ", threads " : " threads ") + std::to_string(first % of_block) + " to " +
+            std::to_string((t - 1) % of_block);
+    if (launch_->cluster > 1) what += " of block " + std::to_string(first / of_block);
     if (thread.state == State::kDone) {
       what += " have ended";
     } else if (thread.state == State::kAtBarrier) {
       what += " wait at the barrier " + at(thread.site);
+    } else if (thread.state == State::kAtClusterBarrier) {
+      what += " wait at the cluster's barrier " + at(thread.site);
     } else if (thread.state == State::kPolling) {
       what += std::string(" wait for ") + thread.polls + " " + at(thread.site);
     } else {
-      what += std::string(" wait at ") + warps_[first / kWarp].collective + " " + at(thread.site);
+      const Warp& warp = blocks_[first / of_block]->warps[first % of_block / kWarp];
+      what += std::string(" wait at ") + warp.collective + " " + at(thread.site);
     }
   }
   return what;
@@ -140,16 +151,22 @@ std::string Machine::stuck() const {
 
 // Fibers are born by makecontext and switched by longjmp, which unlike swapcontext makes no
 // system call. A fiber outlives its thread: it runs the next block's, too.
-void Machine::resume(int t) {
-  current_ = t;
-  threadIdx = {static_cast<unsigned>(t), 0, 0};
+void Machine::resume(size_t t) {
+  const auto of_block = static_cast<size_t>(launch_->threads);
+  block_ = blocks_[t / of_block].get();
+  current_ = static_cast<int>(t % of_block);
+  threadIdx = {static_cast<unsigned>(current_), 0, 0};
+  blockIdx = block_->index;
   Thread& thread = here();
   if (_setjmp(scheduler_) == 0) {
     if (thread.started) _longjmp(thread.context, 1);
     thread.started = true;
+    // The lowest page of a stack stays closed.
+    unsigned char* const stack = stacks_ + t * kStackBytes + kPageBytes;
+    mprotect(stack, kStackBytes - kPageBytes, PROT_READ | PROT_WRITE);
     ucontext_t context;
     getcontext(&context);
-    context.uc_stack.ss_sp = stacks_ + t * kStackBytes + kPageBytes;
+    context.uc_stack.ss_sp = stack;
     context.uc_stack.ss_size = kStackBytes - kPageBytes;
     context.uc_link = nullptr;
     makecontext(&context, &Machine::fiber, 0);
@@ -162,14 +179,22 @@ void Machine::fiber() {
   Machine& m = machine();
   for (;;) {
     m.launch_->run_thread(m.launch_->call.get());
-    if (!m.here().copies.empty()) m.fail("a cp.async that nobody has waited for");
-    if (!m.here().has_waited) {
-      m.fail("thread " + std::to_string(m.current_) +
-             " ends and has not waited for the kernels before");
-    }
-    hopper::emulator::end_thread();
-    m.here().state = State::kDone;
+    m.end_thread();
     m.leave();
+  }
+}
+
+void Machine::end_thread() {
+  if (!here().copies.empty()) fail("a cp.async that nobody has waited for");
+  if (!here().has_waited) {
+    fail("thread " + std::to_string(current_) + " ends and has not waited for the kernels before");
+  }
+  hopper::emulator::end_thread();
+  here().state = State::kDone;
+  if (--block_->left == 0 && block_->shared.may_be_reached()) {
+    fail(
+        "the block ends, and another has reached its shared memory with no barrier of the cluster "
+        "between");
   }
 }
 
@@ -185,26 +210,68 @@ void Machine::wait(State state, Site site) {
 }
 
 void Machine::syncthreads(Site site) {
-  for (const Thread& other : threads_) {
-    if (other.state == State::kAtBarrier && !same(other.site, site)) {
+  Thread* const threads = block_->threads;
+  for (int t = 0; t < launch_->threads; ++t) {
+    if (threads[t].state == State::kAtBarrier && !same(threads[t].site, site)) {
       fail("divergence: thread " + std::to_string(current_) + " is at the barrier " + at(site) +
-           ", thread " + std::to_string(&other - threads_.data()) + " at the one of " +
-           at(other.site));
+           ", thread " + std::to_string(t) + " at the one of " + at(threads[t].site));
     }
   }
-  if (++at_barrier_ < launch_->threads) {
+  if (++block_->at_barrier < launch_->threads) {
     wait(State::kAtBarrier, site);
     return;
   }
-  at_barrier_ = 0;
-  shared_.begin_epoch();
-  for (Thread& thread : threads_) {
-    if (thread.state == State::kAtBarrier) thread.state = State::kReady;
+  block_->at_barrier = 0;
+  block_->shared.begin_epoch();
+  for (int t = 0; t < launch_->threads; ++t) {
+    if (threads[t].state == State::kAtBarrier) threads[t].state = State::kReady;
   }
 }
 
+// Stricter than the device, which does not wait for threads that have ended.
+void Machine::cluster_barrier(Site site) {
+  if (++at_cluster_barrier_ < threads_.size()) {
+    wait(State::kAtClusterBarrier, site);
+    return;
+  }
+  at_cluster_barrier_ = 0;
+  for (unsigned rank = 0; rank < launch_->cluster; ++rank) {
+    blocks_[rank]->shared.begin_cluster_epoch();
+  }
+  for (Thread& thread : threads_) {
+    if (thread.state == State::kAtClusterBarrier) thread.state = State::kReady;
+  }
+}
+
+void Machine::reach_peer(unsigned rank) {
+  const auto fail_of = [&](const std::string& whose) {
+    fail("thread " + std::to_string(current_) + " reaches for block " + std::to_string(rank) +
+         " of " + whose);
+  };
+  if (rank >= launch_->cluster) fail_of("a cluster of " + std::to_string(launch_->cluster));
+  Block& peer = *blocks_[rank];
+  if (&peer == block_) return;
+  if (peer.left == 0) fail_of("its cluster, which has ended");
+  peer.shared.reach_from_elsewhere();
+}
+
+const void* Machine::read_peer(const void* p, unsigned rank) {
+  reach_peer(rank);
+  if (!block_->shared.holds(p)) fail_access(false, p, "which is not shared memory");
+  require_alignment(p, 16);
+  const size_t first = shared_offset(p);
+  Block& peer = *blocks_[rank];
+  if (&peer == block_ || first + 16 > launch_->shared_bytes) {
+    touch_shared(p, 16, false, current_);
+  } else {
+    const std::string wrong = peer.shared.touch_from(block_->rank, first, 16);
+    if (!wrong.empty()) fail("thread " + std::to_string(current_) + " reads " + wrong);
+  }
+  return peer.shared.data() + first;
+}
+
 void Machine::collective(const char* name, Site site, void* lane, WarpWork work) {
-  Warp& warp = warps_[static_cast<size_t>(current_ / kWarp)];
+  Warp& warp = block_->warps[static_cast<size_t>(current_ / kWarp)];
   if (warp.arrived == 0) {
     warp.collective = name;
     warp.site = site;
@@ -224,18 +291,20 @@ void Machine::collective(const char* name, Site site, void* lane, WarpWork work)
   warp.arrived = 0;
   const int first = current_ / kWarp * kWarp;
   for (int t = first; t < first + kWarp; ++t) {
-    threads_[static_cast<size_t>(t)].state = State::kReady;
+    block_->threads[t].state = State::kReady;
   }
 }
 
 void Machine::copy(void* shared, const void* global, bool there) {
   require_alignment(shared, 16);
   require_alignment(global, 16);
-  if (!shared_.holds(shared)) fail_access(true, shared, "by cp.async, which is not shared memory");
+  if (!block_->shared.holds(shared)) {
+    fail_access(true, shared, "by cp.async, which is not shared memory");
+  }
   touch_shared(shared, 16, true, current_);
   touch_global(global, 16, false);
-  shared_.send(shared_.offset(shared));
-  hopper::emulator::begin_copy(shared_.offset(shared));
+  block_->shared.send(shared_offset(shared));
+  hopper::emulator::begin_copy(shared_offset(shared));
   Thread& thread = here();
   thread.copies.push_back({static_cast<unsigned char*>(shared), global, there, thread.group});
 }
@@ -248,14 +317,15 @@ void Machine::wait_for_copies(int groups) {
   for (auto copy = landed; copy != thread.copies.end(); ++copy) {
     std::memset(copy->to, 0, 16);
     if (copy->there) std::memcpy(copy->to, copy->from, 16);
-    shared_.land(shared_.offset(copy->to), current_);
-    hopper::emulator::end_copy(shared_.offset(copy->to));
+    block_->shared.land(shared_offset(copy->to), current_);
+    hopper::emulator::end_copy(shared_offset(copy->to));
   }
   thread.copies.erase(landed, thread.copies.end());
 }
 
 void Machine::load_matrix_row(const void* row, int thread) {
-  if (!shared_.holds(row)) fail_access(false, row, "by ldmatrix, which is not shared memory");
+  if (!block_->shared.holds(row))
+    fail_access(false, row, "by ldmatrix, which is not shared memory");
   require_alignment(row, 16);
   touch_shared(row, 16, false, thread);
 }
@@ -290,17 +360,18 @@ bool Machine::touch_global(const void* p, size_t bytes, bool write, bool may_be_
 }
 
 void Machine::touch_shared(const void* p, size_t bytes, bool write, int thread) {
-  const size_t first = shared_.offset(p);
+  const size_t first = shared_offset(p);
   if (first + bytes > launch_->shared_bytes) {
     fail_access(write, p,
                 "past the end of shared memory (byte " + std::to_string(first) + " of " +
                     std::to_string(launch_->shared_bytes) + ")");
   }
-  const std::string wrong = shared_.touch(first, bytes, write, thread);
+  const std::string wrong = block_->shared.touch(first, bytes, write, thread);
   if (!wrong.empty()) fail(wrong);
 }
 
 void Machine::fail(const std::string& what) {
+  reports_ = false;
   fault_ = what;
   if (code_) {
     // For addr2line.

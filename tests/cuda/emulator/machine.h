@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,7 @@ class Machine {
 
   // Every access of a kernel to memory.
   void touch_aligned(const void* p, size_t bytes, bool write, const void* code) {
-    if (current_ >= 0 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    if (current_ >= 0 && !reports_ && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
       code_ = code;
       fail_access(write, p, "whose address is no multiple of " + std::to_string(bytes));
     }
@@ -33,10 +34,10 @@ class Machine {
   }
   void touch(const void* p, size_t bytes, bool write, const void* code) {
     const auto address = reinterpret_cast<uintptr_t>(p);
-    if (address - reinterpret_cast<uintptr_t>(stacks_) < kMaxThreads * kStackBytes) return;
-    if (current_ < 0) return;
+    if (address - reinterpret_cast<uintptr_t>(stacks_) < kStacks * kStackBytes) return;
+    if (current_ < 0 || reports_) return;
     code_ = code;
-    if (shared_.holds(p)) {
+    if (block_->shared.holds(p)) {
       touch_shared(p, bytes, write, current_);
     } else if (address - image_begin_ >= image_end_ - image_begin_ &&
                address - reinterpret_cast<uintptr_t>(launch_->call.get()) >= launch_->call_bytes) {
@@ -48,7 +49,12 @@ class Machine {
   void syncthreads(Site site);
   void collective(const char* name, Site site, void* lane, WarpWork work);
   // By the last lane of a warp to come to its barrier.
-  void begin_warp_epoch() { shared_.begin_warp_epoch(current_ / kWarp); }
+  void begin_warp_epoch() { block_->shared.begin_warp_epoch(current_ / kWarp); }
+  void cluster_barrier(Site site);
+  // The block of that rank is there, and is to stay until a barrier of the cluster.
+  void reach_peer(unsigned rank);
+  // 16 bytes of the shared memory of a block of the cluster, by their place in one's own.
+  const void* read_peer(const void* p, unsigned rank);
 
   // cp.async, its groups and their waits.
   void copy(void* shared, const void* global, bool there);
@@ -74,18 +80,29 @@ class Machine {
   void read_global(const void* p, size_t bytes) { touch_global(p, bytes, false); }
   // Likewise, and whether all of it has been written, for who may read what has not.
   bool read_written(const void* p, size_t bytes) { return touch_global(p, bytes, false, true); }
+  // A string is made for fail(): of its templates the linker may take those that kernels have,
+  // whose accesses come to touch().
+  void begin_report() { reports_ = true; }
   [[noreturn]] void fail(const std::string& what);
   // What is wrong with a block as a whole, found by no thread.
   void report(const std::string& what) { fault_ = what; }
 
-  unsigned char* shared() const { return shared_.data(); }
-  size_t shared_offset(const void* p) const { return shared_.offset(p); }
+  unsigned char* shared() const { return block_->shared.data(); }
+  unsigned char* shared(int rank) const {  // of a block of the cluster
+    return blocks_[static_cast<size_t>(rank)]->shared.data();
+  }
+  uint32_t cluster_epoch(int rank) const {  // by that block's count
+    return blocks_[static_cast<size_t>(rank)]->shared.cluster_epoch();
+  }
+  size_t shared_offset(const void* p) const { return block_->shared.offset(p); }
   size_t shared_bytes() const { return launch_->shared_bytes; }
   int current() const { return current_; }
+  int rank() const { return block_->rank; }  // of the block in its cluster
 
  private:
   static constexpr size_t kStackBytes = 64 << 10;
   static constexpr size_t kPageBytes = 4 << 10;
+  static constexpr size_t kStacks = kMaxThreads * kMaxCluster;
 
   struct Copy {
     unsigned char* to;
@@ -94,7 +111,7 @@ class Machine {
     int group;
   };
 
-  enum class State { kReady, kAtBarrier, kAtCollective, kPolling, kDone };
+  enum class State { kReady, kAtBarrier, kAtClusterBarrier, kAtCollective, kPolling, kDone };
 
   struct Thread {
     jmp_buf context;
@@ -114,13 +131,24 @@ class Machine {
     void* lanes[kWarp];
   };
 
-  Thread& here() { return threads_[static_cast<size_t>(current_)]; }
+  struct Block {
+    int rank = 0;
+    uint3 index{};
+    Thread* threads = nullptr;  // of threads_
+    int left = 0;               // of them that have not ended
+    int at_barrier = 0;
+    std::vector<Warp> warps;
+    SharedMemory shared;
+  };
+
+  Thread& here() { return block_->threads[current_]; }
   static int find_image(dl_phdr_info* info, size_t, void* data);
 
-  void run_block();
+  void run_cluster(int64_t first_block);
   std::string stuck() const;
-  void resume(int t);
+  void resume(size_t t);
   static void fiber();
+  void end_thread();
   void leave();
   void wait(State state, Site site);
 
@@ -130,19 +158,20 @@ class Machine {
   void touch_shared(const void* p, size_t bytes, bool write, int thread);
 
   const Launch* launch_ = nullptr;
-  std::vector<Thread> threads_;
-  std::vector<Warp> warps_;
-  int at_barrier_ = 0;
+  std::vector<Thread> threads_;                 // of the cluster, block by block
+  std::vector<std::unique_ptr<Block>> blocks_;  // as many as the largest cluster had
+  Block* block_ = nullptr;                      // of the thread that runs
+  size_t at_cluster_barrier_ = 0;
   uint64_t progress_ = 0;  // counts what a polling thread may wait for
-  // The thread that runs: for the CPU's thread that runs the block. Host code beside kernels calls
-  // the hooks too, and may run on another one meanwhile.
+  // The block's thread that runs: for the CPU's thread that runs the block. Host code beside
+  // kernels calls the hooks too, and may run on another one meanwhile.
   static inline thread_local int current_ __attribute__((tls_model("initial-exec"))) = -1;
   jmp_buf scheduler_;
   std::string fault_;
+  bool reports_ = false;
   const void* code_ = nullptr;  // the access that is looked at
 
   unsigned char* stacks_ = nullptr;
-  SharedMemory shared_;
   uintptr_t image_begin_ = 0, image_end_ = 0;
 };
 
@@ -155,9 +184,9 @@ inline Machine& machine() {
 
 // What hopper.cpp keeps of a block.
 namespace bertrt::cuda::hopper::emulator {
-void begin_block(int threads);
+void begin_block(int rank, int threads);
 void end_thread();
-void end_block();
+void end_block(int rank);
 // A cp.async of 16 bytes to there begins; and has landed.
 void begin_copy(size_t at);
 void end_copy(size_t at);

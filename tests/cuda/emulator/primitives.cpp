@@ -26,6 +26,11 @@ void require_alignment(const void* p, int bytes) {
 }
 void wait_for_kernels_before() { machine().wait_for_kernels_before(); }
 void* shared_memory() { return machine().shared(); }
+unsigned cluster_rank() { return static_cast<unsigned>(machine().rank()); }
+void cluster_barrier(Site site) { machine().cluster_barrier(site); }
+void load_peer(void* to, const void* shared, unsigned rank) {
+  std::memcpy(to, machine().read_peer(shared, rank), 16);
+}
 
 // PTX ISA 9.7.14.5.15, "Warp-level matrix load instruction: ldmatrix".
 void ldmatrix_x4(uint32_t* out, const void* row, bool transposed, Site site) {

@@ -16,7 +16,8 @@ SharedMemory::SharedMemory() {
 
 void SharedMemory::begin_block(size_t bytes, int threads) {
   warp_epochs_.assign(static_cast<size_t>(threads / kWarp), 0);
-  first_epoch_ = ++epoch_;
+  begin_cluster_epoch();
+  first_epoch_ = epoch_;
   std::memset(data_, 0xff, bytes);
 }
 
@@ -47,10 +48,32 @@ std::string SharedMemory::touch(size_t first, size_t bytes, bool write, int thre
                                   : "thread " + std::to_string(shadow.reader) + " has";
       return wrong("which " + who + " read with no barrier between");
     }
+    if (shadow.read_from_epoch == cluster_epoch_) {
+      return wrong("which block " + std::to_string(shadow.read_from) +
+                   " of the cluster has read with no barrier of the cluster between");
+    }
     shadow.on_its_way = false;
     shadow.write_epoch = epoch_;
+    shadow.write_cluster_epoch = cluster_epoch_;
     shadow.write_warp_epoch = warp_epoch(thread);
     shadow.writer = static_cast<int16_t>(thread);
+  }
+  return {};
+}
+
+std::string SharedMemory::touch_from(int rank, size_t first, size_t bytes) {
+  for (size_t byte = first; byte < first + bytes; ++byte) {
+    Shadow& shadow = shadow_[byte];
+    const auto wrong = [&](const std::string& why) {
+      return "byte " + std::to_string(byte) + " of another block's shared memory, " + why;
+    };
+    if (shadow.write_epoch < first_epoch_) return wrong("to which nothing has been written");
+    if (shadow.on_its_way || shadow.write_cluster_epoch == cluster_epoch_) {
+      return wrong("which its thread " + std::to_string(shadow.writer) +
+                   " has written with no barrier of the cluster between");
+    }
+    shadow.read_from_epoch = cluster_epoch_;
+    shadow.read_from = static_cast<int16_t>(rank);
   }
   return {};
 }
@@ -64,6 +87,7 @@ void SharedMemory::land(size_t first, int thread) {
     Shadow& shadow = shadow_[byte];
     shadow.on_its_way = false;
     shadow.write_epoch = epoch_;
+    shadow.write_cluster_epoch = cluster_epoch_;
     shadow.write_warp_epoch = warp_epoch(thread);
   }
 }

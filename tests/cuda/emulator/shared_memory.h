@@ -13,8 +13,9 @@ namespace bertrt::cuda::emulator {
 constexpr int kWarp = 32;
 
 // Finds bytes that two threads touch, one of them writing, with no barrier between; that are read
-// before anything was written there in this block; and that are touched while a cp.async is on its
-// way there.
+// before anything was written there in this block; that are touched while a cp.async is on its
+// way there; and that another block of the cluster reads, where no barrier of the cluster stands
+// between that and what this one writes.
 class SharedMemory {
  public:
   SharedMemory();
@@ -28,21 +29,36 @@ class SharedMemory {
   void begin_block(size_t bytes, int threads);
   // All threads of the block, or all lanes of a warp, were at a barrier.
   void begin_epoch() { ++epoch_; }
+  // All threads of the cluster were at one.
+  void begin_cluster_epoch() {
+    ++epoch_;
+    ++cluster_epoch_;
+  }
   void begin_warp_epoch(int warp) { ++warp_epochs_[static_cast<size_t>(warp)]; }
 
   // A thread touches bytes: what is wrong with it, or nothing.
   std::string touch(size_t first, size_t bytes, bool write, int thread);
+
+  // A thread of another block reads bytes: likewise.
+  std::string touch_from(int rank, size_t first, size_t bytes);
+  // Another block reads or writes here, or arrives at a barrier; and whether one may still, since
+  // no barrier of the cluster has come behind it.
+  void reach_from_elsewhere() { last_reached_ = cluster_epoch_; }
+  bool may_be_reached() const { return last_reached_ == cluster_epoch_; }
+  uint32_t cluster_epoch() const { return cluster_epoch_; }
 
   // A cp.async of 16 bytes: on its way, behind a touch of the thread; and landed in its wait.
   void send(size_t first);
   void land(size_t first, int thread);
 
  private:
-  // Barriers of the block count epochs, which go on from block to block; barriers of a warp count
-  // its own.
+  // Barriers of the block, and of the cluster, count epochs, which go on from block to block;
+  // barriers of a warp count its own.
   struct Shadow {
     uint32_t write_epoch = 0, write_warp_epoch = 0;
     uint32_t read_epoch = 0, read_warp_epoch = 0;
+    uint32_t write_cluster_epoch = 0, read_from_epoch = 0;  // the latter by another block
+    int16_t read_from = 0;                                  // its rank
     int16_t writer = 0;
     int16_t reader = 0;       // a thread, or
     int16_t reader_warp = 0;  // where reader is kSeveral, their warp, if not kSeveral either
@@ -61,6 +77,8 @@ class SharedMemory {
   std::vector<Shadow> shadow_ = std::vector<Shadow>(kMaxSharedBytes);
   uint32_t epoch_ = 0;
   uint32_t first_epoch_ = 0;  // of this block
+  uint32_t cluster_epoch_ = 0;
+  uint32_t last_reached_ = 0;  // by another block
   std::vector<uint32_t> warp_epochs_;
 };
 

@@ -71,6 +71,9 @@ cudaError_t enqueue(Launch launch, cudaStream_t stream) {
       launch.grid.z > 0xffff) {
     return report(cudaErrorInvalidConfiguration);
   }
+  if (launch.cluster < 1 || launch.cluster > kMaxCluster || launch.grid.x % launch.cluster != 0) {
+    return report(cudaErrorInvalidClusterSize);
+  }
   if (capturing && fails("launch in a capture") && capturing->capture->work.size() == 3) {
     return report(cudaErrorStreamCaptureUnsupported);
   }
