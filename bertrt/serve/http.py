@@ -262,10 +262,12 @@ class BoundedProtocol(HttpToolsProtocol):
             made.transport = _Answer(self.transport)
 
     def _may_be_short(self) -> bool:
-        """Whether an answer may be written as it is: to a POST, with none before it under way."""
+        """Whether an answer may be written as it is: to a POST, with none before it under way, and
+        to a client that takes its answers; one that does not has to wait before it is read on."""
         return (
             self.parser.get_method() == b"POST"
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
         )

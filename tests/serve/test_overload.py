@@ -255,6 +255,26 @@ def test_a_request_in_one_piece_with_a_refused_one_may_take_its_time() -> None:
     assert timers == [None]
 
 
+def test_refusals_wait_for_a_client_that_takes_none() -> None:
+    app = make_app(Settings(models={}))
+    app.state.bertrt.crowd.comes = Mock(return_value=True)
+    with (
+        serving(app) as (server, port),
+        socket.create_connection(("127.0.0.1", port), timeout=60) as own,
+    ):
+        state, end = server.server_state, time.monotonic() + 60
+        while not state.connections and time.monotonic() < end:
+            time.sleep(0.01)
+        (connection,) = state.connections
+        server.loop.call_soon_threadsafe(connection.pause_writing)
+        own.sendall(b"POST /a HTTP/1.1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        while not (connection.cycle or state.total_requests) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert connection.cycle and not state.total_requests
+        server.loop.call_soon_threadsafe(connection.resume_writing)
+        assert own.recv(12) == b"HTTP/1.1 429"
+
+
 def test_more_than_a_loop_takes_in_at_a_time_are_refused() -> None:
     loop, models = Mock(), Mock(full=False)
     crowd = Crowd(models, 1.0)
