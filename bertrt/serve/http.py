@@ -72,6 +72,8 @@ class _Answer:
 
     def write(self, data: bytes) -> None:
         """See asyncio.Transport."""
+        if self.is_closing():
+            return  # uvicorn tells only the last of several requests that their client has gone
         if self._head is not None:
             head, self._head = self._head, None
             self._transport.writelines([head, data])

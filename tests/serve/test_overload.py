@@ -267,6 +267,8 @@ def test_refusals_wait_for_a_client_that_takes_none() -> None:
             time.sleep(0.01)
         (connection,) = state.connections
         server.loop.call_soon_threadsafe(connection.pause_writing)
+        while not connection.flow.write_paused and time.monotonic() < end:
+            time.sleep(0.01)
         own.sendall(b"POST /a HTTP/1.1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         while not (connection.cycle or state.total_requests) and time.monotonic() < end:
             time.sleep(0.01)
