@@ -72,6 +72,8 @@ class _Answer:
 
     def write(self, data: bytes) -> None:
         """See asyncio.Transport."""
+        if self.is_closing():
+            return  # uvicorn tells only the last of several requests that their client has gone
         if self._head is not None:
             head, self._head = self._head, None
             self._transport.writelines([head, data])
@@ -240,6 +242,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head = None
         self._within(_REQUEST_SECONDS)
+        # It may have come in one piece with a request that was refused, whose end began this.
+        self._unset_keepalive_if_required()
         app, before = self.app, self.cycle
         if len(self.connections) > _CONNECTIONS:
             self.app = _crowded
@@ -260,12 +264,12 @@ class BoundedProtocol(HttpToolsProtocol):
             made.transport = _Answer(self.transport)
 
     def _may_be_short(self) -> bool:
-        """Whether an answer may be written as it is: to a POST, with none before it under way, of a
-        client that takes its answers."""
+        """Whether an answer may be written as it is: to a POST, with none before it under way, and
+        to a client that takes its answers; one that does not has to wait before it is read on."""
         return (
             self.parser.get_method() == b"POST"
-            and not self.flow.write_paused
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
         )

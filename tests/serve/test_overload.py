@@ -23,6 +23,7 @@ from bertrt.errors import QueueFull
 from bertrt.serve.app import make_app
 from bertrt.serve.backlog import Backlog
 from bertrt.serve.crowd import Crowd
+from bertrt.serve.endpoint import CONNECTION
 from bertrt.serve.http import BoundedProtocol
 from bertrt.serve.server import _Server
 from bertrt.serve.settings import Settings
@@ -235,14 +236,45 @@ def test_refusals_come_in_the_order_of_their_requests(late: Any) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"429", b"429", b"200", b"429", b"429"]
 
 
-def test_who_takes_no_refusals_sends_no_more_requests(late: Any) -> None:
-    post = b"POST /a HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}" * 1000
-    with socket.create_connection(("127.0.0.1", late[1]), timeout=60) as own:
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        own.settimeout(2)
-        with pytest.raises(TimeoutError):  # of a server that no longer reads
-            for _ in range(1000):
-                own.sendall(post)
+def test_a_request_in_one_piece_with_a_refused_one_may_take_its_time() -> None:
+    app = make_app(Settings(models={}))
+    app.state.bertrt.crowd.comes = Mock(return_value=True)
+    timers = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        timers.append(scope[CONNECTION].timeout_keep_alive_task)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with serving(app) as (server, port):
+        server.config.loaded_app = slow
+        post = b"POST /a HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
+        found = exchange(port, post + b"GET /a HTTP/1.1\r\nconnection: close\r\n\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"429", b"200"]
+    # Else the connection would be closed as an idle one while the request is under way.
+    assert timers == [None]
+
+
+def test_refusals_wait_for_a_client_that_takes_none() -> None:
+    app = make_app(Settings(models={}))
+    app.state.bertrt.crowd.comes = Mock(return_value=True)
+    with (
+        serving(app) as (server, port),
+        socket.create_connection(("127.0.0.1", port), timeout=60) as own,
+    ):
+        state, end = server.server_state, time.monotonic() + 60
+        while not state.connections and time.monotonic() < end:
+            time.sleep(0.01)
+        (connection,) = state.connections
+        server.loop.call_soon_threadsafe(connection.pause_writing)
+        while not connection.flow.write_paused and time.monotonic() < end:
+            time.sleep(0.01)
+        own.sendall(b"POST /a HTTP/1.1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        while not (connection.cycle or state.total_requests) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert connection.cycle and not state.total_requests
+        server.loop.call_soon_threadsafe(connection.resume_writing)
+        assert own.recv(12) == b"HTTP/1.1 429"
 
 
 def test_more_than_a_loop_takes_in_at_a_time_are_refused() -> None:
