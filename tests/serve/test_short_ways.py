@@ -16,7 +16,7 @@ from bertrt.serve.http import _Answer
 
 
 def test_head_and_body_are_one_write() -> None:
-    transport = Mock()
+    transport = Mock(is_closing=lambda: False)
     answer = _Answer(transport)
     answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert transport.method_calls == [call.write(b"HTTP/1.1 100 Continue\r\n\r\n")]
@@ -33,7 +33,7 @@ def test_head_and_body_are_one_write() -> None:
 
 def test_a_head_that_nothing_follows() -> None:
     """An answer that fails behind its head closes the connection, and the client sees the head."""
-    transport = Mock()
+    transport = Mock(is_closing=lambda: False)
     answer = _Answer(transport)
     answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     answer.close()
@@ -43,6 +43,15 @@ def test_a_head_that_nothing_follows() -> None:
         call.close(),
         call.close(),
     ]
+
+
+def test_an_answer_to_a_client_that_has_gone() -> None:
+    """uvicorn tells only the last of several requests of a connection that it is closed."""
+    transport = Mock(is_closing=lambda: True)
+    answer = _Answer(transport)
+    answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    answer.write(b"{}")
+    assert transport.method_calls == []
 
 
 def exchange(server: Any, sent: bytes) -> bytes:
