@@ -33,6 +33,8 @@ _UNTAKEN = 512 << 20
 # What is said to who is refused so.
 _CROWDED = b'{"error":"too many connections are open; ask later"}'
 _LATE = b'{"error":"the server has more requests than it can read; ask later"}'
+# So long, in seconds, a closed connection may take at the server's end.
+_GOODBYE_SECONDS = 0.5
 # Seconds of a whole request: the endpoint refuses a body that is slow long before.
 _REQUEST_SECONDS = 120.0
 
@@ -312,6 +314,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
         if seconds is not None:
             self._timer = self.loop.call_later(seconds, self._due)
+
+    def shutdown(self) -> None:
+        """uvicorn's word for the server's end."""
+        super().shutdown()
+        self._hang_up()
+
+    def _hang_up(self, waited: bool = False) -> None:
+        """Wait no longer than a moment for a client's word that a connection over TLS is closed,
+        which one that waits for no answer does not give."""
+        if self._gone:
+            return
+        over = self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        if over and waited:
+            self.transport.abort()
+        else:
+            self.loop.call_later(_GOODBYE_SECONDS, self._hang_up, over)
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn's word for a connection without a request; see `_due`."""

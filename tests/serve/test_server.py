@@ -488,6 +488,13 @@ def test_tls(start, models, tmp_path: Path) -> None:
     url = f"https://127.0.0.1:{server.port}/health/live"
     with urllib.request.urlopen(url, context=context, timeout=60) as answer:
         assert answer.status == 200
+    # A client that waits for no answer says no word when its connection is closed.
+    with server.socket() as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as idle:
+        idle.sendall(b"GET /health/live HTTP/1.1\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        assert server.stop() == 0
+    events = [line["event"] for line in server.log]
+    assert "drained" in events and "not drained" not in events
 
 
 def test_an_upgrade_that_is_not_taken_keeps_the_body(server) -> None:
