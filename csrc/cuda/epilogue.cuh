@@ -58,6 +58,31 @@ __device__ __forceinline__ void write(T* out, const float (&values)[Vector<T>::k
   }
 }
 
+// Makes kCount values of the result, of which `left` are there, from their sums with the bias:
+// activation and residual before the only rounding.
+template <int kCount, class T, class In>
+__device__ __forceinline__ void finish_values(const Product<T, In>& p, int64_t row, int column,
+                                              int left, float (&values)[kCount]) {
+  activate(p.activation, values);
+  T* out = p.out + row * p.out_stride + column;
+  const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
+  if (p.vectors && left >= kCount) {
+    if (residual) {
+      const Vector<T> more = load_vector(residual);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) values[i] += to_float(more.values[i]);
+    }
+    write(out, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i >= left) break;
+      if (residual) values[i] += to_float(residual[i]);
+      out[i] = from_float<T>(values[i]);
+    }
+  }
+}
+
 // Makes kRows rows of a block's tile of the result from their sums, which stand in shared memory,
 // behind a barrier; the first `rows` of them are there. A thread writes 16 bytes at a time, below
 // each other: all that is done to a value is there once in the program, not once for each of a
@@ -86,24 +111,7 @@ __device__ __forceinline__ void finish(const Product<T, In>& p, const Corner& co
 #pragma unroll
       for (int e = 0; e < 4; ++e) values[i + e] = four.values[e] + bias[i + e];
     }
-    activate(p.activation, values);
-    T* out = p.out + row * p.out_stride + column;
-    const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
-    if (p.vectors && left >= kCount) {
-      if (residual) {
-        const Vector<T> more = load_vector(residual);
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) values[i] += to_float(more.values[i]);
-      }
-      write(out, values);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if (i >= left) break;
-        if (residual) values[i] += to_float(residual[i]);
-        out[i] = from_float<T>(values[i]);
-      }
-    }
+    finish_values(p, row, column, left, values);
   }
 }
 

@@ -161,36 +161,17 @@ __device__ __forceinline__ int steps_before(int inputs, int part) {
   return steps_of(part_begin(inputs, kParts, part));
 }
 
-// Makes eight values of the result, of which `left` are there, from their sums: bias, activation
-// and residual before the only rounding.
+// Eight values of the result from their sums: the bias, and all else behind it.
 template <class T>
-__device__ __forceinline__ void finish_values(const Product<T>& p, int64_t row, int column,
-                                              int left, float (&values)[8]) {
-  constexpr unsigned kCount = 8;
+__device__ __forceinline__ void finish_sums(const Product<T>& p, int64_t row, int column, int left,
+                                            float (&values)[8]) {
   if (p.bias) {
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(kCount); ++i) {
+    for (int i = 0; i < 8; ++i) {
       if (i < left) values[i] += p.bias[column + i];
     }
   }
-  activate(p.activation, values);
-  T* out = p.out + row * p.out_stride + column;
-  const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
-  if (p.vectors && left >= static_cast<int>(kCount)) {
-    if (residual) {
-      const Vector<T> more = load_vector(residual);
-#pragma unroll
-      for (unsigned i = 0; i < kCount; ++i) values[i] += to_float(more.values[i]);
-    }
-    write(out, values);
-  } else {
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(kCount); ++i) {
-      if (i >= left) break;
-      if (residual) values[i] += to_float(residual[i]);
-      out[i] = from_float<T>(values[i]);
-    }
-  }
+  finish_values(p, row, column, left, values);
 }
 
 // Writes a part of the result from the warp's sums in shared memory, 16 bytes a thread at a time.
@@ -214,7 +195,7 @@ __device__ __forceinline__ void finish_part(const Product<T>& p, int64_t first_r
 #pragma unroll
       for (unsigned e = 0; e < 4; ++e) values[i + e] = four.values[e];
     }
-    finish_values(p, row, column, left, values);
+    finish_sums(p, row, column, left, values);
   }
 }
 
@@ -349,7 +330,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) values[i + e] = four[e];
     }
-    finish_values(p, row, column, left, values);
+    finish_sums(p, row, column, left, values);
   }
   cluster_barrier();  // nobody reads this block's sums any more
 }
