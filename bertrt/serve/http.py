@@ -294,8 +294,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _turn_away(self) -> None:
-        """What `_late` answers, at a third of what it takes: no task, and one call of the
-        system's."""
+        """What `_late` answers, by less: no task, and one call of the system's."""
         if self.transport.is_closing():
             return
         stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
